@@ -1,0 +1,313 @@
+"""What prepare.py, train.py and evaluate.py agree on: the tokenizer, word ids, the arrays on disk, batches, errors.
+
+The prepared folder (`data/prepared/`), for each split `train`, `valid`, `test`:
+
+    {split}_titles.npy    [N, max_len] uint16 or uint32 word ids, 0 = padding, 1 = unknown word
+    {split}_labels.npy    [N] category ids
+    {split}_language.npy  [N] uint8, index into meta["languages"]    (where the source names a language)
+    {split}_reliable.npy  [N] bool                                   (where the source names a label quality)
+    vocab.txt, labels.txt one entry a line, line number = id, from 0
+    vectors.npy           [V, dim] float32, zero where not found     (after `prepare.py --vectors`)
+    meta.json             source, options, counts, format version, checksum of every file, fingerprint of them all
+"""
+import argparse
+import bz2
+import gzip
+import hashlib
+import json
+import lzma
+import os
+import re
+import shutil
+import sys
+import unicodedata
+import zlib
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+FORMAT = 1  # raise it when the prepared files change their meaning
+SPLITS = ("train", "valid", "test")
+PAD, UNKNOWN = 0, 1
+SPECIALS = ["<pad>", "<unknown>"]  # no title can contain them: the tokenizer leaves no punctuation
+
+
+# --- errors and files -------------------------------------------------------------------------------------------------
+
+class UserError(Exception):
+    """Something the user can put right; the message names the file and says what to do."""
+
+
+def run(main):
+    """Call a script's `main`; what the user can put right ends in one line on standard error and exit status 2."""
+    try:
+        main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output has left (`| head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except (UserError, OSError, MemoryError) as error:
+        if isinstance(error, OSError) and error.strerror:
+            error = f"{error.filename or 'input/output'}: {error.strerror}"
+        print("error:", " ".join(str(error).split()) or "out of memory", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def argument_parser(manual):
+    """An argparse parser with the script's docstring as manual; its help shows every default."""
+    class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+        def _get_help_string(self, action):  # no "(default: None)"
+            return action.help if action.default is None else super()._get_help_string(action)
+    return Parser(description=manual, formatter_class=Help, allow_abbrev=False)
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        print(f"error: {message}; see {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def positive(kind):
+    """An argparse type: a number of this kind above 0."""
+    def number(text):
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise ValueError
+        return value
+    number.__name__ = f"positive {kind.__name__}"
+    return number
+
+
+def natural(text):
+    value = int(text)
+    if value < 0:
+        raise ValueError
+    return value
+
+
+def share(text):
+    value = float(text)
+    if not 0 < value < 1:
+        raise ValueError
+    return value
+
+
+@contextmanager
+def write_beside(path, mode="w"):
+    """Open a temporary neighbour of `path`; it takes the name `path` only when the block ends without an error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        with open(beside, mode, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else "") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def decompressed(file):
+    """A readable stream over a buffered binary file, whatever its name: gzip, bzip2, xz or plain by its first bytes."""
+    start = file.peek(6)
+    for magic, opener in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open)):
+        if start.startswith(magic):
+            return opener(file, "rb")
+    return file
+
+
+@contextmanager
+def reading(path):
+    """Turn what a broken archive raises while it is read into a UserError that names the file."""
+    try:
+        yield
+    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
+        raise UserError(f"{path}: broken compressed file ({error}); fetch it again") from None
+    except OSError as error:
+        if error.errno is None:  # bz2 raises a bare OSError
+            raise UserError(f"{path}: broken compressed file ({error}); fetch it again") from None
+        raise
+
+
+# --- tokenizer --------------------------------------------------------------------------------------------------------
+# Lower case, compatibility decomposition, accents dropped, letters and digits of any script kept, everything else
+# separates. Chinese and Japanese are written without spaces, so there each character is a word.
+
+CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
+WORD = re.compile(f"[{CJK}]|[^\\W_{CJK}]+")
+
+# The bulk path treats characters one at a time, so it can be, and is, tested on every character in these ranges (Latin,
+# punctuation and currency). The few titles with others take the specification's path.
+BULK = "\\x{0}-\\x{24f}\\x{2000}-\\x{20cf}"
+
+
+def tokenize(title):
+    """Words of a title: str -> list of str. This is the specification; `bulk_tokenize` must agree with it."""
+    decomposed = unicodedata.normalize("NFKD", title.lower())
+    return WORD.findall("".join(c for c in decomposed if unicodedata.category(c)[0] != "M"))
+
+
+def bulk_tokenize(titles):
+    """Words of many titles, by Arrow's vectorized string functions, which release the interpreter lock.
+
+    Args: titles, a pyarrow string array without nulls.
+    Returns: (codes [T] int32, words, lengths [N] int32): the words of all titles on end as indices into the list
+    `words` of distinct words, and how many words each title has.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    text = pc.utf8_normalize(pc.utf8_lower(titles), "NFKD")
+    text = pc.replace_substring_regex(pc.replace_substring_regex(text, r"\pM+", ""), r"[^\pL\pN]+", " ")
+    text = pc.ascii_trim(text, " ")
+    other = pc.match_substring_regex(titles, f"[^{BULK}]")
+    if pc.any(other).as_py():
+        exact = [" ".join(tokenize(title)) for title in titles.filter(other).to_pylist()]
+        text = pc.replace_with_mask(text, other, pa.array(exact, text.type))
+    lists = pc.split_pattern(text, " ")
+    flat = lists.flatten()
+    lengths = np.where(pc.equal(text, "").to_numpy(zero_copy_only=False), 0, np.diff(lists.offsets.to_numpy()))
+    encoded = flat.filter(pc.not_equal(flat, "")).dictionary_encode()
+    return encoded.indices.to_numpy(), encoded.dictionary.to_pylist(), lengths.astype(np.int32)
+
+
+def pad(flat, lengths, max_len):
+    """Cut or pad: flat [T] ids of titles on end, lengths [N] -> [N, max_len] ids, 0 behind the last word."""
+    padded = np.zeros((len(lengths), max_len), flat.dtype)
+    starts = np.cumsum(lengths) - lengths
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    column = np.arange(len(flat)) - np.repeat(starts, lengths)
+    keep = column < max_len
+    padded[row[keep], column[keep]] = flat[keep]
+    return padded
+
+
+def encode(titles, index, max_len):
+    """Titles (list of str) -> [N, max_len] uint32 word ids, by `index`, a dictionary from word to id."""
+    import pyarrow as pa
+    titles = [title.encode("utf-8", "replace").decode() for title in titles]  # a lone surrogate only separates
+    codes, words, lengths = bulk_tokenize(pa.array(titles, pa.string()))
+    ids = np.array([index.get(word, UNKNOWN) for word in words], np.uint32)
+    return pad(ids[codes] if len(codes) else ids, lengths, max_len)
+
+
+# --- prepared arrays --------------------------------------------------------------------------------------------------
+
+def smallest_uint(largest):
+    """The smallest unsigned integer dtype that holds `largest`."""
+    return np.min_scalar_type(int(largest))
+
+
+def checksum(path):
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fingerprint(files):
+    """Identity of prepared data: a digest of the names and checksums in meta["files"]."""
+    return hashlib.blake2b(json.dumps(files, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def read_lines(path):
+    return Path(path).read_text(encoding="utf-8").split("\n")[:-1]
+
+
+def write_lines(path, lines):
+    with write_beside(path) as file:
+        file.writelines(f"{line}\n" for line in lines)
+
+
+def write_json(path, value):
+    with write_beside(path) as file:
+        json.dump(value, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+
+
+def read_json(path):
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); make it again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object; make it again")
+    return value
+
+
+def swap_in(new, folder):
+    """Put the finished folder `new` in the place of `folder`. Killed between the two renames it leaves
+    `folder`.old, which `settle` brings back."""
+    old = folder.with_name(folder.name + ".old")
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def settle(folder):
+    """Undo or finish what a killed `swap_in` left."""
+    old = folder.with_name(folder.name + ".old")
+    if old.exists():
+        shutil.rmtree(old) if folder.exists() else old.rename(folder)
+
+
+def load_prepared(folder, splits=SPLITS):
+    """The prepared data of some splits, every file checked against its checksum.
+
+    Returns: (meta, arrays): meta.json as a dictionary with `vocab` and `labels` (lists of str) added, and a dictionary
+    arrays[split][kind] with kinds `titles`, `labels` and, where known, `language` and `reliable`.
+    Raises UserError where a file is missing, was changed, or has another format version.
+    """
+    folder = Path(folder)
+    settle(folder)
+    again = "run prepare.py again"
+    if not (folder / "meta.json").is_file():
+        raise UserError(f"{folder}: no prepared data here; run prepare.py, or name its folder with --data")
+    meta = read_json(folder / "meta.json")
+    if meta.get("format") != FORMAT:
+        raise UserError(f"{folder}/meta.json: format version {meta.get('format')}, expected {FORMAT}; {again}")
+    files = meta.get("files")
+    if not isinstance(files, dict) or meta.get("fingerprint") != fingerprint(files):
+        raise UserError(f"{folder}/meta.json: changed since it was written; {again}")
+
+    def checked(name):
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path}: missing; {again}")
+        if checksum(path) != files[name]:
+            raise UserError(f"{path}: not what prepare.py wrote (cut short or changed); {again}")
+        return path
+
+    arrays = {split: {} for split in splits}
+    for name in files:
+        split, _, kind = name.removesuffix(".npy").rpartition("_")
+        if split in arrays:
+            arrays[split][kind] = np.load(checked(name), allow_pickle=False)
+    meta["vocab"] = read_lines(checked("vocab.txt"))
+    meta["labels"] = read_lines(checked("labels.txt"))
+    meta["vectors"] = np.load(checked("vectors.npy"), allow_pickle=False) if "vectors.npy" in files else None
+    return meta, arrays
+
+
+def batches(rows, batch_size, chunk, seed, epoch):
+    """The order in which an epoch visits the rows: [chunks, steps a chunk, batch_size] uint32 row numbers.
+
+    A function of (seed, epoch) alone, so a resumed run needs no saved generator. Every row comes at least once; every
+    chunk is full, for which the first rows of the permutation come a second time.
+    """
+    chunks, steps = epoch_shape(rows, batch_size, chunk)
+    order = np.random.default_rng([seed, epoch]).permutation(rows).astype(np.uint32)
+    return np.resize(order, (chunks, steps, batch_size))
+
+
+def epoch_shape(rows, batch_size, chunk):
+    """(chunks an epoch, steps a chunk): as even as `chunk` steps at most allow, so that few rows come twice."""
+    steps = -(-rows // batch_size)
+    chunks = -(-steps // chunk)
+    return chunks, -(-steps // chunks)

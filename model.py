@@ -1,0 +1,112 @@
+"""The Flax modules and the sparse embedding table: shapes in, logits out. No files, no flags, no loop.
+
+Modules take word vectors and weights, not word ids. The table of vectors is no Flax parameter: `lookup` gathers the
+rows a batch needs, the gradient is taken with respect to these rows, and `update` adds to them in place, so a step
+costs the same however large the table is. To add a model, write a module with the same call and name it in MODELS.
+"""
+import math
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+# --- modules ----------------------------------------------------------------------------------------------------------
+
+class Head(nn.Module):
+    """Hidden layers (none: a linear classifier) and logits. The last layer starts at zero, so the first loss is ln C."""
+    classes: int
+    hidden: Sequence[int] = ()
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x, train=False):                                 # [B, D] -> [B, C]
+        for width in self.hidden:
+            x = nn.relu(nn.Dense(width)(x))
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return nn.Dense(self.classes, kernel_init=nn.initializers.zeros)(x)
+
+
+class MLP(nn.Module):
+    """A bag of word vectors; without hidden layers this is fastText's classifier (Joulin et al. 2016), except that
+    words are weighted and the bag divided by the norm of the weights instead of their sum, as TF-IDF vectors are."""
+    classes: int
+    hidden: Sequence[int] = ()
+    dropout: float = 0.5                                                # share of the words left out in training
+    scale: float = 5.0                                                  # length of the weight vector of a title
+
+    @nn.compact
+    def __call__(self, vectors, weights, train=False):                  # [B, L, D], [B, L] -> [B, C]
+        weights = nn.Dropout(self.dropout, deterministic=not train)(weights)
+        norm = jnp.sqrt(jnp.sum(weights ** 2, -1, keepdims=True) + 1e-12)
+        bag = jnp.einsum("bld,bl->bd", vectors, self.scale * weights / norm)
+        return Head(self.classes, self.hidden, self.dropout)(bag, train)
+
+
+class CNN(nn.Module):
+    """The sentence CNN (Kim 2014): filters of several widths over the words, the maximum of each over the title, a
+    dense layer. A window begins at every word of the title, none at padding, so padding is never pooled."""
+    classes: int
+    filters: int = 100                                                  # of each width
+    widths: Sequence[int] = (1, 2, 3)
+    hidden: Sequence[int] = ()
+    dropout: float = 0.3
+
+    @nn.compact
+    def __call__(self, vectors, weights, train=False):                  # [B, L, D], [B, L] -> [B, C]
+        word = (weights > 0)[..., None]                                 # [B, L, 1]
+        products = nn.Dense(sum(self.widths) * self.filters, use_bias=False, name="filters")(vectors * word)
+        bias = self.param("bias", nn.initializers.zeros, (len(self.widths), self.filters))
+        pooled = []
+        for width, first in zip(self.widths, np.cumsum((0, *self.widths)), strict=False):
+            windows = bias[len(pooled)]
+            for offset in range(width):                                 # a convolution as shifted matrix products
+                part = products[..., (first + offset) * self.filters:(first + offset + 1) * self.filters]
+                windows += jnp.pad(part[:, offset:], ((0, 0), (0, min(offset, part.shape[1])), (0, 0)))
+            pooled.append(jnp.where(word, nn.relu(windows), 0).max(1))  # relu >= 0: an empty title pools to 0
+        x = nn.Dropout(self.dropout, deterministic=not train)(jnp.concatenate(pooled, -1))
+        return Head(self.classes, self.hidden, self.dropout)(x, train)
+
+
+MODELS = {"mlp": MLP, "cnn": CNN}
+
+
+# --- the embedding table ----------------------------------------------------------------------------------------------
+
+def init_table(key, rows, dim):
+    """[rows, dim] float32, uniform with variance 1 / (3 dim), so that a vector's length is about 0.6; row 0 is 0."""
+    table = jax.random.uniform(key, (rows, dim), minval=-1, maxval=1) / math.sqrt(dim)
+    return table.at[0].set(0)
+
+
+def lookup(table, word_weights, ids):
+    """ids [...] -> (vectors [..., D], weights [...]); the weight of padding is 0."""
+    return table[ids], word_weights[ids]
+
+
+def update(table, accumulator, ids, gradients, rate):
+    """Row-wise Adagrad on the rows that a batch used: the squared gradients of a row are averaged over its dimensions
+    into one accumulator (Duchi et al. 2011 with one rate a row). Row 0, padding, is left alone.
+
+    Args: table [V, D], accumulator [V], ids [...], gradients [..., D] of the loss with respect to table[ids], rate.
+    Returns the new (table, accumulator); under jit with donation both are changed in place, without a copy.
+    """
+    ids = jnp.where(ids == 0, table.shape[0], ids)  # out of range, so the scatter drops it
+    accumulator = accumulator.at[ids].add(jnp.mean(gradients ** 2, -1), mode="drop")
+    scale = rate / jnp.sqrt(accumulator.at[ids].get(mode="fill", fill_value=1) + 1e-6)
+    return table.at[ids].add(-scale[..., None] * gradients, mode="drop"), accumulator
+
+
+def idf(titles, rows):
+    """Weight of each word: [N, L] ids -> [rows] float32, log((1 + N) / (1 + titles with the word)) + 1 as in
+    scikit-learn's TfidfTransformer; 0 for padding and for words that no title has."""
+    count = np.zeros(rows, np.int64)
+    for start in range(0, len(titles), 100_000):
+        block = np.sort(titles[start:start + 100_000], axis=1)
+        first = np.concatenate([np.ones((len(block), 1), bool), block[:, 1:] != block[:, :-1]], 1)
+        count += np.bincount(block[first], minlength=rows)
+    weights = np.log((1 + len(titles)) / (1 + count)) + 1
+    weights[(count == 0) | (np.arange(rows) == 0)] = 0
+    return weights.astype(np.float32)

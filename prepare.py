@@ -1,0 +1,683 @@
+"""Turn raw titles into padded NumPy arrays, a vocabulary and labels: everything train.py reads.
+
+    python prepare.py                                   # what lies in data/raw/, else a SYNTHETIC set (synthetic.py)
+    python prepare.py --data titles.csv                 # your own file or folder
+    python prepare.py --data train.csv --test test.csv  # with a test set of its own
+    python prepare.py --download course                 # fetch the course's Spanish and Portuguese files first
+
+Reads, plain or compressed (gzip, bzip2, xz), told apart by content:
+  - CSV or TSV with a header that names `title` (or `text`) and `category` (or `label`), in any order; `language`,
+    `label_quality` (reliable, unreliable) and `split` (train, valid, test) are used where present
+  - JSON lines with the same names, and fastText files (`__label__x some text`)
+  - a folder of such files whose names say train, valid or test
+Writes data/prepared/ (its files are described in data.py); a failed run leaves what was there before.
+Splits that the source does not give are drawn by --seed, stratified by category: 20 % test, then --valid of the rest;
+equal titles stay on one side. Takes about 4 s a million rows on two cores, plus 3 s.
+"""
+import os
+import re
+import shutil
+import sys
+import time
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+
+import data
+import synthetic
+from data import SPLITS, UserError
+
+# --- knobs ------------------------------------------------------------------------------------------------------------
+RAW = Path("data/raw")      # where --download writes and where data is looked for without --data
+TEST_SHARE = 0.2            # of the rows, where the source gives no test split
+TOO_FEW = 5                 # categories with fewer distinct titles are not split: all their rows train
+BLOCK = 4 << 20             # bytes of a file in memory at a time, for each thread a few
+SYNTHETIC_ROWS = 100_000    # size of the built-in set, unless --rows is given
+SYNTHETIC_CATEGORIES = 120
+
+MELI = "https://meli-data-challenge.s3.amazonaws.com"
+COURSE = "https://cs.famaf.unc.edu.ar/~ccardellino/resources/diplodatos"
+DOWNLOADS = {  # name -> (server folder, {file: size in bytes where it is known})
+    "meli": (MELI, {"train.csv.gz": 691_651_384, "test.csv": None, "sample_submission.csv": None}),
+    "course": (COURSE, {"meli-challenge-2019.tar.bz2": None}),
+}
+
+COLUMNS = {"title": ("title", "text"), "category": ("category", "label"), "language": ("language",),
+           "quality": ("label_quality",), "split": ("split",)}
+SPLIT_NAMES = {"train": 0, "training": 0, "valid": 1, "validation": 1, "val": 1, "dev": 1, "test": 2}
+SUFFIX = re.compile(r"\.(csv|tsv|jsonl|json|txt)(\.(gz|bz2|xz))?$", re.IGNORECASE)
+
+
+# --- download ---------------------------------------------------------------------------------------------------------
+
+def download(url, path, size=None):
+    """Fetch `url` to `path` through `path`.part, going on where a broken download stopped. Returns path.
+
+    Raises UserError when the server cannot be reached or what came has not the announced (or given) size.
+    """
+    import urllib.error
+    import urllib.request
+
+    from tqdm import tqdm
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            have = have if answer.status == 206 else 0  # the server may send the whole file again
+            length = answer.headers.get("Content-Length")
+            total = have + int(length) if length else size
+            with open(part, "ab" if have else "wb") as file, tqdm(
+                    desc=path.name, total=total, initial=have, unit="B", unit_scale=True) as bar:
+                while block := answer.read(1 << 20):
+                    file.write(block)
+                    bar.update(len(block))
+    except urllib.error.HTTPError as error:
+        if error.code != 416:  # 416: nothing left to send, .part is complete or not this file; its size decides
+            raise UserError(f"{url}: the server says {error.code} {error.reason}") from None
+        total = int((error.headers.get("Content-Range") or "/-1").rpartition("/")[2])
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        raise UserError(f"{url}: cannot be fetched ({getattr(error, 'reason', error)}); try again, or put the file "
+                        f"into {path.parent}/ yourself") from None
+    for expected in (total, size):
+        if expected is not None and part.stat().st_size != expected:
+            raise UserError(f"{part}: {part.stat().st_size:,} bytes instead of {expected:,}; run again to go on, or "
+                            "delete it to start over")
+    part.replace(path)
+    return path
+
+
+def unpack(archive, folder):
+    """Unpack a tar archive into `folder`, refusing members that would land outside it, devices and such."""
+    import tarfile
+    beside = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(beside, filter="data")
+        if folder.exists():
+            shutil.rmtree(folder)
+        beside.rename(folder)
+    except (tarfile.TarError, EOFError) as error:
+        raise UserError(f"{archive}: not a sound tar archive ({error}); delete it and fetch it again") from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def fetch(name, mirror):
+    """Download and unpack a public data set; returns the folder or file to prepare."""
+    server, files = DOWNLOADS[name]
+    paths = [download(f"{mirror or server}/{file}", RAW / name / file, size) for file, size in files.items()]
+    for path in paths:
+        if path.suffixes[-2:] == [".tar", ".bz2"] and not (RAW / name / "unpacked").exists():
+            unpack(path, RAW / name / "unpacked")
+    return RAW / name
+
+
+# --- which files ------------------------------------------------------------------------------------------------------
+
+def split_of(path):
+    """The split that a file's name tells (0, 1, 2 as in SPLITS), or None."""
+    words = re.split(r"[^a-z]+", path.name.lower())
+    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
+
+
+def find_files(folder):
+    """[(path, split or None)] of the data set in a folder; raises UserError when it holds none or several."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and SUFFIX.search(path.name))
+    named = [(path, split_of(path)) for path in files if split_of(path) is not None]
+    for path, split in named.copy():
+        if split == 2 and not any(name in first_line(path).lower() for name in ("categor", "label")):
+            print(f"{path}: has no category column, so it is no test split (python evaluate.py --predict reads it)")
+            named.remove((path, split))
+    if named and not any(split == 0 for _, split in named):
+        raise UserError(f"{folder}: has no training file (no name says train); name one with --data")
+    found = named or [(path, None) for path in files]
+    if not found:
+        raise UserError(f"{folder}: no .csv, .tsv, .jsonl or .txt file here")
+    if len({path.parent for path, _ in found}) > 1 or (not named and len(found) > 1):
+        raise UserError(f"{folder}: holds several data sets ({', '.join(str(path) for path, _ in found[:4])}, ...); "
+                        "choose with --data")
+    return found
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+class BadRows:
+    """Counts rows that had to be skipped, and remembers the first."""
+
+    def __init__(self, limit):
+        self.limit, self.count, self.first = limit, 0, None
+
+    def add(self, path, row, what):
+        self.first = self.first or f"{path}:{row}: {what}"
+        self.count += 1
+
+    def check(self, rows):
+        """Raise UserError if the skipped rows are more than the limit (a share of all rows, or a number from 1 on)."""
+        limit = self.limit if self.limit >= 1 else self.limit * (rows + self.count)
+        if self.count > limit:
+            raise UserError(f"{self.first} ({self.count:,} bad rows of {rows + self.count:,}; mend them, or allow so "
+                            "many with --max-bad-rows)")
+
+
+def read_source(path, bad):
+    """Yield blocks of a file's rows: {"title": pyarrow string array, "category": ..., and, where the file has them,
+    "language", "quality", "split"}, each with one entry a row. Rows without title or category are left out."""
+    from tqdm import tqdm
+    first = first_line(path)
+    with open(path, "rb") as raw, data.reading(path), tqdm.wrapattr(
+            raw, "read", total=path.stat().st_size, desc=path.name, disable=not sys.stderr.isatty()) as counted:
+        stream = data.decompressed(counted)
+        if first.startswith("{"):
+            yield from read_lines(path, stream, bad, parse_json)
+        elif first.startswith("__label__"):
+            yield from read_lines(path, stream, bad, parse_fasttext)
+        else:
+            yield from read_csv(path, stream, bad, first)
+
+
+def first_line(path):
+    """The first line of a file that may be compressed; it tells the format."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    with open(path, "rb") as raw, data.reading(path):
+        first = data.decompressed(raw).readline(BLOCK).decode("utf-8-sig", "replace").strip()
+    if not first:
+        raise UserError(f"{path}: empty file, or its first line is empty")
+    return first
+
+
+def parse_json(line):
+    import json
+    fields = json.loads(line)
+    if not isinstance(fields, dict):
+        raise ValueError("not a JSON object")
+    return {name: next((str(fields[key]) for key in keys if fields.get(key) is not None), "")
+            for name, keys in COLUMNS.items()}
+
+
+def parse_fasttext(line):
+    label, _, title = line.strip().partition(" ")
+    if not label.startswith("__label__"):
+        raise ValueError("does not start with __label__")
+    if title.startswith("__label__"):
+        raise ValueError("has several labels; keep one")
+    return {"title": title, "category": label.removeprefix("__label__")}
+
+
+def read_lines(path, stream, bad, parse, rows=50_000):
+    """Blocks of a file with one record a line."""
+    import pyarrow as pa
+    block = []
+    for number, line in enumerate(stream, 1):
+        try:
+            fields = parse(line.decode("utf-8-sig"))
+            fields = {name: value.encode("utf-8", "replace").decode().strip() for name, value in fields.items()}
+            if not (fields["title"] and fields["category"]):
+                raise ValueError("no title" if fields["category"] else "no category")
+            block.append(fields)
+        except (ValueError, RecursionError) as error:
+            if line.strip():
+                bad.add(path, number, f"{error}")
+        if len(block) == rows:
+            yield {name: pa.array([fields[name] for fields in block], pa.string()) for name in block[0]}
+            block = []
+    if block:
+        yield {name: pa.array([fields[name] for fields in block], pa.string()) for name in block[0]}
+
+
+def read_csv(path, stream, bad, header):
+    """Blocks of a CSV or TSV file (also with semicolons); `header` is its first line."""
+    import csv
+
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.csv
+
+    def locate(delimiter):
+        names = [name.strip().lower() for name in next(csv.reader([header], delimiter=delimiter))]
+        return names, {name: [names.index(key) for key in keys if key in names] for name, keys in COLUMNS.items()}
+
+    delimiter = next((d for d in ",\t;" if all(locate(d)[1][name] for name in ("title", "category"))), ",")
+    names, places = locate(delimiter)
+    for name in ("title", "category"):
+        if len(places[name]) != 1 or names.count(names[places[name][0]]) != 1:
+            raise UserError(f"{path}:1: the header needs one column {' or '.join(COLUMNS[name])}, and says "
+                            f"{header[:80]!r} (JSON lines and fastText's __label__ lines are read too)")
+    skipped = []  # row numbers within the file that Arrow could not parse
+
+    def skip(row):
+        skipped.append(row.number)
+        bad.add(path, row.number, f"{row.actual_columns} columns instead of {row.expected_columns}")
+        return "skip"
+
+    columns = {name: str(place[0]) for name, place in places.items() if place}
+    binary = dict.fromkeys(columns.values(), pa.binary())
+    try:
+        blocks = pyarrow.csv.open_csv(
+            stream, pyarrow.csv.ReadOptions(use_threads=False, block_size=BLOCK, skip_rows=1,
+                                            column_names=[str(i) for i in range(len(names))]),
+            pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skip),
+            pyarrow.csv.ConvertOptions(column_types=binary, include_columns=list(columns.values())))
+        row = 1  # the header's
+        for batch in blocks:
+            numbers = np.setdiff1d(np.arange(row + 1, row + 1 + len(batch) + len(skipped)), skipped)[:len(batch)]
+            row, skipped[:] = row + len(batch) + len(skipped), []
+            block = {name: batch.column(place) for name, place in columns.items()}
+            good = np.ones(len(batch), bool)
+            for name, values in block.items():
+                try:
+                    text = values.cast(pa.string())
+                except pa.ArrowInvalid:
+                    decoded = [value.decode("utf-8", "ignore") for value in values.to_pylist()]
+                    text = pa.array(decoded, pa.string())
+                    broken = pc.not_equal(text.cast(pa.binary()), values).to_numpy(zero_copy_only=False)
+                    for i in np.flatnonzero(broken & good):
+                        bad.add(path, numbers[i], f"the {name} is not UTF-8")
+                    good &= ~broken
+                block[name] = text = pc.utf8_trim_whitespace(text)
+                if name in ("title", "category"):
+                    empty = pc.equal(text, "").to_numpy(zero_copy_only=False)
+                    for i in np.flatnonzero(empty & good):
+                        bad.add(path, numbers[i], f"no {name}")
+                    good &= ~empty
+            yield block if good.all() else {name: values.filter(pa.array(good)) for name, values in block.items()}
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path}:{row + 1}: {str(error).partition(' Row')[0]} (in this row or a later one; is a quote "
+                        "unclosed?)") from None
+
+
+# --- from files to numbered words -------------------------------------------------------------------------------------
+
+class Codes:
+    """Numbers strings in the order in which they come."""
+
+    def __init__(self):
+        self.index = {}
+
+    def __call__(self, values):
+        """values [N], a pyarrow string array -> [N] int32 codes."""
+        encoded = values.dictionary_encode()
+        names = [" ".join(name.split()) for name in encoded.dictionary.to_pylist()]
+        return self.number(names)[encoded.indices.to_numpy()] if len(values) else np.zeros(0, np.int32)
+
+    def number(self, names):
+        index = self.index
+        return np.array([index.setdefault(name, len(index)) for name in names], np.int32)
+
+    def alphabetical(self):
+        """(names in alphabetical order, [len(names)] their places by code)."""
+        names = sorted(self.index)
+        places = np.empty(len(names), np.int64)
+        places[[self.index[name] for name in names]] = np.arange(len(names))
+        return names, places
+
+
+def ahead(pool, function, items, depth):
+    """Like map, with up to `depth` calls under way in the pool; results in order."""
+    waiting = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > depth:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def ingest(sources, scratch, languages, limit, max_len, threads, bad):
+    """Read every source once, tokenize in threads, and write each title to `scratch` as max_len int32 word numbers
+    (0 = padding, else 1 + number in order of appearance), so that memory does not grow with the text.
+
+    Args: sources [(path, split or None)]; languages, those to keep, or None; limit, rows of training data at most.
+    Returns: a dictionary of arrays with one entry a row (label, language, reliable, split, key, length; None where the
+    source says nothing) and the Codes of words, labels and languages.
+    """
+    import concurrent.futures
+
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    words, labels, names = Codes(), Codes(), Codes()
+    parts = {kind: [] for kind in ("label", "language", "reliable", "split", "key", "length")}
+    known = set()
+    mix = np.random.default_rng(0).integers(1, 1 << 63, max_len, np.uint64) | np.uint64(1)
+    left = limit
+
+    def blocks():
+        nonlocal left
+        for path, split in sources:
+            for block in read_source(path, bad):
+                if languages:
+                    if "language" not in block:
+                        raise UserError(f"{path}: has no language column, which --languages needs")
+                    block = filtered(block, pc.is_in(block["language"], pa.array(languages)))
+                if split in (None, 0) and left is not None:
+                    block = {name: values[:left] for name, values in block.items()}
+                    left -= len(block["title"])
+                yield path, split, block
+                if split in (None, 0) and left == 0:
+                    break
+
+    def filtered(block, mask):
+        return {name: values.filter(mask) for name, values in block.items()}
+
+    def tokenized(item):
+        return *item, *data.bulk_tokenize(item[2]["title"])
+
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        for path, split, block, codes, distinct, lengths in ahead(pool, tokenized, blocks(), 2 * threads):
+            rows = len(lengths)
+            numbers = words.number(distinct) + 1
+            titles = data.pad(numbers[codes] if len(codes) else np.zeros(0, np.int32), lengths, max_len)
+            scratch.write(titles.tobytes())
+            parts["key"].append(titles.astype(np.uint64) @ mix)  # equal titles, equal keys (mod 2^64)
+            parts["length"].append(np.minimum(lengths, 65_535).astype(np.uint16))
+            parts["label"].append(labels(block["category"]).astype(np.uint32))
+            known.update(name for name in ("language", "quality") if name in block)
+            none = pa.array([""] * rows, pa.string())
+            parts["language"].append(names(block.get("language", none)).astype(np.uint8))
+            parts["reliable"].append(pc.equal(block.get("quality", none), "reliable").to_numpy(zero_copy_only=False))
+            if split is None and "split" in block:
+                parts["split"].append(given_splits(path, block["split"]))
+            else:
+                parts["split"].append(np.full(rows, -1 if split is None else split, np.int8))
+    arrays = {kind: np.concatenate(blocks) if blocks else np.zeros(0) for kind, blocks in parts.items()}
+    if "language" not in known or list(names.index) == [""]:
+        arrays["language"] = None
+    if "quality" not in known:
+        arrays["reliable"] = None
+    return arrays, words, labels, names
+
+
+def given_splits(path, values):
+    codes = {value: SPLIT_NAMES.get(value.lower(), -1) for value in values.unique().to_pylist()}
+    wrong = [value for value, code in codes.items() if value and code < 0]
+    if wrong:
+        raise UserError(f"{path}: the split column says {wrong[0]!r}; use train, valid or test")
+    return np.array([codes[value] for value in values.to_pylist()], np.int8)
+
+
+# --- splits, vocabulary, vectors --------------------------------------------------------------------------------------
+
+def draw_splits(labels, keys, given, valid_share, seed):
+    """Which split each row belongs to: [N] int8 indices into SPLITS.
+
+    Rows with a given split keep it, but a split that the source does not name is drawn from the training rows:
+    stratified by category, equal titles (equal keys) together, under the category of the first of them.
+    """
+    split = np.maximum(given, 0)
+    pool = np.flatnonzero(given <= 0)
+    _, first, group = np.unique(keys[pool], return_index=True, return_inverse=True)
+    category = labels[pool[first]]
+    size = np.bincount(category)
+    test = np.round(TEST_SHARE * size) if not (given == 2).any() else 0 * size
+    valid = np.maximum(1, np.round(valid_share * (size - test))) if not (given == 1).any() else 0 * size
+    test, valid = np.where(size < TOO_FEW, 0, (test, valid)).astype(np.int64)
+    shuffled = np.random.default_rng(seed).permutation(len(first))
+    order = shuffled[np.argsort(category[shuffled], kind="stable")]
+    rank = np.empty(len(first), np.int64)  # place of a group in the shuffled list of its category
+    rank[order] = np.arange(len(first)) - np.repeat(np.cumsum(size) - size, size)
+    drawn = np.where(rank < test[category], 2, np.where(rank < (test + valid)[category], 1, 0))
+    split[pool] = drawn[group]
+    return split.astype(np.int8)
+
+
+def choose_words(words, counts, min_count, largest):
+    """The vocabulary: (list of words after SPECIALS, most frequent first, equals in alphabetical order;
+    [1 + len(words)] id of each word number of `ingest`)."""
+    names = np.array(list(words.index), dtype=object)
+    enough = np.flatnonzero(counts[1:] >= max(1, min_count))
+    order = enough[np.lexsort((names[enough], -counts[1 + enough]))][:largest]
+    ids = np.full(len(names) + 1, data.UNKNOWN, np.int64)
+    ids[0] = data.PAD
+    ids[1 + order] = len(data.SPECIALS) + np.arange(len(order))
+    return data.SPECIALS + list(names[order]), ids
+
+
+def read_vectors(path, vocab, bad):
+    """Pretrained vectors of the vocabulary's words, streamed from a word2vec, GloVe or fastText text file.
+
+    A word written in capitals or with accents serves the normalized word too, unless that has a vector of its own.
+    Returns: [len(vocab), dim] float32, zero rows for words without a vector. Lines that do not parse go to `bad`.
+    """
+    index = {word: i for i, word in enumerate(vocab)}
+    vectors, exact, dim, rows = None, np.zeros(len(vocab), bool), None, 0
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    with open(path, "rb") as raw, data.reading(path):
+        for number, line in enumerate(data.decompressed(raw), 1):
+            fields = line.decode("utf-8", "replace").rstrip().split(" ")
+            if number == 1 and len(fields) == 2 and fields[0].isdigit() and fields[1].isdigit():
+                continue  # word2vec's header: words, dim
+            if dim is None:
+                dim = len(fields) - 1
+                if dim < 1:
+                    raise UserError(f"{path}:{number}: no vector here; wanted: a word and its numbers on each line")
+                vectors = np.zeros((len(vocab), dim), np.float32)
+            rows += 1
+            word, numbers = " ".join(fields[:-dim]), fields[-dim:]
+            normal = word if word in index else "".join(data.tokenize(word))
+            place = index.get(normal)
+            try:
+                if len(fields) <= dim:
+                    raise ValueError
+                if place is None or exact[place] or (normal != word and vectors[place].any()):
+                    continue
+                values = np.array(numbers, np.float32)
+                if not np.isfinite(values).all():
+                    raise ValueError
+                vectors[place], exact[place] = values, normal == word
+            except ValueError:
+                bad.add(path, number, f"not a word and {dim} numbers")
+    if dim is None:
+        raise UserError(f"{path}: empty file")
+    bad.check(rows)
+    return vectors
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+def write_titles(scratch, folder, split, ids, max_len, dtype):
+    """Write {split}_titles.npy for each split, in pieces. Returns the share of unknown words by split."""
+    sizes = np.bincount(split, minlength=3)
+    known, unknown = np.zeros(3, np.int64), np.zeros(3, np.int64)
+    files = [open(folder / f"{name}_titles.npy", "wb") for name in SPLITS]
+    try:
+        for file, size in zip(files, sizes, strict=True):
+            np.lib.format.write_array_header_1_0(file, {
+                "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False,
+                "shape": (int(size), max_len)})
+        for start, block in numbered(scratch, max_len):
+            titles = ids[block].astype(dtype)
+            for s, file in enumerate(files):
+                mine = titles[split[start:start + len(block)] == s]
+                file.write(mine.tobytes())
+                known[s] += (mine > data.UNKNOWN).sum()
+                unknown[s] += (mine == data.UNKNOWN).sum()
+    finally:
+        for file in files:
+            file.close()
+    return unknown / np.maximum(known + unknown, 1)
+
+
+def numbered(scratch, max_len, rows=100_000):
+    """The titles that `ingest` wrote: yields (number of the first row, [rows, max_len] int32)."""
+    scratch.seek(0)
+    start = 0
+    while len(block := np.fromfile(scratch, np.int32, rows * max_len)):
+        yield start, block.reshape(-1, max_len)
+        start += len(block) // max_len
+
+
+def prepare(args):
+    started = time.time()
+    sources = choose_sources(args)
+    out = args.out
+    data.settle(out)
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "meta.json").is_file())):
+        raise UserError(f"{out}: is there and holds something else than prepared data; choose another --out")
+    for stale in out.parent.glob(f"{out.name}.tmp-*"):  # left by a killed run
+        if not Path(f"/proc/{stale.suffix.rpartition('-')[2]}").exists():
+            shutil.rmtree(stale, ignore_errors=True)
+    beside = out.with_name(f"{out.name}.tmp-{os.getpid()}")
+    beside.mkdir(parents=True)
+    try:
+        with open(beside / "scratch", "w+b") as scratch:
+            summary = build(args, sources, scratch, beside)
+        (beside / "scratch").unlink()
+        files = {path.name: data.checksum(path) for path in sorted(beside.iterdir())}
+        summary |= {"files": files, "fingerprint": data.fingerprint(files)}
+        data.write_json(beside / "meta.json", summary)
+        written = sum(path.stat().st_size for path in beside.iterdir())
+        data.swap_in(beside, out)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    report(summary, out, written, time.time() - started)
+
+
+def choose_sources(args):
+    """The files to read: [(path, split or None)]."""
+    if args.download:
+        sources = find_files(fetch(args.download, args.mirror))
+    elif args.data:
+        sources = find_files(args.data) if args.data.is_dir() else [(args.data, None)]
+    elif RAW.is_dir() and any(SUFFIX.search(path.name) for path in RAW.rglob("*")):
+        sources = find_files(RAW)
+    else:
+        rows = args.rows or SYNTHETIC_ROWS
+        print(f"*** No data in {RAW}/ and no --data: making {rows:,} SYNTHETIC titles. "
+              "Scores on them say nothing about real titles. ***")
+        path = RAW.parent / "synthetic.csv"
+        synthetic.write_csv(path, rows, SYNTHETIC_CATEGORIES, args.seed)
+        sources = [(path, None)]
+    if args.test:
+        sources = [(path, split or 0) for path, split in sources if split != 2] + [(args.test, 2)]
+    return sources
+
+
+def build(args, sources, scratch, folder):
+    """From sources to the files in `folder`, all but meta.json, whose content is returned."""
+    bad = BadRows(args.max_bad_rows)
+    rows, words, labels, languages = ingest(
+        sources, scratch, args.languages, args.rows, args.max_len, args.threads, bad)
+    count, given = len(rows["label"]), rows["split"]
+    where = ", ".join(str(path) for path, _ in sources)
+    bad.check(count)
+    if not count:
+        raise UserError(f"{where}: no rows" + (f" in {' or '.join(args.languages)}" if args.languages else ""))
+    if len(labels.index) < 2:
+        raise UserError(f"{where}: only one category ({next(iter(labels.index))}); a classifier needs two or more")
+    if not rows["length"].any():
+        raise UserError(f"{where}: no title has a letter or digit; is the title column the right one?")
+
+    names, places = labels.alphabetical()
+    label = places[rows["label"]].astype(data.smallest_uint(len(names) - 1))
+    split = draw_splits(label, rows["key"], given, args.valid, args.seed)
+    sizes = np.bincount(split, minlength=3)
+    for s, name in enumerate(SPLITS):
+        if not sizes[s]:
+            raise UserError(f"{where}: the {name} split is empty" + (
+                "" if s == 0 else f"; no category has {TOO_FEW} different titles to hold some out"))
+
+    train = split == 0
+    word_counts = np.zeros(len(words.index) + 1, np.int64)
+    for start, block in numbered(scratch, args.max_len):
+        word_counts += np.bincount(block[train[start:start + len(block)]].ravel(), minlength=len(word_counts))
+    vocab, ids = choose_words(words, word_counts, args.min_count, args.vocab)
+    unknown = write_titles(scratch, folder, split, ids, args.max_len, data.smallest_uint(len(vocab) - 1))
+    tongues, tongue_places = languages.alphabetical()
+    for s, name in enumerate(SPLITS):
+        np.save(folder / f"{name}_labels.npy", label[split == s])
+        if rows["language"] is not None:
+            language = tongue_places[rows["language"]].astype(np.uint8)
+            np.save(folder / f"{name}_language.npy", language[split == s])
+        if rows["reliable"] is not None:
+            np.save(folder / f"{name}_reliable.npy", rows["reliable"][split == s])
+    data.write_lines(folder / "vocab.txt", vocab)
+    data.write_lines(folder / "labels.txt", names)
+    found = None
+    if args.vectors:
+        vectors = read_vectors(args.vectors, vocab, BadRows(args.max_bad_rows))
+        np.save(folder / "vectors.npy", vectors)
+        found = float(vectors[2:].any(1).mean())
+    per_category = np.array([np.bincount(label[split == s], minlength=len(names)) for s in range(3)])
+    in_train = np.isin(rows["key"], rows["key"][train])
+    return {
+        "format": data.FORMAT, "synthetic": all(name.startswith(synthetic.PREFIX) for name in names),
+        "source": [{"file": str(path), "split": None if s is None else SPLITS[s]} for path, s in sources],
+        "options": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()
+                    if name not in ("data", "test", "out", "threads", "mirror", "download")},
+        "rows": dict(zip(SPLITS, sizes.tolist(), strict=True)), "bad_rows": bad.count,
+        "first_bad_row": bad.first, "categories": len(names),
+        "languages": [tongue or "unknown" for tongue in tongues] if rows["language"] is not None else None,
+        "reliable_share": None if rows["reliable"] is None else float(rows["reliable"].mean()),
+        "vocabulary": len(vocab), "max_len": args.max_len,
+        "unknown_share": dict(zip(SPLITS, unknown.tolist(), strict=True)),
+        "cut_share": float((rows["length"] > args.max_len).mean()),
+        "mean_words": float(rows["length"].mean()),
+        "not_split_categories": int(((per_category[0] > 0) & (per_category[2] == 0)).sum()),
+        "not_in_train_categories": int((per_category[0] == 0).sum()),
+        "also_in_train": {name: float(in_train[split == s].mean()) for s, name in enumerate(SPLITS) if s},
+        "vectors_found": found,
+    }
+
+
+def report(summary, out, written, seconds):
+    """Print the table at the end."""
+    total = sum(summary["rows"].values())
+    percent = "{:.2%}".format
+    lines = {
+        "rows": f"{total:,} (" + ", ".join(f"{name} {n:,}" for name, n in summary["rows"].items()) + ")",
+        "bad rows skipped": summary["bad_rows"] and f"{summary['bad_rows']:,}, first {summary['first_bad_row']}",
+        "categories": f"{summary['categories']:,}",
+        "languages": ", ".join(summary["languages"] or []) or "not given",
+        "reliable labels": "not given" if summary["reliable_share"] is None else percent(summary["reliable_share"]),
+        "vocabulary": f"{summary['vocabulary']:,} words, from the training split alone",
+        "unknown words": ", ".join(f"{name} {percent(summary['unknown_share'][name])}" for name in SPLITS[1:]),
+        "words a title": f"{summary['mean_words']:.1f}; {percent(summary['cut_share'])} of titles cut at "
+                         f"{summary['max_len']} words",
+        "titles also in train": ", ".join(f"{name} {percent(x)}" for name, x in summary["also_in_train"].items()),
+        "vectors found": None if summary["vectors_found"] is None else percent(summary["vectors_found"]) + " of words",
+        "written": f"{written:,} bytes to {out}/, fingerprint {summary['fingerprint']}",
+        "time": f"{seconds:.1f} s, {total / seconds:,.0f} titles/s",
+    }
+    print(("SYNTHETIC DATA, " if summary["synthetic"] else "") + "prepared:")
+    for name, line in lines.items():
+        if line:
+            print(f"  {name:<22}{line}")
+    if summary["not_split_categories"]:
+        print(f"warning: {summary['not_split_categories']:,} categories have no test row; scores do not cover them",
+              file=sys.stderr)
+    if summary["not_in_train_categories"]:
+        print(f"warning: {summary['not_in_train_categories']:,} categories have no training row and cannot be learned",
+              file=sys.stderr)
+
+
+# --- command line -----------------------------------------------------------------------------------------------------
+
+def main():
+    parser = data.argument_parser(__doc__)
+    add = parser.add_argument
+    add("--data", type=Path, help="file or folder of titles and categories (default: what lies in data/raw/)")
+    add("--test", type=Path, help="file with the test split (default: a folder's own, else 20 %% of the rows)")
+    add("--out", type=Path, default=Path("data/prepared"), help="folder to write")
+    add("--download", choices=DOWNLOADS, help="fetch this public data set into data/raw/ first")
+    add("--mirror", metavar="URL", help="fetch from this address instead of the public server")
+    add("--languages", nargs="+", metavar="L", help="keep only these languages, e.g. spanish")
+    add("--rows", type=data.positive(int), help="read at most so many rows of training data, from the start")
+    add("--vocab", type=data.positive(int), default=1_000_000, help="keep at most so many words, the most frequent")
+    add("--min-count", type=data.positive(int), default=1, help="drop words rarer than this in the training split")
+    add("--max-len", type=data.positive(int), default=20, help="cut titles to so many words")
+    add("--valid", type=data.share, default=0.1, help="share of the rest for validation, where the source has none")
+    add("--seed", type=data.natural, default=0, help="decides the splits")
+    add("--vectors", type=Path, help="pretrained vectors: word2vec, GloVe or fastText text file, plain or compressed")
+    add("--max-bad-rows", type=data.positive(float), default=0.01, help="bad rows to skip: a share below 1, or a count")
+    add("--threads", type=data.positive(int), default=os.cpu_count(), help="threads that tokenize")
+    prepare(parser.parse_args())
+
+
+if __name__ == "__main__":
+    data.run(main)
