@@ -42,8 +42,9 @@ class UserError(Exception):
 def run(main):
     """Call a script's `main`; what the user can put right ends in one line on standard error and exit status 2."""
     try:
-        main()
+        result = main()
         sys.stdout.flush()
+        return result
     except BrokenPipeError:  # the reader of our output has left (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
@@ -70,29 +71,32 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def positive(kind):
+def positive(kind, or_zero=False):
     """An argparse type: a number of this kind above 0."""
     def number(text):
         value = kind(text)
-        if not 0 < value < float("inf"):
+        if not (0 < value < float("inf") or (or_zero and value == 0)):
             raise ValueError
         return value
-    number.__name__ = f"positive {kind.__name__}"
+    number.__name__ = f"{'not negative' if or_zero else 'positive'} {kind.__name__}"
     return number
 
 
-def natural(text):
-    value = int(text)
-    if value < 0:
-        raise ValueError
-    return value
+def not_negative(kind):
+    """An argparse type: a number of this kind, 0 or above."""
+    return positive(kind, or_zero=True)
 
 
 def share(text):
-    value = float(text)
-    if not 0 < value < 1:
+    """An argparse type: a number above 0 and below 1."""
+    if not 0 < float(text) < 1:
         raise ValueError
-    return value
+    return float(text)
+
+
+def dropout(text):
+    """An argparse type: 0, or a number below 1."""
+    return 0.0 if float(text) == 0 else share(text)
 
 
 @contextmanager
@@ -311,3 +315,61 @@ def epoch_shape(rows, batch_size, chunk):
     steps = -(-rows // batch_size)
     chunks = -(-steps // chunk)
     return chunks, -(-steps // chunks)
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+# runs/NAME/ holds config.json, vocab.txt, labels.txt, metrics.csv and checkpoints/, with one folder for each kept step.
+
+def checkpoint_manager(folder):
+    """Orbax's manager of a run's checkpoints: keeps the latest and the best by validation balanced accuracy. Saves are
+    synchronous and atomic: a killed save leaves a temporary folder, which the next training removes."""
+    import orbax.checkpoint as ocp
+    from orbax.checkpoint import checkpoint_managers as policies
+
+    def metric(metrics):
+        return metrics["valid_balanced_accuracy"]
+
+    return ocp.CheckpointManager((Path(folder) / "checkpoints").absolute(), options=ocp.CheckpointManagerOptions(
+        best_fn=metric, best_mode="max", enable_async_checkpointing=False, cleanup_tmp_directories=True,
+        preservation_policy=policies.AnyPreservationPolicy(
+            [policies.LatestN(1), policies.BestN(get_metric_fn=metric, n=1, reverse=False)])))
+
+
+def save_checkpoint(manager, step, variables, optimizer, history, metrics):
+    """Save all that --resume needs. variables and optimizer: pytrees; history: list of dictionaries, one an epoch."""
+    import orbax.checkpoint as ocp
+    saved = manager.save(step, metrics=metrics, force=True, args=ocp.args.Composite(
+        variables=ocp.args.StandardSave(variables), optimizer=ocp.args.StandardSave(optimizer),
+        history=ocp.args.JsonSave(history)))
+    assert saved, f"Orbax did not save step {step}"
+
+
+def restore_checkpoint(manager, step, **targets):
+    """Restore the named parts of a checkpoint (variables, optimizer: pytrees of shapes as target; history: None)."""
+    import orbax.checkpoint as ocp
+    arguments = {name: ocp.args.JsonRestore() if target is None else ocp.args.StandardRestore(target)
+                 for name, target in targets.items()}
+    return manager.restore(step, args=ocp.args.Composite(**arguments))
+
+
+def mlflow_client():
+    """(MLflow client, id of the experiment) at MLFLOW_TRACKING_URI, by default sqlite:///mlflow.db."""
+    import fcntl
+    import logging
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "titles"
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    for noisy in ("alembic", "mlflow"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        # Two processes that create the same database race in its migrations, so one waits for the other.
+        lock = f"{uri.removeprefix('sqlite:///')}.lock" if uri.startswith("sqlite:///") else os.devnull
+        with open(lock, "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            client = MlflowClient(uri)
+            experiment = client.get_experiment_by_name(name)
+            return client, experiment.experiment_id if experiment else client.create_experiment(name)
+    except MlflowException as error:
+        raise UserError(f"MLflow at {uri}: {error}") from None

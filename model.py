@@ -4,6 +4,7 @@ Modules take word vectors and weights, not word ids. The table of vectors is no 
 rows a batch needs, the gradient is taken with respect to these rows, and `update` adds to them in place, so a step
 costs the same however large the table is. To add a model, write a module with the same call and name it in MODELS.
 """
+import functools
 import math
 from collections.abc import Sequence
 
@@ -12,11 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-
 # --- modules ----------------------------------------------------------------------------------------------------------
 
 class Head(nn.Module):
-    """Hidden layers (none: a linear classifier) and logits. The last layer starts at zero, so the first loss is ln C."""
+    """Hidden layers (none: a linear classifier) and logits, which start at zero: the first loss is ln C."""
     classes: int
     hidden: Sequence[int] = ()
     dropout: float = 0.0
@@ -110,3 +110,62 @@ def idf(titles, rows):
     weights = np.log((1 + len(titles)) / (1 + count)) + 1
     weights[(count == 0) | (np.arange(rows) == 0)] = 0
     return weights.astype(np.float32)
+
+
+# --- building and scoring ---------------------------------------------------------------------------------------------
+
+def build(config):
+    """The module that a run's configuration describes; fields a module does not have are left out."""
+    module = MODELS[config["model"]]
+    fields = {name: config[name] for name in module.__dataclass_fields__ if name in config}
+    return module(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+
+
+def init(config, key):
+    """All that prediction needs, from random numbers: {"params", "table" [V, D], "word_weights" [V]}."""
+    table_key, key = jax.random.split(key)
+    table = init_table(table_key, config["vocabulary"], config["dim"])
+    vectors = jnp.zeros((1, config["max_len"], config["dim"]))
+    params = build(config).init(key, vectors, vectors[..., 0])["params"]
+    return {"params": params, "table": table, "word_weights": jnp.ones(len(table)).at[0].set(0)}
+
+
+@functools.partial(jax.jit, static_argnames="module")
+def logits(module, variables, ids):
+    """[B, L] word ids -> [B, C]; dropout is off."""
+    vectors, weights = lookup(variables["table"], variables["word_weights"], ids)
+    return module.apply({"params": variables["params"]}, vectors, weights)
+
+
+@functools.partial(jax.jit, static_argnames="module")
+def score_batch(module, variables, ids, labels):
+    z = logits(module, variables, ids)
+    true = jnp.take_along_axis(z, labels[:, None], 1)
+    log_sum = jax.nn.logsumexp(z, 1)
+    return {"prediction": z.argmax(1), "loss": log_sum - true[:, 0], "rank": (z > true).sum(1),
+            "probability": jnp.exp(z.max(1) - log_sum)}
+
+
+def in_batches(function, arrays, batch_size=1024):
+    """Call `function` on the rows of arrays [N, ...] in batches of one size (the last one padded with its own first
+    row, whose results are cut off), so that it is compiled once. Returns its dictionary of results as [N, ...]."""
+    parts = []
+    rows = len(arrays[0])
+    for start in range(0, rows, batch_size):
+        batch = [array[start:start + batch_size] for array in arrays]
+        short = batch_size - len(batch[0])
+        parts.append(function(*(np.pad(x, [(0, short)] + [(0, 0)] * (x.ndim - 1), mode="wrap") for x in batch)))
+    return {name: np.concatenate([np.asarray(part[name]) for part in parts])[:rows] for name in parts[0]}
+
+
+def score(module, variables, titles, labels):
+    """Judge every row once: dictionary of [N] arrays `prediction`, `loss` (cross-entropy, nats), `rank` of the true
+    category (0 = first) and `probability` of the prediction."""
+    return in_batches(lambda ids, y: score_batch(module, variables, ids, y), (titles, labels.astype(np.int32)))
+
+
+def balanced_accuracy(labels, predictions):
+    """Mean recall over the categories that occur in `labels`, as scikit-learn's balanced_accuracy_score."""
+    size = np.bincount(labels)
+    right = np.bincount(labels[labels == predictions], minlength=len(size))
+    return float(np.mean(right[size > 0] / size[size > 0]))

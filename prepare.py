@@ -672,7 +672,7 @@ def main():
     add("--min-count", type=data.positive(int), default=1, help="drop words rarer than this in the training split")
     add("--max-len", type=data.positive(int), default=20, help="cut titles to so many words")
     add("--valid", type=data.share, default=0.1, help="share of the rest for validation, where the source has none")
-    add("--seed", type=data.natural, default=0, help="decides the splits")
+    add("--seed", type=data.not_negative(int), default=0, help="decides the splits")
     add("--vectors", type=Path, help="pretrained vectors: word2vec, GloVe or fastText text file, plain or compressed")
     add("--max-bad-rows", type=data.positive(float), default=0.01, help="bad rows to skip: a share below 1, or a count")
     add("--threads", type=data.positive(int), default=os.cpu_count(), help="threads that tokenize")

@@ -1,0 +1,391 @@
+"""Train a classifier on prepared arrays; keep its best and its latest checkpoint; log the run to MLflow.
+
+    python train.py                                  # the bag of words (mlp), a few seconds on the built-in set
+    python train.py --model cnn --name my-cnn        # the sentence CNN
+    python train.py --resume my-cnn                  # go on after Ctrl-C, a crash or a kill, to the same bits
+    mlflow ui --backend-store-uri sqlite:///mlflow.db
+
+Reads data/prepared/ (prepare.py writes it). Writes runs/NAME/: config.json, vocab.txt, labels.txt, checkpoints/ and
+metrics.csv (one row an epoch), and a run in MLflow (sqlite:///mlflow.db, or MLFLOW_TRACKING_URI).
+The checkpoint `best` is the one with the highest balanced accuracy on the validation split; the test split is never
+looked at. Ctrl-C saves `latest` and says how to go on.
+"""
+import csv
+import functools
+import math
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import data
+from data import UserError
+
+# --- knobs ------------------------------------------------------------------------------------------------------------
+DEFAULTS = {  # by model; a flag overrides them
+    "mlp": {"lr": 1e-3, "dropout": 0.5, "hidden": [], "epochs": 25},
+    "cnn": {"lr": 3e-3, "dropout": 0.3, "hidden": [], "epochs": 15},
+}
+SMALL = 40_000         # rows up to which the epochs above hold; more rows need fewer (size_rule)
+CHUNK = 50             # steps in one compiled loop at most: fewer calls from Python, but a slower answer to Ctrl-C
+TRAIN_SAMPLE = 10_000  # training rows scored after each epoch, to be compared with the validation split
+EXPERIMENT = "titles"  # in MLflow, unless MLFLOW_EXPERIMENT_NAME is set
+
+
+def size_rule(rows, epochs):
+    """(batch size, epochs) for so many training rows: larger batches and fewer epochs for more rows."""
+    batch_size = 2 ** round(math.log2(max(rows, 1) / 500))
+    return min(max(batch_size, 64), 1024), max(3, round(epochs * min(1, (SMALL / rows) ** 0.6)))
+
+
+def parse_args():
+    parser = data.argument_parser(__doc__)
+    add = parser.add_argument
+
+    def default(name):
+        return "(default: " + ", ".join(f"{model} {knobs[name]}" for model, knobs in DEFAULTS.items()) + ")"
+
+    add("--data", type=Path, default=Path("data/prepared"), help="folder that prepare.py wrote")
+    add("--model", choices=DEFAULTS, default="mlp", help="which module of model.py")
+    add("--name", help="name of the run (default: model and number)")
+    add("--runs", type=Path, default=Path("runs"), help="folder of all runs")
+    add("--resume", metavar="NAME", help="go on with this run; its own settings hold")
+    add("--epochs", type=data.positive(int), help="passes over the training rows (default: by size, see size_rule)")
+    add("--batch-size", type=data.positive(int), help="rows a step (default: by size, see size_rule)")
+    add("--lr", type=data.positive(float), help=f"Adam's rate, falling to 0 {default('lr')}")
+    add("--table-lr", type=data.positive(float), default=0.1, help="Adagrad's rate for word vectors, falling to 0")
+    add("--weight-decay", type=data.not_negative(float), default=0.0, help="L2 penalty on all but the word vectors")
+    add("--dim", type=data.positive(int), help="numbers in a word vector (default: the pretrained ones' or 100)")
+    add("--hidden", type=data.positive(int), nargs="*", help=f"widths of hidden layers {default('hidden')}")
+    add("--filters", type=data.positive(int), default=100, help="cnn: filters of each width")
+    add("--widths", type=data.positive(int), nargs="+", default=[1, 2, 3], help="cnn: words a filter looks at")
+    add("--dropout", type=data.dropout, help=f"share left out in training {default('dropout')}")
+    add("--freeze-embeddings", action="store_true", help="leave the word vectors as they are at the start")
+    add("--balance", choices=("none", "logit", "weights"), default="logit",
+        help="how rare categories get their due: log prior added to the logits in training, or weights on the loss")
+    add("--seed", type=data.not_negative(int), default=0, help="decides every random number")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    ARGS = data.run(parse_args)  # before JAX is loaded, so that --help answers at once
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import model
+
+# --- the step ---------------------------------------------------------------------------------------------------------
+
+def make_optimizer(config):
+    rate = optax.linear_schedule(config["lr"], 0, config["steps"])
+    return optax.chain(optax.add_decayed_weights(config["weight_decay"]), optax.adam(rate))
+
+
+def class_terms(balance, labels, classes):
+    """(added to the logits in training [C], weight of a row's loss by category [C]) for a --balance method.
+
+    `logit` adds the log prior (Menon et al. 2021, Long-tail learning via logit adjustment), `weights` divides by the
+    category's frequency as scikit-learn's class_weight="balanced".
+    """
+    count = np.bincount(labels, minlength=classes)
+    shift, weight = np.zeros(classes, np.float32), np.ones(classes, np.float32)
+    if balance == "logit":
+        shift = np.log(np.maximum(count, 0.5) / len(labels)).astype(np.float32)
+    if balance == "weights":
+        weight = (len(labels) / (classes * np.maximum(count, 1))).astype(np.float32)
+    return shift, weight
+
+
+def make_train_chunk(config):
+    """The compiled loop: (state, titles [N, L], labels [N], order [S, B], key, shift [C], weight [C]) -> (state, mean
+    loss). The state is donated: parameters and table change in place."""
+    module, optimizer = model.build(config), make_optimizer(config)
+
+    def loss_of(params, vectors, weights, y, key, shift, weight):
+        logits = module.apply({"params": params}, vectors, weights, train=True, rngs={"dropout": key})
+        return jnp.mean(weight[y] * optax.softmax_cross_entropy_with_integer_labels(logits + shift, y))
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train_chunk(state, titles, labels, order, key, shift, weight):
+        def step(state, rows):
+            ids, y = titles[rows].astype(jnp.int32), labels[rows].astype(jnp.int32)
+            vectors, weights = model.lookup(state["table"], state["word_weights"], ids)
+            loss, (gradient, vector_gradient) = jax.value_and_grad(loss_of, (0, 1))(
+                state["params"], vectors, weights, y, jax.random.fold_in(key, state["step"]), shift, weight)
+            updates, moments = optimizer.update(gradient, state["moments"], state["params"])
+            new = dict(state, params=optax.apply_updates(state["params"], updates), moments=moments,
+                       step=state["step"] + 1)
+            if not config["freeze_embeddings"]:
+                rate = config["table_lr"] * (1 - state["step"] / config["steps"])
+                new["table"], new["accumulator"] = model.update(
+                    state["table"], state["accumulator"], ids, vector_gradient * len(rows), rate)
+            return new, loss
+
+        state, losses = jax.lax.scan(step, state, order)
+        return state, losses.mean()
+
+    return train_chunk
+
+
+def init_state(config, key, titles, vectors=None):
+    """The state before the first step; `titles` [N, L] give the words' weights, `vectors` [V, D] (zero where not
+    found) their start."""
+    state = model.init(config, key)
+    state["word_weights"] = jnp.asarray(model.idf(titles, config["vocabulary"]))
+    if vectors is not None:
+        found = vectors.any(1, keepdims=True)
+        if found.any():  # words without a vector start as long as the others
+            state["table"] *= vectors[found[:, 0]].std() / state["table"].std()
+        state["table"] = jnp.where(found, vectors, state["table"])
+    return state | {"moments": make_optimizer(config).init(state["params"]), "step": jnp.zeros((), jnp.int32),
+                    "accumulator": jnp.zeros(config["vocabulary"])}
+
+
+def parts(state):
+    """A state as the two parts of a checkpoint: what prediction needs, and what only training needs."""
+    optimizer = {name: state[name] for name in ("moments", "accumulator", "step")}
+    return {"variables": {name: state[name] for name in state if name not in optimizer}, "optimizer": optimizer}
+
+
+def judge(module, state, arrays, prefix):
+    """Loss, accuracy and balanced accuracy over every row of `arrays` (and over the reliable rows, where known)."""
+    result = model.score(module, parts(state)["variables"], arrays["titles"], arrays["labels"])
+    row = {f"{prefix}_loss": float(result["loss"].mean()),
+           f"{prefix}_accuracy": float((result["prediction"] == arrays["labels"]).mean()),
+           f"{prefix}_balanced_accuracy": model.balanced_accuracy(arrays["labels"], result["prediction"])}
+    reliable = arrays.get("reliable", np.zeros(0, bool))
+    if reliable.any():
+        row[f"{prefix}_reliable_balanced_accuracy"] = model.balanced_accuracy(
+            arrays["labels"][reliable], result["prediction"][reliable])
+    return row
+
+
+# --- configuration ----------------------------------------------------------------------------------------------------
+
+def configure(args, meta, rows):
+    """All that decides the result, as one dictionary: the flags, defaults filled in, and the sizes the data gives."""
+    config = {name: value for name, value in vars(args).items() if name not in ("data", "name", "runs", "resume")}
+    for name, value in DEFAULTS[args.model].items():
+        config[name] = value if config[name] is None else config[name]
+    batch_size, epochs = size_rule(rows, DEFAULTS[args.model]["epochs"])
+    config["batch_size"] = min(args.batch_size or batch_size, rows)
+    config["epochs"] = args.epochs or epochs
+    pretrained = meta["vectors"] is not None
+    if pretrained and args.dim not in (None, meta["vectors"].shape[1]):
+        raise UserError(f"--dim {args.dim}: the prepared vectors have {meta['vectors'].shape[1]} numbers; leave --dim "
+                        "away, or run prepare.py without --vectors")
+    config["dim"] = meta["vectors"].shape[1] if pretrained else args.dim or 100
+    chunks, steps = data.epoch_shape(rows, config["batch_size"], CHUNK)
+    return config | {
+        "pretrained_vectors": pretrained, "fingerprint": meta["fingerprint"], "synthetic": meta["synthetic"],
+        "classes": len(meta["labels"]), "vocabulary": len(meta["vocab"]), "max_len": meta["max_len"], "rows": rows,
+        "steps": config["epochs"] * chunks * steps}
+
+
+def open_run(args, meta, rows):
+    """(name, folder, config) of a new run, or of the one to resume."""
+    if args.resume:
+        given = {flag.partition("=")[0] for flag in sys.argv[1:] if flag.startswith("--")}
+        if given - {"--resume", "--data", "--runs"}:
+            raise UserError(f"--resume goes on with the run's own settings; leave {min(given - {'--resume'})} away")
+        folder = args.runs / args.resume
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{folder}: no such run to resume")
+        config = data.read_json(folder / "config.json")
+        if config["fingerprint"] != meta["fingerprint"]:
+            raise UserError(f"{folder}: was trained on other data ({config['fingerprint']}) than {args.data} holds "
+                            f"({meta['fingerprint']}); name its data with --data")
+        return args.resume, folder, config
+    args.runs.mkdir(parents=True, exist_ok=True)
+    taken = {path.name for path in args.runs.iterdir()}
+    name = args.name or next(name for i in range(1, len(taken) + 2) if (name := f"{args.model}-{i}") not in taken)
+    if not re.fullmatch(r"\w[\w.-]*", name) or name in ("best", "latest"):
+        raise UserError(f"--name {name}: use letters, digits, '-', '_' and '.', and not best or latest")
+    folder, beside = args.runs / name, args.runs / f".{name}.tmp-{os.getpid()}"
+    config = configure(args, meta, rows) | {"created": time.time()}
+    beside.mkdir()
+    data.write_json(beside / "config.json", config)
+    data.write_lines(beside / "vocab.txt", meta["vocab"])
+    data.write_lines(beside / "labels.txt", meta["labels"])
+    try:
+        if folder.exists():
+            raise OSError
+        beside.rename(folder)
+    except OSError:
+        shutil.rmtree(beside)
+        raise UserError(f"{folder}: a run of this name is there; choose another --name, or go on with "
+                        f"--resume {name}") from None
+    return name, folder, config
+
+
+# --- MLflow -----------------------------------------------------------------------------------------------------------
+
+class Tracker:
+    """The MLflow run of a training."""
+
+    def __init__(self, folder, config, statistics):
+        """Start the run, or go on with the one that `folder`/mlflow.txt names."""
+        self.client, experiment = data.mlflow_client()
+        note = folder / "mlflow.txt"
+        if note.exists():
+            self.run_id = note.read_text().strip()
+            self.client.update_run(self.run_id, "RUNNING")
+            self.logged = max((m.step for m in self.client.get_metric_history(self.run_id, "valid_loss")), default=-1)
+            return
+        self.run_id = self.client.create_run(experiment, run_name=folder.name).info.run_id
+        with data.write_beside(note) as file:
+            file.write(self.run_id + "\n")
+        self.logged = -1
+        from mlflow.entities import Param, RunTag
+        self.client.log_batch(
+            self.run_id, params=[Param(key, str(value)[:6000]) for key, value in (statistics | config).items()],
+            tags=[RunTag("data", "synthetic" if config["synthetic"] else "real")])
+        for script in Path(__file__).parent.glob("*.py"):
+            self.client.log_artifact(self.run_id, str(script), "source")
+
+    def log(self, history, losses=()):
+        """Log the epochs not yet logged, and the training loss [(step, loss)] of the chunks before them."""
+        from mlflow.entities import Metric
+        now = int(time.time() * 1000)
+        metrics = [Metric(key, value, now, row["step"]) for row in history if row["step"] > self.logged
+                   for key, value in row.items() if key not in ("epoch", "step")]
+        metrics += [Metric("step_loss", float(loss), now, step) for step, loss in losses]
+        for start in range(0, len(metrics), 1000):
+            self.client.log_batch(self.run_id, metrics=metrics[start:start + 1000])
+        self.logged = max(self.logged, *(row["step"] for row in history))
+
+    def finish(self, status, history, synthetic):
+        if history:
+            self.client.log_figure(self.run_id, loss_figure(history, synthetic), "loss.png")
+        self.client.set_terminated(self.run_id, status)
+
+
+def loss_figure(history, synthetic):
+    """Loss of the training and the validation split over the epochs, and their balanced accuracy."""
+    from matplotlib.figure import Figure
+    figure = Figure((9, 3.5), layout="constrained")
+    for axes, kind in zip(figure.subplots(1, 2), ("loss", "balanced_accuracy"), strict=True):
+        for split, name in (("train", "training (sample)"), ("valid", "validation")):
+            axes.plot([row["epoch"] for row in history], [row[f"{split}_{kind}"] for row in history], "o-", label=name)
+        axes.set(xlabel="epoch", ylabel="cross-entropy (nats)" if kind == "loss" else "balanced accuracy",
+                 title=("SYNTHETIC data: " if synthetic else "") + kind.replace("_", " "))
+        axes.legend()
+    return figure
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------------
+
+def train(args):
+    started = time.time()
+    meta, arrays = data.load_prepared(args.data, ("train", "valid"))
+    name, folder, config = open_run(args, meta, len(arrays["train"]["labels"]))
+    rows, module = config["rows"], model.build(config)
+    chunks, chunk_steps = data.epoch_shape(rows, config["batch_size"], CHUNK)
+
+    init_key, dropout_key = jax.random.split(jax.random.key(config["seed"]))
+    state = init_state(config, init_key, arrays["train"]["titles"], meta["vectors"])
+    history, manager = [], data.checkpoint_manager(folder)
+    if manager.latest_step() is not None:
+        saved = data.restore_checkpoint(manager, manager.latest_step(), **parts(state), history=None)
+        state, history = saved["variables"] | saved["optimizer"], saved["history"]
+    step = int(state["step"])
+    statistics = {key: meta[key] for key in
+                  ("categories", "reliable_share", "unknown_share", "mean_words", "cut_share")}
+    tracker = Tracker(folder, config, statistics | {"source": meta["source"], "device": str(jax.devices()[0])})
+
+    parameters = sum(x.size for x in jax.tree.leaves(state["params"]))
+    print(f"run {name}{' (SYNTHETIC DATA)' if config['synthetic'] else ''} on {jax.devices()[0]}: "
+          + ", ".join(f"{key}={value}" for key, value in config.items() if key != "created"))
+    print(f"{rows:,} rows, {config['steps']:,} steps of {config['batch_size']}; {parameters:,} parameters and a table "
+          f"of {config['vocabulary']:,} x {config['dim']} ({state['table'].nbytes / 1e6:,.0f} MB); chance loss "
+          f"ln {config['classes']} = {math.log(config['classes']):.3f}")
+
+    sample = np.random.default_rng(config["seed"]).permutation(rows)[:TRAIN_SAMPLE]
+    sample = {kind: array[sample] for kind, array in arrays["train"].items() if kind in ("titles", "labels")}
+    device = jax.device_put([arrays["train"]["titles"], arrays["train"]["labels"]])
+    shift, weight = jax.device_put(class_terms(config["balance"], arrays["train"]["labels"], config["classes"]))
+    order = np.zeros((chunk_steps, config["batch_size"]), np.uint32)
+    train_chunk = make_train_chunk(config).lower(state, *device, order, dropout_key, shift, weight).compile()
+    if step == 0:
+        report_epoch({"epoch": 0} | judge(module, state, arrays["valid"], "valid"))
+    print(f"ready after {time.time() - started:.1f} s (reading, compiling)")
+
+    stop = []  # a signal that came; the loop answers at the end of a chunk
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: stop.append(number))
+
+    def save(metrics=None):
+        data.save_checkpoint(manager, step, **parts(state), history=history, metrics=metrics)
+
+    begun, begun_step, printed = time.time(), step, 0
+    for epoch in range(step // (chunks * chunk_steps), config["epochs"]):
+        order = data.batches(rows, config["batch_size"], CHUNK, config["seed"], epoch)
+        losses, epoch_begun, epoch_step = [], time.time(), step
+        for chunk in range(step // chunk_steps % chunks, chunks):
+            state, loss = train_chunk(state, *device, order[chunk], dropout_key, shift, weight)
+            step += chunk_steps
+            losses.append((step, loss))
+            loss = float(losses[max(0, len(losses) - 2)][1])  # the chunk before, so that the device is never idle
+            if not math.isfinite(loss):
+                break
+            if time.time() - printed > 1:
+                printed, seconds = time.time(), time.time() - begun
+                done = (step - begun_step) / (config["steps"] - begun_step)
+                print(f"epoch {epoch + 1:>3}/{config['epochs']} {step / config['steps']:6.1%}  loss {loss:7.4f}  "
+                      f"lr {config['lr'] * (1 - step / config['steps']):.1e}  "
+                      f"{(step - begun_step) * config['batch_size'] / seconds:9,.0f} titles/s  "
+                      f"{clock(seconds)} elapsed  {clock(seconds / done - seconds)} left", flush=True)
+            if stop:
+                save()
+                tracker.finish("KILLED", history, config["synthetic"])
+                print(f"stopped at step {step:,}; go on with: python train.py --resume {name}"
+                      + (f" --runs {args.runs}" if str(args.runs) != "runs" else ""))
+                raise SystemExit(128 + stop[0])
+        if not all(math.isfinite(loss) for _, loss in losses):
+            tracker.finish("FAILED", history, config["synthetic"])
+            raise UserError(f"the loss is no longer finite at step {step:,} of run {name}; try a lower --lr (now "
+                            f"{config['lr']}) or --table-lr (now {config['table_lr']})")
+        seconds = time.time() - epoch_begun
+        row = {"epoch": epoch + 1, "step": step} | judge(module, state, sample, "train") | judge(
+            module, state, arrays["valid"], "valid") | {
+            "titles_per_second": (step - epoch_step) * config["batch_size"] / seconds, "seconds": time.time() - started}
+        report_epoch(row)
+        history.append(row)
+        save(row)
+        write_metrics(folder, history)
+        tracker.log(history, losses)
+        begun += time.time() - epoch_begun - seconds  # judging and saving are not training time
+    write_metrics(folder, history)
+    tracker.log(history)
+    tracker.finish("FINISHED", history, config["synthetic"])
+    best = max(history, key=lambda row: row["valid_balanced_accuracy"])
+    print(f"best epoch {best['epoch']}: validation balanced accuracy {best['valid_balanced_accuracy']:.4f}"
+          f"{' on SYNTHETIC data' if config['synthetic'] else ''}; {time.time() - started:.1f} s in all\n"
+          f"test it: python evaluate.py --ckpt {name}")
+
+
+def clock(seconds):
+    return f"{seconds // 60:.0f}:{seconds % 60:02.0f}"
+
+
+def report_epoch(row):
+    print(f"epoch {row['epoch']:>3}  " + "  ".join(
+        f"{key.replace('_', ' ')} {value:.4f}" for key, value in row.items() if "loss" in key or "balanced" in key))
+
+
+def write_metrics(folder, history):
+    with data.write_beside(folder / "metrics.csv") as file:
+        names = list(dict.fromkeys(key for row in history for key in row))
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(history)
+
+
+if __name__ == "__main__":
+    data.run(lambda: train(ARGS))
