@@ -3,6 +3,7 @@
 The prepared folder (`data/prepared/`), for each split `train`, `valid`, `test`:
 
     {split}_titles.npy    [N, max_len] uint16 or uint32 word ids, 0 = padding, 1 = unknown word
+    {split}_text.txt      the titles as they came, one a line, for reports
     {split}_labels.npy    [N] category ids
     {split}_language.npy  [N] uint8, index into meta["languages"]    (where the source names a language)
     {split}_reliable.npy  [N] bool                                   (where the source names a label quality)
@@ -12,6 +13,7 @@ The prepared folder (`data/prepared/`), for each split `train`, `valid`, `test`:
 """
 import argparse
 import bz2
+import csv
 import gzip
 import hashlib
 import json
@@ -261,11 +263,12 @@ def settle(folder):
         shutil.rmtree(old) if folder.exists() else old.rename(folder)
 
 
-def load_prepared(folder, splits=SPLITS):
+def load_prepared(folder, splits=SPLITS, text=None):
     """The prepared data of some splits, every file checked against its checksum.
 
     Returns: (meta, arrays): meta.json as a dictionary with `vocab` and `labels` (lists of str) added, and a dictionary
-    arrays[split][kind] with kinds `titles`, `labels` and, where known, `language` and `reliable`.
+    arrays[split][kind] with kinds `titles` (without columns that are padding throughout), `labels` and, where known,
+    `language` and `reliable`; for the split `text` also kind `text`, a list of str.
     Raises UserError where a file is missing, was changed, or has another format version.
     """
     folder = Path(folder)
@@ -291,8 +294,13 @@ def load_prepared(folder, splits=SPLITS):
     arrays = {split: {} for split in splits}
     for name in files:
         split, _, kind = name.removesuffix(".npy").rpartition("_")
-        if split in arrays:
+        if split in arrays and name.endswith(".npy"):
             arrays[split][kind] = np.load(checked(name), allow_pickle=False)
+    longest = max(np.flatnonzero(array["titles"].any(0)).max(initial=0) for array in arrays.values()) + 1
+    for array in arrays.values():
+        array["titles"] = np.ascontiguousarray(array["titles"][:, :longest])
+    if text:
+        arrays[text]["text"] = read_lines(checked(f"{text}_text.txt"))
     meta["vocab"] = read_lines(checked("vocab.txt"))
     meta["labels"] = read_lines(checked("labels.txt"))
     meta["vectors"] = np.load(checked("vectors.npy"), allow_pickle=False) if "vectors.npy" in files else None
@@ -320,18 +328,60 @@ def epoch_shape(rows, batch_size, chunk):
 # --- runs -------------------------------------------------------------------------------------------------------------
 # runs/NAME/ holds config.json, vocab.txt, labels.txt, metrics.csv and checkpoints/, with one folder for each kept step.
 
-def checkpoint_manager(folder):
+def find_run(ckpt, runs, fingerprint=None):
+    """(folder of a run, "best" or "latest") that `--ckpt` means.
+
+    `best`: of all runs (on the data with this fingerprint, if given) the one with the highest validation balanced
+    accuracy. `latest`: the run begun last. Else the name or path of a run, with /best (the default) or /latest behind.
+    """
+    runs = Path(runs)
+    if ckpt in ("best", "latest"):
+        found = []
+        for folder in sorted(runs.iterdir() if runs.is_dir() else []):
+            if (folder / "metrics.csv").is_file() and (folder / "config.json").is_file():
+                config = read_json(folder / "config.json")
+                if fingerprint in (None, config["fingerprint"]):
+                    with open(folder / "metrics.csv", encoding="utf-8", newline="") as file:
+                        best = max(float(row["valid_balanced_accuracy"]) for row in csv.DictReader(file))
+                    found.append((best if ckpt == "best" else config["created"], folder))
+        if not found:
+            raise UserError(f"{runs}: no trained run here{' on this data' if fingerprint else ''}; run train.py first")
+        return max(found, key=lambda item: item[0])[1], ckpt
+    path, which = Path(ckpt), "best"
+    if path.name in ("best", "latest"):
+        path, which = path.parent, path.name
+    for folder in (runs / path, path):
+        if (folder / "config.json").is_file():
+            return folder, which
+    raise UserError(f"--ckpt {ckpt}: no such run in {runs}/, and no such path")
+
+
+def load_run(folder):
+    """(config, vocab, labels) of a run: a dictionary, and two lists of str, checked to be those it was trained with."""
+    config = read_json(folder / "config.json")
+    if config.get("format") != FORMAT:
+        raise UserError(f"{folder}/config.json: format version {config.get('format')}, expected {FORMAT}; train again")
+    for name in ("vocab.txt", "labels.txt"):
+        if not (folder / name).is_file() or checksum(folder / name) != config["files"][name]:
+            raise UserError(f"{folder / name}: missing, or not the one that this run was trained with")
+    return config, read_lines(folder / "vocab.txt"), read_lines(folder / "labels.txt")
+
+
+def checkpoint_manager(folder, read_only=False):
     """Orbax's manager of a run's checkpoints: keeps the latest and the best by validation balanced accuracy. Saves are
     synchronous and atomic: a killed save leaves a temporary folder, which the next training removes."""
+    import logging
+
     import orbax.checkpoint as ocp
     from orbax.checkpoint import checkpoint_managers as policies
+    logging.getLogger("absl").setLevel(logging.ERROR)
 
     def metric(metrics):
         return metrics["valid_balanced_accuracy"]
 
     return ocp.CheckpointManager((Path(folder) / "checkpoints").absolute(), options=ocp.CheckpointManagerOptions(
-        best_fn=metric, best_mode="max", enable_async_checkpointing=False, cleanup_tmp_directories=True,
-        preservation_policy=policies.AnyPreservationPolicy(
+        read_only=read_only, best_fn=metric, best_mode="max", enable_async_checkpointing=False,
+        cleanup_tmp_directories=not read_only, preservation_policy=policies.AnyPreservationPolicy(
             [policies.LatestN(1), policies.BestN(get_metric_fn=metric, n=1, reverse=False)])))
 
 
@@ -345,11 +395,16 @@ def save_checkpoint(manager, step, variables, optimizer, history, metrics):
 
 
 def restore_checkpoint(manager, step, **targets):
-    """Restore the named parts of a checkpoint (variables, optimizer: pytrees of shapes as target; history: None)."""
+    """Restore the named parts of a checkpoint: `variables`, `optimizer` with a pytree of shapes and dtypes that they
+    must have, `history` with None. Raises UserError where it cannot be read or has other shapes."""
     import orbax.checkpoint as ocp
     arguments = {name: ocp.args.JsonRestore() if target is None else ocp.args.StandardRestore(target)
                  for name, target in targets.items()}
-    return manager.restore(step, args=ocp.args.Composite(**arguments))
+    try:
+        return manager.restore(step, args=ocp.args.Composite(**arguments))
+    except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged folder
+        raise UserError(f"{manager.directory}/{step}: cannot be read as this run's checkpoint "
+                        f"({type(error).__name__}: {str(error)[:200]})") from None
 
 
 def mlflow_client():

@@ -57,14 +57,15 @@ class CNN(nn.Module):
     @nn.compact
     def __call__(self, vectors, weights, train=False):                  # [B, L, D], [B, L] -> [B, C]
         word = (weights > 0)[..., None]                                 # [B, L, 1]
-        products = nn.Dense(sum(self.widths) * self.filters, use_bias=False, name="filters")(vectors * word)
-        bias = self.param("bias", nn.initializers.zeros, (len(self.widths), self.filters))
+        vectors = vectors * word
         pooled = []
-        for width, first in zip(self.widths, np.cumsum((0, *self.widths)), strict=False):
-            windows = bias[len(pooled)]
-            for offset in range(width):                                 # a convolution as shifted matrix products
-                part = products[..., (first + offset) * self.filters:(first + offset + 1) * self.filters]
-                windows += jnp.pad(part[:, offset:], ((0, 0), (0, min(offset, part.shape[1])), (0, 0)))
+        for width in self.widths:
+            kernel = self.param(f"filters_{width}", nn.initializers.lecun_normal((0, 1), 2),
+                                (width, vectors.shape[-1], self.filters))
+            windows = self.param(f"bias_{width}", nn.initializers.zeros, (self.filters,))
+            for offset in range(min(width, vectors.shape[1])):          # a convolution as shifted matrix products
+                ahead = jnp.pad(vectors[:, offset:], ((0, 0), (0, offset), (0, 0)))
+                windows += ahead @ kernel[offset]                       # [B, L, F]
             pooled.append(jnp.where(word, nn.relu(windows), 0).max(1))  # relu >= 0: an empty title pools to 0
         x = nn.Dropout(self.dropout, deterministic=not train)(jnp.concatenate(pooled, -1))
         return Head(self.classes, self.hidden, self.dropout)(x, train)

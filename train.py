@@ -183,21 +183,22 @@ def configure(args, meta, rows):
     config["dim"] = meta["vectors"].shape[1] if pretrained else args.dim or 100
     chunks, steps = data.epoch_shape(rows, config["batch_size"], CHUNK)
     return config | {
-        "pretrained_vectors": pretrained, "fingerprint": meta["fingerprint"], "synthetic": meta["synthetic"],
-        "classes": len(meta["labels"]), "vocabulary": len(meta["vocab"]), "max_len": meta["max_len"], "rows": rows,
-        "steps": config["epochs"] * chunks * steps}
+        "format": data.FORMAT, "fingerprint": meta["fingerprint"], "synthetic": meta["synthetic"],
+        "files": {name: meta["files"][name] for name in ("vocab.txt", "labels.txt")},
+        "classes": len(meta["labels"]), "vocabulary": len(meta["vocab"]), "max_len": meta["max_len"],
+        "pretrained_vectors": pretrained, "rows": rows, "steps": config["epochs"] * chunks * steps}
 
 
 def open_run(args, meta, rows):
     """(name, folder, config) of a new run, or of the one to resume."""
     if args.resume:
         given = {flag.partition("=")[0] for flag in sys.argv[1:] if flag.startswith("--")}
-        if given - {"--resume", "--data", "--runs"}:
-            raise UserError(f"--resume goes on with the run's own settings; leave {min(given - {'--resume'})} away")
+        if others := given - {"--resume", "--data", "--runs"}:
+            raise UserError(f"--resume goes on with the run's own settings; leave {' '.join(sorted(others))} away")
         folder = args.runs / args.resume
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder}: no such run to resume")
-        config = data.read_json(folder / "config.json")
+        config, _, _ = data.load_run(folder)
         if config["fingerprint"] != meta["fingerprint"]:
             raise UserError(f"{folder}: was trained on other data ({config['fingerprint']}) than {args.data} holds "
                             f"({meta['fingerprint']}); name its data with --data")
@@ -301,7 +302,7 @@ def train(args):
 
     parameters = sum(x.size for x in jax.tree.leaves(state["params"]))
     print(f"run {name}{' (SYNTHETIC DATA)' if config['synthetic'] else ''} on {jax.devices()[0]}: "
-          + ", ".join(f"{key}={value}" for key, value in config.items() if key != "created"))
+          + ", ".join(f"{key}={value}" for key, value in config.items() if key not in ("created", "files", "format")))
     print(f"{rows:,} rows, {config['steps']:,} steps of {config['batch_size']}; {parameters:,} parameters and a table "
           f"of {config['vocabulary']:,} x {config['dim']} ({state['table'].nbytes / 1e6:,.0f} MB); chance loss "
           f"ln {config['classes']} = {math.log(config['classes']):.3f}")

@@ -1,0 +1,290 @@
+"""Report how good a checkpoint is on a split, or classify new titles with it.
+
+    python evaluate.py --ckpt best                          # the best run on this data, on the test split
+    python evaluate.py --ckpt my-cnn/latest --split valid   # a run by name; best is its default checkpoint
+    python evaluate.py --ckpt best --json                   # the scores as one JSON object
+    python evaluate.py --ckpt best --predict titles.txt --top 3 --out predicted.tsv
+    echo "zapatillas running talle 42" | python evaluate.py --ckpt best --predict -
+
+The report goes to runs/NAME/SPLIT-WHICH/ (such as test-best): report.json, predictions.csv, categories.csv (precision,
+recall, F1 and support of each), confusions.csv with example titles, recall.png and confusions.png; it is added to the
+training's MLflow run. The interval of the balanced accuracy is a bootstrap within categories.
+
+--predict reads a title a line, or a CSV with a `title` (or `text`) column, plain or compressed, `-` for standard input.
+It writes a line for each title, in order: category TAB probability, K times with --top K. A CSV with an `id` column,
+such as the challenge's test.csv, gives `id,category` instead. It needs nothing but the run's folder.
+Probabilities are the softmax of the logits: after training with --balance logit or weights they assume that all
+categories are equally frequent, after --balance none that they are as frequent as in training.
+"""
+import json
+import sys
+from pathlib import Path
+
+import data
+from data import UserError
+
+# --- knobs ------------------------------------------------------------------------------------------------------------
+RESAMPLES = 2000     # of the bootstrap
+CONFUSIONS = 20      # pairs of categories that the report shows
+PREDICT_ROWS = 8192  # titles classified at a time with --predict
+
+
+def parse_args():
+    parser = data.argument_parser(__doc__)
+    add = parser.add_argument
+    add("--ckpt", default="best", help="best or latest of all runs, or a run: NAME, NAME/best, NAME/latest, or a path")
+    add("--data", type=Path, default=Path("data/prepared"), help="folder that prepare.py wrote")
+    add("--runs", type=Path, default=Path("runs"), help="folder of all runs")
+    add("--split", choices=("test", "valid", "train"), default="test", help="which rows to report on")
+    add("--json", action="store_true", help="print the scores as one JSON object and nothing else")
+    add("--predict", metavar="FILE", help="classify the titles in this file, or - for standard input")
+    add("--top", type=data.positive(int), default=1, metavar="K", help="with --predict: the K likeliest categories")
+    add("--out", type=Path, metavar="FILE", help="with --predict: write here instead of standard output")
+    args = parser.parse_args()
+    if args.out and not args.predict:
+        raise UserError("--out goes with --predict; a report goes to the run's folder")
+    return args
+
+
+if __name__ == "__main__":
+    ARGS = data.run(parse_args)  # before JAX is loaded, so that --help answers at once
+
+import contextlib
+import csv
+import functools
+import io
+import itertools
+
+import jax
+import numpy as np
+
+import model
+
+
+def restore(folder, which):
+    """(config, vocab, labels, variables, step) of a run's best or latest checkpoint."""
+    config, vocab, labels = data.load_run(folder)
+    manager = data.checkpoint_manager(folder, read_only=True)
+    step = manager.best_step() if which == "best" else manager.latest_step()
+    if step is None:
+        raise UserError(f"{folder}: has no {which} checkpoint" + (
+            f"; try {folder}/latest" if manager.latest_step() is not None else ""))
+    shapes = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
+    variables = data.restore_checkpoint(manager, step, variables=shapes)["variables"]
+    return config, vocab, labels, variables, step
+
+
+# --- scores -----------------------------------------------------------------------------------------------------------
+
+def interval(labels, predictions, seed=0, resamples=RESAMPLES):
+    """95 % bootstrap interval of the balanced accuracy, rows drawn again within each category: there the number of
+    right ones among n is binomial, so no row need be drawn (Efron and Tibshirani 1993, percentile method)."""
+    size = np.bincount(labels)
+    recall = np.bincount(labels[labels == predictions], minlength=len(size))[size > 0] / size[size > 0]
+    size = size[size > 0]
+    draws = [np.mean(np.random.default_rng([seed, i]).binomial(size, recall) / size) for i in range(resamples)]
+    return [float(x) for x in np.quantile(draws, [0.025, 0.975])]
+
+
+def summarize(labels, result):
+    """The scores of some rows: labels [N], result as model.score returns it."""
+    from sklearn.metrics import f1_score
+    predictions = result["prediction"]
+    return {
+        "rows": len(labels), "loss": float(result["loss"].mean(dtype=np.float64)),
+        "accuracy": float((predictions == labels).mean()),
+        "balanced_accuracy": model.balanced_accuracy(labels, predictions),
+        "balanced_accuracy_interval": interval(labels, predictions),
+        "macro_f1": float(f1_score(labels, predictions, average="macro", zero_division=0)),
+        "top5_accuracy": float((result["rank"] < 5).mean())}
+
+
+def slices(meta, arrays):
+    """Named subsets of a split's rows: {"language spanish": [N] bool, ..., "reliable": [N] bool}."""
+    masks = {}
+    for i, name in enumerate(meta["languages"] or []):
+        masks[f"language {name}"] = arrays["language"] == i
+    if "reliable" in arrays:
+        masks["reliable"] = arrays["reliable"]
+    return {name: mask for name, mask in masks.items() if mask.any()}
+
+
+def confusions(labels, predictions):
+    """The most frequent wrong answers: [(true, predicted, how often)], most frequent first."""
+    wrong = labels != predictions
+    pairs, count = np.unique(np.stack([labels[wrong], predictions[wrong]]), axis=1, return_counts=True)
+    order = np.argsort(-count, kind="stable")[:CONFUSIONS]
+    return [(int(pairs[0, i]), int(pairs[1, i]), int(count[i])) for i in order]
+
+
+# --- report -----------------------------------------------------------------------------------------------------------
+
+def write_csv(path, header, rows):
+    with data.write_beside(path) as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def recall_figure(recall, size, title):
+    """Recall of each category over its number of training rows."""
+    from matplotlib.figure import Figure
+    figure = Figure((7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.scatter(np.maximum(size, 0.5), recall, s=12, alpha=0.5)
+    axes.set(xscale="log", xlabel="training rows of the category", ylabel="recall", ylim=(-0.03, 1.03), title=title)
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def confusion_figure(labels, predictions, names, pairs, title):
+    """The categories of the largest confusions against each other, as shares of the true category."""
+    from matplotlib.figure import Figure
+    shown = sorted({category for true, wrong, _ in pairs for category in (true, wrong)}, key=lambda i: names[i])
+    counts = np.array([[np.sum((labels == i) & (predictions == j)) for j in shown] for i in shown])
+    shares = counts / np.maximum(1, np.bincount(labels, minlength=len(names))[shown])[:, None]
+    figure = Figure((3 + 0.3 * len(shown), 2.5 + 0.3 * len(shown)), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(shown)), [names[i][:30] for i in shown], rotation=90, fontsize=7)
+    axes.set_yticks(range(len(shown)), [names[i][:30] for i in shown], fontsize=7)
+    axes.set(xlabel="predicted category", ylabel="true category", title=title)
+    figure.colorbar(image, label="share of the true category", shrink=0.6)
+    return figure
+
+
+def report(args):
+    meta, arrays = data.load_prepared(args.data, {args.split, "train"}, text=args.split)
+    folder, which = data.find_run(args.ckpt, args.runs, meta["fingerprint"])
+    config, _, names, variables, step = restore(folder, which)
+    if config["fingerprint"] != meta["fingerprint"]:
+        raise UserError(f"{folder}: was trained on other data ({config['fingerprint']}) than {args.data} holds "
+                        f"({meta['fingerprint']}); name its data with --data, or classify titles with --predict")
+    rows, train_size = arrays[args.split], np.bincount(arrays["train"]["labels"], minlength=len(names))
+    labels = rows["labels"].astype(np.int64)
+    result = model.score(model.build(config), variables, rows["titles"], labels)
+    predictions = result["prediction"]
+    scores = {"run": folder.name, "checkpoint": which, "step": step, "split": args.split,
+              "synthetic": meta["synthetic"]} | summarize(labels, result)
+    scores["slices"] = {name: summarize(labels[mask], {key: value[mask] for key, value in result.items()})
+                        for name, mask in slices(meta, rows).items()}
+
+    out = folder / f"{args.split}-{which}"
+    out.mkdir(exist_ok=True)
+    data.write_json(out / "report.json", scores)
+    write_csv(out / "predictions.csv", ("title", "category", "predicted", "probability"), (
+        (rows["text"][i], names[labels[i]], names[predictions[i]], f"{result['probability'][i]:.4f}")
+        for i in range(len(labels))))
+    from sklearn.metrics import precision_recall_fscore_support
+    everything = np.arange(len(names))
+    table = precision_recall_fscore_support(labels, predictions, labels=everything, zero_division=0)
+    write_csv(out / "categories.csv", ("category", "precision", "recall", "f1", "support", "training_rows"), (
+        (names[i], *(f"{column[i]:.4f}" for column in table[:3]), table[3][i], train_size[i]) for i in everything))
+    pairs = confusions(labels, predictions)
+    examples = {(true, wrong): [rows["text"][i] for i in np.flatnonzero((labels == true) & (predictions == wrong))[:3]]
+                for true, wrong, _ in pairs}
+    write_csv(out / "confusions.csv", ("category", "predicted", "rows", "share_of_category", "examples"), (
+        (names[true], names[wrong], count, f"{count / table[3][true]:.4f}", " | ".join(examples[true, wrong]))
+        for true, wrong, count in pairs))
+    kind = f"{'SYNTHETIC data, ' if meta['synthetic'] else ''}{folder.name}, {args.split} split"
+    tested = table[3] > 0
+    recall_figure(table[1][tested], train_size[tested], kind).savefig(out / "recall.png", dpi=120)
+    if pairs:
+        confusion_figure(labels, predictions, names, pairs, kind).savefig(out / "confusions.png", dpi=120)
+    log_to_mlflow(folder, out, args.split, scores)
+    if args.json:
+        print(json.dumps(scores))
+        return
+    print(f"{kind}, {which} checkpoint (step {step:,}) of {config['model']}:")
+    print(f"  {'':<22}{'rows':>10}{'loss':>8}{'accuracy':>10}{'balanced':>10}{'95 % interval':>18}{'macro-F1':>10}"
+          f"{'top-5':>8}")
+    for name, row in {"all": scores, **scores["slices"]}.items():
+        low, high = row["balanced_accuracy_interval"]
+        print(f"  {name:<22}{row['rows']:>10,}{row['loss']:>8.3f}{row['accuracy']:>10.4f}"
+              f"{row['balanced_accuracy']:>10.4f}{f'{low:.4f} to {high:.4f}':>18}{row['macro_f1']:>10.4f}"
+              f"{row['top5_accuracy']:>8.4f}")
+    print("most frequent confusions:")
+    for true, wrong, count in pairs[:8]:
+        print(f"  {count:>5} x {names[true]} taken for {names[wrong]} ({count / table[3][true]:.0%} of its rows), "
+              f"such as: {examples[true, wrong][0]}")
+    print(f"report: {out}/")
+
+
+def log_to_mlflow(folder, out, split, scores):
+    """Add the scores and the report's files to the training's MLflow run."""
+    note = folder / "mlflow.txt"
+    try:
+        client, _ = data.mlflow_client()
+        run_id = note.read_text().strip()
+        for key, value in scores.items():
+            if isinstance(value, float):
+                client.log_metric(run_id, f"{split}_{key}", value, step=scores["step"])
+        client.log_artifacts(run_id, str(out), out.name)
+    except Exception as error:  # the scores are on disk; a missing server should not lose them
+        print(f"warning: not logged to MLflow ({' '.join(str(error).split())[:200]})", file=sys.stderr)
+
+
+# --- prediction -------------------------------------------------------------------------------------------------------
+
+def read_titles(stream, name):
+    """Yield lists of (title, id or None) from a binary stream: lines, or CSV with a title (or text) column."""
+    lines = io.TextIOWrapper(stream, "utf-8-sig", "replace", newline="\n")
+    first = lines.readline()
+    delimiter = "\t" if "\t" in first else ","
+    fields = [field.strip().lower() for field in next(csv.reader([first], delimiter=delimiter), [])]
+    column = next((fields.index(key) for key in ("title", "text") if key in fields), None)
+    number = fields.index("id") if "id" in fields and column is not None else None
+    if column is None and Path(name).suffix == ".csv":
+        raise UserError(f"{name}:1: no title (or text) column in the header ({first.strip()[:80]})")
+
+    def pairs():
+        if column is None:
+            yield from ((line.rstrip("\r\n"), None) for line in itertools.chain([first] if first else [], lines))
+            return
+        csv.field_size_limit(1 << 30)
+        try:
+            for row in filter(None, csv.reader(lines, delimiter=delimiter)):
+                row += [""] * (len(fields) - len(row))
+                yield row[column], None if number is None else row[number]
+        except csv.Error as error:
+            raise UserError(f"{name}: broken CSV ({error})") from None
+
+    rows, found = 1 if stream.isatty() else PREDICT_ROWS, pairs()
+    while block := list(itertools.islice(found, rows)):
+        yield block
+
+
+@functools.partial(jax.jit, static_argnames=("module", "k"))
+def top_batch(module, variables, ids, k):
+    probability, category = jax.lax.top_k(jax.nn.softmax(model.logits(module, variables, ids)), k)
+    return {"category": category, "probability": probability}
+
+
+def predict(args):
+    folder, which = data.find_run(args.ckpt, args.runs,
+                                  data.read_json(args.data / "meta.json").get("fingerprint")
+                                  if (args.data / "meta.json").is_file() else None)
+    config, vocab, labels, variables, _ = restore(folder, which)
+    module, index = model.build(config), {word: i for i, word in enumerate(vocab)}
+    k = min(args.top, config["classes"])
+    with contextlib.ExitStack() as stack:
+        file = sys.stdin.buffer if args.predict == "-" else stack.enter_context(open(args.predict, "rb"))
+        stack.enter_context(data.reading(args.predict))
+        out = stack.enter_context(data.write_beside(args.out)) if args.out else sys.stdout
+        blocks = read_titles(data.decompressed(file), args.predict)
+        for number, block in enumerate(blocks):
+            ids = data.encode([title for title, _ in block], index, config["max_len"])
+            result = model.in_batches(lambda batch: top_batch(module, variables, batch, k), (ids,))
+            if block[0][1] is not None:
+                writer = csv.writer(out, lineterminator="\n")
+                writer.writerows([("id", "category")] if number == 0 else [])
+                writer.writerows((name, labels[best[0]])
+                                 for (_, name), best in zip(block, result["category"], strict=True))
+                continue
+            for best, share in zip(result["category"].tolist(), result["probability"].tolist(), strict=True):
+                print("\t".join(f"{labels[i]}\t{p:.6f}" for i, p in zip(best, share, strict=True)), file=out)
+            out.flush()
+
+
+if __name__ == "__main__":
+    data.run(lambda: predict(ARGS) if ARGS.predict else report(ARGS))
