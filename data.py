@@ -145,7 +145,7 @@ def reading(path):
 # separates. Chinese and Japanese are written without spaces, so there each character is a word.
 
 CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
-WORD = re.compile(f"[{CJK}]|[^\\W_{CJK}]+")
+WORD = re.compile(f"(?!\\W)[{CJK}]|[^\\W_{CJK}]+")  # the block of Japanese letters holds punctuation too
 
 # The bulk path treats characters one at a time, so it can be, and is, tested on every character in these ranges (Latin,
 # punctuation and currency). The few titles with others take the specification's path.
@@ -382,7 +382,7 @@ def checkpoint_manager(folder, read_only=False):
     return ocp.CheckpointManager((Path(folder) / "checkpoints").absolute(), options=ocp.CheckpointManagerOptions(
         read_only=read_only, best_fn=metric, best_mode="max", enable_async_checkpointing=False,
         cleanup_tmp_directories=not read_only, preservation_policy=policies.AnyPreservationPolicy(
-            [policies.LatestN(1), policies.BestN(get_metric_fn=metric, n=1, reverse=False)])))
+            [policies.LatestN(1), policies.BestN(get_metric_fn=metric, n=1, keep_checkpoints_without_metrics=False)])))
 
 
 def save_checkpoint(manager, step, variables, optimizer, history, metrics):

@@ -230,9 +230,9 @@ def open_run(args, meta, rows):
 class Tracker:
     """The MLflow run of a training."""
 
-    def __init__(self, folder, config, statistics):
+    def __init__(self, client, experiment, folder, config, statistics):
         """Start the run, or go on with the one that `folder`/mlflow.txt names."""
-        self.client, experiment = data.mlflow_client()
+        self.client = client
         note = folder / "mlflow.txt"
         if note.exists():
             self.run_id = note.read_text().strip()
@@ -285,6 +285,7 @@ def loss_figure(history, synthetic):
 def train(args):
     started = time.time()
     meta, arrays = data.load_prepared(args.data, ("train", "valid"))
+    mlflow = data.mlflow_client()  # before a run is made: it may not be reached
     name, folder, config = open_run(args, meta, len(arrays["train"]["labels"]))
     rows, module = config["rows"], model.build(config)
     chunks, chunk_steps = data.epoch_shape(rows, config["batch_size"], CHUNK)
@@ -298,7 +299,7 @@ def train(args):
     step = int(state["step"])
     statistics = {key: meta[key] for key in
                   ("categories", "reliable_share", "unknown_share", "mean_words", "cut_share")}
-    tracker = Tracker(folder, config, statistics | {"source": meta["source"], "device": str(jax.devices()[0])})
+    tracker = Tracker(*mlflow, folder, config, statistics | {"source": meta["source"], "device": str(jax.devices()[0])})
 
     parameters = sum(x.size for x in jax.tree.leaves(state["params"]))
     print(f"run {name}{' (SYNTHETIC DATA)' if config['synthetic'] else ''} on {jax.devices()[0]}: "
@@ -324,6 +325,13 @@ def train(args):
     def save(metrics=None):
         data.save_checkpoint(manager, step, **parts(state), history=history, metrics=metrics)
 
+    def leave():
+        tracker.finish("KILLED", history, config["synthetic"])
+        print(f"stopped at step {step:,}; go on with: python train.py --resume {name}"
+              + "".join(f" --{flag} {value}" for flag, value, usual in (
+                  ("runs", args.runs, "runs"), ("data", args.data, "data/prepared")) if str(value) != usual))
+        raise SystemExit(128 + stop[0])
+
     begun, begun_step, printed = time.time(), step, 0
     for epoch in range(step // (chunks * chunk_steps), config["epochs"]):
         order = data.batches(rows, config["batch_size"], CHUNK, config["seed"], epoch)
@@ -342,12 +350,9 @@ def train(args):
                       f"lr {config['lr'] * (1 - step / config['steps']):.1e}  "
                       f"{(step - begun_step) * config['batch_size'] / seconds:9,.0f} titles/s  "
                       f"{clock(seconds)} elapsed  {clock(seconds / done - seconds)} left", flush=True)
-            if stop:
+            if stop and chunk < chunks - 1:
                 save()
-                tracker.finish("KILLED", history, config["synthetic"])
-                print(f"stopped at step {step:,}; go on with: python train.py --resume {name}"
-                      + (f" --runs {args.runs}" if str(args.runs) != "runs" else ""))
-                raise SystemExit(128 + stop[0])
+                leave()
         if not all(math.isfinite(loss) for _, loss in losses):
             tracker.finish("FAILED", history, config["synthetic"])
             raise UserError(f"the loss is no longer finite at step {step:,} of run {name}; try a lower --lr (now "
@@ -361,11 +366,13 @@ def train(args):
         save(row)
         write_metrics(folder, history)
         tracker.log(history, losses)
+        if stop and epoch < config["epochs"] - 1:
+            leave()
         begun += time.time() - epoch_begun - seconds  # judging and saving are not training time
     write_metrics(folder, history)
     tracker.log(history)
     tracker.finish("FINISHED", history, config["synthetic"])
-    best = max(history, key=lambda row: row["valid_balanced_accuracy"])
+    best = max(reversed(history), key=lambda row: row["valid_balanced_accuracy"])
     print(f"best epoch {best['epoch']}: validation balanced accuracy {best['valid_balanced_accuracy']:.4f}"
           f"{' on SYNTHETIC data' if config['synthetic'] else ''}; {time.time() - started:.1f} s in all\n"
           f"test it: python evaluate.py --ckpt {name}")

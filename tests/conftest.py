@@ -38,7 +38,7 @@ def tiny_rows(rows=400, seed=0):
     result = []
     for i in range(rows):
         category = draw.choices(names, weights)[0]
-        words = [draw.choice(heads[category]), draw.choice(["negro", "azul", "nuevo", "oferta"]), f"x{draw.randrange(60)}"]
+        words = [draw.choice(heads[category]), draw.choice(["negro", "azul", "nuevo"]), f"x{draw.randrange(60)}"]
         if draw.random() < 0.2:
             words.append(draw.choice(heads[draw.choice(names)]))
         result.append((" ".join(words + [str(i)]), "reliable" if draw.random() < 0.3 else "unreliable",

@@ -1,0 +1,256 @@
+"""Training: the compiled loop against simple ones, runs as a user starts, stops and resumes them, MLflow."""
+import csv
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT, assert_one_line_error, run_script
+from mlflow import MlflowClient
+
+import data
+import model
+import train
+
+CONFIG = {"model": "mlp", "vocabulary": 30, "dim": 6, "max_len": 4, "classes": 3, "hidden": [], "dropout": 0.3,
+          "lr": 0.01, "table_lr": 0.1, "weight_decay": 1e-4, "steps": 40, "freeze_embeddings": False,
+          "balance": "logit", "batch_size": 8, "seed": 0, "filters": 4, "widths": [1, 2]}
+
+
+def small_problem(**changes):
+    """(config, new state, arguments of the train chunk after state and order)."""
+    config = CONFIG | changes
+    draw = np.random.default_rng(0)
+    titles = draw.integers(0, 20, (64, 4)).astype(np.uint16)  # ids 20 to 29 never occur
+    labels = draw.integers(0, 3, 64).astype(np.uint8)
+    state = train.init_state(config, jax.random.key(1), titles)
+    return config, state, (titles, labels), (jax.random.key(2), *train.class_terms(config["balance"], labels, 3))
+
+
+def leaves_equal(first, second):
+    return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
+
+
+@pytest.mark.parametrize("name", model.MODELS)
+def test_a_scanned_chunk_equals_single_steps(name):
+    config, state, arrays, terms = small_problem(model=name)
+    order = data.batches(64, 8, 5, 0, 0)
+    chunk = train.make_train_chunk(config)
+    together, loss = chunk(jax.tree.map(np.copy, state), *arrays, order[0], *terms)
+    losses = []
+    for rows in order[0]:
+        state, one = chunk(state, *arrays, rows[None], *terms)
+        losses.append(one)
+    np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-6)
+    for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(state), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_changes_the_rows_it_used_and_no_other():
+    config, state, arrays, terms = small_problem()
+    before = np.array(state["table"])
+    state["params"]["Head_0"]["Dense_0"]["kernel"] += 1.0 + np.arange(3)  # at zero it passes no gradient back
+    after, _ = train.make_train_chunk(config)(state, *arrays, np.array([[3, 4]]), *terms)
+    changed = np.flatnonzero((before != after["table"]).any(1))
+    used = np.unique(arrays[0][[3, 4]])
+    assert set(changed) <= set(used) - {0} and len(changed)
+    assert after["step"] == 1
+
+
+def test_frozen_vectors_stay(capsys):
+    config, state, arrays, terms = small_problem(freeze_embeddings=True)
+    before, head = np.array(state["table"]), np.array(state["params"]["Head_0"]["Dense_0"]["bias"])
+    after, _ = train.make_train_chunk(config)(state, *arrays, data.batches(64, 8, 8, 0, 0)[0], *terms)
+    assert np.array_equal(before, after["table"])
+    assert not np.array_equal(head, after["params"]["Head_0"]["Dense_0"]["bias"])
+
+
+def test_pretrained_vectors_are_the_start():
+    vectors = np.zeros((30, 6), np.float32)
+    vectors[5:9] = np.random.default_rng(0).normal(size=(4, 6)) * 7
+    titles = np.arange(1, 29).reshape(7, 4)
+    state = train.init_state(CONFIG, jax.random.key(1), titles, vectors)
+    assert np.array_equal(state["table"][5:9], vectors[5:9])
+    assert 0.3 < np.std(state["table"][9:]) / vectors[5:9].std() < 3 and not state["table"][0].any()
+
+
+def test_class_terms():
+    labels = np.array([0, 0, 0, 1])
+    shift, weight = train.class_terms("logit", labels, 3)
+    np.testing.assert_allclose(shift, np.log([0.75, 0.25, 0.125]), rtol=1e-6)
+    assert weight.tolist() == [1, 1, 1]
+    shift, weight = train.class_terms("weights", labels, 2)
+    np.testing.assert_allclose(weight, [4 / 6, 2], rtol=1e-6)  # as scikit-learn's class_weight="balanced"
+    assert shift.tolist() == [0, 0]
+    assert [x.tolist() for x in train.class_terms("none", labels, 2)] == [[0, 0], [1, 1]]
+
+
+def test_size_rule():
+    assert train.size_rule(5_000, 25) == (64, 25)
+    assert train.size_rule(5_000_000, 25) == (1024, 3)
+    sizes = [train.size_rule(rows, 25) for rows in (10, 10_000, 100_000, 1_000_000, 10_000_000)]
+    assert sizes == sorted(sizes, key=lambda size: (size[0], -size[1]))
+
+
+# --- as a user runs it ------------------------------------------------------------------------------------------------
+
+def checkpoint(folder):
+    """All that the latest checkpoint of a run holds, without the history's times."""
+    import orbax.checkpoint as ocp
+    manager = data.checkpoint_manager(folder, read_only=True)
+    saved = manager.restore(manager.latest_step(), args=ocp.args.Composite(
+        variables=ocp.args.StandardRestore(), optimizer=ocp.args.StandardRestore(), history=ocp.args.JsonRestore()))
+    history = [{key: value for key, value in row.items() if key not in ("seconds", "titles_per_second")}
+               for row in saved["history"]]
+    return (saved["variables"], saved["optimizer"]), history
+
+
+def assert_same_run(first, second):
+    (one, history), (two, other) = checkpoint(first), checkpoint(second)
+    assert history == other
+    assert leaves_equal(one, two)
+
+
+def interrupted(folder, name, number, epochs):
+    """Start a training, send it a signal after its second epoch, and return (exit status, output)."""
+    command = [sys.executable, "-u", str(ROOT / "train.py"), "--name", name, "--epochs", str(epochs), "--dim", "16"]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                               env={**os.environ, "MLFLOW_TRACKING_URI": ""})
+    output = ""
+    for line in process.stdout:
+        output += line
+        if line.startswith("epoch   2  "):
+            process.send_signal(number)
+            break
+    output += process.stdout.read()
+    return process.wait(), output
+
+
+@pytest.fixture(scope="session")
+def long_run(tiny):
+    run_script("train", "--name", "long", "--epochs", 20, "--dim", 16, cwd=tiny)
+    return tiny / "runs/long"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_resumed_equals_uninterrupted_bit_for_bit(tiny, long_run, number):
+    name = f"stopped-{number}"
+    status, output = interrupted(tiny, name, number, 20)
+    assert status == (-9 if number == signal.SIGKILL else 128 + number), output
+    if number != signal.SIGKILL:
+        assert f"go on with: python train.py --resume {name}" in output
+    assert not (tiny / f"runs/{name}/checkpoints/{checkpoint(long_run)[1][-1]['step']}").exists()
+    run_script("train", "--resume", name, cwd=tiny)
+    assert_same_run(long_run, tiny / "runs" / name)
+    assert len(list((tiny / f"runs/{name}/checkpoints").iterdir())) <= 2  # best and latest, no leftovers
+    runs = [run for run in MlflowClient(f"sqlite:///{tiny}/mlflow.db").search_runs(["1"]) if run.info.run_name == name]
+    assert len(runs) == 1 and runs[0].info.status == "FINISHED"
+
+
+def test_same_command_same_bits(tiny, long_run, tmp_path):
+    shutil.copytree(tiny / "data", tmp_path / "data")
+    run_script("train", "--name", "again", "--epochs", 20, "--dim", 16, cwd=tmp_path)
+    assert_same_run(long_run, tmp_path / "runs/again")
+    run_script("train", "--name", "other", "--epochs", 20, "--dim", 16, "--seed", 1, cwd=tmp_path)
+    assert not leaves_equal(checkpoint(long_run)[0], checkpoint(tmp_path / "runs/other")[0])
+
+
+def test_what_a_run_leaves(trained):
+    folder = trained / "runs/filters"
+    config = json.loads((folder / "config.json").read_text())
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"] and int(rows[-1]["step"]) == config["steps"]
+    for key in ("train_loss", "valid_loss", "train_balanced_accuracy", "valid_balanced_accuracy",
+                "valid_reliable_balanced_accuracy", "titles_per_second"):
+        assert all(float(row[key]) >= 0 for row in rows)
+    assert float(rows[-1]["valid_loss"]) < float(rows[0]["valid_loss"])
+    for name in ("vocab.txt", "labels.txt"):
+        assert (folder / name).read_bytes() == (trained / "data/prepared" / name).read_bytes()
+
+
+def test_mlflow_has_it_all(trained):
+    client = MlflowClient(f"sqlite:///{trained}/mlflow.db")
+    run_id = (trained / "runs/filters/mlflow.txt").read_text().strip()
+    run = client.get_run(run_id)
+    config = json.loads((trained / "runs/filters/config.json").read_text())
+    assert run.info.run_name == "filters" and run.info.status == "FINISHED"
+    assert all(run.data.params[key] == str(value) for key, value in config.items())
+    assert {"unknown_share", "source", "reliable_share"} <= set(run.data.params)
+    history = client.get_metric_history(run_id, "valid_balanced_accuracy")
+    with open(trained / "runs/filters/metrics.csv", newline="") as file:
+        assert [m.value for m in history] == [float(row["valid_balanced_accuracy"]) for row in csv.DictReader(file)]
+    assert len(client.get_metric_history(run_id, "step_loss")) >= 4
+    artifacts = trained / "mlruns/1" / run_id / "artifacts"
+    assert (artifacts / "loss.png").stat().st_size > 5000
+    assert (artifacts / "source/train.py").read_text() == (ROOT / "train.py").read_text()
+
+
+def test_mlflow_server(tiny, tmp_path):
+    """A real server on the loopback address gets the training and the test scores."""
+    shutil.copytree(tiny / "data", tmp_path / "data")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", uri.rpartition(":")[2],
+         "--backend-store-uri", "sqlite:///server.db", "--artifacts-destination", "artifacts", "--workers", "1"],
+        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        for _ in range(120):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", int(uri.rpartition(":")[2]))) == 0:
+                    break
+            time.sleep(0.5)
+        env = {"MLFLOW_TRACKING_URI": uri}
+        run_script("train", "--name", "served", "--epochs", 2, cwd=tmp_path, env=env)
+        run_script("evaluate", "--ckpt", "served", cwd=tmp_path, env=env)
+        run = MlflowClient(uri).get_run((tmp_path / "runs/served/mlflow.txt").read_text().strip())
+        assert run.info.status == "FINISHED" and "test_balanced_accuracy" in run.data.metrics
+        assert "loss.png" in [item.path for item in MlflowClient(uri).list_artifacts(run.info.run_id)]
+        assert not (tmp_path / "mlflow.db").exists()
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def test_bad_input(trained, tmp_path):
+    def fails(*args, words, cwd=trained):
+        assert_one_line_error(run_script("train", *args, cwd=cwd, check=False), *words)
+
+    fails("--data", "nowhere", words=["nowhere", "prepare.py"])
+    fails("--name", "bag", words=["bag", "--resume bag"])
+    fails("--name", "../escape", words=["--name ../escape"])
+    fails("--name", "best", words=["--name best"])
+    fails("--resume", "nothing", words=["nothing", "no such run"])
+    fails("--resume", "bag", "--lr", "1", words=["--lr"])
+    for flags in (["--epochs", "0"], ["--batch-size", "-1"], ["--lr", "nan"], ["--lr", "x"], ["--dropout", "1"],
+                  ["--model", "svm"], ["--seed", "-1"], ["--balance", "maybe"], ["--epoch", "3"], ["--widths"]):
+        fails(*flags, words=[flags[0], "--help"])
+    assert not list((trained / "runs").glob(".*"))
+    shutil.copytree(trained / "data", tmp_path / "data")
+    labels = tmp_path / "data/prepared/train_labels.npy"
+    labels.write_bytes(labels.read_bytes()[:-5])
+    fails(words=["train_labels.npy"], cwd=tmp_path)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny):
+    done = run_script("train", "--name", "wild", "--lr", "1e38", "--epochs", 9, "--hidden", 8, cwd=tiny, check=False)
+    assert_one_line_error(done, "no longer finite", "--lr")
+    client = MlflowClient(f"sqlite:///{tiny}/mlflow.db")
+    assert client.get_run((tiny / "runs/wild/mlflow.txt").read_text().strip()).info.status == "FAILED"
+
+
+def test_unreachable_mlflow(tiny):
+    done = run_script("train", "--name", "lonely", cwd=tiny, check=False, env={
+        "MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"})
+    assert_one_line_error(done, "MLflow", "127.0.0.1:9")
+    assert not (tiny / "runs/lonely").exists()
