@@ -248,8 +248,8 @@ def read_json(path):
 
 def swap_in(new, folder):
     """Put the finished folder `new` in the place of `folder`. Killed between the two renames it leaves
-    `folder`.old, which `settle` brings back."""
-    old = folder.with_name(folder.name + ".old")
+    `folder`.tmp-old, which `settle` brings back."""
+    old = folder.with_name(folder.name + ".tmp-old")
     if folder.exists():
         folder.rename(old)
     new.rename(folder)
@@ -258,7 +258,7 @@ def swap_in(new, folder):
 
 def settle(folder):
     """Undo or finish what a killed `swap_in` left."""
-    old = folder.with_name(folder.name + ".old")
+    old = folder.with_name(folder.name + ".tmp-old")
     if old.exists():
         shutil.rmtree(old) if folder.exists() else old.rename(folder)
 

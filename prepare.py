@@ -15,6 +15,7 @@ Splits that the source does not give are drawn by --seed, stratified by category
 equal titles stay on one side. Takes about 4 s a million rows on two cores, plus 3 s.
 """
 import contextlib
+import glob
 import os
 import re
 import shutil
@@ -47,6 +48,8 @@ DOWNLOADS = {  # name -> (server folder, {file: size in bytes where it is known}
 COLUMNS = {"title": ("title", "text"), "category": ("category", "label"), "language": ("language",),
            "quality": ("label_quality",), "split": ("split",)}
 SPLIT_NAMES = {"train": 0, "training": 0, "valid": 1, "validation": 1, "val": 1, "dev": 1, "test": 2}
+WRITTEN = re.compile(r"(train|valid|test)_(titles|labels|language|reliable)\.npy|(train|valid|test)_text\.txt|"
+                     r"(vocab|labels)\.txt|vectors\.npy|meta\.json")  # what may stand in --out when it is replaced
 SUFFIX = re.compile(r"\.(csv|tsv|jsonl|json|txt)(\.(gz|bz2|xz))?$", re.IGNORECASE)
 
 
@@ -57,6 +60,7 @@ def download(url, path, size=None):
 
     Raises UserError when the server cannot be reached or what came has not the announced (or given) size.
     """
+    import http.client
     import urllib.error
     import urllib.request
 
@@ -66,14 +70,14 @@ def download(url, path, size=None):
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
+        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
         with urllib.request.urlopen(request, timeout=60) as answer:
             have = have if answer.status == 206 else 0  # the server may send the whole file again
             length = answer.headers.get("Content-Length")
             total = have + int(length) if length else size
             with open(part, "ab" if have else "wb") as file, tqdm(
-                    desc=path.name, total=total, initial=have, unit="B", unit_scale=True) as bar:
+                    desc=path.name, total=total, initial=have, unit="B", unit_scale=True, disable=None) as bar:
                 while block := answer.read(1 << 20):
                     file.write(block)
                     bar.update(len(block))
@@ -81,7 +85,7 @@ def download(url, path, size=None):
         if error.code != 416:  # 416: nothing left to send, .part is complete or not this file; its size decides
             raise UserError(f"{url}: the server says {error.code} {error.reason}") from None
         total = int((error.headers.get("Content-Range") or "/-1").rpartition("/")[2])
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ValueError) as error:
         raise UserError(f"{url}: cannot be fetched ({getattr(error, 'reason', error)}); try again, or put the file "
                         f"into {path.parent}/ yourself") from None
     for expected in (total, size):
@@ -102,7 +106,9 @@ def unpack(archive, folder):
         if folder.exists():
             shutil.rmtree(folder)
         beside.rename(folder)
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, OSError) as error:
+        if getattr(error, "errno", None):  # the disk's fault; for a broken archive bz2 raises a bare OSError
+            raise
         raise UserError(f"{archive}: not a sound tar archive ({error}); delete it and fetch it again") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -153,9 +159,9 @@ class BadRows:
     def __init__(self, limit):
         self.limit, self.count, self.first = limit, 0, None
 
-    def add(self, path, row, what):
+    def add(self, path, row, what, rows=1):
         self.first = self.first or f"{path}:{row}: {what}"
-        self.count += 1
+        self.count += rows
 
     def check(self, rows):
         """Raise UserError if the skipped rows are more than the limit (a share of all rows, or a number from 1 on)."""
@@ -170,15 +176,18 @@ def read_source(path, bad):
     "language", "quality", "split"}, each with one entry a row. Rows without title or category are left out."""
     from tqdm import tqdm
     first = first_line(path)
-    with open(path, "rb") as raw, data.reading(path), tqdm.wrapattr(
-            raw, "read", total=path.stat().st_size, desc=path.name, disable=not sys.stderr.isatty()) as counted:
-        stream = data.decompressed(counted)
+    with open(path, "rb") as raw, data.reading(path), tqdm(
+            desc=path.name, total=path.stat().st_size, unit="B", unit_scale=True, disable=None) as bar:
+        stream = data.decompressed(raw)
         if first.startswith("{"):
-            yield from read_lines(path, stream, bad, parse_json)
+            blocks = read_lines(path, stream, bad, parse_json)
         elif first.startswith("__label__"):
-            yield from read_lines(path, stream, bad, parse_fasttext)
+            blocks = read_lines(path, stream, bad, parse_fasttext)
         else:
-            yield from read_csv(path, stream, bad, first)
+            blocks = read_csv(path, stream, bad, first)
+        for block in blocks:
+            bar.update(raw.tell() - bar.n)
+            yield block
 
 
 def first_line(path):
@@ -186,7 +195,7 @@ def first_line(path):
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     with open(path, "rb") as raw, data.reading(path):
-        first = data.decompressed(raw).readline(BLOCK).decode("utf-8-sig", "replace").strip()
+        first = data.decompressed(raw).readline(BLOCK).decode("utf-8-sig", "replace").strip(" \r\n")
     if not first:
         raise UserError(f"{path}: empty file, or its first line is empty")
     return first
@@ -202,7 +211,7 @@ def parse_json(line):
 
 
 def parse_fasttext(line):
-    label, _, title = line.strip().partition(" ")
+    label, title = [*line.split(None, 1), "", ""][:2]
     if not label.startswith("__label__"):
         raise ValueError("does not start with __label__")
     if title.startswith("__label__"):
@@ -240,7 +249,10 @@ def read_csv(path, stream, bad, header):
     import pyarrow.csv
 
     def locate(delimiter):
-        names = [name.strip().lower() for name in next(csv.reader([header], delimiter=delimiter))]
+        try:
+            names = [name.strip().lower() for name in next(csv.reader([header], delimiter=delimiter))]
+        except csv.Error:  # carriage returns or endless fields, as in binary files
+            names = []
         return names, {name: [names.index(key) for key in keys if key in names] for name, keys in COLUMNS.items()}
 
     delimiter = next((d for d in ",\t;" if all(locate(d)[1][name] for name in ("title", "category"))), ",")
@@ -249,11 +261,14 @@ def read_csv(path, stream, bad, header):
         if len(places[name]) != 1 or names.count(names[places[name][0]]) != 1:
             raise UserError(f"{path}:1: the header needs one column {' or '.join(COLUMNS[name])}, and says "
                             f"{header[:80]!r} (JSON lines and fastText's __label__ lines are read too)")
-    skipped = []  # row numbers within the file that Arrow could not parse
+    row = 1  # the number of the last row yielded; first the header's
+    skipped = []  # numbers of rows behind it that Arrow could not parse
 
     def skip(row):
         skipped.append(row.number)
-        bad.add(path, row.number, f"{row.actual_columns} columns instead of {row.expected_columns}")
+        lines = 1 + row.text.count("\n")  # an unclosed quote swallows what follows: each line of it is a bad row
+        bad.add(path, row.number, f"{row.actual_columns} columns instead of {row.expected_columns}" + (
+            f" in {lines:,} lines; is a quote unclosed?" if lines > 1 else ""), lines)
         return "skip"
 
     columns = {name: str(place[0]) for name, place in places.items() if place}
@@ -264,10 +279,10 @@ def read_csv(path, stream, bad, header):
                                             column_names=[str(i) for i in range(len(names))]),
             pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skip),
             pyarrow.csv.ConvertOptions(column_types=binary, include_columns=list(columns.values())))
-        row = 1  # the header's
         for batch in blocks:
             numbers = np.setdiff1d(np.arange(row + 1, row + 1 + len(batch) + len(skipped)), skipped)[:len(batch)]
-            row, skipped[:] = row + len(batch) + len(skipped), []
+            row = numbers[-1] if len(batch) else row
+            skipped[:] = [number for number in skipped if number > row]  # Arrow may have parsed ahead
             block = {name: batch.column(place) for name, place in columns.items()}
             good = np.ones(len(batch), bool)
             for name, values in block.items():
@@ -288,6 +303,8 @@ def read_csv(path, stream, bad, header):
                     good &= ~empty
             yield block if good.all() else {name: values.filter(pa.array(good)) for name, values in block.items()}
     except pa.ArrowInvalid as error:
+        if str(error).startswith("Could not skip"):  # a header without a line end, and nothing behind it
+            return
         raise UserError(f"{path}:{row + 1}: {str(error).partition(' Row')[0]} (in this row or a later one; is a quote "
                         "unclosed?)") from None
 
@@ -381,16 +398,19 @@ def ingest(sources, scratch, text, languages, limit, max_len, threads, bad):
             parts["key"].append(titles.astype(np.uint64) @ mix)  # equal titles, equal keys (mod 2^64)
             parts["length"].append(np.minimum(lengths, 65_535).astype(np.uint16))
             parts["label"].append(labels(block["category"]).astype(np.uint32))
-            known.update(name for name in ("language", "quality") if name in block)
+            known.update(name for name in ("language", "quality")
+                         if name in block and pc.any(pc.not_equal(block[name], "")).as_py())
             none = pa.array([""] * rows, pa.string())
             parts["language"].append(names(block.get("language", none)).astype(np.uint8))
+            if len(names.index) > 256:
+                raise UserError(f"{path}: more than 256 languages; rename the column if it holds something else")
             parts["reliable"].append(pc.equal(block.get("quality", none), "reliable").to_numpy(zero_copy_only=False))
             if split is None and "split" in block:
                 parts["split"].append(given_splits(path, block["split"]))
             else:
                 parts["split"].append(np.full(rows, -1 if split is None else split, np.int8))
     arrays = {kind: np.concatenate(blocks) if blocks else np.zeros(0) for kind, blocks in parts.items()}
-    if "language" not in known or list(names.index) == [""]:
+    if "language" not in known:
         arrays["language"] = None
     if "quality" not in known:
         arrays["reliable"] = None
@@ -448,7 +468,7 @@ def read_vectors(path, vocab, bad):
     A word written in capitals or with accents serves the normalized word too, unless that has a vector of its own.
     Returns: [len(vocab), dim] float32, zero rows for words without a vector. Lines that do not parse go to `bad`.
     """
-    index = {word: i for i, word in enumerate(vocab)}
+    index = {word: i for i, word in enumerate(vocab) if i >= len(data.SPECIALS)}
     vectors, exact, dim, rows = None, np.zeros(len(vocab), bool), None, 0
     if not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -479,7 +499,9 @@ def read_vectors(path, vocab, bad):
                 bad.add(path, number, f"not a word and {dim} numbers")
     if dim is None:
         raise UserError(f"{path}: empty file")
-    bad.check(rows)
+    bad.check(rows - bad.count)
+    if not vectors.any():
+        raise UserError(f"{path}: no word of the vocabulary has a vector here; is it the right file?")
     return vectors
 
 
@@ -519,12 +541,16 @@ def numbered(scratch, max_len, rows=100_000):
 def prepare(args):
     started = time.time()
     sources = choose_sources(args)
-    out = args.out
+    out = args.out.resolve()  # where it is a link, what it points to is replaced
+    names = {path.name for path in out.iterdir()} if out.is_dir() else {out.name} if out.exists() else set()
+    foreign = sorted(name for name in names if "meta.json" not in names or not WRITTEN.fullmatch(name))
+    if foreign:
+        raise UserError(f"{args.out}: is there and holds something else than prepared data ({foreign[0]}); choose "
+                        "another --out")
     data.settle(out)
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "meta.json").is_file())):
-        raise UserError(f"{out}: is there and holds something else than prepared data; choose another --out")
-    for stale in out.parent.glob(f"{out.name}.tmp-*"):  # left by a killed run
-        if not Path(f"/proc/{stale.suffix.rpartition('-')[2]}").exists():
+    for stale in out.parent.glob(f"{glob.escape(out.name)}.tmp-*"):  # left by a killed run
+        process = stale.name.rpartition("-")[2]
+        if process.isdigit() and not Path(f"/proc/{process}").exists():
             shutil.rmtree(stale, ignore_errors=True)
     beside = out.with_name(f"{out.name}.tmp-{os.getpid()}")
     beside.mkdir(parents=True)
@@ -538,9 +564,13 @@ def prepare(args):
         data.write_json(beside / "meta.json", summary)
         written = sum(path.stat().st_size for path in beside.iterdir())
         data.swap_in(beside, out)
+    except OSError as error:
+        if error.filename:
+            raise
+        raise UserError(f"{args.out}: cannot be written ({error.strerror or error}); make room on the disk") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    report(summary, out, written, time.time() - started)
+    report(summary, args.out, written, time.time() - started)
 
 
 def choose_sources(args):
@@ -571,8 +601,9 @@ def build(args, sources, scratch, text, folder):
     count, given = len(rows["label"]), rows["split"]
     where = ", ".join(str(path) for path, _ in sources)
     bad.check(count)
-    if not count:
-        raise UserError(f"{where}: no rows" + (f" in {' or '.join(args.languages)}" if args.languages else ""))
+    for files, found in [(where, count), *((path, (given == s).any()) for path, s in sources if s is not None)]:
+        if not found:
+            raise UserError(f"{files}: no rows" + (f" in {' or '.join(args.languages)}" if args.languages else ""))
     if len(labels.index) < 2:
         raise UserError(f"{where}: only one category ({next(iter(labels.index))}); a classifier needs two or more")
     if not rows["length"].any():
@@ -592,6 +623,8 @@ def build(args, sources, scratch, text, folder):
     for start, block in numbered(scratch, args.max_len):
         word_counts += np.bincount(block[train[start:start + len(block)]].ravel(), minlength=len(word_counts))
     vocab, ids = choose_words(words, word_counts, args.min_count, args.vocab)
+    if len(vocab) == len(data.SPECIALS):
+        raise UserError(f"{where}: no word comes {args.min_count} times in the training split; lower --min-count")
     unknown = write_titles(scratch, text, folder, split, ids, args.max_len, data.smallest_uint(len(vocab) - 1))
     tongues, tongue_places = languages.alphabetical()
     for s, name in enumerate(SPLITS):

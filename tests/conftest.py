@@ -65,5 +65,5 @@ def tiny(tmp_path_factory):
 def trained(tiny):
     """The folder of `tiny` with two trained runs, bag and filters."""
     run_script("train", "--name", "bag", "--epochs", 4, "--dim", 16, cwd=tiny)
-    run_script("train", "--name", "filters", "--model", "cnn", "--epochs", 4, "--dim", 16, "--filters", 8, cwd=tiny)
+    run_script("train", "--name", "filters", "--model", "cnn", "--epochs", 12, "--dim", 16, "--filters", 8, cwd=tiny)
     return tiny

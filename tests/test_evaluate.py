@@ -1,0 +1,225 @@
+"""Reports and predictions, as a user gets them, against scikit-learn."""
+import csv
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import assert_one_line_error, run_script
+from mlflow import MlflowClient
+from sklearn import metrics
+
+import data
+import evaluate
+
+
+def read_csv(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="session")
+def reported(trained):
+    """The folder of `trained`, and the JSON that evaluate.py printed for the run filters."""
+    done = run_script("evaluate", "--ckpt", "filters", "--json", cwd=trained)
+    return trained, json.loads(done.stdout)
+
+
+def test_scores_equal_scikit_learn_on_the_predictions_written(reported):
+    folder, scores = reported
+    rows = read_csv(folder / "runs/filters/test-best/predictions.csv")
+    true, predicted = [row["category"] for row in rows], [row["predicted"] for row in rows]
+    assert scores["rows"] == len(rows) == len(np.load(folder / "data/prepared/test_labels.npy"))
+    assert abs(scores["balanced_accuracy"] - metrics.balanced_accuracy_score(true, predicted)) < 1e-12
+    assert abs(scores["accuracy"] - metrics.accuracy_score(true, predicted)) < 1e-12
+    assert abs(scores["macro_f1"] - metrics.f1_score(true, predicted, average="macro")) < 1e-12
+    assert (scores["run"], scores["split"], scores["synthetic"]) == ("filters", "test", False)
+    assert 0 < scores["loss"] < np.log(4) and scores["top5_accuracy"] == 1.0
+    low, high = scores["balanced_accuracy_interval"]
+    assert low <= scores["balanced_accuracy"] <= high and high - low < 0.3
+    titles = (folder / "data/prepared/test_text.txt").read_text(encoding="utf-8").splitlines()
+    assert [row["title"] for row in rows] == titles
+
+
+def test_slices(reported):
+    folder, scores = reported
+    rows = read_csv(folder / "runs/filters/test-best/predictions.csv")
+    prepared = folder / "data/prepared"
+    languages = data.read_json(prepared / "meta.json")["languages"]
+    masks = {f"language {name}": np.load(prepared / "test_language.npy") == i for i, name in enumerate(languages)}
+    masks["reliable"] = np.load(prepared / "test_reliable.npy")
+    assert set(masks) == set(scores["slices"]) and len(masks) == 3
+    for name, mask in masks.items():
+        part = [row for row, keep in zip(rows, mask, strict=True) if keep]
+        expected = metrics.balanced_accuracy_score([row["category"] for row in part],
+                                                   [row["predicted"] for row in part])
+        assert scores["slices"][name]["rows"] == mask.sum()
+        assert abs(scores["slices"][name]["balanced_accuracy"] - expected) < 1e-12
+
+
+def test_tables_and_figures(reported):
+    folder, scores = reported
+    out = folder / "runs/filters/test-best"
+    rows, table = read_csv(out / "predictions.csv"), read_csv(out / "categories.csv")
+    true, predicted = [row["category"] for row in rows], [row["predicted"] for row in rows]
+    names = [row["category"] for row in table]
+    expected = metrics.precision_recall_fscore_support(true, predicted, labels=names, zero_division=0)
+    for column, values in zip(("precision", "recall", "f1", "support"), expected, strict=True):
+        np.testing.assert_allclose([float(row[column]) for row in table], values, atol=5.1e-5)
+    train = np.bincount(np.load(folder / "data/prepared/train_labels.npy"))
+    assert [int(row["training_rows"]) for row in table] == train.tolist()
+    wrong = [(a, b) for a, b in zip(true, predicted, strict=True) if a != b]
+    found = read_csv(out / "confusions.csv")
+    assert sum(int(row["rows"]) for row in found) == len(wrong) > 0
+    for row in found:
+        assert wrong.count((row["category"], row["predicted"])) == int(row["rows"])
+        example = row["examples"].split(" | ")[0]
+        assert any(r["title"] == example and r["predicted"] == row["predicted"] for r in rows)
+    for figure in ("recall.png", "confusions.png"):
+        assert (out / figure).read_bytes().startswith(b"\x89PNG")
+    assert json.loads((out / "report.json").read_text()) == scores
+
+
+def test_mlflow_gets_the_test_scores(reported):
+    folder, scores = reported
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    run_id = (folder / "runs/filters/mlflow.txt").read_text().strip()
+    assert client.get_run(run_id).data.metrics["test_balanced_accuracy"] == scores["balanced_accuracy"]
+    assert {item.path for item in client.list_artifacts(run_id, "test-best")} >= {
+        "test-best/report.json", "test-best/recall.png"}
+
+
+def test_printed_report(trained):
+    text = run_script("evaluate", "--ckpt", "bag", "--split", "valid", cwd=trained).stdout
+    assert "balanced" in text and "reliable" in text and "language portuguese" in text and " taken for " in text
+
+
+def test_which_run(trained, tmp_path):
+    runs = tmp_path / "runs"
+    shutil.copytree(trained / "runs/bag", runs / "one")
+    shutil.copytree(trained / "runs/bag", runs / "two")
+    for name, best, created in (("one", 2.0, 1), ("two", 1.0, 2)):
+        config = data.read_json(runs / name / "config.json")
+        data.write_json(runs / name / "config.json", config | {"created": created})
+        (runs / name / "metrics.csv").write_text(f"epoch,valid_balanced_accuracy\n1,0.5\n2,{best}\n3,0\n")
+    mark = config["fingerprint"]
+    assert data.find_run("best", runs, mark) == (runs / "one", "best")
+    assert data.find_run("latest", runs, mark) == (runs / "two", "latest")
+    for ckpt, expected in {"two": "best", "two/best": "best", "two/latest": "latest", runs / "two": "best",
+                           f"{runs}/two/latest": "latest"}.items():
+        assert data.find_run(str(ckpt), runs, mark) == (runs / "two", expected)
+    for ckpt, fingerprint in (("best", "other data"), ("three", mark), ("../one", mark)):
+        with pytest.raises(data.UserError):
+            data.find_run(ckpt, runs, fingerprint)
+    data.write_json(runs / "one/config.json", config | {"fingerprint": "other data"})
+    assert data.find_run("best", runs, mark) == (runs / "two", "best")
+
+
+def test_best_and_latest_are_different_checkpoints(trained):
+    scores = {which: json.loads(run_script("evaluate", "--ckpt", f"bag/{which}", "--split", "valid", "--json",
+                                           cwd=trained).stdout) for which in ("best", "latest")}
+    rows = read_csv(trained / "runs/bag/metrics.csv")
+    values = {int(row["step"]): float(row["valid_balanced_accuracy"]) for row in rows}
+    assert scores["latest"]["step"] == max(values)
+    for score in scores.values():
+        assert abs(values[score["step"]] - score["balanced_accuracy"]) < 1e-12
+    assert scores["best"]["balanced_accuracy"] == max(values.values())
+
+
+# --- prediction -------------------------------------------------------------------------------------------------------
+
+def test_predictions_equal_the_report(reported, tmp_path):
+    """The same titles through --predict, in a folder that holds nothing but the run."""
+    folder, _ = reported
+    shutil.copytree(folder / "runs/filters", tmp_path / "runs/filters")
+    titles = (folder / "data/prepared/test_text.txt").read_text(encoding="utf-8")
+    text = run_script("evaluate", "--ckpt", "filters", "--predict", "-", cwd=tmp_path, stdin=titles).stdout
+    rows = read_csv(folder / "runs/filters/test-best/predictions.csv")
+    assert [line.split("\t")[0] for line in text.splitlines()] == [row["predicted"] for row in rows]
+    np.testing.assert_allclose([float(line.split("\t")[1]) for line in text.splitlines()],
+                               [float(row["probability"]) for row in rows], atol=1e-4)
+
+
+def test_predict_formats(trained, tmp_path):
+    def predict(*args, stdin=""):
+        return run_script("evaluate", "--ckpt", "bag", "--predict", *args, cwd=trained, stdin=stdin).stdout
+
+    titles = ["funda celular negro", "mesa, grande", "", "日本語 ???", "silla \ud7ff \"azul\""]
+    lines = predict("-", "--top", 3, stdin="\n".join(titles) + "\n").splitlines()
+    assert len(lines) == len(titles)
+    for line in lines:
+        fields = line.split("\t")
+        shares = [float(share) for share in fields[1::2]]
+        assert len(fields) == 6 and shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1.000002
+    assert [line.split("\t")[0] for line in lines[:2]] == ["FUNDAS", "MESAS"]
+    assert len(predict("-", "--top", 99, stdin="mesa\n").split("\t")) == 8  # as many as there are
+    assert predict("-", stdin="") == ""
+
+    table = io.StringIO()
+    csv.writer(table).writerows([("price", "Title"), *((1, title) for title in titles)])
+    (tmp_path / "some.csv").write_text(table.getvalue(), encoding="utf-8")
+    assert predict(tmp_path / "some.csv", "--top", 3).splitlines() == lines
+    assert predict(tmp_path / "some.csv", "--top", 3, "--out", tmp_path / "new/out.tsv") == ""
+    assert (tmp_path / "new/out.tsv").read_text().splitlines() == lines
+
+    table = io.StringIO()
+    csv.writer(table).writerows([("id", "title", "language"), *((i, title, "x") for i, title in enumerate(titles))])
+    (tmp_path / "meli.csv").write_text(table.getvalue(), encoding="utf-8")
+    submission = list(csv.reader(predict(tmp_path / "meli.csv").splitlines()))
+    assert submission == [["id", "category"], *([str(i), line.split("\t")[0]] for i, line in enumerate(lines))]
+
+
+def test_bad_input(trained, tmp_path):
+    def fails(*args, words, cwd=trained, stdin=""):
+        assert_one_line_error(run_script("evaluate", *args, cwd=cwd, check=False, stdin=stdin), *words)
+
+    fails("--ckpt", "nothing", words=["nothing"])
+    fails(words=["no prepared data"], cwd=tmp_path)
+    fails("--predict", "-", words=["no trained run"], cwd=tmp_path)
+    fails("--predict", "nowhere.txt", words=["nowhere.txt"])
+    fails("--split", "all", words=["--split"])
+    fails("--top", "0", words=["--top"])
+    fails("--out", "x", words=["--out"])
+    (tmp_path / "bad.csv").write_text("name,price\na,1\n")
+    fails("--predict", tmp_path / "bad.csv", words=["bad.csv:1", "title"])
+    out = tmp_path / "old.tsv"
+    out.write_text("former")
+    (tmp_path / "cut.gz").write_bytes(b"\x1f\x8b\x08\x00 this is no gzip")
+    fails("--predict", tmp_path / "cut.gz", "--out", out, words=["cut.gz"])
+    assert out.read_text() == "former" and sorted(path.name for path in tmp_path.iterdir()) == [
+        "bad.csv", "cut.gz", "old.tsv"]
+
+
+def test_a_checkpoint_that_does_not_fit(trained, tmp_path):
+    def fails(*words):
+        assert_one_line_error(run_script("evaluate", "--ckpt", tmp_path / "bag", cwd=trained, check=False), *words)
+
+    shutil.copytree(trained / "runs/bag", tmp_path / "bag")
+    config = data.read_json(tmp_path / "bag/config.json")
+    data.write_json(tmp_path / "bag/config.json", config | {"dim": 17})
+    fails("checkpoint")
+    data.write_json(tmp_path / "bag/config.json", config | {"format": 0})
+    fails("format version")
+    data.write_json(tmp_path / "bag/config.json", config | {"fingerprint": "other"})
+    fails("other data")
+    data.write_json(tmp_path / "bag/config.json", config)
+    words = (tmp_path / "bag/vocab.txt").read_text().split("\n")
+    (tmp_path / "bag/vocab.txt").write_text("\n".join(words[:2] + words[3:1:-1] + words[4:]))
+    fails("vocab.txt")
+    shutil.rmtree(tmp_path / "bag/checkpoints")
+    (tmp_path / "bag/checkpoints").mkdir()
+    (tmp_path / "bag/vocab.txt").write_text("\n".join(words))
+    fails("no best checkpoint")
+
+
+def test_interval_narrows_with_rows():
+    draw = np.random.default_rng(0)
+    widths = []
+    for rows in (200, 20_000):
+        labels = draw.integers(0, 5, rows)
+        predictions = np.where(draw.random(rows) < 0.7, labels, (labels + 1) % 5)
+        low, high = evaluate.interval(labels, predictions)
+        assert low < metrics.balanced_accuracy_score(labels, predictions) < high
+        widths.append(high - low)
+    assert 8 < widths[0] / widths[1] < 12  # 1 / sqrt(rows)
