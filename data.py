@@ -96,6 +96,13 @@ def share(text):
     return float(text)
 
 
+def seed(text):
+    """An argparse type: an integer that fits 32 bits."""
+    if not 0 <= int(text) < 2 ** 32:
+        raise ValueError
+    return int(text)
+
+
 def dropout(text):
     """An argparse type: 0, or a number below 1."""
     return 0.0 if float(text) == 0 else share(text)
@@ -413,6 +420,7 @@ def mlflow_client():
     import logging
     uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "titles"
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException

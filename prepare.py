@@ -273,6 +273,8 @@ def read_csv(path, stream, bad, header):
 
     columns = {name: str(place[0]) for name, place in places.items() if place}
     binary = dict.fromkeys(columns.values(), pa.binary())
+    unreadable = []  # Arrow decodes a row before it calls `skip`, and where it cannot, Python would print a traceback
+    hook, sys.unraisablehook = sys.unraisablehook, unreadable.append
     try:
         blocks = pyarrow.csv.open_csv(
             stream, pyarrow.csv.ReadOptions(use_threads=False, block_size=BLOCK, skip_rows=1,
@@ -305,8 +307,12 @@ def read_csv(path, stream, bad, header):
     except pa.ArrowInvalid as error:
         if str(error).startswith("Could not skip"):  # a header without a line end, and nothing behind it
             return
+        if unreadable:
+            raise UserError(f"{path}:{row + 1}: not UTF-8 (in this row or a later one); save it as UTF-8") from None
         raise UserError(f"{path}:{row + 1}: {str(error).partition(' Row')[0]} (in this row or a later one; is a quote "
                         "unclosed?)") from None
+    finally:
+        sys.unraisablehook = hook
 
 
 # --- from files to numbered words -------------------------------------------------------------------------------------
@@ -710,7 +716,7 @@ def main():
     add("--min-count", type=data.positive(int), default=1, help="drop words rarer than this in the training split")
     add("--max-len", type=data.positive(int), default=20, help="cut titles to so many words")
     add("--valid", type=data.share, default=0.1, help="share of the rest for validation, where the source has none")
-    add("--seed", type=data.not_negative(int), default=0, help="decides the splits")
+    add("--seed", type=data.seed, default=0, help="decides the splits")
     add("--vectors", type=Path, help="pretrained vectors: word2vec, GloVe or fastText text file, plain or compressed")
     add("--max-bad-rows", type=data.positive(float), default=0.01, help="bad rows to skip: a share below 1, or a count")
     add("--threads", type=data.positive(int), default=os.cpu_count(), help="threads that tokenize")

@@ -66,7 +66,7 @@ def parse_args():
     add("--freeze-embeddings", action="store_true", help="leave the word vectors as they are at the start")
     add("--balance", choices=("none", "logit", "weights"), default="logit",
         help="how rare categories get their due: log prior added to the logits in training, or weights on the loss")
-    add("--seed", type=data.not_negative(int), default=0, help="decides every random number")
+    add("--seed", type=data.seed, default=0, help="decides every random number")
     return parser.parse_args()
 
 
@@ -103,8 +103,8 @@ def class_terms(balance, labels, classes):
 
 
 def make_train_chunk(config):
-    """The compiled loop: (state, titles [N, L], labels [N], order [S, B], key, shift [C], weight [C]) -> (state, mean
-    loss). The state is donated: parameters and table change in place."""
+    """The compiled loop: (state, titles [N, L], labels [N], order [S, B], shift [C], weight [C]) -> (state, mean loss).
+    The state is donated: parameters and table change in place. Dropout depends on seed and step alone."""
     module, optimizer = model.build(config), make_optimizer(config)
 
     def loss_of(params, vectors, weights, y, key, shift, weight):
@@ -112,7 +112,9 @@ def make_train_chunk(config):
         return jnp.mean(weight[y] * optax.softmax_cross_entropy_with_integer_labels(logits + shift, y))
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def train_chunk(state, titles, labels, order, key, shift, weight):
+    def train_chunk(state, titles, labels, order, shift, weight):
+        key = jax.random.fold_in(jax.random.key(config["seed"]), 1)
+
         def step(state, rows):
             ids, y = titles[rows].astype(jnp.int32), labels[rows].astype(jnp.int32)
             vectors, weights = model.lookup(state["table"], state["word_weights"], ids)
@@ -133,18 +135,23 @@ def make_train_chunk(config):
     return train_chunk
 
 
-def init_state(config, key, titles, vectors=None):
+def init_state(config, titles, vectors=None):
     """The state before the first step; `titles` [N, L] give the words' weights, `vectors` [V, D] (zero where not
     found) their start."""
-    state = model.init(config, key)
-    state["word_weights"] = jnp.asarray(model.idf(titles, config["vocabulary"]))
+    @jax.jit
+    def start():
+        state = model.init(config, jax.random.key(config["seed"]))
+        return state | {"moments": make_optimizer(config).init(state["params"]), "step": jnp.zeros((), jnp.int32),
+                        "accumulator": jnp.zeros(config["vocabulary"])}
+
+    state = start()
+    state["word_weights"] = jax.device_put(model.idf(titles, config["vocabulary"]))
     if vectors is not None:
         found = vectors.any(1, keepdims=True)
         if found.any():  # words without a vector start as long as the others
             state["table"] *= vectors[found[:, 0]].std() / state["table"].std()
         state["table"] = jnp.where(found, vectors, state["table"])
-    return state | {"moments": make_optimizer(config).init(state["params"]), "step": jnp.zeros((), jnp.int32),
-                    "accumulator": jnp.zeros(config["vocabulary"])}
+    return state
 
 
 def parts(state):
@@ -290,8 +297,7 @@ def train(args):
     rows, module = config["rows"], model.build(config)
     chunks, chunk_steps = data.epoch_shape(rows, config["batch_size"], CHUNK)
 
-    init_key, dropout_key = jax.random.split(jax.random.key(config["seed"]))
-    state = init_state(config, init_key, arrays["train"]["titles"], meta["vectors"])
+    state = init_state(config, arrays["train"]["titles"], meta["vectors"])
     history, manager = [], data.checkpoint_manager(folder)
     if manager.latest_step() is not None:
         saved = data.restore_checkpoint(manager, manager.latest_step(), **parts(state), history=None)
@@ -313,7 +319,7 @@ def train(args):
     device = jax.device_put([arrays["train"]["titles"], arrays["train"]["labels"]])
     shift, weight = jax.device_put(class_terms(config["balance"], arrays["train"]["labels"], config["classes"]))
     order = np.zeros((chunk_steps, config["batch_size"]), np.uint32)
-    train_chunk = make_train_chunk(config).lower(state, *device, order, dropout_key, shift, weight).compile()
+    train_chunk = make_train_chunk(config).lower(state, *device, order, shift, weight).compile()
     if step == 0:
         report_epoch({"epoch": 0} | judge(module, state, arrays["valid"], "valid"))
     print(f"ready after {time.time() - started:.1f} s (reading, compiling)")
@@ -337,7 +343,7 @@ def train(args):
         order = data.batches(rows, config["batch_size"], CHUNK, config["seed"], epoch)
         losses, epoch_begun, epoch_step = [], time.time(), step
         for chunk in range(step // chunk_steps % chunks, chunks):
-            state, loss = train_chunk(state, *device, order[chunk], dropout_key, shift, weight)
+            state, loss = train_chunk(state, *device, order[chunk], shift, weight)
             step += chunk_steps
             losses.append((step, loss))
             loss = float(losses[max(0, len(losses) - 2)][1])  # the chunk before, so that the device is never idle

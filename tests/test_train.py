@@ -30,8 +30,8 @@ def small_problem(**changes):
     draw = np.random.default_rng(0)
     titles = draw.integers(0, 20, (64, 4)).astype(np.uint16)  # ids 20 to 29 never occur
     labels = draw.integers(0, 3, 64).astype(np.uint8)
-    state = train.init_state(config, jax.random.key(1), titles)
-    return config, state, (titles, labels), (jax.random.key(2), *train.class_terms(config["balance"], labels, 3))
+    state = train.init_state(config, titles)
+    return config, state, (titles, labels), train.class_terms(config["balance"], labels, 3)
 
 
 def leaves_equal(first, second):
@@ -76,7 +76,7 @@ def test_pretrained_vectors_are_the_start():
     vectors = np.zeros((30, 6), np.float32)
     vectors[5:9] = np.random.default_rng(0).normal(size=(4, 6)) * 7
     titles = np.arange(1, 29).reshape(7, 4)
-    state = train.init_state(CONFIG, jax.random.key(1), titles, vectors)
+    state = train.init_state(CONFIG, titles, vectors)
     assert np.array_equal(state["table"][5:9], vectors[5:9])
     assert 0.3 < np.std(state["table"][9:]) / vectors[5:9].std() < 3 and not state["table"][0].any()
 
