@@ -88,14 +88,14 @@ def interval(labels, predictions, seed=0, resamples=RESAMPLES):
 
 def summarize(labels, result):
     """The scores of some rows: labels [N], result as model.score returns it."""
-    from sklearn.metrics import f1_score
+    from sklearn import metrics
     predictions = result["prediction"]
     return {
         "rows": len(labels), "loss": float(result["loss"].mean(dtype=np.float64)),
         "accuracy": float((predictions == labels).mean()),
         "balanced_accuracy": model.balanced_accuracy(labels, predictions),
         "balanced_accuracy_interval": interval(labels, predictions),
-        "macro_f1": float(f1_score(labels, predictions, average="macro", zero_division=0)),
+        "macro_f1": float(metrics.f1_score(labels, predictions, average="macro", zero_division=0)),
         "top5_accuracy": float((result["rank"] < 5).mean())}
 
 
@@ -118,13 +118,6 @@ def confusions(labels, predictions):
 
 
 # --- report -----------------------------------------------------------------------------------------------------------
-
-def write_csv(path, header, rows):
-    with data.write_beside(path) as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
-
 
 def recall_figure(recall, size, title):
     """Recall of each category over its number of training rows."""
@@ -154,6 +147,8 @@ def confusion_figure(labels, predictions, names, pairs, title):
 
 
 def report(args):
+    import pandas as pd
+    from sklearn import metrics
     meta, arrays = data.load_prepared(args.data, {args.split, "train"}, text=args.split)
     folder, which = data.find_run(args.ckpt, args.runs, meta["fingerprint"])
     config, _, names, variables, step = restore(folder, which)
@@ -172,25 +167,28 @@ def report(args):
     out = folder / f"{args.split}-{which}"
     out.mkdir(exist_ok=True)
     data.write_json(out / "report.json", scores)
-    write_csv(out / "predictions.csv", ("title", "category", "predicted", "probability"), (
-        (rows["text"][i], names[labels[i]], names[predictions[i]], f"{result['probability'][i]:.4f}")
-        for i in range(len(labels))))
-    from sklearn.metrics import precision_recall_fscore_support
-    everything = np.arange(len(names))
-    table = precision_recall_fscore_support(labels, predictions, labels=everything, zero_division=0)
-    write_csv(out / "categories.csv", ("category", "precision", "recall", "f1", "support", "training_rows"), (
-        (names[i], *(f"{column[i]:.4f}" for column in table[:3]), table[3][i], train_size[i]) for i in everything))
-    pairs = confusions(labels, predictions)
-    examples = {(true, wrong): [rows["text"][i] for i in np.flatnonzero((labels == true) & (predictions == wrong))[:3]]
-                for true, wrong, _ in pairs}
-    write_csv(out / "confusions.csv", ("category", "predicted", "rows", "share_of_category", "examples"), (
-        (names[true], names[wrong], count, f"{count / table[3][true]:.4f}", " | ".join(examples[true, wrong]))
-        for true, wrong, count in pairs))
+    name, text, found = np.array(names, object), np.array(rows["text"], object), confusions(labels, predictions)
+    table = metrics.precision_recall_fscore_support(labels, predictions, labels=np.arange(len(names)), zero_division=0)
+    support = table[3]
+    examples = [text[(labels == true) & (predictions == wrong)][:3] for true, wrong, _ in found]
+    for file, columns in {
+        "predictions": {"title": text, "category": name[labels], "predicted": name[predictions],
+                        "probability": result["probability"].round(4)},
+        "categories": {"category": name, "precision": table[0], "recall": table[1], "f1": table[2],
+                       "support": support, "training_rows": train_size},
+        "confusions": {"category": [names[true] for true, _, _ in found],
+                       "predicted": [names[wrong] for _, wrong, _ in found],
+                       "rows": [count for _, _, count in found],
+                       "share_of_category": [count / support[true] for true, _, count in found],
+                       "examples": [" | ".join(titles) for titles in examples]},
+    }.items():
+        with data.write_beside(out / f"{file}.csv") as csv_file:
+            pd.DataFrame(columns).to_csv(csv_file, index=False, float_format="%.4f")
     kind = f"{'SYNTHETIC data, ' if meta['synthetic'] else ''}{folder.name}, {args.split} split"
-    tested = table[3] > 0
+    tested = support > 0
     recall_figure(table[1][tested], train_size[tested], kind).savefig(out / "recall.png", dpi=120)
-    if pairs:
-        confusion_figure(labels, predictions, names, pairs, kind).savefig(out / "confusions.png", dpi=120)
+    if found:
+        confusion_figure(labels, predictions, names, found, kind).savefig(out / "confusions.png", dpi=120)
     log_to_mlflow(folder, out, args.split, scores)
     if args.json:
         print(json.dumps(scores))
@@ -204,9 +202,9 @@ def report(args):
               f"{row['balanced_accuracy']:>10.4f}{f'{low:.4f} to {high:.4f}':>18}{row['macro_f1']:>10.4f}"
               f"{row['top5_accuracy']:>8.4f}")
     print("most frequent confusions:")
-    for true, wrong, count in pairs[:8]:
-        print(f"  {count:>5} x {names[true]} taken for {names[wrong]} ({count / table[3][true]:.0%} of its rows), "
-              f"such as: {examples[true, wrong][0]}")
+    for (true, wrong, count), titles in zip(found[:8], examples, strict=False):
+        print(f"  {count:>5} x {names[true]} taken for {names[wrong]} ({count / support[true]:.0%} of its rows), "
+              f"such as: {titles[0]}")
     print(f"report: {out}/")
 
 
