@@ -120,9 +120,11 @@ def write_beside(path, mode="w"):
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a write that fails does not say where
         raise
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def decompressed(file):
@@ -393,12 +395,22 @@ def checkpoint_manager(folder, read_only=False):
 
 
 def save_checkpoint(manager, step, variables, optimizer, history, metrics):
-    """Save all that --resume needs. variables and optimizer: pytrees; history: list of dictionaries, one an epoch."""
+    """Save all that --resume needs. variables and optimizer: pytrees; history: list of dictionaries, one an epoch.
+    Raises UserError where it cannot be written; the checkpoints before it stay."""
+    import jax
     import orbax.checkpoint as ocp
-    saved = manager.save(step, metrics=metrics, force=True, args=ocp.args.Composite(
-        variables=ocp.args.StandardSave(variables), optimizer=ocp.args.StandardSave(optimizer),
-        history=ocp.args.JsonSave(history)))
-    assert saved, f"Orbax did not save step {step}"
+    need = 1.1 * sum(x.nbytes for x in jax.tree.leaves((variables, optimizer))) + (1 << 20)
+    free = shutil.disk_usage(manager.directory).free
+    saved, failure = False, None if free >= need else f"needs {need / 1e6:.1f} MB of disk, {free / 1e6:.1f} MB are free"
+    try:
+        saved = not failure and manager.save(step, metrics=metrics, force=True, args=ocp.args.Composite(
+            variables=ocp.args.StandardSave(variables), optimizer=ocp.args.StandardSave(optimizer),
+            history=ocp.args.JsonSave(history)))
+    except (OSError, ValueError) as error:  # TensorStore raises ValueError where it cannot write
+        failure = str(error)[:200]
+    if not saved:
+        raise UserError(f"{manager.directory}: step {step} is not saved ({failure}); mend that, then go on with "
+                        f"--resume {manager.directory.parent.name}")
 
 
 def restore_checkpoint(manager, step, **targets):

@@ -26,13 +26,13 @@ from data import UserError
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
 DEFAULTS = {  # by model; a flag overrides them
-    "mlp": {"lr": 1e-3, "dropout": 0.5, "hidden": [], "epochs": 25},
-    "cnn": {"lr": 3e-3, "dropout": 0.3, "hidden": [], "epochs": 15},
+    "mlp": {"lr": 1e-3, "dropout": 0.5, "hidden": [], "epochs": 12},
+    "cnn": {"lr": 3e-3, "dropout": 0.3, "hidden": [], "epochs": 8},
 }
-SMALL = 40_000         # rows up to which the epochs above hold; more rows need fewer (size_rule)
+SMALL = 40_000         # training rows up to which these epochs hold; more rows need fewer (size_rule)
 CHUNK = 50             # steps in one compiled loop at most: fewer calls from Python, but a slower answer to Ctrl-C
 TRAIN_SAMPLE = 10_000  # training rows scored after each epoch, to be compared with the validation split
-EXPERIMENT = "titles"  # in MLflow, unless MLFLOW_EXPERIMENT_NAME is set
+STARTED = time.time()
 
 
 def size_rule(rows, epochs):
@@ -197,7 +197,7 @@ def configure(args, meta, rows):
 
 
 def open_run(args, meta, rows):
-    """(name, folder, config) of a new run, or of the one to resume."""
+    """(folder, config) of a new run, or of the one to resume."""
     if args.resume:
         given = {flag.partition("=")[0] for flag in sys.argv[1:] if flag.startswith("--")}
         if others := given - {"--resume", "--data", "--runs"}:
@@ -209,7 +209,7 @@ def open_run(args, meta, rows):
         if config["fingerprint"] != meta["fingerprint"]:
             raise UserError(f"{folder}: was trained on other data ({config['fingerprint']}) than {args.data} holds "
                             f"({meta['fingerprint']}); name its data with --data")
-        return args.resume, folder, config
+        return folder, config
     args.runs.mkdir(parents=True, exist_ok=True)
     taken = {path.name for path in args.runs.iterdir()}
     name = args.name or next(name for i in range(1, len(taken) + 2) if (name := f"{args.model}-{i}") not in taken)
@@ -217,29 +217,34 @@ def open_run(args, meta, rows):
         raise UserError(f"--name {name}: use letters, digits, '-', '_' and '.', and not best or latest")
     folder, beside = args.runs / name, args.runs / f".{name}.tmp-{os.getpid()}"
     config = configure(args, meta, rows) | {"created": time.time()}
-    beside.mkdir()
-    data.write_json(beside / "config.json", config)
-    data.write_lines(beside / "vocab.txt", meta["vocab"])
-    data.write_lines(beside / "labels.txt", meta["labels"])
     try:
+        beside.mkdir()
+        data.write_json(beside / "config.json", config)
+        data.write_lines(beside / "vocab.txt", meta["vocab"])
+        data.write_lines(beside / "labels.txt", meta["labels"])
         if folder.exists():
-            raise OSError
+            raise FileExistsError
         beside.rename(folder)
     except OSError:
-        shutil.rmtree(beside)
+        if not folder.exists():
+            raise
         raise UserError(f"{folder}: a run of this name is there; choose another --name, or go on with "
                         f"--resume {name}") from None
-    return name, folder, config
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return folder, config
 
 
 # --- MLflow -----------------------------------------------------------------------------------------------------------
 
 class Tracker:
-    """The MLflow run of a training."""
+    """The MLflow run of a training, as a context. A server that stops answering costs warnings, not the training; what
+    could not be logged is logged with the next epoch, or by --resume."""
 
     def __init__(self, client, experiment, folder, config, statistics):
         """Start the run, or go on with the one that `folder`/mlflow.txt names."""
-        self.client = client
+        from mlflow.entities import Param, RunTag
+        self.client, self.config, self.history, self.losses, self.logged = client, config, [], [], -1
         note = folder / "mlflow.txt"
         if note.exists():
             self.run_id = note.read_text().strip()
@@ -249,29 +254,38 @@ class Tracker:
         self.run_id = self.client.create_run(experiment, run_name=folder.name).info.run_id
         with data.write_beside(note) as file:
             file.write(self.run_id + "\n")
-        self.logged = -1
-        from mlflow.entities import Param, RunTag
         self.client.log_batch(
             self.run_id, params=[Param(key, str(value)[:6000]) for key, value in (statistics | config).items()],
             tags=[RunTag("data", "synthetic" if config["synthetic"] else "real")])
         for script in Path(__file__).parent.glob("*.py"):
             self.client.log_artifact(self.run_id, str(script), "source")
 
-    def log(self, history, losses=()):
-        """Log the epochs not yet logged, and the training loss [(step, loss)] of the chunks before them."""
+    def log(self, history, losses):
+        """Log the epochs not yet logged, and the training loss [(step, loss)] of the chunks of the last one."""
         from mlflow.entities import Metric
+        self.history, self.losses = history, [*self.losses, *losses]
         now = int(time.time() * 1000)
         metrics = [Metric(key, value, now, row["step"]) for row in history if row["step"] > self.logged
                    for key, value in row.items() if key not in ("epoch", "step")]
-        metrics += [Metric("step_loss", float(loss), now, step) for step, loss in losses]
-        for start in range(0, len(metrics), 1000):
-            self.client.log_batch(self.run_id, metrics=metrics[start:start + 1000])
-        self.logged = max(self.logged, *(row["step"] for row in history))
+        metrics += [Metric("step_loss", float(loss), now, step) for step, loss in self.losses]
+        try:
+            for start in range(0, len(metrics), 1000):
+                self.client.log_batch(self.run_id, metrics=metrics[start:start + 1000])
+            self.logged, self.losses = history[-1]["step"], []
+        except Exception as error:
+            print(f"warning: MLflow: {' '.join(str(error).split())[:200]}", file=sys.stderr)
 
-    def finish(self, status, history, synthetic):
-        if history:
-            self.client.log_figure(self.run_id, loss_figure(history, synthetic), "loss.png")
-        self.client.set_terminated(self.run_id, status)
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        try:
+            if self.history:
+                self.client.log_figure(self.run_id, loss_figure(self.history, self.config["synthetic"]), "loss.png")
+            self.client.set_terminated(self.run_id, "FINISHED" if kind is None else "KILLED" if kind in (
+                SystemExit, KeyboardInterrupt) else "FAILED")
+        except Exception as error:
+            print(f"warning: MLflow: {' '.join(str(error).split())[:200]}", file=sys.stderr)
 
 
 def loss_figure(history, synthetic):
@@ -290,22 +304,27 @@ def loss_figure(history, synthetic):
 # --- the loop ---------------------------------------------------------------------------------------------------------
 
 def train(args):
-    started = time.time()
     meta, arrays = data.load_prepared(args.data, ("train", "valid"))
     mlflow = data.mlflow_client()  # before a run is made: it may not be reached
-    name, folder, config = open_run(args, meta, len(arrays["train"]["labels"]))
-    rows, module = config["rows"], model.build(config)
-    chunks, chunk_steps = data.epoch_shape(rows, config["batch_size"], CHUNK)
+    folder, config = open_run(args, meta, len(arrays["train"]["labels"]))
+    statistics = {key: meta[key] for key in
+                  ("source", "categories", "reliable_share", "unknown_share", "mean_words", "cut_share")}
+    with Tracker(*mlflow, folder, config, statistics | {"device": str(jax.devices()[0])}) as tracker:
+        loop(args, folder, config, arrays, meta["vectors"], tracker)
 
-    state = init_state(config, arrays["train"]["titles"], meta["vectors"])
+
+def loop(args, folder, config, arrays, vectors, tracker):
+    name, rows, module = folder.name, config["rows"], model.build(config)
+    chunks, chunk_steps = data.epoch_shape(rows, config["batch_size"], CHUNK)
+    state = init_state(config, arrays["train"]["titles"], vectors)
     history, manager = [], data.checkpoint_manager(folder)
     if manager.latest_step() is not None:
         saved = data.restore_checkpoint(manager, manager.latest_step(), **parts(state), history=None)
         state, history = saved["variables"] | saved["optimizer"], saved["history"]
     step = int(state["step"])
-    statistics = {key: meta[key] for key in
-                  ("categories", "reliable_share", "unknown_share", "mean_words", "cut_share")}
-    tracker = Tracker(*mlflow, folder, config, statistics | {"source": meta["source"], "device": str(jax.devices()[0])})
+    if history:  # a killed run may not have written and logged the epochs that it saved
+        write_metrics(folder, history)
+        tracker.log(history, [])
 
     parameters = sum(x.size for x in jax.tree.leaves(state["params"]))
     print(f"run {name}{' (SYNTHETIC DATA)' if config['synthetic'] else ''} on {jax.devices()[0]}: "
@@ -322,7 +341,7 @@ def train(args):
     train_chunk = make_train_chunk(config).lower(state, *device, order, shift, weight).compile()
     if step == 0:
         report_epoch({"epoch": 0} | judge(module, state, arrays["valid"], "valid"))
-    print(f"ready after {time.time() - started:.1f} s (reading, compiling)")
+    print(f"ready after {time.time() - STARTED:.1f} s (reading, compiling)")
 
     stop = []  # a signal that came; the loop answers at the end of a chunk
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -332,7 +351,6 @@ def train(args):
         data.save_checkpoint(manager, step, **parts(state), history=history, metrics=metrics)
 
     def leave():
-        tracker.finish("KILLED", history, config["synthetic"])
         print(f"stopped at step {step:,}; go on with: python train.py --resume {name}"
               + "".join(f" --{flag} {value}" for flag, value, usual in (
                   ("runs", args.runs, "runs"), ("data", args.data, "data/prepared")) if str(value) != usual))
@@ -360,13 +378,12 @@ def train(args):
                 save()
                 leave()
         if not all(math.isfinite(loss) for _, loss in losses):
-            tracker.finish("FAILED", history, config["synthetic"])
             raise UserError(f"the loss is no longer finite at step {step:,} of run {name}; try a lower --lr (now "
                             f"{config['lr']}) or --table-lr (now {config['table_lr']})")
         seconds = time.time() - epoch_begun
         row = {"epoch": epoch + 1, "step": step} | judge(module, state, sample, "train") | judge(
             module, state, arrays["valid"], "valid") | {
-            "titles_per_second": (step - epoch_step) * config["batch_size"] / seconds, "seconds": time.time() - started}
+            "titles_per_second": (step - epoch_step) * config["batch_size"] / seconds, "seconds": time.time() - STARTED}
         report_epoch(row)
         history.append(row)
         save(row)
@@ -375,12 +392,9 @@ def train(args):
         if stop and epoch < config["epochs"] - 1:
             leave()
         begun += time.time() - epoch_begun - seconds  # judging and saving are not training time
-    write_metrics(folder, history)
-    tracker.log(history)
-    tracker.finish("FINISHED", history, config["synthetic"])
     best = max(reversed(history), key=lambda row: row["valid_balanced_accuracy"])
     print(f"best epoch {best['epoch']}: validation balanced accuracy {best['valid_balanced_accuracy']:.4f}"
-          f"{' on SYNTHETIC data' if config['synthetic'] else ''}; {time.time() - started:.1f} s in all\n"
+          f"{' on SYNTHETIC data' if config['synthetic'] else ''}; {time.time() - STARTED:.1f} s in all\n"
           f"test it: python evaluate.py --ckpt {name}")
 
 

@@ -221,6 +221,25 @@ def test_mlflow_server(tiny, tmp_path):
         server.wait()
 
 
+def test_a_full_disk_leaves_what_was_saved(tiny, tmp_path):
+    """On a small file system, where root may mount one: one line, and --resume goes on once there is room."""
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2500k", "tmpfs", small], capture_output=True).returncode:
+        pytest.skip("may not mount a file system")
+    try:
+        flags = ["--runs", small / "runs", "--epochs", 6, "--dim", 300]
+        done = run_script("train", "--name", "big", *flags, cwd=tiny, check=False)
+        assert_one_line_error(done, "checkpoints", "not saved", "--resume big")
+        assert len(list((small / "runs/big/checkpoints").iterdir())) in (1, 2)  # best and latest may be one
+        subprocess.run(["mount", "-o", "remount,size=30m", small], check=True)
+        run_script("train", "--resume", "big", "--runs", small / "runs", cwd=tiny)
+        run_script("train", "--name", "roomy", *flags[2:], cwd=tiny)
+        assert_same_run(small / "runs/big", tiny / "runs/roomy")
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
 def test_bad_input(trained, tmp_path):
     def fails(*args, words, cwd=trained):
         assert_one_line_error(run_script("train", *args, cwd=cwd, check=False), *words)
