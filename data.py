@@ -416,9 +416,15 @@ def save_checkpoint(manager, step, variables, optimizer, history, metrics):
 def restore_checkpoint(manager, step, **targets):
     """Restore the named parts of a checkpoint: `variables`, `optimizer` with a pytree of shapes and dtypes that they
     must have, `history` with None. Raises UserError where it cannot be read or has other shapes."""
+    import jax
     import orbax.checkpoint as ocp
-    arguments = {name: ocp.args.JsonRestore() if target is None else ocp.args.StandardRestore(target)
-                 for name, target in targets.items()}
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # not the device it was saved from
+
+    def as_here(x):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
+
+    arguments = {name: ocp.args.JsonRestore() if target is None else
+                 ocp.args.StandardRestore(jax.tree.map(as_here, target)) for name, target in targets.items()}
     try:
         return manager.restore(step, args=ocp.args.Composite(**arguments))
     except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged folder

@@ -27,6 +27,7 @@ from data import UserError
 RESAMPLES = 2000     # of the bootstrap
 CONFUSIONS = 20      # pairs of categories that the report shows
 PREDICT_ROWS = 8192  # titles classified at a time with --predict
+PRIOR = {"none": "as frequent as in training", "logit": "equally frequent", "weights": "equally frequent"}
 
 
 def parse_args():
@@ -201,6 +202,7 @@ def report(args):
         print(f"  {name:<22}{row['rows']:>10,}{row['loss']:>8.3f}{row['accuracy']:>10.4f}"
               f"{row['balanced_accuracy']:>10.4f}{f'{low:.4f} to {high:.4f}':>18}{row['macro_f1']:>10.4f}"
               f"{row['top5_accuracy']:>8.4f}")
+    print(f"loss and probabilities take categories to be {PRIOR[config['balance']]} (--balance {config['balance']})")
     print("most frequent confusions:")
     for (true, wrong, count), titles in zip(found[:8], examples, strict=False):
         print(f"  {count:>5} x {names[true]} taken for {names[wrong]} ({count / support[true]:.0%} of its rows), "
