@@ -316,22 +316,40 @@ def load_prepared(folder, splits=SPLITS, text=None):
     return meta, arrays
 
 
-def batches(rows, batch_size, chunk, seed, epoch):
-    """The order in which an epoch visits the rows: [chunks, steps a chunk, batch_size] uint32 row numbers.
+def length_groups(titles, batch_size, chunk):
+    """Where to cut the rows in short and long titles, so that the short ones need not be padded as far.
+
+    Args: titles [N, L] ids; batch_size in rows; chunk, steps in one compiled loop at most.
+    Returns: a list of (row numbers, width in words, chunks an epoch, steps a chunk). One group if both would not be
+    large enough, else the two with the least padding in all. Chunks are as even as can be, so that few rows come twice.
+    """
+    length = titles.shape[1] - (titles[:, ::-1] != 0).argmax(1)
+    length[~titles.any(1)] = 0
+    widths = np.arange(1, titles.shape[1] + 1)
+    short = np.cumsum(np.bincount(length, minlength=len(widths) + 1))[1:]  # rows of at most so many words
+    cells = short * widths + (len(titles) - short) * titles.shape[1]
+    width = widths[cells.argmin()]
+    groups = [(np.flatnonzero(length <= width), width), (np.flatnonzero(length > width), titles.shape[1])]
+    if min(len(rows) for rows, _ in groups) < 10 * batch_size:
+        groups = [(np.arange(len(titles)), titles.shape[1])]
+    plan = []
+    for rows, width in groups:
+        steps = -(-len(rows) // batch_size)
+        chunks = -(-steps // chunk)
+        plan.append((rows.astype(np.uint32), int(width), chunks, -(-steps // chunks)))
+    return plan
+
+
+def batches(groups, batch_size, seed, epoch):
+    """The chunks of an epoch in their order: [(width, row numbers [steps a chunk, batch_size] uint32)].
 
     A function of (seed, epoch) alone, so a resumed run needs no saved generator. Every row comes at least once; every
-    chunk is full, for which the first rows of the permutation come a second time.
+    chunk is full, for which the first rows of a group's permutation come a second time.
     """
-    chunks, steps = epoch_shape(rows, batch_size, chunk)
-    order = np.random.default_rng([seed, epoch]).permutation(rows).astype(np.uint32)
-    return np.resize(order, (chunks, steps, batch_size))
-
-
-def epoch_shape(rows, batch_size, chunk):
-    """(chunks an epoch, steps a chunk): as even as `chunk` steps at most allow, so that few rows come twice."""
-    steps = -(-rows // batch_size)
-    chunks = -(-steps // chunk)
-    return chunks, -(-steps // chunks)
+    draw = np.random.default_rng([seed, epoch])
+    found = [(width, order) for rows, width, chunks, steps in groups
+             for order in np.resize(draw.permutation(rows), (chunks, steps, batch_size))]
+    return [found[i] for i in draw.permutation(len(found))]
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------

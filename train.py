@@ -103,20 +103,21 @@ def class_terms(balance, labels, classes):
 
 
 def make_train_chunk(config):
-    """The compiled loop: (state, titles [N, L], labels [N], order [S, B], shift [C], weight [C]) -> (state, mean loss).
-    The state is donated: parameters and table change in place. Dropout depends on seed and step alone."""
+    """The compiled loop: (state, titles [N, L], labels [N], order [S, B], shift [C], weight [C], width) -> (state, mean
+    loss); the titles of `order` have at most `width` words. The state is donated: parameters and table change in place.
+    Dropout depends on seed and step alone."""
     module, optimizer = model.build(config), make_optimizer(config)
 
     def loss_of(params, vectors, weights, y, key, shift, weight):
         logits = module.apply({"params": params}, vectors, weights, train=True, rngs={"dropout": key})
         return jnp.mean(weight[y] * optax.softmax_cross_entropy_with_integer_labels(logits + shift, y))
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def train_chunk(state, titles, labels, order, shift, weight):
+    @functools.partial(jax.jit, donate_argnums=0, static_argnames="width")
+    def train_chunk(state, titles, labels, order, shift, weight, width):
         key = jax.random.fold_in(jax.random.key(config["seed"]), 1)
 
         def step(state, rows):
-            ids, y = titles[rows].astype(jnp.int32), labels[rows].astype(jnp.int32)
+            ids, y = titles[rows, :width].astype(jnp.int32), labels[rows].astype(jnp.int32)
             vectors, weights = model.lookup(state["table"], state["word_weights"], ids)
             loss, (gradient, vector_gradient) = jax.value_and_grad(loss_of, (0, 1))(
                 state["params"], vectors, weights, y, jax.random.fold_in(key, state["step"]), shift, weight)
@@ -175,8 +176,9 @@ def judge(module, state, arrays, prefix):
 
 # --- configuration ----------------------------------------------------------------------------------------------------
 
-def configure(args, meta, rows):
+def configure(args, meta, titles):
     """All that decides the result, as one dictionary: the flags, defaults filled in, and the sizes the data gives."""
+    rows = len(titles)
     config = {name: value for name, value in vars(args).items() if name not in ("data", "name", "runs", "resume")}
     for name, value in DEFAULTS[args.model].items():
         config[name] = value if config[name] is None else config[name]
@@ -188,15 +190,16 @@ def configure(args, meta, rows):
         raise UserError(f"--dim {args.dim}: the prepared vectors have {meta['vectors'].shape[1]} numbers; leave --dim "
                         "away, or run prepare.py without --vectors")
     config["dim"] = meta["vectors"].shape[1] if pretrained else args.dim or 100
-    chunks, steps = data.epoch_shape(rows, config["batch_size"], CHUNK)
+    groups = data.length_groups(titles, config["batch_size"], CHUNK)
     return config | {
         "format": data.FORMAT, "fingerprint": meta["fingerprint"], "synthetic": meta["synthetic"],
         "files": {name: meta["files"][name] for name in ("vocab.txt", "labels.txt")},
         "classes": len(meta["labels"]), "vocabulary": len(meta["vocab"]), "max_len": meta["max_len"],
-        "pretrained_vectors": pretrained, "rows": rows, "steps": config["epochs"] * chunks * steps}
+        "pretrained_vectors": pretrained, "rows": rows,
+        "steps": config["epochs"] * sum(chunks * steps for _, _, chunks, steps in groups)}
 
 
-def open_run(args, meta, rows):
+def open_run(args, meta, titles):
     """(folder, config) of a new run, or of the one to resume."""
     if args.resume:
         given = {flag.partition("=")[0] for flag in sys.argv[1:] if flag.startswith("--")}
@@ -216,7 +219,7 @@ def open_run(args, meta, rows):
     if not re.fullmatch(r"\w[\w.-]*", name) or name in ("best", "latest"):
         raise UserError(f"--name {name}: use letters, digits, '-', '_' and '.', and not best or latest")
     folder, beside = args.runs / name, args.runs / f".{name}.tmp-{os.getpid()}"
-    config = configure(args, meta, rows) | {"created": time.time()}
+    config = configure(args, meta, titles) | {"created": time.time()}
     try:
         beside.mkdir()
         data.write_json(beside / "config.json", config)
@@ -306,7 +309,7 @@ def loss_figure(history, synthetic):
 def train(args):
     meta, arrays = data.load_prepared(args.data, ("train", "valid"))
     mlflow = data.mlflow_client()  # before a run is made: it may not be reached
-    folder, config = open_run(args, meta, len(arrays["train"]["labels"]))
+    folder, config = open_run(args, meta, arrays["train"]["titles"])
     statistics = {key: meta[key] for key in
                   ("source", "categories", "reliable_share", "unknown_share", "mean_words", "cut_share")}
     with Tracker(*mlflow, folder, config, statistics | {"device": str(jax.devices()[0])}) as tracker:
@@ -315,7 +318,8 @@ def train(args):
 
 def loop(args, folder, config, arrays, vectors, tracker):
     name, rows, module = folder.name, config["rows"], model.build(config)
-    chunks, chunk_steps = data.epoch_shape(rows, config["batch_size"], CHUNK)
+    groups = data.length_groups(arrays["train"]["titles"], config["batch_size"], CHUNK)
+    epoch_steps = config["steps"] // config["epochs"]
     state = init_state(config, arrays["train"]["titles"], vectors)
     history, manager = [], data.checkpoint_manager(folder)
     if manager.latest_step() is not None:
@@ -337,8 +341,9 @@ def loop(args, folder, config, arrays, vectors, tracker):
     sample = {kind: array[sample] for kind, array in arrays["train"].items() if kind in ("titles", "labels")}
     device = jax.device_put([arrays["train"]["titles"], arrays["train"]["labels"]])
     shift, weight = jax.device_put(class_terms(config["balance"], arrays["train"]["labels"], config["classes"]))
-    order = np.zeros((chunk_steps, config["batch_size"]), np.uint32)
-    train_chunk = make_train_chunk(config).lower(state, *device, order, shift, weight).compile()
+    train_chunk = make_train_chunk(config)
+    train_chunk = {width: train_chunk.lower(state, *device, np.zeros((steps, config["batch_size"]), np.uint32), shift,
+                                            weight, width=width).compile() for _, width, _, steps in groups}
     if step == 0:
         report_epoch({"epoch": 0} | judge(module, state, arrays["valid"], "valid"))
     print(f"ready after {time.time() - STARTED:.1f} s (reading, compiling)")
@@ -357,12 +362,14 @@ def loop(args, folder, config, arrays, vectors, tracker):
         raise SystemExit(128 + stop[0])
 
     begun, begun_step, printed = time.time(), step, 0
-    for epoch in range(step // (chunks * chunk_steps), config["epochs"]):
-        order = data.batches(rows, config["batch_size"], CHUNK, config["seed"], epoch)
-        losses, epoch_begun, epoch_step = [], time.time(), step
-        for chunk in range(step // chunk_steps % chunks, chunks):
-            state, loss = train_chunk(state, *device, order[chunk], shift, weight)
-            step += chunk_steps
+    for epoch in range(step // epoch_steps, config["epochs"]):
+        losses, epoch_begun, epoch_step, end = [], time.time(), step, epoch * epoch_steps
+        for width, order in data.batches(groups, config["batch_size"], config["seed"], epoch):
+            end += len(order)
+            if end <= step:  # done before this run was resumed
+                continue
+            state, loss = train_chunk[width](state, *device, order, shift, weight)
+            step = end
             losses.append((step, loss))
             loss = float(losses[max(0, len(losses) - 2)][1])  # the chunk before, so that the device is never idle
             if not math.isfinite(loss):
@@ -374,7 +381,7 @@ def loop(args, folder, config, arrays, vectors, tracker):
                       f"lr {config['lr'] * (1 - step / config['steps']):.1e}  "
                       f"{(step - begun_step) * config['batch_size'] / seconds:9,.0f} titles/s  "
                       f"{clock(seconds)} elapsed  {clock(seconds / done - seconds)} left", flush=True)
-            if stop and chunk < chunks - 1:
+            if stop and step < (epoch + 1) * epoch_steps:
                 save()
                 leave()
         if not all(math.isfinite(loss) for _, loss in losses):

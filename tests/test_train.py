@@ -41,12 +41,12 @@ def leaves_equal(first, second):
 @pytest.mark.parametrize("name", model.MODELS)
 def test_a_scanned_chunk_equals_single_steps(name):
     config, state, arrays, terms = small_problem(model=name)
-    order = data.batches(64, 8, 5, 0, 0)
+    order = np.random.default_rng(0).permutation(64)[:40].reshape(5, 8)
     chunk = train.make_train_chunk(config)
-    together, loss = chunk(jax.tree.map(np.copy, state), *arrays, order[0], *terms)
+    together, loss = chunk(jax.tree.map(np.copy, state), *arrays, order, *terms, width=4)
     losses = []
-    for rows in order[0]:
-        state, one = chunk(state, *arrays, rows[None], *terms)
+    for rows in order:
+        state, one = chunk(state, *arrays, rows[None], *terms, width=4)
         losses.append(one)
     np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-6)
     for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(state), strict=True):
@@ -57,7 +57,7 @@ def test_a_step_changes_the_rows_it_used_and_no_other():
     config, state, arrays, terms = small_problem()
     before = np.array(state["table"])
     state["params"]["Head_0"]["Dense_0"]["kernel"] += 1.0 + np.arange(3)  # at zero it passes no gradient back
-    after, _ = train.make_train_chunk(config)(state, *arrays, np.array([[3, 4]]), *terms)
+    after, _ = train.make_train_chunk(config)(state, *arrays, np.array([[3, 4]]), *terms, width=4)
     changed = np.flatnonzero((before != after["table"]).any(1))
     used = np.unique(arrays[0][[3, 4]])
     assert set(changed) <= set(used) - {0} and len(changed)
@@ -67,7 +67,7 @@ def test_a_step_changes_the_rows_it_used_and_no_other():
 def test_frozen_vectors_stay(capsys):
     config, state, arrays, terms = small_problem(freeze_embeddings=True)
     before, head = np.array(state["table"]), np.array(state["params"]["Head_0"]["Dense_0"]["bias"])
-    after, _ = train.make_train_chunk(config)(state, *arrays, data.batches(64, 8, 8, 0, 0)[0], *terms)
+    after, _ = train.make_train_chunk(config)(state, *arrays, np.arange(64).reshape(8, 8), *terms, width=4)
     assert np.array_equal(before, after["table"])
     assert not np.array_equal(head, after["params"]["Head_0"]["Dense_0"]["bias"])
 
