@@ -30,7 +30,7 @@ DEFAULTS = {  # by model; a flag overrides them
     "cnn": {"lr": 3e-3, "dropout": 0.3, "hidden": [], "epochs": 8},
 }
 SMALL = 40_000         # training rows up to which these epochs hold; more rows need fewer (size_rule)
-CHUNK = 50             # steps in one compiled loop at most: fewer calls from Python, but a slower answer to Ctrl-C
+CHUNK = 8              # steps in one compiled loop at most; titles of a chunk are all short or all long
 TRAIN_SAMPLE = 10_000  # training rows scored after each epoch, to be compared with the validation split
 STARTED = time.time()
 
