@@ -1,0 +1,398 @@
+"""The tokenizer against its specification, the prepared arrays against damage, and the order of batches."""
+import json
+import math
+import pickle
+import random
+import shutil
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import data
+from data import UserError
+
+
+def bulk_words(titles):
+    """The words of each title by the bulk path."""
+    codes, words, lengths = data.bulk_tokenize(pa.array(titles, pa.string()))
+    assert len(codes) == lengths.sum() and len(lengths) == len(titles)
+    ends = np.cumsum(lengths)
+    return [[words[code] for code in codes[end - length:end]] for end, length in zip(ends, lengths, strict=True)]
+
+
+def assert_bulk_agrees(titles):
+    for title, words in zip(titles, bulk_words(titles), strict=True):
+        assert words == data.tokenize(title), ascii(title)
+
+
+# --- tokenizer --------------------------------------------------------------------------------------------------------
+
+CASES = {
+    "Teléfono Móvil ÑANDÚ Coração": ["telefono", "movil", "nandu", "coracao"],
+    "e\u0301cran pin\u0303a a\u0301\u0323b": ["ecran", "pina", "ab"],  # combining marks join what they stand on
+    "ﬁltro ﬀ Ⅻ ＡＢＣ１２": ["filtro", "ff", "xii", "abc12"],            # compatibility forms
+    "1ª 2º N° m² m³ H₂O": ["1a", "2o", "n", "m2", "m3", "h2o"],
+    "½ kg, ¼": ["1", "2", "kg", "1", "4"],
+    "$1.500,00 c/u 100%": ["1", "500", "00", "c", "u", "100"],
+    "funda_iphone __x__ _": ["funda", "iphone", "x"],
+    "iPhone7Plus 16GB xr-650": ["iphone7plus", "16gb", "xr", "650"],
+    "İstanbul IĞDIR ılık": ["istanbul", "igdir", "ılık"],
+    "STRASSE Straße": ["strasse", "straße"],
+    "ΟΔΟΣ Σ ΆΛΦΑ": ["οδο\u03c2", "σ", "αλφα"],
+    "Привет ЧАЙНИК": ["привет", "чаиник"],
+    "नमस्ते हिन्दी": ["नमसत", "हनद"],
+    "手机壳 iPhone壳X": ["手", "机", "壳", "iphone", "壳", "x"],
+    "カメラ・レンズ ガラス ﾃﾚﾋﾞ": ["カ", "メ", "ラ", "レ", "ン", "ス", "カ", "ラ", "ス", "テ", "レ", "ヒ"],
+    "𠀀b": ["𠀀", "b"],
+    "한국 폰": [unicodedata.normalize("NFKD", "한국"), unicodedata.normalize("NFKD", "폰")],
+    "שלום عَرَبِيّ": ["שלום", "عربي"],
+    "rojo😀azul ❤️ ok👍🏽": ["rojo", "azul", "ok"],
+    "a\0b c\u00a0d e\u200bf g\u2028h i\tj\r\nk": list("abcdefghijk"),
+    "": [], " ": [], "¡¿!? --- \0": [],
+}
+
+
+@pytest.mark.parametrize("title", CASES, ids=ascii)
+def test_tokenizer_on_cases_written_by_hand(title):
+    assert data.tokenize(title) == CASES[title]
+
+
+def test_bulk_tokenizer_on_cases_written_by_hand():
+    assert bulk_words(list(CASES)) == list(CASES.values())
+    assert bulk_words([]) == []
+
+
+def contexts(characters):
+    return [form for c in characters for form in (c, f"a{c}b", f"Z {c}{c} 9", f"{c}É")]
+
+
+def test_bulk_tokenizer_agrees_on_every_character_it_treats_itself():
+    characters = [chr(c) for low, high in ((0, 0x24f), (0x2000, 0x20cf)) for c in range(low, high + 1)]
+    assert data.BULK == "\\x{0}-\\x{24f}\\x{2000}-\\x{20cf}", "the ranges of this test"
+    assert_bulk_agrees(contexts(characters))
+    draw = random.Random(0)  # and together, so that what one character does to its neighbours shows
+    assert_bulk_agrees(["".join(draw.choices(characters, k=draw.randrange(40))) for _ in range(2000)])
+
+
+def test_bulk_tokenizer_agrees_on_a_sample_of_all_characters():
+    valid = [c for c in range(0x110000) if not 0xd800 <= c < 0xe000]
+    assert_bulk_agrees(contexts(map(chr, random.Random(1).sample(valid, 3000))))
+
+
+def test_words_hold_letters_and_digits_alone_and_no_letter_is_lost():
+    for c in map(chr, [*range(0x3400), *range(0x9f00, 0xd800), *range(0xe000, 0x10000), *range(0x1f000, 0x20100)]):
+        words = data.tokenize(c)
+        decomposed = unicodedata.normalize("NFKD", c.lower())
+        kept = "".join(k for k in decomposed if unicodedata.category(k)[0] in "LN")
+        assert "".join(words) == kept, ascii(c)
+
+
+SPECIAL = ("İıẞßΣςªº²½ﬁ\u212a\u212bc/u_-. \t\n\r\0\u00ad\u0301\u0308\u0345\u20dd\u200d\u200f\u202e"
+           "ñÑéЙй手壳カ・ハ゛한אבِहि😀\ud800\udfff")
+titles = st.lists(st.text(st.one_of(st.sampled_from(SPECIAL), st.characters(), st.characters(max_codepoint=0x24f))),
+                  max_size=8)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(titles, st.integers(1, 12))
+@example(["a" * 5000, "x y " * 3000, "", "ñ" * 3, "\ud83d"], 7)
+@example([], 3)
+@example([""], 1)
+def test_encode_agrees_with_plain_python_on_any_string(titles, max_len):
+    words = [data.tokenize(title) for title in titles]
+    index = {word: 2 + i for i, word in enumerate(sorted({word for row in words for word in row})[::2])}
+    encoded = data.encode(titles, index, max_len)
+    reference = [([index.get(word, data.UNKNOWN) for word in row] + [data.PAD] * max_len)[:max_len] for row in words]
+    assert encoded.shape == (len(titles), max_len)
+    assert encoded.tolist() == reference
+    assert_bulk_agrees([title.encode("utf-8", "replace").decode() for title in titles])
+
+
+def test_a_lone_surrogate_only_separates():
+    assert data.tokenize("a\ud800b") == ["a", "b"]
+    assert data.encode(["a\ud800b \udfff"], {"a": 2, "b": 3}, 4).tolist() == [[2, 3, 0, 0]]
+
+
+@pytest.mark.parametrize("lengths", [[], [0], [3], [0, 2, 0, 5, 1, 0], [9, 9]], ids=str)
+@pytest.mark.parametrize("max_len", [1, 3, 9])
+def test_pad_cuts_and_fills(lengths, max_len):
+    rows = [[10 * i + j + 1 for j in range(length)] for i, length in enumerate(lengths)]
+    flat = np.array([x for row in rows for x in row], np.uint16)
+    padded = data.pad(flat, np.array(lengths, np.int32), max_len)
+    assert padded.dtype == np.uint16 and padded.shape == (len(lengths), max_len)
+    assert padded.tolist() == [(row + [0] * max_len)[:max_len] for row in rows]
+
+
+def test_bulk_tokenizer_takes_slices_of_arrays():
+    whole = pa.array(["uno dos", "手 tres", "", "CUATRO"], pa.string())
+    codes, words, lengths = data.bulk_tokenize(whole[1:])
+    assert [words[code] for code in codes] == ["手", "tres", "cuatro"] and lengths.tolist() == [2, 0, 1]
+
+
+# --- prepared arrays --------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def prepared(tiny, tmp_path):
+    """A copy of the tiny prepared folder that a test may damage."""
+    return Path(shutil.copytree(tiny / "data/prepared", tmp_path / "prepared"))
+
+
+def rewrite_meta(folder, **changes):
+    """Change meta.json as one who knows the format would, with a fingerprint that fits."""
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8")) | changes
+    meta["files"] = {name: data.checksum(folder / name) for name in meta["files"]}
+    meta["fingerprint"] = data.fingerprint(meta["files"])
+    (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+
+
+def test_load_prepared_gives_what_the_files_hold(prepared):
+    meta, arrays = data.load_prepared(prepared, text="test")
+    assert list(arrays) == list(data.SPLITS) and len(arrays["test"]["text"]) == meta["rows"]["test"] > 0
+    assert meta["vocab"][:2] == data.SPECIALS and meta["vectors"] is None
+    assert meta["labels"] == ["CELULARES", "FUNDAS", "MESAS", "SILLAS"] == data.read_lines(prepared / "labels.txt")
+    longest = max(np.flatnonzero(np.load(prepared / f"{split}_titles.npy").any(0)).max() + 1 for split in data.SPLITS)
+    assert longest < meta["max_len"]
+    for split in data.SPLITS:
+        assert set(arrays[split]) == {"titles", "labels", "language", "reliable"} | ({"text"} & {*arrays[split]})
+        for kind in ("titles", "labels", "language", "reliable"):
+            whole = np.load(prepared / f"{split}_{kind}.npy", allow_pickle=False)
+            array = arrays[split][kind]
+            assert array.dtype == whole.dtype and len(array) == meta["rows"][split]
+            assert array.flags.c_contiguous
+            if kind == "titles":  # columns that are padding in every split are dropped
+                assert array.shape == (len(whole), longest) and not whole[:, longest:].any()
+                whole = whole[:, :longest]
+            np.testing.assert_array_equal(array, whole)
+    index = {word: i for i, word in enumerate(meta["vocab"])}
+    np.testing.assert_array_equal(data.encode(arrays["test"]["text"], index, longest), arrays["test"]["titles"])
+
+
+def test_load_prepared_reads_only_the_splits_asked_for(prepared):
+    (prepared / "test_titles.npy").unlink()
+    assert list(data.load_prepared(prepared, ("train", "valid"))[1]) == ["train", "valid"]
+
+
+NAMES = ("train_titles.npy", "valid_labels.npy", "test_language.npy", "test_reliable.npy", "vocab.txt", "labels.txt",
+         "test_text.txt")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("damage", ["missing", "cut", "flipped", "longer", "empty", "foreign"])
+def test_a_damaged_file_is_named(prepared, name, damage):
+    path = prepared / name
+    content = path.read_bytes()
+    middle = len(content) // 2
+    changed = {"cut": content[:-1], "flipped": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1:],
+               "longer": content + b"\n", "empty": b"", "foreign": b"<pad>\n<unknown>\nfunda\n"}
+    path.unlink() if damage == "missing" else path.write_bytes(changed[damage])
+    with pytest.raises(UserError) as raised:
+        data.load_prepared(prepared, text="test")
+    assert str(path) in str(raised.value) and "run prepare.py again" in str(raised.value)
+    assert ("missing" in str(raised.value)) == (damage == "missing")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format": 1}', '{"format": 1, "files": []}', "\udcff"],
+                         ids=ascii)
+def test_a_broken_meta_file_is_named(prepared, content):
+    (prepared / "meta.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match=r"meta\.json"):
+        data.load_prepared(prepared)
+
+
+def test_meta_that_lists_other_files_is_refused(prepared):
+    meta = json.loads((prepared / "meta.json").read_text(encoding="utf-8"))
+    del meta["files"]["test_reliable.npy"]
+    (prepared / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    with pytest.raises(UserError, match=r"meta\.json: changed"):
+        data.load_prepared(prepared)
+
+
+@pytest.mark.parametrize("version", [0, data.FORMAT + 1, None, "1"])
+def test_another_format_version_is_refused(prepared, version):
+    rewrite_meta(prepared, format=version)
+    with pytest.raises(UserError, match=f"meta.json: format version {version}, expected {data.FORMAT}; run prepare.py"):
+        data.load_prepared(prepared)
+
+
+def test_a_folder_without_prepared_data_is_named(tmp_path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match=f"{folder}: no prepared data here; run prepare.py"):
+            data.load_prepared(folder)
+    assert not (tmp_path / "nowhere").exists()
+
+
+class Trap:
+    def __reduce__(self):
+        return Path.touch, (Path("executed"),)
+
+
+def test_no_array_needs_pickle_and_none_is_unpickled(prepared, monkeypatch):
+    for path in prepared.glob("*.npy"):
+        assert not np.load(path, allow_pickle=False).dtype.hasobject
+    monkeypatch.chdir(prepared)
+    labels = np.empty(1, object)
+    labels[0] = Trap()
+    with open(prepared / "test_labels.npy", "wb") as file:
+        np.lib.format.write_array(file, labels, allow_pickle=True)
+    pickle.loads(pickle.dumps(Trap()))
+    assert Path("executed").exists(), "the trap works"
+    Path("executed").unlink()
+    rewrite_meta(prepared)
+    with pytest.raises(ValueError, match="allow_pickle"):
+        data.load_prepared(prepared)
+    assert not Path("executed").exists()
+
+
+# --- nothing is half-written ------------------------------------------------------------------------------------------
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_a_kill_within_swap_in_leaves_the_old_or_the_new_folder_whole(tmp_path, monkeypatch, renames):
+    folder, new = tmp_path / "prepared", tmp_path / "prepared.tmp-1"
+    for path, content in ((folder, "old"), (new, "new")):
+        path.mkdir()
+        (path / "content").write_text(content)
+    rename, done = Path.rename, []
+
+    def dying_rename(self, target):
+        if len(done) == renames:
+            raise Killed
+        done.append(rename(self, target))
+
+    def dying_rmtree(path, **options):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", dying_rename)
+        patch.setattr(shutil, "rmtree", dying_rmtree)
+        with pytest.raises(Killed):
+            data.swap_in(new, folder)
+    for _ in range(2):  # settled is settled
+        data.settle(folder)
+        assert (folder / "content").read_text() == ("new" if renames == 2 else "old")
+        assert not (tmp_path / "prepared.tmp-old").exists()
+
+
+def test_swap_in_replaces_the_whole_folder(tmp_path):
+    folder, new = tmp_path / "prepared", tmp_path / "new"
+    for path, name in ((folder, "a"), (new, "b")):
+        path.mkdir()
+        (path / name).touch()
+    data.swap_in(new, folder)
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["prepared", "prepared/b"]
+
+
+def test_load_prepared_brings_back_what_a_killed_swap_left(prepared):
+    prepared.rename(prepared.with_name("prepared.tmp-old"))
+    meta, _ = data.load_prepared(prepared)
+    assert meta["rows"]["train"] and not prepared.with_name("prepared.tmp-old").exists()
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("former", [None, "whole"])
+def test_write_beside_keeps_the_former_file_when_its_block_raises(tmp_path, error, former):
+    path = tmp_path / "a.json"
+    if former:
+        path.write_text(former)
+    with pytest.raises(error), data.write_beside(path) as file:
+        file.write("half")
+        file.flush()
+        raise error
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == ([("a.json", "whole")] if former else [])
+
+
+def test_write_beside_takes_the_name_at_the_end(tmp_path):
+    path = tmp_path / "new" / "a.txt"
+    with data.write_beside(path) as file:
+        file.write("ñ\r\n\n")
+        assert not path.exists()
+    assert path.read_bytes() == "ñ\r\n\n".encode() and len(list(path.parent.iterdir())) == 1
+    with data.write_beside(path, "wb") as file:
+        file.write(b"\xff")
+        assert path.read_bytes() == "ñ\r\n\n".encode()
+    assert path.read_bytes() == b"\xff"
+
+
+def test_lines_come_back_as_they_were_written(tmp_path):
+    lines = ["", "a b", "ñ\u2028手", "\x0b\x1c\x85", ""]
+    data.write_lines(tmp_path / "lines", lines)
+    assert data.read_lines(tmp_path / "lines") == lines
+    data.write_lines(tmp_path / "lines", [])
+    assert data.read_lines(tmp_path / "lines") == []
+
+
+@pytest.mark.parametrize(("largest", "dtype"), [(1, "uint8"), (255, "uint8"), (256, "uint16"), (65_535, "uint16"),
+                                                (65_536, "uint32"), (2**32 - 1, "uint32")])
+def test_smallest_uint_holds_the_largest_id(largest, dtype):
+    assert data.smallest_uint(np.int64(largest)) == dtype and np.array(largest).astype(dtype) == largest
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+def titles_of(lengths, width=9):
+    """Padded titles of these many words, [N, width]."""
+    return (np.arange(width) < np.array(lengths)[:, None]).astype(np.uint16) * 7
+
+
+SHORT_AND_LONG = titles_of(np.random.default_rng(0).choice([0, 1, 2, 3, 8, 9], 2000))
+
+
+def plan_of(rows, batch_size, chunk):
+    return data.length_groups(titles_of(np.arange(rows) % 10), batch_size, chunk)
+
+
+def test_short_and_long_titles_are_parted_where_least_is_padded():
+    groups = data.length_groups(SHORT_AND_LONG, 8, 10)
+    assert [width for _, width, *_ in groups] == [3, 9]
+    np.testing.assert_array_equal(np.sort(np.concatenate([rows for rows, *_ in groups])), np.arange(2000))
+    length = (SHORT_AND_LONG > 0).sum(1)
+    for rows, width, *_ in groups:
+        assert rows.dtype == np.uint32 and not SHORT_AND_LONG[rows, width:].any()
+    padded = {cut: ((length <= cut) * cut + (length > cut) * 9).sum() for cut in range(1, 10)}
+    assert sum(len(rows) * width for rows, width, *_ in groups) == min(padded.values())
+
+
+@pytest.mark.parametrize("lengths", [[3, 3, 9] * 26, [9] * 1000, [0] * 1000, [3] * 1000 + [9] * 79, [5]], ids=len)
+def test_titles_are_not_parted_where_a_part_would_be_small(lengths):
+    ((rows, width, *_),) = data.length_groups(titles_of(lengths), 8, 10)
+    assert rows.tolist() == list(range(len(lengths))) and width == 9
+
+
+@pytest.mark.parametrize(("rows", "batch_size", "chunk"), [
+    (1, 1, 1), (1, 8, 4), (7, 8, 50), (8, 8, 50), (9, 8, 50), (1000, 8, 50), (1001, 10, 7), (64, 1, 64), (65, 1, 64)])
+def test_an_epoch_visits_every_row(rows, batch_size, chunk):
+    groups = plan_of(rows, batch_size, chunk)
+    found = data.batches(groups, batch_size, seed=3, epoch=1)
+    for members, width, chunks, steps in groups:
+        needed = math.ceil(len(members) / batch_size)
+        assert 1 <= steps <= chunk and chunks == math.ceil(needed / chunk)  # no more chunks than `chunk` asks for
+        assert 0 <= chunks * steps - needed < chunks  # even: less than one step too many in each chunk
+        mine = [order for own, order in found if own == width]
+        assert [order.shape for order in mine] == [(steps, batch_size)] * chunks
+        assert all(order.dtype == np.uint32 for order in mine)
+        counts = np.bincount(np.concatenate([order.ravel() for order in mine]), minlength=rows)[members]
+        assert counts.sum() == chunks * steps * batch_size  # no row of another group
+        assert counts.min() >= 1 and counts.max() <= counts.min() + 1
+    assert sum(len(members) for members, *_ in groups) == rows
+
+
+def bytes_of(found):
+    return [(width, order.tobytes()) for width, order in found]
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    groups = data.length_groups(SHORT_AND_LONG, 8, 10)
+    orders = {(seed, epoch): bytes_of(data.batches(groups, 8, seed, epoch)) for seed in range(3) for epoch in range(3)}
+    for (seed, epoch), order in reversed(orders.items()):  # history does not matter
+        assert bytes_of(data.batches(groups, 8, seed, epoch)) == order
+    assert len({str(sorted(order)) for order in orders.values()}) == len(orders)
+    widths = {tuple(width for width, _ in order) for order in orders.values()}
+    assert len(widths) > 1 and all({*mixed[:len(mixed) // 2]} == {3, 9} for mixed in widths)  # long among short
