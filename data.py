@@ -2,9 +2,9 @@
 
 The prepared folder (`data/prepared/`), for each split `train`, `valid`, `test`:
 
-    {split}_titles.npy    [N, max_len] uint16 or uint32 word ids, 0 = padding, 1 = unknown word
+    {split}_titles.npy    [N, max_len] word ids (smallest unsigned type), 0 = padding, 1 = unknown word
     {split}_text.txt      the titles as they came, one a line, for reports
-    {split}_labels.npy    [N] category ids
+    {split}_labels.npy    [N] category ids (smallest unsigned type)
     {split}_language.npy  [N] uint8, index into meta["languages"]    (where the source names a language)
     {split}_reliable.npy  [N] bool                                   (where the source names a label quality)
     vocab.txt, labels.txt one entry a line, line number = id, from 0

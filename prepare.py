@@ -134,7 +134,8 @@ def split_of(path):
 
 def find_files(folder):
     """[(path, split or None)] of the data set in a folder; raises UserError when it holds none or several."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and SUFFIX.search(path.name))
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and SUFFIX.search(path.name)
+                   and ".tmp-" not in str(path.relative_to(folder)))  # what a killed download left
     named = [(path, split_of(path)) for path in files if split_of(path) is not None]
     for path, split in named.copy():
         if split == 2 and not any(name in first_line(path).lower() for name in ("categor", "label")):
@@ -145,7 +146,8 @@ def find_files(folder):
     found = named or [(path, None) for path in files]
     if not found:
         raise UserError(f"{folder}: no .csv, .tsv, .jsonl or .txt file here")
-    if len({path.parent for path, _ in found}) > 1 or (not named and len(found) > 1):
+    plain = {SUFFIX.sub(r".\1", str(path)) for path, _ in found}  # the same file, compressed and not, is two sets
+    if len({path.parent for path, _ in found}) > 1 or (not named and len(found) > 1) or len(plain) < len(found):
         raise UserError(f"{folder}: holds several data sets ({', '.join(str(path) for path, _ in found[:4])}, ...); "
                         "choose with --data")
     return found
@@ -581,6 +583,8 @@ def prepare(args):
 
 def choose_sources(args):
     """The files to read: [(path, split or None)]."""
+    if args.download and args.data:
+        raise UserError("--download and --data: give one; --download prepares what it fetched")
     if args.download:
         sources = find_files(fetch(args.download, args.mirror))
     elif args.data:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, assert_one_line_error, run_script, tiny_rows
+from conftest import ROOT, assert_one_line_error, run_script, tiny_rows, write_csv
 
 import data
 import prepare
@@ -1208,3 +1208,16 @@ def test_a_file_that_cannot_grow_ends_in_one_line_and_nothing_is_lost(tiny, tmp_
                           cwd=tmp_path, capture_output=True, text=True)
     assert_one_line_error(done, "data/prepared", "File too large")
     assert snapshot(tmp_path) == before
+
+
+def test_one_file_is_not_read_twice(tmp_path):
+    """A file and its compressed twin, or what a killed unpacking left, never double the rows in silence."""
+    write_csv(tmp_path / "raw/train.csv", tiny_rows())
+    assert len(prepare.find_files(tmp_path / "raw")) == 1
+    write_csv(tmp_path / "raw/unpacked.tmp-123/train.csv", tiny_rows())
+    assert len(prepare.find_files(tmp_path / "raw")) == 1
+    (tmp_path / "raw/train.csv.gz").write_bytes(gzip.compress((tmp_path / "raw/train.csv").read_bytes()))
+    with pytest.raises(data.UserError, match="several data sets"):
+        prepare.find_files(tmp_path / "raw")
+    assert_one_line_error(run_script("prepare", "--download", "meli", "--data", "raw", cwd=tmp_path, check=False),
+                          "--download and --data")
