@@ -110,8 +110,13 @@ def dropout(text):
 
 @contextmanager
 def write_beside(path, mode="w"):
-    """Open a temporary neighbour of `path`; it takes the name `path` only when the block ends without an error."""
-    path = Path(path)
+    """Open a temporary neighbour of `path`; it takes the name `path` only when the block ends without an error.
+    What is no file, such as /dev/null or a pipe, is written to directly."""
+    path = Path(path).resolve()
+    if path.exists() and not path.is_file():
+        with open(path, mode) as file:
+            yield file
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
@@ -361,16 +366,19 @@ def find_run(ckpt, runs, fingerprint=None):
     `best`: of all runs (on the data with this fingerprint, if given) the one with the highest validation balanced
     accuracy. `latest`: the run begun last. Else the name or path of a run, with /best (the default) or /latest behind.
     """
-    runs = Path(runs)
+    runs, ckpt = Path(runs), ckpt.rstrip("/")
     if ckpt in ("best", "latest"):
         found = []
         for folder in sorted(runs.iterdir() if runs.is_dir() else []):
-            if (folder / "metrics.csv").is_file() and (folder / "config.json").is_file():
-                config = read_json(folder / "config.json")
-                if fingerprint in (None, config["fingerprint"]):
-                    with open(folder / "metrics.csv", encoding="utf-8", newline="") as file:
-                        best = max(float(row["valid_balanced_accuracy"]) for row in csv.DictReader(file))
-                    found.append((best if ckpt == "best" else config["created"], folder))
+            config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+            if config.get("format") != FORMAT or fingerprint not in (None, config.get("fingerprint")):
+                continue
+            if ckpt == "best" and (folder / "metrics.csv").is_file():
+                with open(folder / "metrics.csv", encoding="utf-8", newline="") as file:
+                    scores = [float(row["valid_balanced_accuracy"]) for row in csv.DictReader(file)]
+                found += [(max(scores), folder)] if scores else []
+            if ckpt == "latest" and any(path.name.isdigit() for path in (folder / "checkpoints").glob("*")):
+                found.append((config["created"], folder))
         if not found:
             raise UserError(f"{runs}: no trained run here{' on this data' if fingerprint else ''}; run train.py first")
         return max(found, key=lambda item: item[0])[1], ckpt
@@ -379,8 +387,8 @@ def find_run(ckpt, runs, fingerprint=None):
         path, which = path.parent, path.name
     for folder in (runs / path, path):
         if (folder / "config.json").is_file():
-            return folder, which
-    raise UserError(f"--ckpt {ckpt}: no such run in {runs}/, and no such path")
+            return folder.resolve(), which
+    raise UserError(f"--ckpt {ckpt}: no run of this name in {runs}/, nor a path to the folder of a run")
 
 
 def load_run(folder):
@@ -388,6 +396,8 @@ def load_run(folder):
     config = read_json(folder / "config.json")
     if config.get("format") != FORMAT:
         raise UserError(f"{folder}/config.json: format version {config.get('format')}, expected {FORMAT}; train again")
+    if missing := {"model", "files", "fingerprint", "classes", "vocabulary", "dim", "max_len", "balance"} - set(config):
+        raise UserError(f"{folder}/config.json: has no {min(missing)}; this is not what train.py wrote")
     for name in ("vocab.txt", "labels.txt"):
         if not (folder / name).is_file() or checksum(folder / name) != config["files"][name]:
             raise UserError(f"{folder / name}: missing, or not the one that this run was trained with")
@@ -428,7 +438,7 @@ def save_checkpoint(manager, step, variables, optimizer, history, metrics):
         failure = str(error)[:200]
     if not saved:
         raise UserError(f"{manager.directory}: step {step} is not saved ({failure}); mend that, then go on with "
-                        f"--resume {manager.directory.parent.name}")
+                        f"train.py --resume {manager.directory.parent.name}")
 
 
 def restore_checkpoint(manager, step, **targets):
@@ -441,13 +451,23 @@ def restore_checkpoint(manager, step, **targets):
     def as_here(x):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
 
-    arguments = {name: ocp.args.JsonRestore() if target is None else
-                 ocp.args.StandardRestore(jax.tree.map(as_here, target)) for name, target in targets.items()}
+    def shapes(tree):
+        return sorted((x.shape, str(x.dtype)) for x in jax.tree.leaves(tree))
+
+    folder, arguments = manager.directory / str(step), {}
     try:
+        for name, target in targets.items():
+            if target is None:
+                arguments[name] = ocp.args.JsonRestore()
+                continue
+            # Compared before reading: Orbax's reading threads print tracebacks where a shape differs.
+            with ocp.StandardCheckpointer() as reader:
+                if shapes(reader.metadata(folder / name).item_metadata.tree) != shapes(target):
+                    raise ValueError("its arrays have other shapes than its config.json says")
+            arguments[name] = ocp.args.StandardRestore(jax.tree.map(as_here, target))
         return manager.restore(step, args=ocp.args.Composite(**arguments))
     except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged folder
-        raise UserError(f"{manager.directory}/{step}: cannot be read as this run's checkpoint "
-                        f"({type(error).__name__}: {str(error)[:200]})") from None
+        raise UserError(f"{folder}: cannot be read as this run's checkpoint ({str(error)[:200]})") from None
 
 
 def mlflow_client():
@@ -459,7 +479,6 @@ def mlflow_client():
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "titles"
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
     for noisy in ("alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
@@ -469,6 +488,17 @@ def mlflow_client():
             fcntl.flock(file, fcntl.LOCK_EX)
             client = MlflowClient(uri)
             experiment = client.get_experiment_by_name(name)
+            if experiment and experiment.lifecycle_stage == "deleted":
+                raise ValueError(f"the experiment {name} was deleted; restore it, or set MLFLOW_EXPERIMENT_NAME")
             return client, experiment.experiment_id if experiment else client.create_experiment(name)
-    except MlflowException as error:
-        raise UserError(f"MLflow at {uri}: {error}") from None
+    except Exception as error:  # of MLflow, its database or its connection
+        raise UserError(f"MLflow at {uri}: {' '.join(str(error).split())[:300]}") from None
+
+
+@contextmanager
+def mlflow_warnings():
+    """Turn what MLflow raises in the block into a warning: a silent server should not cost a training or a report."""
+    try:
+        yield
+    except Exception as error:
+        print(f"warning: not logged to MLflow ({' '.join(str(error).split())[:200]})", file=sys.stderr)

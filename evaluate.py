@@ -12,11 +12,13 @@ training's MLflow run. The interval of the balanced accuracy is a bootstrap with
 
 --predict reads a title a line, or a CSV with a `title` (or `text`) column, plain or compressed, `-` for standard input.
 It writes a line for each title, in order: category TAB probability, K times with --top K. A CSV with an `id` column,
-such as the challenge's test.csv, gives `id,category` instead. It needs nothing but the run's folder.
+such as the challenge's test.csv, gives `id,category` instead. It needs nothing but the run's folder. Titles are
+classified 8,192 at a time, from a terminal one at a time.
 Probabilities are the softmax of the logits: after training with --balance logit or weights they assume that all
 categories are equally frequent, after --balance none that they are as frequent as in training.
 """
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -27,7 +29,7 @@ from data import UserError
 RESAMPLES = 2000     # of the bootstrap
 CONFUSIONS = 20      # pairs of categories that the report shows
 PREDICT_ROWS = 8192  # titles classified at a time with --predict
-PRIOR = {"none": "as frequent as in training", "logit": "equally frequent", "weights": "equally frequent"}
+PRIOR = {"none": "frequent as in training", "logit": "equally frequent", "weights": "equally frequent"}
 
 
 def parse_args():
@@ -42,8 +44,10 @@ def parse_args():
     add("--top", type=data.positive(int), default=1, metavar="K", help="with --predict: the K likeliest categories")
     add("--out", type=Path, metavar="FILE", help="with --predict: write here instead of standard output")
     args = parser.parse_args()
-    if args.out and not args.predict:
+    if args.out and args.predict is None:
         raise UserError("--out goes with --predict; a report goes to the run's folder")
+    if args.json and args.predict is not None:
+        raise UserError("--json goes with a report, not with --predict")
     return args
 
 
@@ -65,6 +69,8 @@ import model
 def restore(folder, which):
     """(config, vocab, labels, variables, step) of a run's best or latest checkpoint."""
     config, vocab, labels = data.load_run(folder)
+    if config["model"] not in model.MODELS:
+        raise UserError(f"{folder}: its model {config['model']} is not in model.py")
     manager = data.checkpoint_manager(folder, read_only=True)
     step = manager.best_step() if which == "best" else manager.latest_step()
     if step is None:
@@ -83,7 +89,8 @@ def interval(labels, predictions, seed=0, resamples=RESAMPLES):
     size = np.bincount(labels)
     recall = np.bincount(labels[labels == predictions], minlength=len(size))[size > 0] / size[size > 0]
     size = size[size > 0]
-    draws = [np.mean(np.random.default_rng([seed, i]).binomial(size, recall) / size) for i in range(resamples)]
+    draw = np.random.default_rng(seed)
+    draws = [np.mean(draw.binomial(size, recall) / size) for _ in range(resamples)]
     return [float(x) for x in np.quantile(draws, [0.025, 0.975])]
 
 
@@ -135,7 +142,8 @@ def confusion_figure(labels, predictions, names, pairs, title):
     """The categories of the largest confusions against each other, as shares of the true category."""
     from matplotlib.figure import Figure
     shown = sorted({category for true, wrong, _ in pairs for category in (true, wrong)}, key=lambda i: names[i])
-    counts = np.array([[np.sum((labels == i) & (predictions == j)) for j in shown] for i in shown])
+    pairs = np.bincount(labels * len(names) + predictions, minlength=len(names) ** 2).reshape(len(names), -1)
+    counts = pairs[np.ix_(shown, shown)]
     shares = counts / np.maximum(1, np.bincount(labels, minlength=len(names))[shown])[:, None]
     figure = Figure((3 + 0.3 * len(shown), 2.5 + 0.3 * len(shown)), layout="constrained")
     axes = figure.subplots()
@@ -187,9 +195,13 @@ def report(args):
             pd.DataFrame(columns).to_csv(csv_file, index=False, float_format="%.4f")
     kind = f"{'SYNTHETIC data, ' if meta['synthetic'] else ''}{folder.name}, {args.split} split"
     tested = support > 0
-    recall_figure(table[1][tested], train_size[tested], kind).savefig(out / "recall.png", dpi=120)
+    figures = {"recall.png": recall_figure(table[1][tested], train_size[tested], kind)}
+    (out / "confusions.png").unlink(missing_ok=True)  # an older report's, should there be no confusions now
     if found:
-        confusion_figure(labels, predictions, names, found, kind).savefig(out / "confusions.png", dpi=120)
+        figures["confusions.png"] = confusion_figure(labels, predictions, names, found, kind)
+    for file, figure in figures.items():
+        with data.write_beside(out / file, "wb") as image:
+            figure.savefig(image, format="png", dpi=120)
     log_to_mlflow(folder, out, args.split, scores)
     if args.json:
         print(json.dumps(scores))
@@ -202,7 +214,7 @@ def report(args):
         print(f"  {name:<22}{row['rows']:>10,}{row['loss']:>8.3f}{row['accuracy']:>10.4f}"
               f"{row['balanced_accuracy']:>10.4f}{f'{low:.4f} to {high:.4f}':>18}{row['macro_f1']:>10.4f}"
               f"{row['top5_accuracy']:>8.4f}")
-    print(f"loss and probabilities take categories to be {PRIOR[config['balance']]} (--balance {config['balance']})")
+    print(f"loss and probabilities take categories as {PRIOR.get(config['balance'])} (--balance {config['balance']})")
     print("most frequent confusions:")
     for (true, wrong, count), titles in zip(found[:8], examples, strict=False):
         print(f"  {count:>5} x {names[true]} taken for {names[wrong]} ({count / support[true]:.0%} of its rows), "
@@ -212,46 +224,55 @@ def report(args):
 
 def log_to_mlflow(folder, out, split, scores):
     """Add the scores and the report's files to the training's MLflow run."""
-    note = folder / "mlflow.txt"
-    try:
+    values = {f"{split}_{key}": value for key, value in scores.items() if isinstance(value, float)}
+    for name, part in scores["slices"].items():
+        values |= {f"{split}_{name.replace(' ', '_')}_{key}": value for key, value in part.items()
+                   if isinstance(value, float)}
+    with data.mlflow_warnings():
         client, _ = data.mlflow_client()
-        run_id = note.read_text().strip()
-        for key, value in scores.items():
-            if isinstance(value, float):
-                client.log_metric(run_id, f"{split}_{key}", value, step=scores["step"])
+        run_id = (folder / "mlflow.txt").read_text().strip()
+        for key, value in values.items():
+            client.log_metric(run_id, re.sub(r"[^\w.\- /]", "_", key), value, step=scores["step"])
         client.log_artifacts(run_id, str(out), out.name)
-    except Exception as error:  # the scores are on disk; a missing server should not lose them
-        print(f"warning: not logged to MLflow ({' '.join(str(error).split())[:200]})", file=sys.stderr)
 
 
 # --- prediction -------------------------------------------------------------------------------------------------------
 
 def read_titles(stream, name):
-    """Yield lists of (title, id or None) from a binary stream: lines, or CSV with a title (or text) column."""
+    """(whether they have ids, blocks) of a binary stream of lines, or of CSV with a title (or text) column; a block is
+    a list of (title, id or None). Bytes that are not UTF-8 become the replacement character, so no line is lost."""
     lines = io.TextIOWrapper(stream, "utf-8-sig", "replace", newline="\n")
     first = lines.readline()
     delimiter = "\t" if "\t" in first else ","
-    fields = [field.strip().lower() for field in next(csv.reader([first], delimiter=delimiter), [])]
+    fields = [field.strip().lower() for field in next(csv.reader([first.strip()], delimiter=delimiter), [])]
     column = next((fields.index(key) for key in ("title", "text") if key in fields), None)
     number = fields.index("id") if "id" in fields and column is not None else None
-    if column is None and Path(name).suffix == ".csv":
+    if column is None and ".csv" in Path(name).suffixes:
         raise UserError(f"{name}:1: no title (or text) column in the header ({first.strip()[:80]})")
 
-    def pairs():
-        if column is None:
-            yield from ((line.rstrip("\r\n"), None) for line in itertools.chain([first] if first else [], lines))
-            return
-        csv.field_size_limit(1 << 30)
-        try:
-            for row in filter(None, csv.reader(lines, delimiter=delimiter)):
-                row += [""] * (len(fields) - len(row))
-                yield row[column], None if number is None else row[number]
-        except csv.Error as error:
-            raise UserError(f"{name}: broken CSV ({error})") from None
+    def from_lines():
+        for line in itertools.chain([first] if first else [], lines):
+            yield line.rstrip("\r\n"), None
 
-    rows, found = 1 if stream.isatty() else PREDICT_ROWS, pairs()
-    while block := list(itertools.islice(found, rows)):
-        yield block
+    def from_csv():
+        csv.field_size_limit(1 << 30)
+        clean = (line.rstrip("\r\n").replace("\r", " ") + "\n" for line in lines)
+        reader = csv.reader(clean, delimiter=delimiter)
+        start = 2  # the line on which a row begins
+        for row in reader:
+            if row and len(row) != len(fields):
+                raise UserError(f"{name}:{start}: {len(row)} columns instead of {len(fields)}" + (
+                    "; is a quote unclosed?" if reader.line_num >= start else ""))
+            if row:
+                yield row[column], None if number is None else row[number]
+            start = reader.line_num + 2
+
+    def blocks():
+        pairs = from_lines() if column is None else from_csv()
+        while block := list(itertools.islice(pairs, 1 if stream.isatty() else PREDICT_ROWS)):
+            yield block
+
+    return number is not None, blocks()
 
 
 @functools.partial(jax.jit, static_argnames=("module", "k"))
@@ -271,20 +292,20 @@ def predict(args):
         file = sys.stdin.buffer if args.predict == "-" else stack.enter_context(open(args.predict, "rb"))
         stack.enter_context(data.reading(args.predict))
         out = stack.enter_context(data.write_beside(args.out)) if args.out else sys.stdout
-        blocks = read_titles(data.decompressed(file), args.predict)
-        for number, block in enumerate(blocks):
+        with_ids, blocks = read_titles(data.decompressed(file), args.predict)
+        if with_ids:
+            print("id,category", file=out)
+        for block in blocks:
             ids = data.encode([title for title, _ in block], index, config["max_len"])
             result = model.in_batches(lambda batch: top_batch(module, variables, batch, k), (ids,))
-            if block[0][1] is not None:
-                writer = csv.writer(out, lineterminator="\n")
-                writer.writerows([("id", "category")] if number == 0 else [])
-                writer.writerows((name, labels[best[0]])
-                                 for (_, name), best in zip(block, result["category"], strict=True))
-                continue
-            for best, share in zip(result["category"].tolist(), result["probability"].tolist(), strict=True):
-                print("\t".join(f"{labels[i]}\t{p:.6f}" for i, p in zip(best, share, strict=True)), file=out)
+            if with_ids:
+                csv.writer(out, lineterminator="\n").writerows(
+                    (name, labels[best[0]]) for (_, name), best in zip(block, result["category"], strict=True))
+            else:
+                for best, share in zip(result["category"].tolist(), result["probability"].tolist(), strict=True):
+                    print("\t".join(f"{labels[i]}\t{p:.6f}" for i, p in zip(best, share, strict=True)), file=out)
             out.flush()
 
 
 if __name__ == "__main__":
-    data.run(lambda: predict(ARGS) if ARGS.predict else report(ARGS))
+    data.run(lambda: report(ARGS) if ARGS.predict is None else predict(ARGS))

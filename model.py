@@ -47,7 +47,8 @@ class MLP(nn.Module):
 
 class CNN(nn.Module):
     """The sentence CNN (Kim 2014): filters of several widths over the words, the maximum of each over the title, a
-    dense layer. A window begins at every word of the title, none at padding, so padding is never pooled."""
+    dense layer. A window begins at every word that has a weight (not at padding, nor at words that training did not
+    see), so padding is never pooled."""
     classes: int
     filters: int = 100                                                  # of each width
     widths: Sequence[int] = (1, 2, 3)

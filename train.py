@@ -15,6 +15,7 @@ import functools
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -164,11 +165,14 @@ def parts(state):
 def judge(module, state, arrays, prefix):
     """Loss, accuracy and balanced accuracy over every row of `arrays` (and over the reliable rows, where known)."""
     result = model.score(module, parts(state)["variables"], arrays["titles"], arrays["labels"])
+    if not np.abs(result["loss"]).max() < 1e30:  # its sum would overflow; the caller stops
+        result["loss"][:] = np.inf
     row = {f"{prefix}_loss": float(result["loss"].mean()),
            f"{prefix}_accuracy": float((result["prediction"] == arrays["labels"]).mean()),
            f"{prefix}_balanced_accuracy": model.balanced_accuracy(arrays["labels"], result["prediction"])}
     reliable = arrays.get("reliable", np.zeros(0, bool))
     if reliable.any():
+        row[f"{prefix}_reliable_loss"] = float(result["loss"][reliable].mean())
         row[f"{prefix}_reliable_balanced_accuracy"] = model.balanced_accuracy(
             arrays["labels"][reliable], result["prediction"][reliable])
     return row
@@ -201,7 +205,7 @@ def configure(args, meta, titles):
 
 def open_run(args, meta, titles):
     """(folder, config) of a new run, or of the one to resume."""
-    if args.resume:
+    if args.resume is not None:
         given = {flag.partition("=")[0] for flag in sys.argv[1:] if flag.startswith("--")}
         if others := given - {"--resume", "--data", "--runs"}:
             raise UserError(f"--resume goes on with the run's own settings; leave {' '.join(sorted(others))} away")
@@ -209,13 +213,16 @@ def open_run(args, meta, titles):
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder}: no such run to resume")
         config, _, _ = data.load_run(folder)
+        if config["model"] not in model.MODELS:
+            raise UserError(f"{folder}: its model {config['model']} is not in model.py")
         if config["fingerprint"] != meta["fingerprint"]:
             raise UserError(f"{folder}: was trained on other data ({config['fingerprint']}) than {args.data} holds "
                             f"({meta['fingerprint']}); name its data with --data")
         return folder, config
     args.runs.mkdir(parents=True, exist_ok=True)
     taken = {path.name for path in args.runs.iterdir()}
-    name = args.name or next(name for i in range(1, len(taken) + 2) if (name := f"{args.model}-{i}") not in taken)
+    name = args.name if args.name is not None else next(
+        name for i in range(1, len(taken) + 2) if (name := f"{args.model}-{i}") not in taken)
     if not re.fullmatch(r"\w[\w.-]*", name) or name in ("best", "latest"):
         raise UserError(f"--name {name}: use letters, digits, '-', '_' and '.', and not best or latest")
     folder, beside = args.runs / name, args.runs / f".{name}.tmp-{os.getpid()}"
@@ -245,23 +252,26 @@ class Tracker:
     could not be logged is logged with the next epoch, or by --resume."""
 
     def __init__(self, client, experiment, folder, config, statistics):
-        """Start the run, or go on with the one that `folder`/mlflow.txt names."""
+        """Start the MLflow run, or go on with the one that `folder`/mlflow.txt names, where this store has it."""
         from mlflow.entities import Param, RunTag
         self.client, self.config, self.history, self.losses, self.logged = client, config, [], [], -1
         note = folder / "mlflow.txt"
         if note.exists():
             self.run_id = note.read_text().strip()
-            self.client.update_run(self.run_id, "RUNNING")
-            self.logged = max((m.step for m in self.client.get_metric_history(self.run_id, "valid_loss")), default=-1)
-            return
+            with data.mlflow_warnings():
+                self.client.update_run(self.run_id, "RUNNING")
+                logged = self.client.get_metric_history(self.run_id, "valid_loss")
+                self.logged = max((m.step for m in logged), default=-1)
+                return
         self.run_id = self.client.create_run(experiment, run_name=folder.name).info.run_id
+        with data.mlflow_warnings():
+            self.client.log_batch(
+                self.run_id, params=[Param(key, str(value)[:6000]) for key, value in (statistics | config).items()],
+                tags=[RunTag("data", "synthetic" if config["synthetic"] else "real")])
+            for script in Path(__file__).parent.glob("*.py"):
+                self.client.log_artifact(self.run_id, str(script), "source")
         with data.write_beside(note) as file:
             file.write(self.run_id + "\n")
-        self.client.log_batch(
-            self.run_id, params=[Param(key, str(value)[:6000]) for key, value in (statistics | config).items()],
-            tags=[RunTag("data", "synthetic" if config["synthetic"] else "real")])
-        for script in Path(__file__).parent.glob("*.py"):
-            self.client.log_artifact(self.run_id, str(script), "source")
 
     def log(self, history, losses):
         """Log the epochs not yet logged, and the training loss [(step, loss)] of the chunks of the last one."""
@@ -271,24 +281,20 @@ class Tracker:
         metrics = [Metric(key, value, now, row["step"]) for row in history if row["step"] > self.logged
                    for key, value in row.items() if key not in ("epoch", "step")]
         metrics += [Metric("step_loss", float(loss), now, step) for step, loss in self.losses]
-        try:
+        with data.mlflow_warnings():
             for start in range(0, len(metrics), 1000):
                 self.client.log_batch(self.run_id, metrics=metrics[start:start + 1000])
-            self.logged, self.losses = history[-1]["step"], []
-        except Exception as error:
-            print(f"warning: MLflow: {' '.join(str(error).split())[:200]}", file=sys.stderr)
+            self.logged, self.losses = max([self.logged, *(row["step"] for row in history)]), []
 
     def __enter__(self):
         return self
 
     def __exit__(self, kind, error, traceback):
-        try:
+        with data.mlflow_warnings():
             if self.history:
                 self.client.log_figure(self.run_id, loss_figure(self.history, self.config["synthetic"]), "loss.png")
             self.client.set_terminated(self.run_id, "FINISHED" if kind is None else "KILLED" if kind in (
                 SystemExit, KeyboardInterrupt) else "FAILED")
-        except Exception as error:
-            print(f"warning: MLflow: {' '.join(str(error).split())[:200]}", file=sys.stderr)
 
 
 def loss_figure(history, synthetic):
@@ -338,7 +344,7 @@ def loop(args, folder, config, arrays, vectors, tracker):
           f"ln {config['classes']} = {math.log(config['classes']):.3f}")
 
     sample = np.random.default_rng(config["seed"]).permutation(rows)[:TRAIN_SAMPLE]
-    sample = {kind: array[sample] for kind, array in arrays["train"].items() if kind in ("titles", "labels")}
+    sample = {kind: array[sample] for kind, array in arrays["train"].items() if kind != "language"}
     device = jax.device_put([arrays["train"]["titles"], arrays["train"]["labels"]])
     shift, weight = jax.device_put(class_terms(config["balance"], arrays["train"]["labels"], config["classes"]))
     train_chunk = make_train_chunk(config)
@@ -355,9 +361,14 @@ def loop(args, folder, config, arrays, vectors, tracker):
     def save(metrics=None):
         data.save_checkpoint(manager, step, **parts(state), history=history, metrics=metrics)
 
+    def check_finite(values):
+        if not all(map(math.isfinite, values)):
+            raise UserError(f"the loss is no longer finite at step {step:,} of run {name}; try a lower --lr (now "
+                            f"{config['lr']}) or --table-lr (now {config['table_lr']})")
+
     def leave():
         print(f"stopped at step {step:,}; go on with: python train.py --resume {name}"
-              + "".join(f" --{flag} {value}" for flag, value, usual in (
+              + "".join(f" --{flag} {shlex.quote(str(value))}" for flag, value, usual in (
                   ("runs", args.runs, "runs"), ("data", args.data, "data/prepared")) if str(value) != usual))
         raise SystemExit(128 + stop[0])
 
@@ -374,28 +385,29 @@ def loop(args, folder, config, arrays, vectors, tracker):
             loss = float(losses[max(0, len(losses) - 2)][1])  # the chunk before, so that the device is never idle
             if not math.isfinite(loss):
                 break
+            if stop and step < (epoch + 1) * epoch_steps:
+                check_finite([float(loss) for _, loss in losses])
+                save()
+                tracker.log(history, losses)
+                leave()
             if time.time() - printed > 1:
                 printed, seconds = time.time(), time.time() - begun
                 done = (step - begun_step) / (config["steps"] - begun_step)
                 print(f"epoch {epoch + 1:>3}/{config['epochs']} {step / config['steps']:6.1%}  loss {loss:7.4f}  "
                       f"lr {config['lr'] * (1 - step / config['steps']):.1e}  "
-                      f"{(step - begun_step) * config['batch_size'] / seconds:9,.0f} titles/s  "
+                      f"{(step - begun_step) / epoch_steps * rows / seconds:9,.0f} titles/s  "
                       f"{clock(seconds)} elapsed  {clock(seconds / done - seconds)} left", flush=True)
-            if stop and step < (epoch + 1) * epoch_steps:
-                save()
-                leave()
-        if not all(math.isfinite(loss) for _, loss in losses):
-            raise UserError(f"the loss is no longer finite at step {step:,} of run {name}; try a lower --lr (now "
-                            f"{config['lr']}) or --table-lr (now {config['table_lr']})")
+        check_finite([float(loss) for _, loss in losses])
         seconds = time.time() - epoch_begun
         row = {"epoch": epoch + 1, "step": step} | judge(module, state, sample, "train") | judge(
             module, state, arrays["valid"], "valid") | {
-            "titles_per_second": (step - epoch_step) * config["batch_size"] / seconds, "seconds": time.time() - STARTED}
-        report_epoch(row)
+            "titles_per_second": (step - epoch_step) / epoch_steps * rows / seconds, "seconds": time.time() - STARTED}
+        check_finite([row["train_loss"], row["valid_loss"]])
         history.append(row)
         save(row)
         write_metrics(folder, history)
         tracker.log(history, losses)
+        report_epoch(row)
         if stop and epoch < config["epochs"] - 1:
             leave()
         begun += time.time() - epoch_begun - seconds  # judging and saving are not training time

@@ -112,6 +112,15 @@ def test_which_run(trained, tmp_path):
     for ckpt, fingerprint in (("best", "other data"), ("three", mark), ("../one", mark)):
         with pytest.raises(data.UserError):
             data.find_run(ckpt, runs, fingerprint)
+    for name, text in (("odd", "{}"), ("odder", '{"format": 1, "fingerprint": "' + mark + '"}')):
+        (runs / name).mkdir()
+        (runs / name / "config.json").write_text(text)
+        (runs / name / "metrics.csv").write_text("epoch,valid_balanced_accuracy\n")
+    shutil.copytree(runs / "one", runs / "begun")  # stopped in its first epoch, so without a row
+    (runs / "begun/metrics.csv").unlink()
+    data.write_json(runs / "begun/config.json", config | {"created": 3})
+    assert data.find_run("best", runs, mark) == (runs / "one", "best")
+    assert data.find_run("latest", runs, mark) == (runs / "begun", "latest")
     data.write_json(runs / "one/config.json", config | {"fingerprint": "other data"})
     assert data.find_run("best", runs, mark) == (runs / "two", "best")
 
@@ -170,6 +179,22 @@ def test_predict_formats(trained, tmp_path):
     assert submission == [["id", "category"], *([str(i), line.split("\t")[0]] for i, line in enumerate(lines))]
 
 
+def test_broken_csv_loses_no_row_in_silence(trained, tmp_path):
+    path = tmp_path / "titles.csv"
+    for text, words in (('id,title,language\n1,mesa,x\n2,"silla 14,x\n3,funda,x\n', "titles.csv:3: 2 columns"),
+                        ("id,title\n1,mesa\n2,silla,roja\n", "titles.csv:3: 3 columns")):
+        path.write_text(text)
+        done = run_script("evaluate", "--ckpt", "bag", "--predict", path, "--out", tmp_path / "out", cwd=trained,
+                          check=False)
+        assert_one_line_error(done, words)
+        assert not (tmp_path / "out").exists()
+    path.write_bytes(b'id,title\r\n1,"mesa\rgrande, ""roja"""\r\n\r\n2,\xff silla\r\n')
+    run_script("evaluate", "--ckpt", "bag", "--predict", path, "--out", tmp_path / "out", cwd=trained)
+    assert (tmp_path / "out").read_text() == "id,category\n1,MESAS\n2,SILLAS\n"
+    path.write_text("id,title\n")
+    assert run_script("evaluate", "--ckpt", "bag", "--predict", path, cwd=trained).stdout == "id,category\n"
+
+
 def test_bad_input(trained, tmp_path):
     def fails(*args, words, cwd=trained, stdin=""):
         assert_one_line_error(run_script("evaluate", *args, cwd=cwd, check=False, stdin=stdin), *words)
@@ -201,6 +226,10 @@ def test_a_checkpoint_that_does_not_fit(trained, tmp_path):
     fails("checkpoint")
     data.write_json(tmp_path / "bag/config.json", config | {"format": 0})
     fails("format version")
+    data.write_json(tmp_path / "bag/config.json", config | {"model": "svm"})
+    fails("svm", "model.py")
+    data.write_json(tmp_path / "bag/config.json", {key: config[key] for key in config if key != "dim"})
+    fails("config.json", "dim")
     data.write_json(tmp_path / "bag/config.json", config | {"fingerprint": "other"})
     fails("other data")
     data.write_json(tmp_path / "bag/config.json", config)

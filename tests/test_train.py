@@ -268,6 +268,28 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny):
     assert client.get_run((tiny / "runs/wild/mlflow.txt").read_text().strip()).info.status == "FAILED"
 
 
+def test_a_single_wild_step_is_not_saved(tiny):
+    """One step an epoch: its own loss is finite, what it left is not."""
+    done = run_script("train", "--name", "wilder", "--lr", "1e38", "--batch-size", 9999, "--hidden", 8, cwd=tiny,
+                      check=False)
+    assert_one_line_error(done, "no longer finite")
+    assert not list((tiny / "runs/wilder/checkpoints").iterdir()) and not (tiny / "runs/wilder/metrics.csv").exists()
+
+
+def test_resume_where_mlflow_does_not_know_the_run(tiny, tmp_path):
+    """Another store gets the whole run anew."""
+    shutil.copytree(tiny / "data", tmp_path / "data")
+    status, output = interrupted(tmp_path, "moved", signal.SIGTERM, 20)
+    assert status == 143, output
+    (tmp_path / "mlflow.db").unlink()
+    done = run_script("train", "--resume", "moved", cwd=tmp_path)
+    assert "warning: not logged to MLflow" in done.stderr
+    run_id = (tmp_path / "runs/moved/mlflow.txt").read_text().strip()
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    assert client.get_run(run_id).info.status == "FINISHED" and "dim" in client.get_run(run_id).data.params
+    assert len(client.get_metric_history(run_id, "valid_loss")) == 20
+
+
 def test_unreachable_mlflow(tiny):
     done = run_script("train", "--name", "lonely", cwd=tiny, check=False, env={
         "MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"})
