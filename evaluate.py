@@ -158,13 +158,13 @@ def confusion_figure(labels, predictions, names, pairs, title):
 def report(args):
     import pandas as pd
     from sklearn import metrics
-    meta, arrays = data.load_prepared(args.data, {args.split, "train"}, text=args.split)
+    meta, arrays = data.load_prepared(args.data, (args.split,), text=args.split)
     folder, which = data.find_run(args.ckpt, args.runs, meta["fingerprint"])
     config, _, names, variables, step = restore(folder, which)
     if config["fingerprint"] != meta["fingerprint"]:
         raise UserError(f"{folder}: was trained on other data ({config['fingerprint']}) than {args.data} holds "
                         f"({meta['fingerprint']}); name its data with --data, or classify titles with --predict")
-    rows, train_size = arrays[args.split], np.bincount(arrays["train"]["labels"], minlength=len(names))
+    rows, train_size = arrays[args.split], np.array(meta["training_rows"])
     labels = rows["labels"].astype(np.int64)
     result = model.score(model.build(config), variables, rows["titles"], labels)
     predictions = result["prediction"]

@@ -659,7 +659,7 @@ def build(args, sources, scratch, text, folder):
         "options": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()
                     if name not in ("data", "test", "out", "threads", "mirror", "download")},
         "rows": dict(zip(SPLITS, sizes.tolist(), strict=True)), "bad_rows": bad.count,
-        "first_bad_row": bad.first, "categories": len(names),
+        "first_bad_row": bad.first, "categories": len(names), "training_rows": per_category[0].tolist(),
         "languages": [tongue or "unknown" for tongue in tongues] if rows["language"] is not None else None,
         "reliable_share": None if rows["reliable"] is None else float(rows["reliable"].mean()),
         "vocabulary": len(vocab), "max_len": args.max_len,
