@@ -274,7 +274,8 @@ def settle(folder):
     """Undo or finish what a killed `swap_in` left."""
     old = folder.with_name(folder.name + ".tmp-old")
     if old.exists():
-        shutil.rmtree(old) if folder.exists() else old.rename(folder)
+        # a swap_in under way in another process may be removing it, too
+        shutil.rmtree(old, ignore_errors=True) if folder.exists() else old.rename(folder)
 
 
 def load_prepared(folder, splits=SPLITS, text=None):
@@ -358,7 +359,8 @@ def batches(groups, batch_size, seed, epoch):
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
-# runs/NAME/ holds config.json, vocab.txt, labels.txt, metrics.csv and checkpoints/, with one folder for each kept step.
+# runs/NAME/ holds config.json, vocab.txt, labels.txt, metrics.csv, mlflow.txt (the id of its MLflow run), checkpoints/
+# with a folder for each kept step, and the reports of evaluate.py.
 
 def find_run(ckpt, runs, fingerprint=None):
     """(folder of a run, "best" or "latest") that `--ckpt` means.
@@ -391,13 +393,16 @@ def find_run(ckpt, runs, fingerprint=None):
     raise UserError(f"--ckpt {ckpt}: no run of this name in {runs}/, nor a path to the folder of a run")
 
 
-def load_run(folder):
-    """(config, vocab, labels) of a run: a dictionary, and two lists of str, checked to be those it was trained with."""
+def load_run(folder, models):
+    """(config, vocab, labels) of a run: a dictionary, and two lists of str, checked to be those it was trained with.
+    Raises UserError where they are not, or its model is not among `models`."""
     config = read_json(folder / "config.json")
     if config.get("format") != FORMAT:
         raise UserError(f"{folder}/config.json: format version {config.get('format')}, expected {FORMAT}; train again")
     if missing := {"model", "files", "fingerprint", "classes", "vocabulary", "dim", "max_len", "balance"} - set(config):
         raise UserError(f"{folder}/config.json: has no {min(missing)}; this is not what train.py wrote")
+    if config["model"] not in models:
+        raise UserError(f"{folder}: its model {config['model']} is not in model.py")
     for name in ("vocab.txt", "labels.txt"):
         if not (folder / name).is_file() or checksum(folder / name) != config["files"][name]:
             raise UserError(f"{folder / name}: missing, or not the one that this run was trained with")

@@ -68,9 +68,7 @@ import model
 
 def restore(folder, which):
     """(config, vocab, labels, variables, step) of a run's best or latest checkpoint."""
-    config, vocab, labels = data.load_run(folder)
-    if config["model"] not in model.MODELS:
-        raise UserError(f"{folder}: its model {config['model']} is not in model.py")
+    config, vocab, labels = data.load_run(folder, model.MODELS)
     manager = data.checkpoint_manager(folder, read_only=True)
     step = manager.best_step() if which == "best" else manager.latest_step()
     if step is None:

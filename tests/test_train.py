@@ -64,7 +64,7 @@ def test_a_step_changes_the_rows_it_used_and_no_other():
     assert after["step"] == 1
 
 
-def test_frozen_vectors_stay(capsys):
+def test_frozen_vectors_stay():
     config, state, arrays, terms = small_problem(freeze_embeddings=True)
     before, head = np.array(state["table"]), np.array(state["params"]["Head_0"]["Dense_0"]["bias"])
     after, _ = train.make_train_chunk(config)(state, *arrays, np.arange(64).reshape(8, 8), *terms, width=4)
