@@ -16,6 +16,7 @@ import bz2
 import csv
 import gzip
 import hashlib
+import itertools
 import json
 import lzma
 import os
@@ -161,9 +162,8 @@ def reading(path):
 CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
 WORD = re.compile(f"(?!\\W)[{CJK}]|[^\\W_{CJK}]+")  # the block of Japanese letters holds punctuation too
 
-# The bulk path treats characters one at a time, so it can be, and is, tested on every character in these ranges (Latin,
-# punctuation and currency). The few titles with others take the specification's path.
-BULK = "\\x{0}-\\x{24f}\\x{2000}-\\x{20cf}"
+# ASCII letters and digits in lower case, other ASCII as spaces, bytes of other characters as they are.
+PIECES = bytes(byte if byte > 127 or chr(byte).isalnum() else ord(" ") for byte in bytes(range(256)).lower())
 
 
 def tokenize(title):
@@ -173,32 +173,44 @@ def tokenize(title):
 
 
 def bulk_tokenize(titles):
-    """Words of many titles, by Arrow's vectorized string functions, which release the interpreter lock.
+    """Words of many titles: cut into pieces at ASCII separators by whole-array operations, which release the
+    interpreter lock; each distinct piece that is not ASCII is then cut by `tokenize`.
 
     Args: titles, a pyarrow string array without nulls.
     Returns: (codes [T] int32, words, lengths [N] int32): the words of all titles on end as indices into the list
-    `words` of distinct words, and how many words each title has.
+    `words` (which may hold a word twice), and how many words each title has.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
-    text = pc.utf8_normalize(pc.utf8_lower(titles), "NFKD")
-    text = pc.replace_substring_regex(pc.replace_substring_regex(text, r"\pM+", ""), r"[^\pL\pN]+", " ")
-    text = pc.ascii_trim(text, " ")
-    other = pc.match_substring_regex(titles, f"[^{BULK}]")
-    if pc.any(other).as_py():
-        exact = [" ".join(tokenize(title)) for title in titles.filter(other).to_pylist()]
-        text = pc.replace_with_mask(text, other, pa.array(exact, text.type))
-    lists = pc.split_pattern(text, " ")
-    flat = lists.flatten()
-    lengths = np.where(pc.equal(text, "").to_numpy(zero_copy_only=False), 0, np.diff(lists.offsets.to_numpy()))
-    encoded = flat.filter(pc.not_equal(flat, "")).dictionary_encode()
-    return encoded.indices.to_numpy(), encoded.dictionary.to_pylist(), lengths.astype(np.int32)
+    sigma = pc.match_substring(titles, "Σ")  # the one letter whose lower case depends on what is beyond a separator
+    if pc.any(sigma).as_py():
+        exact = [" ".join(tokenize(title)) for title in titles.filter(sigma).to_pylist()]
+        titles = pc.replace_with_mask(titles, sigma, pa.array(exact, titles.type))
+    _, offsets, content = titles.buffers()
+    offsets = np.frombuffer(offsets, np.int32)[titles.offset:titles.offset + len(titles) + 1]
+    text = content[offsets[0]:offsets[-1]].to_pybytes().translate(PIECES) if content else b""
+    offsets = offsets - offsets[0]
+    within = np.frombuffer(text, np.uint8) != ord(" ")
+    edge = np.ones(len(text) + 1, bool)  # a piece or a title begins or ends before this byte
+    edge[1:-1] = within[1:] != within[:-1]
+    edge[offsets] = True
+    starts, ends = np.flatnonzero(edge[:-1] & within), np.flatnonzero(edge[1:] & within) + 1
+    places = np.concatenate([[0], np.cumsum(ends - starts)]).astype(np.int32)
+    pieces = pa.StringArray.from_buffers(len(starts), pa.py_buffer(places), pa.py_buffer(text.translate(None, b" ")))
+    pieces = pieces.dictionary_encode()
+    codes, words = pieces.indices.to_numpy(), [
+        [piece] if piece.isascii() else tokenize(piece) for piece in pieces.dictionary.to_pylist()]
+    count = np.array([len(found) for found in words], np.int32)  # words of each distinct piece, mostly one
+    ends = np.concatenate([[0], np.cumsum(count[codes])]).astype(np.int32)
+    first = (np.cumsum(count) - count).astype(np.int32)
+    flat = np.repeat(first[codes] - ends[:-1], count[codes]) + np.arange(ends[-1], dtype=np.int32)
+    return flat, list(itertools.chain.from_iterable(words)), np.diff(ends[np.searchsorted(starts, offsets)])
 
 
 def pad(flat, lengths, max_len):
     """Cut or pad: flat [T] ids of titles on end, lengths [N] -> [N, max_len] ids, 0 behind the last word."""
     padded = np.zeros((len(lengths), max_len), flat.dtype)
-    starts = np.cumsum(lengths) - lengths
+    starts = np.cumsum(lengths, dtype=np.int64) - lengths
     row = np.repeat(np.arange(len(lengths)), lengths)
     column = np.arange(len(flat)) - np.repeat(starts, lengths)
     keep = column < max_len

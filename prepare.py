@@ -22,6 +22,7 @@ import shutil
 import sys
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ from data import SPLITS, UserError
 RAW = Path("data/raw")      # where --download writes and where data is looked for without --data
 TEST_SHARE = 0.2            # of the rows, where the source gives no test split
 TOO_FEW = 5                 # categories with fewer distinct titles are not split: all their rows train
-BLOCK = 4 << 20             # bytes of a file in memory at a time, for each thread a few
+BLOCK = 8 << 20             # bytes of a file in memory at a time, for each thread a few
 SYNTHETIC_ROWS = 100_000    # size of the built-in set, unless --rows is given
 SYNTHETIC_CATEGORIES = 120
 
@@ -284,7 +285,8 @@ def read_csv(path, stream, bad, header):
             pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skip),
             pyarrow.csv.ConvertOptions(column_types=binary, include_columns=list(columns.values())))
         for batch in blocks:
-            numbers = np.setdiff1d(np.arange(row + 1, row + 1 + len(batch) + len(skipped)), skipped)[:len(batch)]
+            numbers = np.arange(row + 1, row + 1 + len(batch) + len(skipped))
+            numbers = np.setdiff1d(numbers, skipped)[:len(batch)] if skipped else numbers
             row = numbers[-1] if len(batch) else row
             skipped[:] = [number for number in skipped if number > row]  # Arrow may have parsed ahead
             block = {name: batch.column(place) for name, place in columns.items()}
@@ -326,10 +328,10 @@ class Codes:
         self.index = {}
 
     def __call__(self, values):
-        """values [N], a pyarrow string array -> [N] int32 codes."""
+        """values [N], a pyarrow string array -> [N] codes, of the smallest unsigned type up to here."""
         encoded = values.dictionary_encode()
-        names = [" ".join(name.split()) for name in encoded.dictionary.to_pylist()]
-        return self.number(names)[encoded.indices.to_numpy()] if len(values) else np.zeros(0, np.int32)
+        codes = self.number([" ".join(name.split()) for name in encoded.dictionary.to_pylist()])
+        return codes.astype(data.smallest_uint(len(self.index)))[encoded.indices.to_numpy()]
 
     def number(self, names):
         index = self.index
@@ -344,9 +346,11 @@ class Codes:
 
 
 def ahead(pool, function, items, depth):
-    """Like map, with up to `depth` calls under way in the pool; results in order."""
-    waiting = deque()
-    for item in items:
+    """Like map, with up to `depth` calls under way in the pool, and the next item; results in order."""
+    waiting, items, end = deque(), iter(items), object()
+    coming = pool.submit(next, items, end)
+    while (item := coming.result()) is not end:
+        coming = pool.submit(next, items, end)
         waiting.append(pool.submit(function, item))
         if len(waiting) > depth:
             yield waiting.popleft().result()
@@ -355,25 +359,25 @@ def ahead(pool, function, items, depth):
 
 
 def ingest(sources, scratch, text, languages, limit, max_len, threads, bad):
-    """Read every source once, tokenize in threads, and write each title to the file `scratch` as max_len int32 word
-    numbers (0 = padding, else 1 + number in order of appearance) and to the file `text` as a line, so that memory does
+    """Read every source once, tokenize in threads, and write the first max_len words of each title to the file
+    `scratch`, as int32 numbers in order of appearance, and the title to the file `text` as a line, so that memory does
     not grow with the titles.
 
     Args: sources [(path, split or None)]; languages, those to keep, or None; limit, rows of training data at most.
-    Returns: a dictionary of arrays with one entry a row (label, language, reliable, split, key, length; None where the
-    source says nothing) and the Codes of words, labels and languages.
+    Returns: a dictionary of arrays with one entry a row (label, language, reliable, split, key, length in words up to
+    max_len; None where the source says nothing) and with `blocks`, for `written`, and the numbers of `words` before
+    titles are cut and of titles to be `cut`; the Codes of words, labels and languages.
     """
-    import concurrent.futures
-
     import pyarrow as pa
     import pyarrow.compute as pc
     words, labels, names = Codes(), Codes(), Codes()
     parts = {kind: [] for kind in ("label", "language", "reliable", "split", "key", "length")}
+    blocks, all_words, cut = [], 0, 0
     known = set()
     mix = np.random.default_rng(0).integers(1, 1 << 63, max_len, np.uint64) | np.uint64(1)
     left = limit
 
-    def blocks():
+    def read():
         nonlocal left
         for path, split in sources:
             for block in read_source(path, bad):
@@ -393,23 +397,31 @@ def ingest(sources, scratch, text, languages, limit, max_len, threads, bad):
 
     def tokenized(item):
         titles = item[2]["title"]
-        lines = "".join(f"{title}\n" for title in pc.replace_substring_regex(titles, r"[\r\n]+", " ").to_pylist())
-        return *item, lines.encode(), *data.bulk_tokenize(titles)
+        codes, distinct, lengths = data.bulk_tokenize(titles)
+        place = np.arange(len(codes)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        codes, place = codes[place < max_len], place[place < max_len]
+        return *item, lines(titles), codes, distinct, lengths, mix[place]
 
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        for path, split, block, lines, codes, distinct, lengths in ahead(pool, tokenized, blocks(), 2 * threads):
+    with ThreadPoolExecutor(threads + 1) as pool:
+        for path, split, block, line, codes, distinct, lengths, factor in ahead(
+                pool, tokenized, read(), 2 * threads):
             rows = len(lengths)
-            numbers = words.number(distinct) + 1
-            titles = data.pad(numbers[codes] if len(codes) else np.zeros(0, np.int32), lengths, max_len)
-            scratch.write(titles.tobytes())
-            text.write(lines)
-            parts["key"].append(titles.astype(np.uint64) @ mix)  # equal titles, equal keys (mod 2^64)
-            parts["length"].append(np.minimum(lengths, 65_535).astype(np.uint16))
-            parts["label"].append(labels(block["category"]).astype(np.uint32))
+            numbers = words.number(distinct)[codes]
+            scratch.write(numbers)
+            text.write(line)
+            blocks.append((rows, len(codes), len(line)))
+            all_words, cut = all_words + lengths.sum(), cut + (lengths > max_len).sum()
+            lengths = np.minimum(lengths, max_len)
+            sums = np.zeros(len(codes) + 1, np.uint64)
+            np.cumsum((1 + numbers).astype(np.uint64) * factor, out=sums[1:])
+            sums = sums[np.cumsum(lengths)]
+            parts["key"].append(np.diff(sums, prepend=sums.dtype.type(0)))  # equal titles, equal keys (mod 2^64)
+            parts["length"].append(lengths.astype(data.smallest_uint(max_len)))
+            parts["label"].append(labels(block["category"]))
             known.update(name for name in ("language", "quality")
                          if name in block and pc.any(pc.not_equal(block[name], "")).as_py())
             none = pa.array([""] * rows, pa.string())
-            parts["language"].append(names(block.get("language", none)).astype(np.uint8))
+            parts["language"].append(names(block.get("language", none)))
             if len(names.index) > 256:
                 raise UserError(f"{path}: more than 256 languages; rename the column if it holds something else")
             parts["reliable"].append(pc.equal(block.get("quality", none), "reliable").to_numpy(zero_copy_only=False))
@@ -417,12 +429,24 @@ def ingest(sources, scratch, text, languages, limit, max_len, threads, bad):
                 parts["split"].append(given_splits(path, block["split"]))
             else:
                 parts["split"].append(np.full(rows, -1 if split is None else split, np.int8))
-    arrays = {kind: np.concatenate(blocks) if blocks else np.zeros(0) for kind, blocks in parts.items()}
+    arrays = {kind: np.concatenate(parts.pop(kind)) if blocks else np.zeros(0) for kind in list(parts)}
     if "language" not in known:
         arrays["language"] = None
     if "quality" not in known:
         arrays["reliable"] = None
-    return arrays, words, labels, names
+    return arrays | {"blocks": blocks, "words": int(all_words), "cut": int(cut)}, words, labels, names
+
+
+def lines(titles):
+    """The titles as bytes, one a line."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    ended = pc.binary_join_element_wise(titles.cast(pa.binary()), b"", b"\n")
+    offsets = np.frombuffer(ended.buffers()[1], np.int32)
+    text = ended.buffers()[2].to_pybytes()[:offsets[len(titles)]] if len(titles) else b""
+    if text.count(b"\n") > len(titles) or b"\r" in text:
+        text = lines(pc.replace_substring_regex(titles, r"[\r\n]+", " "))
+    return text
 
 
 def given_splits(path, values):
@@ -435,39 +459,51 @@ def given_splits(path, values):
 
 # --- splits, vocabulary, vectors --------------------------------------------------------------------------------------
 
-def draw_splits(labels, keys, given, valid_share, seed):
+def number_equal(keys):
+    """keys [N] -> [N] int32, equal numbers for equal keys, in the order of the keys; np.unique's inverse in a third of
+    the memory."""
+    order = np.argsort(keys)
+    keys = keys[order]
+    numbers = np.empty(len(keys), np.int32)
+    numbers[order] = np.cumsum(np.concatenate([[False], keys[1:] != keys[:-1]]), dtype=np.int32)
+    return numbers
+
+
+def draw_splits(labels, groups, given, valid_share, seed):
     """Which split each row belongs to: [N] int8 indices into SPLITS.
 
     Rows with a given split keep it, but a split that the source does not name is drawn from the training rows:
-    stratified by category, equal titles (equal keys) together, under the category of the first of them.
+    stratified by category, equal titles (equal groups) together, under the category of the first of them.
     """
-    split = np.maximum(given, 0)
-    pool = np.flatnonzero(given <= 0)
-    _, first, group = np.unique(keys[pool], return_index=True, return_inverse=True)
-    category = labels[pool[first]]
-    size = np.bincount(category)
+    pool = given <= 0
+    members, drawable = groups[pool], np.zeros(groups.max() + 1, bool)
+    drawable[members] = True
+    category = np.zeros(len(drawable), labels.dtype)
+    category[members[::-1]] = labels[pool][::-1]
+    size = np.bincount(category[drawable])
     test = np.round(TEST_SHARE * size) if not (given == 2).any() else 0 * size
     valid = np.maximum(1, np.round(valid_share * (size - test))) if not (given == 1).any() else 0 * size
     test, valid = np.where(size < TOO_FEW, 0, (test, valid)).astype(np.int64)
-    shuffled = np.random.default_rng(seed).permutation(len(first))
-    order = shuffled[np.argsort(category[shuffled], kind="stable")]
-    rank = np.empty(len(first), np.int64)  # place of a group in the shuffled list of its category
-    rank[order] = np.arange(len(first)) - np.repeat(np.cumsum(size) - size, size)
-    drawn = np.where(rank < test[category], 2, np.where(rank < (test + valid)[category], 1, 0))
-    split[pool] = drawn[group]
-    return split.astype(np.int8)
+    order = np.random.default_rng(seed).permutation(np.flatnonzero(drawable).astype(groups.dtype))
+    order = order[np.argsort(category[order], kind="stable")]  # by category, in each as shuffled
+    side = np.zeros(len(drawable), np.int8)
+    side[order] = np.repeat(np.tile(np.array([2, 1, 0], np.int8), len(size)),
+                            np.stack([test, valid, size - test - valid], 1).ravel())
+    split = np.maximum(given, 0)
+    split[pool] = side[members]
+    return split
 
 
 def choose_words(words, counts, min_count, largest):
     """The vocabulary: (list of words after SPECIALS, most frequent first, equals in alphabetical order;
-    [1 + len(words)] id of each word number of `ingest`)."""
-    names = np.array(list(words.index), dtype=object)
-    enough = np.flatnonzero(counts[1:] >= max(1, min_count))
-    order = enough[np.lexsort((names[enough], -counts[1 + enough]))][:largest]
-    ids = np.full(len(names) + 1, data.UNKNOWN, np.int64)
-    ids[0] = data.PAD
-    ids[1 + order] = len(data.SPECIALS) + np.arange(len(order))
-    return data.SPECIALS + list(names[order]), ids
+    [len(words)] id of each word number of `ingest`). counts [len(words)], how often each number comes."""
+    names, places = words.alphabetical()
+    count = np.empty_like(counts)
+    count[places] = counts
+    order = np.argsort(-count, kind="stable")[:(count >= max(1, min_count)).sum()][:largest]
+    ids = np.full(len(names), data.UNKNOWN)
+    ids[order] = len(data.SPECIALS) + np.arange(len(order))
+    return data.SPECIALS + [names[i] for i in order.tolist()], ids[places]
 
 
 def read_vectors(path, vocab, bad):
@@ -515,35 +551,46 @@ def read_vectors(path, vocab, bad):
 
 # --- writing ----------------------------------------------------------------------------------------------------------
 
-def write_titles(scratch, text, folder, split, ids, max_len, dtype):
-    """Write {split}_titles.npy and {split}_text.txt in pieces. Returns the share of unknown words by split."""
+def write_titles(folder, blocks, threads, split, lengths, ids, max_len, dtype):
+    """Write {split}_titles.npy and {split}_text.txt in pieces; `blocks` as from `written`. Returns the share of unknown
+    words by split."""
+    import pyarrow as pa
     known, unknown = np.zeros(3, np.int64), np.zeros(3, np.int64)
+
+    def divided(block):
+        rows, numbers, text = block
+        titles = data.pad(ids[numbers], lengths[rows], max_len)
+        ends = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n")) + 1
+        text = pa.Array.from_buffers(pa.large_binary(), len(titles), [
+            None, pa.py_buffer(np.concatenate([[0], ends])), pa.py_buffer(text)])
+        masks = [split[rows] == s for s in range(3)]
+        return [(titles[mine], text.filter(pa.array(mine)).buffers()[2] or b"") for mine in masks]
+
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(open(folder / f"{name}_titles.npy", "wb")) for name in SPLITS]
         texts = [stack.enter_context(open(folder / f"{name}_text.txt", "wb")) for name in SPLITS]
         for file, size in zip(files, np.bincount(split, minlength=3), strict=True):
             np.lib.format.write_array_header_1_0(file, {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
                                                         "fortran_order": False, "shape": (int(size), max_len)})
-        text.seek(0)
-        for start, block in numbered(scratch, max_len):
-            titles, where = ids[block].astype(dtype), split[start:start + len(block)]
-            for s, file in enumerate(files):
-                mine = titles[where == s]
-                file.write(mine.tobytes())
-                known[s] += (mine > data.UNKNOWN).sum()
-                unknown[s] += (mine == data.UNKNOWN).sum()
-            for s, line in zip(where.tolist(), text, strict=False):
-                texts[s].write(line)
+        pool = stack.enter_context(ThreadPoolExecutor(threads + 1))
+        ids = ids.astype(dtype)
+        for parts in ahead(pool, divided, blocks, 2 * threads):
+            for s, (titles, text) in enumerate(parts):
+                files[s].write(titles)
+                texts[s].write(text)
+                known[s] += (titles > data.UNKNOWN).sum()
+                unknown[s] += (titles == data.UNKNOWN).sum()
     return unknown / np.maximum(known + unknown, 1)
 
 
-def numbered(scratch, max_len, rows=100_000):
-    """The titles that `ingest` wrote: yields (number of the first row, [rows, max_len] int32)."""
+def written(scratch, text, blocks):
+    """What `ingest` wrote, by block: yields (rows as a slice, words of all their titles on end [T] int32, text)."""
     scratch.seek(0)
+    text.seek(0)
     start = 0
-    while len(block := np.fromfile(scratch, np.int32, rows * max_len)):
-        yield start, block.reshape(-1, max_len)
-        start += len(block) // max_len
+    for titles, words, size in blocks:
+        yield slice(start, start + titles), np.fromfile(scratch, np.int32, words), text.read(size)
+        start += titles
 
 
 def prepare(args):
@@ -567,7 +614,9 @@ def prepare(args):
             summary = build(args, sources, scratch, text, beside)
         (beside / "scratch").unlink()
         (beside / "text").unlink()
-        files = {path.name: data.checksum(path) for path in sorted(beside.iterdir())}
+        paths = sorted(beside.iterdir())
+        with ThreadPoolExecutor(args.threads) as pool:
+            files = {path.name: digest for path, digest in zip(paths, pool.map(data.checksum, paths), strict=True)}
         summary |= {"files": files, "fingerprint": data.fingerprint(files)}
         data.write_json(beside / "meta.json", summary)
         written = sum(path.stat().st_size for path in beside.iterdir())
@@ -608,7 +657,7 @@ def build(args, sources, scratch, text, folder):
     bad = BadRows(args.max_bad_rows)
     rows, words, labels, languages = ingest(
         sources, scratch, text, args.languages, args.rows, args.max_len, args.threads, bad)
-    count, given = len(rows["label"]), rows["split"]
+    count, given = len(rows["label"]), rows.pop("split")
     where = ", ".join(str(path) for path, _ in sources)
     bad.check(count)
     for files, found in [(where, count), *((path, (given == s).any()) for path, s in sources if s is not None)]:
@@ -616,12 +665,13 @@ def build(args, sources, scratch, text, folder):
             raise UserError(f"{files}: no rows" + (f" in {' or '.join(args.languages)}" if args.languages else ""))
     if len(labels.index) < 2:
         raise UserError(f"{where}: only one category ({next(iter(labels.index))}); a classifier needs two or more")
-    if not rows["length"].any():
+    if not rows["words"]:
         raise UserError(f"{where}: no title has a letter or digit; is the title column the right one?")
 
     names, places = labels.alphabetical()
-    label = places[rows["label"]].astype(data.smallest_uint(len(names) - 1))
-    split = draw_splits(label, rows["key"], given, args.valid, args.seed)
+    label = places.astype(data.smallest_uint(len(names) - 1))[rows.pop("label")]
+    groups = number_equal(rows.pop("key"))
+    split = draw_splits(label, groups, given, args.valid, args.seed)
     sizes = np.bincount(split, minlength=3)
     for s, name in enumerate(SPLITS):
         if not sizes[s]:
@@ -629,13 +679,14 @@ def build(args, sources, scratch, text, folder):
                 "" if s == 0 else f"; no category has {TOO_FEW} different titles to hold some out"))
 
     train = split == 0
-    word_counts = np.zeros(len(words.index) + 1, np.int64)
-    for start, block in numbered(scratch, args.max_len):
-        word_counts += np.bincount(block[train[start:start + len(block)]].ravel(), minlength=len(word_counts))
-    vocab, ids = choose_words(words, word_counts, args.min_count, args.vocab)
+    counts = np.zeros(len(words.index), np.int64)
+    for mine, numbers, _ in written(scratch, text, rows["blocks"]):
+        counts += np.bincount(numbers[np.repeat(train[mine], rows["length"][mine])], minlength=len(counts))
+    vocab, ids = choose_words(words, counts, args.min_count, args.vocab)
     if len(vocab) == len(data.SPECIALS):
         raise UserError(f"{where}: no word comes {args.min_count} times in the training split; lower --min-count")
-    unknown = write_titles(scratch, text, folder, split, ids, args.max_len, data.smallest_uint(len(vocab) - 1))
+    unknown = write_titles(folder, written(scratch, text, rows["blocks"]), args.threads, split, rows["length"], ids,
+                           args.max_len, data.smallest_uint(len(vocab) - 1))
     tongues, tongue_places = languages.alphabetical()
     for s, name in enumerate(SPLITS):
         np.save(folder / f"{name}_labels.npy", label[split == s])
@@ -652,7 +703,8 @@ def build(args, sources, scratch, text, folder):
         np.save(folder / "vectors.npy", vectors)
         found = float(vectors[2:].any(1).mean())
     per_category = np.array([np.bincount(label[split == s], minlength=len(names)) for s in range(3)])
-    in_train = np.isin(rows["key"], rows["key"][train])
+    in_train = np.zeros(groups.max() + 1, bool)
+    in_train[groups[train]] = True
     return {
         "format": data.FORMAT, "synthetic": all(name.startswith(synthetic.PREFIX) for name in names),
         "source": [{"file": str(path), "split": None if s is None else SPLITS[s]} for path, s in sources],
@@ -664,11 +716,11 @@ def build(args, sources, scratch, text, folder):
         "reliable_share": None if rows["reliable"] is None else float(rows["reliable"].mean()),
         "vocabulary": len(vocab), "max_len": args.max_len,
         "unknown_share": dict(zip(SPLITS, unknown.tolist(), strict=True)),
-        "cut_share": float((rows["length"] > args.max_len).mean()),
-        "mean_words": float(rows["length"].mean()),
+        "cut_share": rows["cut"] / count,
+        "mean_words": rows["words"] / count,
         "not_split_categories": int(((per_category[0] > 0) & (per_category[2] == 0)).sum()),
         "not_in_train_categories": int((per_category[0] == 0).sum()),
-        "also_in_train": {name: float(in_train[split == s].mean()) for s, name in enumerate(SPLITS) if s},
+        "also_in_train": {name: float(in_train[groups[split == s]].mean()) for s, name in enumerate(SPLITS) if s},
         "vectors_found": found,
     }
 

@@ -1204,8 +1204,8 @@ def test_a_file_that_cannot_grow_ends_in_one_line_and_nothing_is_lost(tiny, tmp_
     limited = ("import resource, runpy, sys; sys.path.insert(0, sys.argv[1].rpartition('/')[0]);"
                f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); del sys.argv[0];"
                "runpy.run_path(sys.argv[0], run_name='__main__')")
-    done = subprocess.run([sys.executable, "-B", "-c", limited, ROOT / "prepare.py", "--data", "titles.csv"],
-                          cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-B", "-c", limited, ROOT / "prepare.py", "--data", "titles.csv",
+                           "--max-len", "60"], cwd=tmp_path, capture_output=True, text=True)
     assert_one_line_error(done, "data/prepared", "File too large")
     assert snapshot(tmp_path) == before
 
