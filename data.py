@@ -221,8 +221,11 @@ def pad(flat, lengths, max_len):
 def encode(titles, index, max_len):
     """Titles (list of str) -> [N, max_len] uint32 word ids, by `index`, a dictionary from word to id."""
     import pyarrow as pa
-    titles = [title.encode("utf-8", "replace").decode() for title in titles]  # a lone surrogate only separates
-    codes, words, lengths = bulk_tokenize(pa.array(titles, pa.string()))
+    try:
+        array = pa.array(titles, pa.string())
+    except UnicodeEncodeError:  # a lone surrogate only separates
+        array = pa.array([title.encode("utf-8", "replace").decode() for title in titles], pa.string())
+    codes, words, lengths = bulk_tokenize(array)
     ids = np.array([index.get(word, UNKNOWN) for word in words], np.uint32)
     return pad(ids[codes] if len(codes) else ids, lengths, max_len)
 

@@ -22,6 +22,7 @@ import shutil
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import data
@@ -34,15 +35,17 @@ DEFAULTS = {  # by model; a flag overrides them
     "mlp": {"lr": 1e-3, "dropout": 0.5, "hidden": [], "epochs": 12},
     "cnn": {"lr": 3e-3, "dropout": 0.3, "hidden": [], "epochs": 8},
 }
-SMALL = 40_000         # training rows up to which these epochs hold; more rows need fewer (size_rule)
+SMALL = 40_000         # training rows up to which these epochs and dropout hold; more rows need less (size_rule)
 CHUNK = 8              # steps in one compiled loop at most; titles of a chunk are all short or all long
 TRAIN_SAMPLE = 10_000  # training rows scored after each epoch, to be compared with the validation split
 
 
-def size_rule(rows, epochs):
-    """(batch size, epochs) for so many training rows: larger batches and fewer epochs for more rows."""
+def size_rule(rows, epochs, dropout):
+    """(batch size, epochs, dropout) for so many training rows: more rows need larger batches, fewer epochs and less
+    dropout."""
     batch_size = 2 ** round(math.log2(max(rows, 1) / 500))
-    return min(max(batch_size, 64), 1024), max(3, round(epochs * min(1, (SMALL / rows) ** 0.6)))
+    shrink = min(1, (SMALL / rows) ** 0.6)
+    return min(max(batch_size, 64), 1024), max(3, round(epochs * shrink)), round(dropout * shrink, 3)
 
 
 def parse_args():
@@ -66,7 +69,7 @@ def parse_args():
     add("--hidden", type=data.positive(int), nargs="*", help=f"widths of hidden layers {default('hidden')}")
     add("--filters", type=data.positive(int), default=100, help="cnn: filters of each width")
     add("--widths", type=data.positive(int), nargs="+", default=[1, 2, 3], help="cnn: words a filter looks at")
-    add("--dropout", type=data.dropout, help=f"share left out in training {default('dropout')}")
+    add("--dropout", type=data.dropout, help="share left out in training (default: by size, see size_rule)")
     add("--freeze-embeddings", action="store_true", help="leave the word vectors as they are at the start")
     add("--balance", choices=("none", "logit", "weights"), default="logit",
         help="how rare categories get their due: log prior added to the logits in training, or weights on the loss")
@@ -118,7 +121,7 @@ def make_train_chunk(config):
 
     @functools.partial(jax.jit, donate_argnums=0, static_argnames="width")
     def train_chunk(state, titles, labels, order, shift, weight, width):
-        key = jax.random.fold_in(jax.random.key(config["seed"]), 1)
+        key = jax.random.fold_in(jax.random.key(config["seed"], impl="rbg"), 1)  # rbg: quick, also to compile
 
         def step(state, rows):
             ids, y = titles[rows, :width].astype(jnp.int32), labels[rows].astype(jnp.int32)
@@ -189,9 +192,10 @@ def configure(args, meta, titles):
     config = {name: value for name, value in vars(args).items() if name not in ("data", "name", "runs", "resume")}
     for name, value in DEFAULTS[args.model].items():
         config[name] = value if config[name] is None else config[name]
-    batch_size, epochs = size_rule(rows, DEFAULTS[args.model]["epochs"])
+    batch_size, epochs, dropout = size_rule(rows, DEFAULTS[args.model]["epochs"], DEFAULTS[args.model]["dropout"])
     config["batch_size"] = min(args.batch_size or batch_size, rows)
     config["epochs"] = args.epochs or epochs
+    config["dropout"] = dropout if args.dropout is None else args.dropout
     pretrained = meta["vectors"] is not None
     if pretrained and args.dim not in (None, meta["vectors"].shape[1]):
         raise UserError(f"--dim {args.dim}: the prepared vectors have {meta['vectors'].shape[1]} numbers; leave --dim "
@@ -206,8 +210,8 @@ def configure(args, meta, titles):
         "steps": config["epochs"] * sum(chunks * steps for _, _, chunks, steps in groups)}
 
 
-def open_run(args, meta, titles):
-    """(folder, config) of a new run, or of the one to resume."""
+def choose_run(args, meta, titles):
+    """(folder, config) of the run to begin or to resume; writes nothing."""
     if args.resume is not None:
         given = {flag.partition("=")[0] for flag in sys.argv[1:] if flag.startswith("--")}
         if others := given - {"--resume", "--data", "--runs"}:
@@ -220,16 +224,21 @@ def open_run(args, meta, titles):
             raise UserError(f"{folder}: was trained on other data ({config['fingerprint']}) than {args.data} holds "
                             f"({meta['fingerprint']}); name its data with --data")
         return folder, config
-    args.runs.mkdir(parents=True, exist_ok=True)
-    taken = {path.name for path in args.runs.iterdir()}
+    taken = {path.name for path in args.runs.iterdir()} if args.runs.exists() else set()
     name = args.name if args.name is not None else next(
         name for i in range(1, len(taken) + 2) if (name := f"{args.model}-{i}") not in taken)
     if not re.fullmatch(r"\w[\w.-]*", name) or name in ("best", "latest"):
         raise UserError(f"--name {name}: use letters, digits, '-', '_' and '.', and not best or latest")
-    folder, beside = args.runs / name, args.runs / f".{name}.tmp-{os.getpid()}"
-    config = configure(args, meta, titles) | {"created": time.time()}
+    if name in taken:
+        raise UserError(TAKEN.format(folder=args.runs / name))
+    return args.runs / name, configure(args, meta, titles) | {"created": time.time()}
+
+
+def make_run(folder, config, meta):
+    """Make the folder of a new run, whole or not at all."""
+    beside = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
     try:
-        beside.mkdir()
+        beside.mkdir(parents=True)
         data.write_json(beside / "config.json", config)
         data.write_lines(beside / "vocab.txt", meta["vocab"])
         data.write_lines(beside / "labels.txt", meta["labels"])
@@ -239,11 +248,12 @@ def open_run(args, meta, titles):
     except OSError:
         if not folder.exists():
             raise
-        raise UserError(f"{folder}: a run of this name is there; choose another --name, or go on with "
-                        f"--resume {name}") from None
+        raise UserError(TAKEN.format(folder=folder)) from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    return folder, config
+
+
+TAKEN = "{folder}: a run of this name is there; choose another --name, or go on with --resume {folder.name}"
 
 
 # --- MLflow -----------------------------------------------------------------------------------------------------------
@@ -315,19 +325,39 @@ def loss_figure(history, synthetic):
 
 def train(args):
     meta, arrays = data.load_prepared(args.data, ("train", "valid"))
-    mlflow = data.mlflow_client()  # before a run is made: it may not be reached
-    folder, config = open_run(args, meta, arrays["train"]["titles"])
+    with ThreadPoolExecutor(1) as pool:
+        connecting = pool.submit(data.mlflow_client)  # takes seconds; meanwhile we compile
+        folder, config = choose_run(args, meta, arrays["train"]["titles"])
+        state, groups, train_chunk = compiled(config, arrays["train"], meta["vectors"])
+        mlflow = connecting.result()
+    if args.resume is None:
+        make_run(folder, config, meta)
     statistics = {key: meta[key] for key in
                   ("source", "categories", "reliable_share", "unknown_share", "mean_words", "cut_share")}
     with Tracker(*mlflow, folder, config, statistics | {"device": str(jax.devices()[0])}) as tracker:
-        loop(args, folder, config, arrays, meta["vectors"], tracker)
+        loop(args, folder, config, arrays, state, groups, train_chunk, tracker)
 
 
-def loop(args, folder, config, arrays, vectors, tracker):
+def compiled(config, arrays, vectors):
+    """The state before the first step, the groups of titles, and the compiled loop, with the arrays on the device:
+    {width of a group: (state, order) -> (state, loss)}."""
+    groups = data.length_groups(arrays["titles"], config["batch_size"], CHUNK)
+    state = init_state(config, arrays["titles"], vectors)
+    device = jax.device_put([arrays["titles"], arrays["labels"]])
+    terms = jax.device_put(class_terms(config["balance"], arrays["labels"], config["classes"]))
+    train_chunk = make_train_chunk(config)
+
+    def bound(width, steps):
+        order = np.zeros((steps, config["batch_size"]), np.uint32)
+        program = train_chunk.lower(state, *device, order, *terms, width=width).compile()
+        return lambda state, order: program(state, *device, jax.device_put(order), *terms)
+
+    return state, groups, {width: bound(width, steps) for _, width, _, steps in groups}
+
+
+def loop(args, folder, config, arrays, state, groups, train_chunk, tracker):
     name, rows, module = folder.name, config["rows"], model.build(config)
-    groups = data.length_groups(arrays["train"]["titles"], config["batch_size"], CHUNK)
     epoch_steps = config["steps"] // config["epochs"]
-    state = init_state(config, arrays["train"]["titles"], vectors)
     history, manager = [], data.checkpoint_manager(folder)
     if manager.latest_step() is not None:
         saved = data.restore_checkpoint(manager, manager.latest_step(), **parts(state), history=None)
@@ -346,11 +376,6 @@ def loop(args, folder, config, arrays, vectors, tracker):
 
     sample = np.random.default_rng(config["seed"]).permutation(rows)[:TRAIN_SAMPLE]
     sample = {kind: array[sample] for kind, array in arrays["train"].items() if kind != "language"}
-    device = jax.device_put([arrays["train"]["titles"], arrays["train"]["labels"]])
-    shift, weight = jax.device_put(class_terms(config["balance"], arrays["train"]["labels"], config["classes"]))
-    train_chunk = make_train_chunk(config)
-    train_chunk = {width: train_chunk.lower(state, *device, np.zeros((steps, config["batch_size"]), np.uint32), shift,
-                                            weight, width=width).compile() for _, width, _, steps in groups}
     if step == 0:
         report_epoch({"epoch": 0} | judge(module, state, arrays["valid"], "valid"))
     print(f"ready after {time.time() - STARTED:.1f} s (reading, compiling)")
@@ -380,7 +405,7 @@ def loop(args, folder, config, arrays, vectors, tracker):
             end += len(order)
             if end <= step:  # done before this run was resumed
                 continue
-            state, loss = train_chunk[width](state, *device, order, shift, weight)
+            state, loss = train_chunk[width](state, order)
             step = end
             losses.append((step, loss))
             loss = float(losses[max(0, len(losses) - 2)][1])  # the chunk before, so that the device is never idle
@@ -391,7 +416,7 @@ def loop(args, folder, config, arrays, vectors, tracker):
                 save()
                 tracker.log(history, losses)
                 leave()
-            if time.time() - printed > 1:
+            if time.time() - printed > (1 if sys.stdout.isatty() else 10):
                 printed, seconds = time.time(), time.time() - begun
                 done = (step - begun_step) / (config["steps"] - begun_step)
                 print(f"epoch {epoch + 1:>3}/{config['epochs']} {step / config['steps']:6.1%}  loss {loss:7.4f}  "

@@ -1221,3 +1221,24 @@ def test_one_file_is_not_read_twice(tmp_path):
         prepare.find_files(tmp_path / "raw")
     assert_one_line_error(run_script("prepare", "--download", "meli", "--data", "raw", cwd=tmp_path, check=False),
                           "--download and --data")
+
+
+def test_peak_memory_grows_with_the_block_and_not_with_the_file(tmp_path):
+    draw, words = random.Random(0), [f"word{i}" for i in range(1000)]
+
+    def peak(rows):
+        """(size, peak resident memory) in bytes, of a file of long titles and of preparing it in small blocks."""
+        path = tmp_path / f"{rows}.csv"
+        with open(path, "w") as file:
+            file.write("title,category\n")
+            file.writelines(f"{' '.join(draw.choices(words, k=60))},c{i % 9}\n" for i in range(rows))
+        code = ("import resource, sys; sys.path.insert(0, sys.argv[1]); import prepare; prepare.BLOCK = 1 << 18;"
+                "sys.argv[:2] = ['prepare.py']; prepare.main();"
+                "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
+        done = subprocess.run([sys.executable, "-c", code, ROOT, "--data", path, "--threads", "2"], cwd=tmp_path,
+                              capture_output=True, text=True, check=True)
+        return path.stat().st_size, 1024 * int(done.stdout.split()[-1])
+
+    small, large = peak(10_000), peak(110_000)
+    assert large[0] - small[0] > 40e6
+    assert large[1] - small[1] < 0.75 * (large[0] - small[0])  # a file held in memory would be twice there

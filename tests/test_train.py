@@ -2,6 +2,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -93,10 +94,53 @@ def test_class_terms():
 
 
 def test_size_rule():
-    assert train.size_rule(5_000, 25) == (64, 25)
-    assert train.size_rule(5_000_000, 25) == (1024, 3)
-    sizes = [train.size_rule(rows, 25) for rows in (10, 10_000, 100_000, 1_000_000, 10_000_000)]
-    assert sizes == sorted(sizes, key=lambda size: (size[0], -size[1]))
+    assert train.size_rule(5_000, 25, 0.5) == (64, 25, 0.5)
+    assert train.size_rule(5_000_000, 25, 0.5) == (1024, 3, 0.028)
+    sizes = [train.size_rule(rows, 25, 0.5) for rows in (10, 10_000, 100_000, 1_000_000, 10_000_000)]
+    assert sizes == sorted(sizes, key=lambda size: (size[0], -size[1], -size[2]))
+
+
+# --- what makes it fast -----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", model.MODELS)
+def test_the_loop_copies_no_table(name):
+    """Scratch memory stays far below the table, no instruction copies it, and its buffer is the same one afterwards."""
+    config, state, arrays, terms = small_problem(model=name, vocabulary=200_000)
+    order, chunk = np.arange(64).reshape(8, 8), train.make_train_chunk(config)
+    program = chunk.lower(state, *arrays, order, *terms, width=4).compile()
+    assert program.memory_analysis().temp_size_in_bytes < state["table"].nbytes / 4
+    copies = [line for line in program.as_text().splitlines() if " copy(" in line and "[200000" in line]
+    assert not copies
+    before = {key: state[key].unsafe_buffer_pointer() for key in ("table", "accumulator")}
+    after, _ = program(state, *arrays, order, *terms)
+    assert {key: after[key].unsafe_buffer_pointer() for key in before} == before
+
+
+def test_a_copy_of_the_table_would_show():
+    """The test above sees what it looks for: without donation the table is copied."""
+    config, state, arrays, terms = small_problem(vocabulary=200_000)
+    chunk = jax.jit(train.make_train_chunk(config).__wrapped__, static_argnames="width")
+    program = chunk.lower(state, *arrays, np.arange(64).reshape(8, 8), *terms, width=4).compile()
+    assert any(" copy(" in line and "[200000" in line for line in program.as_text().splitlines())
+
+
+def test_nothing_moves_between_host_and_device_in_the_loop():
+    config, state, arrays, terms = small_problem()
+    order, chunk = np.arange(64).reshape(8, 8), train.make_train_chunk(config)
+    state, arrays, terms = jax.device_put((state, arrays, terms))
+    with jax.transfer_guard("disallow"):
+        state, _ = chunk(state, *arrays, jax.device_put(order), *terms, width=4)
+        with pytest.raises(Exception, match="Disallowed host-to-device transfer"):  # the guard is at work
+            chunk(state, *arrays, order, *terms, width=4)
+
+
+def test_more_epochs_compile_nothing_more(tiny, tmp_path):
+    compiled = []
+    for epochs in (1, 3):
+        done = run_script("train", "--data", tiny / "data/prepared", "--epochs", epochs, cwd=tmp_path,
+                          env={"JAX_LOG_COMPILES": "1"})
+        compiled.append(re.findall(r"Finished XLA compilation of jit\((\w+)\)", done.stderr))
+    assert compiled[0] == compiled[1] == ["start", "train_chunk", "score_batch"]
 
 
 # --- as a user runs it ------------------------------------------------------------------------------------------------

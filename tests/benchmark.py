@@ -1,0 +1,308 @@
+"""Measure this program against its peers: one run, one machine, the same synthetic data. Not a test; pytest skips it.
+
+    pip install fasttext==0.9.3 torch==2.13.0      # peers, optional; PyTorch's CPU build will do
+    python tests/benchmark.py                      # about 20 minutes on two cores
+    python tests/benchmark.py --json > speed.json
+    python tests/benchmark.py --rows 100000 --only mlp fasttext-hs
+    python tests/benchmark.py --rows 20000000 --only prepare mlp-1-epoch    # needs 8 GB of disk
+
+Peers: fastText with 2 threads and its default rate, softmax and hierarchical softmax, on the same normalized words; the
+course's models in PyTorch (words averaged, layers of 256 and 128; 100 filters over each of 2, 3 and 4 words), a table
+of 50,000 words, Adam, batches of 128. Every model has 100 numbers a word vector.
+`titles/s` counts training alone (for fastText without the reading of its file); `wall` is the whole command from
+start-up to the last checkpoint; scores are on the same test split. Machines are noisy: trust ratios of one run.
+"""
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+import data
+
+DIM, THREADS = 100, 2
+SCRIPTS = ("prepare", "train", "evaluate", "synthetic")
+
+
+def measured(*command, folder):
+    """Run a Python command in `folder`; returns (seconds, peak resident memory in MB, standard output)."""
+    started = time.perf_counter()
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen([sys.executable, *map(str, command)], cwd=folder, stdout=output)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+        output.seek(0)
+        text = output.read().decode()
+    if status:
+        raise SystemExit(f"error: {' '.join(map(str, command))} failed")
+    return seconds, usage.ru_maxrss / 1024, text
+
+
+def script(name, *flags):
+    return ROOT / f"{name}.py", *flags
+
+
+# --- peers, each in a process of its own ------------------------------------------------------------------------------
+
+def write_fasttext(folder):
+    """Write the prepared splits as fastText files."""
+    meta, arrays = data.load_prepared(folder / "prepared")
+    vocab = np.array(meta["vocab"], object)
+    for split, rows in arrays.items():
+        with open(folder / f"{split}.txt", "w", encoding="utf-8") as file:
+            for ids, label in zip(rows["titles"], rows["labels"].tolist(), strict=True):
+                file.write(f"__label__{label} {' '.join(vocab[ids[ids > 1]])}\n")
+
+
+def fasttext_peer(loss, epochs):
+    """Returns (training seconds, predicted categories of the test split)."""
+    import fasttext
+
+    def train(epochs):
+        started = time.perf_counter()
+        model = fasttext.train_supervised("train.txt", loss=loss, epoch=epochs, dim=DIM, thread=THREADS, verbose=0)
+        return time.perf_counter() - started, model
+
+    reading, _ = train(0)
+    seconds, model = train(epochs)
+    with open("test.txt", encoding="utf-8") as file:
+        lines = [line.partition(" ")[2] for line in file]
+    found, _ = model.f.multilinePredict(lines, 1, 0.0, "strict")  # its own predict breaks on NumPy 2
+    return seconds - reading, [int(labels[0].removeprefix("__label__")) if labels else 0 for labels in found]
+
+
+def torch_peer(kind, epochs, words=50_000, batch_size=128):
+    """Returns (training seconds, predicted categories of the test split)."""
+    import torch
+    from torch import nn
+    torch.manual_seed(0)
+    torch.set_num_threads(THREADS)
+    meta, arrays = data.load_prepared(Path("prepared"), ("train", "test"))
+
+    def tensors(split):  # ids are in the order of frequency
+        ids = arrays[split]["titles"].astype(np.int64)
+        return torch.from_numpy(np.where(ids < words, ids, 1)), torch.from_numpy(
+            arrays[split]["labels"].astype(np.int64))
+
+    class MLP(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(words, DIM, padding_idx=0)
+            self.layers = nn.Sequential(nn.Linear(DIM, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(),
+                                        nn.Linear(128, len(meta["labels"])))
+
+        def forward(self, ids):
+            return self.layers(self.table(ids).sum(1) / (ids > 0).sum(1, keepdim=True).clamp(min=1))
+
+    class CNN(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(words, DIM, padding_idx=0)
+            self.filters = nn.ModuleList(nn.Conv1d(DIM, 100, width) for width in (2, 3, 4))
+            self.layers = nn.Sequential(nn.Linear(300, 128), nn.ReLU(), nn.Linear(128, len(meta["labels"])))
+
+        def forward(self, ids):
+            vectors = self.table(ids).transpose(1, 2)
+            return self.layers(torch.cat([torch.relu(filters(vectors)).amax(2) for filters in self.filters], 1))
+
+    model = {"mlp": MLP, "cnn": CNN}[kind]()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    (titles, labels), (test, _) = tensors("train"), tensors("test")
+    started = time.perf_counter()
+    for _ in range(epochs):
+        for rows in torch.randperm(len(titles)).split(batch_size):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(titles[rows]), labels[rows]).backward()
+            optimizer.step()
+    seconds = time.perf_counter() - started
+    with torch.no_grad():
+        return seconds, torch.cat([model(rows).argmax(1) for rows in test.split(1024)]).tolist()
+
+
+def peer(name, epochs):
+    """What runs in a peer's process; prints one JSON object."""
+    from sklearn.metrics import accuracy_score, balanced_accuracy_score
+    package, kind = name.split("-")
+    seconds, predicted = (fasttext_peer if package == "fasttext" else torch_peer)(kind, epochs)
+    labels = np.load("prepared/test_labels.npy")
+    print(json.dumps({"seconds": seconds, "accuracy": accuracy_score(labels, predicted),
+                      "balanced_accuracy": balanced_accuracy_score(labels, predicted)}))
+
+
+def table_step(rows, small=50_000, large=2_000_000, batch_size=1024, width=9, repeats=25):
+    """Milliseconds of an mlp step with a small and a large table, on the same batches: {table rows: ms}; medians of
+    turns about."""
+    import jax
+
+    import train
+    draw = np.random.default_rng(0)
+    titles, labels = draw.integers(2, small, (rows, width)), draw.integers(0, 632, rows)
+    order = draw.integers(0, rows, (train.CHUNK, batch_size))
+    programs, times = {}, {}
+    for vocabulary in (small, large):
+        config = {"model": "mlp", "vocabulary": vocabulary, "dim": DIM, "max_len": width, "classes": 632, "hidden": [],
+                  "dropout": 0.1, "seed": 0, "lr": 1e-3, "table_lr": 0.1, "weight_decay": 0.0, "steps": 10_000,
+                  "freeze_embeddings": False}
+        state = train.init_state(config, titles)
+        terms = train.class_terms("logit", labels, 632)
+        programs[vocabulary] = train.make_train_chunk(config), state, terms
+        times[vocabulary] = []
+    arrays = jax.device_put((titles.astype(np.uint32), labels.astype(np.uint16)))
+    for _ in range(repeats):
+        for vocabulary, (step, state, terms) in programs.items():
+            started = time.perf_counter()
+            state, loss = step(state, *arrays, order, *terms, width=width)
+            loss.block_until_ready()
+            times[vocabulary].append((time.perf_counter() - started) / len(order) * 1000)
+            programs[vocabulary] = step, state, terms
+    return {vocabulary: float(np.median(found[2:])) for vocabulary, found in times.items()}
+
+
+# --- the measurements -------------------------------------------------------------------------------------------------
+
+def ours(folder, name, model, epochs, rows):
+    """A row of the table: train.py and evaluate.py."""
+    seconds, peak, _ = measured(*script("train", "--data", "prepared", "--model", model, "--name", name, "--epochs",
+                                        epochs, "--dim", DIM), folder=folder)
+    scores = json.loads(measured(*script("evaluate", "--data", "prepared", "--ckpt", f"{name}/latest", "--json"),
+                                 folder=folder)[2])
+    header, *lines = (folder / "runs" / name / "metrics.csv").read_text().splitlines()
+    place = header.split(",").index("titles_per_second")
+    training = sum(rows / float(line.split(",")[place]) for line in lines)
+    return {"model": name, "epochs": epochs, "titles_per_second": epochs * rows / training, "training_s": training,
+            "wall_s": seconds, "peak_mb": peak, "accuracy": scores["accuracy"],
+            "balanced_accuracy": scores["balanced_accuracy"]}
+
+
+def theirs(folder, name, epochs, rows):
+    seconds, peak, text = measured(__file__, "--peer", name, "--epochs", epochs, folder=folder)
+    found = json.loads(text.splitlines()[-1])
+    return {"model": name, "epochs": epochs, "titles_per_second": epochs * rows / found["seconds"],
+            "training_s": found["seconds"], "wall_s": seconds, "peak_mb": peak, "accuracy": found["accuracy"],
+            "balanced_accuracy": found["balanced_accuracy"]}
+
+
+def classify_speed(folder, name):
+    """Titles a second after start-up, of a report and of --predict: from the difference of a large and a small job."""
+    speed = {}
+    sizes = {split: len(np.load(folder / f"prepared/{split}_labels.npy", mmap_mode="r")) for split in data.SPLITS}
+    titles = [(folder / f"prepared/{split}_text.txt") for split in ("valid", "train")]
+    for kind, flags in {"report": [["--data", "prepared", "--split", split, "--json"] for split in ("valid", "train")],
+                        "predict": [["--predict", path, "--out", "predicted.tsv"] for path in titles]}.items():
+        small, large = (measured(*script("evaluate", "--ckpt", name, *flag), folder=folder)[0] for flag in flags)
+        speed[kind] = (sizes["train"] - sizes["valid"]) / (large - small)
+    return speed
+
+
+def ratios(table, mlp="mlp", once="mlp-1-epoch"):
+    """What the table says about speed for equal scores; above 1 is better for us."""
+    found, by = {}, {row["model"]: row for row in table}
+    for peer, model in (("fasttext-softmax", mlp), ("fasttext-hs", mlp), ("torch-mlp", mlp),
+                        ("torch-cnn", "cnn-1-epoch")):
+        if peer in by and model in by:
+            found[f"titles/s, {model} / {peer}"] = by[model]["titles_per_second"] / by[peer]["titles_per_second"]
+            found[f"balanced accuracy, {model} - {peer}"] = (
+                by[model]["balanced_accuracy"] - by[peer]["balanced_accuracy"])
+    for peer, kind in (("fasttext-softmax", "wall_s"), ("fasttext-hs", "training_s")):
+        enough = [by[name][kind] for name in (once, mlp) if name in by and peer in by
+                  and by[name]["balanced_accuracy"] >= by[peer]["balanced_accuracy"]]
+        if enough:
+            found[f"{kind.removesuffix('_s')} time, {peer} / mlp until as good"] = by[peer][kind] / min(enough)
+    return found
+
+
+def benchmark(args, folder):
+    rows = {"mlp": ("mlp", args.epochs), "mlp-1-epoch": ("mlp", 1), "cnn-1-epoch": ("cnn", 1)}
+    peers = {"fasttext-softmax": args.epochs, "fasttext-hs": args.epochs, "torch-mlp": 1, "torch-cnn": 1}
+    parts = ["prepare", *rows, *peers, "classify", "table-size", "help"]
+    wanted = args.only or parts
+    if unknown := set(wanted) - set(parts):
+        raise SystemExit(f"error: --only {min(unknown)}: choose from {' '.join(parts)}")
+    result = {"machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+              "versions": {}, "data": f"SYNTHETIC, {args.rows:,} rows, {args.categories} categories"}
+    for package in ("jax", "fasttext", "torch"):
+        try:
+            result["versions"][package] = version(package)
+        except PackageNotFoundError:
+            wanted = [part for part in wanted if not part.startswith(package)]
+
+    def say(*words):
+        print(*words, file=sys.stderr, flush=True)
+
+    measured(*script("synthetic", "--rows", args.rows, "--categories", args.categories, "--out", "titles.csv"),
+             folder=folder)
+    seconds, peak, _ = measured(*script("prepare", "--data", "titles.csv", "--out", "prepared"), folder=folder)
+    result["prepare"] = {"titles_per_second": args.rows / seconds, "wall_s": seconds, "peak_mb": peak}
+    say("prepare", result["prepare"])
+    count = len(np.load(folder / "prepared/train_labels.npy", mmap_mode="r"))
+    result["table"] = table = []
+    if any(part.startswith("fasttext") for part in wanted):
+        write_fasttext(folder)
+    for name in wanted:
+        if name in rows:
+            table.append(ours(folder, name, *rows[name], count))
+            say(table[-1])
+        elif name in peers:
+            table.append(theirs(folder, name, peers[name], count))
+            say(table[-1])
+    if "classify" in wanted:
+        result["classify"] = {row["model"]: classify_speed(folder, row["model"]) for row in table
+                              if row["model"] in ("mlp-1-epoch", "cnn-1-epoch")}
+    if "table-size" in wanted:
+        result["step_ms_by_table_rows"] = table_step(100_000)
+    if "help" in wanted:
+        result["help_s"] = {name: min(measured(*script(name, "--help"), folder=folder)[0] for _ in range(3))
+                            for name in SCRIPTS}
+    result["ratios"] = ratios(table)
+    return result
+
+
+def show(result):
+    print(f"{result['data']}; {result['machine']}; "
+          + ", ".join(f"{name} {number}" for name, number in result["versions"].items()))
+    print(f"prepare.py: {result['prepare']['titles_per_second']:,.0f} titles/s, {result['prepare']['wall_s']:.1f} s, "
+          f"peak {result['prepare']['peak_mb']:,.0f} MB\n")
+    print("| model | epochs | titles/s | wall, s | peak, MB | accuracy | balanced accuracy |")
+    print("|---|---|---|---|---|---|---|")
+    for row in result["table"]:
+        print(f"| {row['model']} | {row['epochs']} | {row['titles_per_second']:,.0f} | {row['wall_s']:.1f} | "
+              f"{row['peak_mb']:,.0f} | {row['accuracy']:.4f} | {row['balanced_accuracy']:.4f} |")
+    print()
+    for name, value in result["ratios"].items():
+        print(f"{name}: {value:.4f}" if "accuracy" in name else f"{name}: {value:.1f}")
+    for name, speed in result.get("classify", {}).items():
+        print(f"{name}, after start-up: " + ", ".join(f"{kind} {x:,.0f} titles/s" for kind, x in speed.items()))
+    if "step_ms_by_table_rows" in result:
+        print("mlp step by table size: " + ", ".join(
+            f"{rows:,} rows {ms:.2f} ms" for rows, ms in result["step_ms_by_table_rows"].items()))
+    for name, seconds in result.get("help_s", {}).items():
+        print(f"{name}.py --help: {seconds:.2f} s")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000, help="synthetic titles")
+    parser.add_argument("--categories", type=int, default=632)
+    parser.add_argument("--epochs", type=int, default=3, help="of mlp and fastText")
+    parser.add_argument("--only", nargs="+", metavar="PART", help="measure only these rows or parts")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    parser.add_argument("--peer", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.peer:
+        return peer(args.peer, args.epochs)
+    with tempfile.TemporaryDirectory() as folder:
+        result = benchmark(args, Path(folder))
+    print(json.dumps(result, indent=1)) if args.json else show(result)
+
+
+if __name__ == "__main__":
+    main()
