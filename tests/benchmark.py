@@ -283,7 +283,7 @@ def show(result):
         print(f"{name}, after start-up: " + ", ".join(f"{kind} {x:,.0f} titles/s" for kind, x in speed.items()))
     if "step_ms_by_table_rows" in result:
         print("mlp step by table size: " + ", ".join(
-            f"{rows:,} rows {ms:.2f} ms" for rows, ms in result["step_ms_by_table_rows"].items()))
+            f"{int(rows):,} rows {ms:.2f} ms" for rows, ms in result["step_ms_by_table_rows"].items()))
     for name, seconds in result.get("help_s", {}).items():
         print(f"{name}.py --help: {seconds:.2f} s")
 
