@@ -23,8 +23,10 @@ import os
 import re
 import shutil
 import sys
+import threading
 import unicodedata
 import zlib
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,6 +60,20 @@ def run(main):
             error = f"{error.filename or 'input/output'}: {error.strerror}"
         print("error:", " ".join(str(error).split()) or "out of memory", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def in_background(function):
+    """Call `function` in a thread that the end of the program does not wait for. Returns its Future."""
+    future = Future()
+
+    def call():
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()
+    return future
 
 
 def argument_parser(manual):
@@ -184,7 +200,7 @@ def bulk_tokenize(titles):
     import pyarrow.compute as pc
     sigma = pc.match_substring(titles, "Σ")  # the one letter whose lower case depends on what is beyond a separator
     if pc.any(sigma).as_py():
-        exact = [" ".join(tokenize(title)) for title in titles.filter(sigma).to_pylist()]
+        exact = [title.lower() for title in titles.filter(sigma).to_pylist()]  # lower twice is lower once
         titles = pc.replace_with_mask(titles, sigma, pa.array(exact, titles.type))
     _, offsets, content = titles.buffers()
     offsets = np.frombuffer(offsets, np.int32)[titles.offset:titles.offset + len(titles) + 1]

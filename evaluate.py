@@ -167,7 +167,7 @@ def report(args):
     if config["fingerprint"] != meta["fingerprint"]:
         raise UserError(f"{folder}: was trained on other data ({config['fingerprint']}) than {args.data} holds "
                         f"({meta['fingerprint']}); name its data with --data, or classify titles with --predict")
-    connecting = ThreadPoolExecutor(1).submit(data.mlflow_client)  # takes seconds; meanwhile we score
+    connecting = data.in_background(data.mlflow_client)  # takes seconds; meanwhile we score
     rows, train_size = arrays[args.split], np.array(meta["training_rows"])
     labels = rows["labels"].astype(np.int64)
     result = model.score(model.build(config), variables, rows["titles"], labels)
@@ -319,12 +319,14 @@ def predict(args):
         if with_ids:
             print("id,category", file=out)
         waiting = []  # a block is classified while the one before is written
-        for block in blocks:
-            waiting.append(pool.submit(classify, block))
-            while len(waiting) > (not file.isatty()):
+        try:
+            for block in blocks:
+                waiting.append(pool.submit(classify, block))
+                while len(waiting) > (not file.isatty()):
+                    write(*waiting.pop(0).result())
+        finally:  # also what came before a bad row
+            while waiting:
                 write(*waiting.pop(0).result())
-        for last in waiting:
-            write(*last.result())
 
 
 if __name__ == "__main__":

@@ -775,7 +775,7 @@ def main():
     add("--seed", type=data.seed, default=0, help="decides the splits")
     add("--vectors", type=Path, help="pretrained vectors: word2vec, GloVe or fastText text file, plain or compressed")
     add("--max-bad-rows", type=data.positive(float), default=0.01, help="bad rows to skip: a share below 1, or a count")
-    add("--threads", type=data.positive(int), default=os.cpu_count(), help="threads that tokenize")
+    add("--threads", type=data.positive(int), default=min(8, os.cpu_count()), help="threads that tokenize")
     prepare(parser.parse_args())
 
 

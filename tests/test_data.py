@@ -82,7 +82,9 @@ def test_no_character_but_sigma_looks_beyond_a_separator():
     """What lets the bulk path cut titles at ASCII separators first, and tokenize the pieces."""
     valid = [chr(c) for c in range(0x110000) if not 0xd800 <= c < 0xe000]
     assert [c for c in valid if f"A.{c}".lower() != f"a.{c.lower()}" or f"{c}.A".lower() != f"{c.lower()}.a"] == ["Σ"]
-    assert_bulk_agrees(["ΑΣ.Α", "ΑΣ. Α", "ΑΣ'", "Α'Σ", "ΟΔΟΣ/ΟΔΟΣ", "xΣ-Σx"])
+    assert_bulk_agrees(["ΑΣ.Α", "ΑΣ. Α", "ΑΣ'", "Α'Σ", "ΟΔΟΣ/ΟΔΟΣ", "xΣ-Σx",
+                        "Σ foo™", "ΟΔΟΣ 20℃", "№5 Σ"])  # the last three: capitals out of compatibility forms
+    assert all(c.lower().lower() == c.lower() for c in valid)
 
 
 def test_bulk_tokenizer_agrees_on_a_sample_of_all_characters():

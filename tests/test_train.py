@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ from mlflow import MlflowClient
 import data
 import model
 import train
+from data import UserError
 
 CONFIG = {"model": "mlp", "vocabulary": 30, "dim": 6, "max_len": 4, "classes": 3, "hidden": [], "dropout": 0.3,
           "lr": 0.01, "table_lr": 0.1, "weight_decay": 1e-4, "steps": 40, "freeze_embeddings": False,
@@ -98,6 +100,18 @@ def test_size_rule():
     assert train.size_rule(5_000_000, 25, 0.5) == (1024, 3, 0.028)
     sizes = [train.size_rule(rows, 25, 0.5) for rows in (10, 10_000, 100_000, 1_000_000, 10_000_000)]
     assert sizes == sorted(sizes, key=lambda size: (size[0], -size[1], -size[2]))
+
+
+def test_a_name_taken_meanwhile(tmp_path):
+    meta = {"vocab": ["a"], "labels": ["A", "B"]}
+    (tmp_path / "mlp-1").mkdir()
+    args = SimpleNamespace(runs=tmp_path, name=None, model="mlp")
+    assert train.make_run(args, tmp_path / "mlp-1", {}, meta) == tmp_path / "mlp-2"
+    args.name = "mlp-2"
+    with pytest.raises(UserError, match="a run of this name is there"):
+        train.make_run(args, tmp_path / "mlp-2", {}, meta)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlp-1", "mlp-2"]
+    assert data.read_lines(tmp_path / "mlp-2/labels.txt") == ["A", "B"]
 
 
 # --- what makes it fast -----------------------------------------------------------------------------------------------
