@@ -113,6 +113,11 @@ def share(text):
     return float(text)
 
 
+def share_or_all(text):
+    """An argparse type: a number above 0, up to 1."""
+    return 1.0 if float(text) == 1 else share(text)
+
+
 def seed(text):
     """An argparse type: an integer that fits 32 bits."""
     if not 0 <= int(text) < 2 ** 32:
@@ -430,7 +435,8 @@ def load_run(folder, models):
     config = read_json(folder / "config.json")
     if config.get("format") != FORMAT:
         raise UserError(f"{folder}/config.json: format version {config.get('format')}, expected {FORMAT}; train again")
-    if missing := {"model", "files", "fingerprint", "classes", "vocabulary", "dim", "max_len", "balance"} - set(config):
+    if missing := {"model", "files", "fingerprint", "classes", "vocabulary", "dim", "max_len", "balance",
+                   "training_rows"} - set(config):
         raise UserError(f"{folder}/config.json: has no {min(missing)}; this is not what train.py wrote")
     if config["model"] not in models:
         raise UserError(f"{folder}: its model {config['model']} is not in model.py")

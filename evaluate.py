@@ -2,20 +2,23 @@
 
     python evaluate.py --ckpt best                          # the best run on this data, on the test split
     python evaluate.py --ckpt my-cnn/latest --split valid   # a run by name; best is its default checkpoint
+    python evaluate.py --ckpt my-mlp my-cnn                 # several runs on the same data, log-probabilities averaged
     python evaluate.py --ckpt best --json                   # the scores as one JSON object
     python evaluate.py --ckpt best --predict titles.txt --top 3 --out predicted.tsv
     echo "zapatillas running talle 42" | python evaluate.py --ckpt best --predict -
 
 The report goes to runs/NAME/SPLIT-WHICH/ (such as test-best): report.json, predictions.csv, categories.csv (precision,
 recall, F1 and support of each), confusions.csv with example titles, recall.png and confusions.png; it is added to the
-training's MLflow run. The interval of the balanced accuracy is a bootstrap within categories.
+training's MLflow run (of several runs, the first one's: runs/NAME/SPLIT-WHICH+OTHER...). The interval of the balanced
+accuracy is a bootstrap within categories.
 
 --predict reads a title a line, or a CSV with a `title` (or `text`) column, plain or compressed, `-` for standard input.
 It writes a line for each title, in order: category TAB probability, K times with --top K. A CSV with an `id` column,
 such as the challenge's test.csv, gives `id,category` instead. It needs nothing but the run's folder. Titles are
 classified 32,768 at a time, from a terminal one at a time.
-Probabilities are the softmax of the logits: after training with --balance logit or weights they assume that all
-categories are equally frequent, after --balance none that they are as frequent as in training.
+Loss, probabilities and predictions assume a prior: that all categories are equally frequent (`equal`, what training
+with --balance logit or weights aims at), or as frequent as in training (`training`, as after --balance none). The
+default is the first run's own; --prior converts by adding or taking away the log prior.
 """
 import json
 import re
@@ -29,16 +32,18 @@ from data import UserError
 RESAMPLES = 2000      # of the bootstrap
 CONFUSIONS = 20       # pairs of categories that the report shows
 PREDICT_ROWS = 32768  # titles classified at a time with --predict
-PRIOR = {"none": "frequent as in training", "logit": "equally frequent", "weights": "equally frequent"}
+PRIOR = {"none": "training", "logit": "equal", "weights": "equal"}  # what a --balance method assumes
 
 
 def parse_args():
     parser = data.argument_parser(__doc__)
     add = parser.add_argument
-    add("--ckpt", default="best", help="best or latest of all runs, or a run: NAME, NAME/best, NAME/latest, or a path")
+    add("--ckpt", nargs="+", default=["best"],
+        help="best or latest of all runs, or a run: NAME, NAME/best, NAME/latest, or a path; several are averaged")
     add("--data", type=Path, default=Path("data/prepared"), help="folder that prepare.py wrote")
     add("--runs", type=Path, default=Path("runs"), help="folder of all runs")
     add("--split", choices=("test", "valid", "train"), default="test", help="which rows to report on")
+    add("--prior", choices=("equal", "training"), help="how frequent categories are taken to be (default: as the run)")
     add("--json", action="store_true", help="print the scores as one JSON object and nothing else")
     add("--predict", metavar="FILE", help="classify the titles in this file, or - for standard input")
     add("--top", type=data.positive(int), default=1, metavar="K", help="with --predict: the K likeliest categories")
@@ -69,9 +74,37 @@ import numpy as np
 import model
 
 
+class Ensemble:
+    """One or several checkpoints that share vocabulary and labels."""
+
+    def __init__(self, args, fingerprint):
+        """fingerprint: of the prepared data the runs must have been trained on, or None."""
+        runs = [data.find_run(ckpt, args.runs, fingerprint) for ckpt in args.ckpt]
+        if len(set(runs)) < len(runs):
+            raise UserError(f"--ckpt {' '.join(args.ckpt)}: the same checkpoint twice")
+        (self.folder, self.which), *others = runs
+        self.name = "+".join([self.which, *(f"{folder.name}-{which}" for folder, which in others)])
+        self.config, self.vocab, self.labels, variables, self.step = restore(self.folder, self.which)
+        configs, self.variables = [self.config], (variables,)
+        for folder, which in others:
+            config, _, _, variables, _ = restore(folder, which)
+            if config["files"] != self.config["files"]:
+                raise UserError(f"{folder}: has another vocabulary or other labels than {self.folder}; average runs on "
+                                "the same prepared data")
+            configs, self.variables = [*configs, config], (*self.variables, variables)
+        self.modules = tuple(map(model.build, configs))
+        self.prior = args.prior or PRIOR[self.config["balance"]]
+        count = np.maximum(self.config["training_rows"], 0.5)
+        log_prior = np.log(count / count.sum()).astype(np.float32)
+        sign = [(self.prior == "training") - (PRIOR[config["balance"]] == "training") for config in configs]
+        self.shifts = tuple(int(s) * log_prior for s in sign)
+
+
 def restore(folder, which):
     """(config, vocab, labels, variables, step) of a run's best or latest checkpoint."""
     config, vocab, labels = data.load_run(folder, model.MODELS)
+    if config["balance"] not in PRIOR:
+        raise UserError(f"{folder}/config.json: unknown --balance {config['balance']}")
     manager = data.checkpoint_manager(folder, read_only=True)
     step = manager.best_step() if which == "best" else manager.latest_step()
     if step is None:
@@ -162,22 +195,22 @@ def report(args):
     import pyarrow.csv
     from sklearn import metrics
     meta, arrays = data.load_prepared(args.data, (args.split,), text=args.split)
-    folder, which = data.find_run(args.ckpt, args.runs, meta["fingerprint"])
-    config, _, names, variables, step = restore(folder, which)
+    runs = Ensemble(args, meta["fingerprint"])
+    folder, config, names = runs.folder, runs.config, runs.labels
     if config["fingerprint"] != meta["fingerprint"]:
         raise UserError(f"{folder}: was trained on other data ({config['fingerprint']}) than {args.data} holds "
                         f"({meta['fingerprint']}); name its data with --data, or classify titles with --predict")
     connecting = data.in_background(data.mlflow_client)  # takes seconds; meanwhile we score
     rows, train_size = arrays[args.split], np.array(meta["training_rows"])
     labels = rows["labels"].astype(np.int64)
-    result = model.score(model.build(config), variables, rows["titles"], labels)
+    result = model.score(runs.modules, runs.variables, runs.shifts, rows["titles"], labels)
     predictions = result["prediction"]
-    scores = {"run": folder.name, "checkpoint": which, "step": step, "split": args.split,
+    scores = {"run": folder.name, "checkpoint": runs.name, "step": runs.step, "split": args.split, "prior": runs.prior,
               "synthetic": meta["synthetic"]} | summarize(labels, result)
     scores["slices"] = {name: summarize(labels[mask], {key: value[mask] for key, value in result.items()})
                         for name, mask in slices(meta, rows).items()}
 
-    out = folder / f"{args.split}-{which}"
+    out = folder / f"{args.split}-{runs.name}{f'-{args.prior}' if args.prior else ''}"
     out.mkdir(exist_ok=True)
     data.write_json(out / "report.json", scores)
     name, text, found = np.array(names, object), rows["text"], confusions(labels, predictions)
@@ -207,11 +240,12 @@ def report(args):
     for file, figure in figures.items():
         with data.write_beside(out / file, "wb") as image:
             figure.savefig(image, format="png", dpi=120)
-    log_to_mlflow(connecting, folder, out, args.split, scores)
+    own = runs.name == runs.which and not args.prior  # else its scores stand beside the run's own
+    log_to_mlflow(connecting, folder, out, args.split if own else out.name, scores)
     if args.json:
         print(json.dumps(scores))
         return
-    print(f"{kind}, {which} checkpoint (step {step:,}) of {config['model']}:")
+    print(f"{kind}, {runs.name} checkpoint (step {runs.step:,}) of {config['model']}:")
     print(f"  {'':<22}{'rows':>10}{'loss':>8}{'accuracy':>10}{'balanced':>10}{'95 % interval':>18}{'macro-F1':>10}"
           f"{'top-5':>8}")
     for name, row in {"all": scores, **scores["slices"]}.items():
@@ -219,7 +253,8 @@ def report(args):
         print(f"  {name:<22}{row['rows']:>10,}{row['loss']:>8.3f}{row['accuracy']:>10.4f}"
               f"{row['balanced_accuracy']:>10.4f}{f'{low:.4f} to {high:.4f}':>18}{row['macro_f1']:>10.4f}"
               f"{row['top5_accuracy']:>8.4f}")
-    print(f"loss and probabilities take categories as {PRIOR.get(config['balance'])} (--balance {config['balance']})")
+    print("loss, probabilities and predictions take all categories to be "
+          + ("equally frequent" if runs.prior == "equal" else "as frequent as in training") + " (see --prior)")
     print("most frequent confusions:")
     for (true, wrong, count), titles in zip(found[:8], examples, strict=False):
         print(f"  {count:>5} x {names[true]} taken for {names[wrong]} ({count / support[true]:.0%} of its rows), "
@@ -227,11 +262,11 @@ def report(args):
     print(f"report: {out}/")
 
 
-def log_to_mlflow(connecting, folder, out, split, scores):
+def log_to_mlflow(connecting, folder, out, prefix, scores):
     """Add the scores and the report's files to the training's MLflow run."""
-    values = {f"{split}_{key}": value for key, value in scores.items() if isinstance(value, float)}
+    values = {f"{prefix}_{key}": value for key, value in scores.items() if isinstance(value, float)}
     for name, part in scores["slices"].items():
-        values |= {f"{split}_{name.replace(' ', '_')}_{key}": value for key, value in part.items()
+        values |= {f"{prefix}_{name.replace(' ', '_')}_{key}": value for key, value in part.items()
                    if isinstance(value, float)}
     with data.mlflow_warnings():
         client, _ = connecting.result()
@@ -280,25 +315,24 @@ def read_titles(stream, name):
     return number is not None, blocks()
 
 
-@functools.partial(jax.jit, static_argnames=("module", "k"))
-def top_batch(module, variables, ids, k):
-    z = model.logits(module, variables, ids)
+@functools.partial(jax.jit, static_argnames=("modules", "k"))
+def top_batch(modules, variables, shifts, ids, k):
+    z = model.combined(modules, variables, shifts, ids)
     top, category = (x[:, None] for x in model.best(z)) if k == 1 else jax.lax.top_k(z, k)
     return {"category": category, "probability": jnp.exp(top - jax.nn.logsumexp(z, 1, keepdims=True))}
 
 
 def predict(args):
-    folder, which = data.find_run(args.ckpt, args.runs,
-                                  data.read_json(args.data / "meta.json").get("fingerprint")
-                                  if (args.data / "meta.json").is_file() else None)
-    config, vocab, labels, variables, _ = restore(folder, which)
-    module, index = model.build(config), {word: i for i, word in enumerate(vocab)}
-    k, names = min(args.top, config["classes"]), np.array(labels, object)
+    known = (args.data / "meta.json").is_file()
+    runs = Ensemble(args, data.read_json(args.data / "meta.json").get("fingerprint") if known else None)
+    index, names = {word: i for i, word in enumerate(runs.vocab)}, np.array(runs.labels, object)
+    k = min(args.top, len(names))
     form = "\t".join(["{}\t{:.6f}"] * k) + "\n"
 
     def classify(block):
-        ids = data.encode([title for title, _ in block], index, config["max_len"])
-        return block, model.in_batches(lambda batch: top_batch(module, variables, batch, k), ids)
+        ids = data.encode([title for title, _ in block], index, runs.config["max_len"])
+        return block, model.in_batches(
+            lambda batch: top_batch(runs.modules, runs.variables, runs.shifts, batch, k), ids)
 
     def write(block, result):
         columns = [names[column].tolist() for column in result["category"].T]

@@ -72,7 +72,54 @@ class CNN(nn.Module):
         return Head(self.classes, self.hidden, self.dropout)(x, train)
 
 
-MODELS = {"mlp": MLP, "cnn": CNN}
+class RNN(nn.Module):
+    """Gated recurrent units (Cho et al. 2014) over the words in both directions, each up to the last word of the title
+    and not into the padding; the maximum of each unit over the words, a dense layer."""
+    classes: int
+    units: int = 100                                                    # in each direction
+    hidden: Sequence[int] = ()
+    dropout: float = 0.3
+
+    @nn.compact
+    def __call__(self, vectors, weights, train=False):                  # [B, L, D], [B, L] -> [B, C]
+        word = weights > 0
+        length = (word * jnp.arange(1, word.shape[1] + 1)).max(1)
+        both = nn.Bidirectional(nn.RNN(nn.GRUCell(self.units)), nn.RNN(nn.GRUCell(self.units)))
+        x = masked_max(both(vectors * word[..., None], seq_lengths=length), word)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return Head(self.classes, self.hidden, self.dropout)(x, train)
+
+
+class Transformer(nn.Module):
+    """A small pre-norm encoder (Vaswani et al. 2017; Xiong et al. 2020) that sees words alone, no padding; the maximum
+    over the words, a dense layer."""
+    classes: int
+    layers: int = 2
+    heads: int = 4
+    hidden: Sequence[int] = ()
+    dropout: float = 0.2
+
+    @nn.compact
+    def __call__(self, vectors, weights, train=False):                  # [B, L, D], [B, L] -> [B, C]
+        word, dim = weights > 0, vectors.shape[-1]
+        angle = jnp.arange(word.shape[1])[:, None] / 10_000 ** (jnp.arange(dim) // 2 * 2 / dim)
+        place = jnp.where(jnp.arange(dim) % 2, jnp.cos(angle), jnp.sin(angle))          # [L, D]
+        x = vectors * word[..., None] + self.param("place", nn.initializers.constant(0.1), ()) * place
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+        for _ in range(self.layers):
+            attention = nn.MultiHeadDotProductAttention(self.heads, qkv_features=self.heads * -(-dim // self.heads))
+            x += drop(attention(nn.LayerNorm()(x), mask=nn.make_attention_mask(word, word)))
+            x += drop(nn.Dense(dim)(nn.gelu(nn.Dense(4 * dim)(nn.LayerNorm()(x)))))
+        x = drop(masked_max(nn.LayerNorm()(x), word))
+        return Head(self.classes, self.hidden, self.dropout)(x, train)
+
+
+def masked_max(x, word):
+    """x [B, L, F], word [B, L] bool -> [B, F], the maximum over the words; 0 where there are none."""
+    return jnp.where(word.any(1, keepdims=True), jnp.where(word[..., None], x, -jnp.inf).max(1), 0)
+
+
+MODELS = {"mlp": MLP, "cnn": CNN, "rnn": RNN, "transformer": Transformer}
 
 
 # --- the embedding table ----------------------------------------------------------------------------------------------
@@ -139,9 +186,16 @@ def logits(module, variables, ids):
     return module.apply({"params": variables["params"]}, vectors, weights)
 
 
-@functools.partial(jax.jit, static_argnames="module")
-def score_batch(module, variables, ids, labels):
-    z = logits(module, variables, ids)
+def combined(modules, variables, shifts, ids):
+    """[B, L] word ids -> [B, C] logits of several models together: the mean of their log-probabilities, each with its
+    shift [C] added to the logits first (such as the log prior)."""
+    z = [logits(*member, ids) + shift for *member, shift in zip(modules, variables, shifts, strict=True)]
+    return z[0] if len(z) == 1 else sum(map(jax.nn.log_softmax, z)) / len(z)
+
+
+@functools.partial(jax.jit, static_argnames="modules")
+def score_batch(modules, variables, shifts, ids, labels):
+    z = combined(modules, variables, shifts, ids)
     true = jnp.take_along_axis(z, labels[:, None], 1)
     log_sum = jax.nn.logsumexp(z, 1)
     top, prediction = best(z)
@@ -173,10 +227,10 @@ def in_batches(function, ids, *others, batch_size=1024):
                                   zip(parts, order[1:], strict=True)])[place] for name in parts[0]}
 
 
-def score(module, variables, titles, labels):
-    """Judge every row once: dictionary of [N] arrays `prediction`, `loss` (cross-entropy, nats), `rank` of the true
-    category (0 = first) and `probability` of the prediction."""
-    return in_batches(lambda ids, y: score_batch(module, variables, ids, y), titles, labels.astype(np.int32))
+def score(modules, variables, shifts, titles, labels):
+    """Judge every row once by one or several models (see `combined`): dictionary of [N] arrays `prediction`, `loss`
+    (cross-entropy, nats), `rank` of the true category (0 = first) and `probability` of the prediction."""
+    return in_batches(lambda ids, y: score_batch(modules, variables, shifts, ids, y), titles, labels.astype(np.int32))
 
 
 def balanced_accuracy(labels, predictions):

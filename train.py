@@ -1,7 +1,7 @@
 """Train a classifier on prepared arrays; keep its best and its latest checkpoint; log the run to MLflow.
 
     python train.py                                  # the bag of words (mlp)
-    python train.py --model cnn --name my-cnn        # the sentence CNN
+    python train.py --model cnn --name my-cnn        # the sentence CNN; also rnn and transformer
     python train.py --resume my-cnn                  # go on after Ctrl-C, a crash or a kill, to the same bits
     mlflow ui --backend-store-uri sqlite:///mlflow.db
 
@@ -33,6 +33,8 @@ STARTED = time.time()
 DEFAULTS = {  # by model; a flag overrides them
     "mlp": {"lr": 1e-3, "dropout": 0.5, "hidden": [], "epochs": 12},
     "cnn": {"lr": 3e-3, "dropout": 0.3, "hidden": [], "epochs": 8},
+    "rnn": {"lr": 3e-3, "dropout": 0.3, "hidden": [], "epochs": 8},
+    "transformer": {"lr": 1e-3, "dropout": 0.2, "hidden": [], "epochs": 8},
 }
 SMALL = 40_000         # training rows up to which these epochs and dropout hold; more rows need less (size_rule)
 CHUNK = 8              # steps in one compiled loop at most; titles of a chunk are all short or all long
@@ -72,6 +74,8 @@ def parse_args():
     add("--freeze-embeddings", action="store_true", help="leave the word vectors as they are at the start")
     add("--balance", choices=("none", "logit", "weights"), default="logit",
         help="how rare categories get their due: log prior added to the logits in training, or weights on the loss")
+    add("--unreliable-weight", type=data.share_or_all, default=1.0, metavar="W",
+        help="weight on the loss of rows whose label quality is not `reliable`")
     add("--seed", type=data.seed, default=0, help="decides every random number")
     return parser.parse_args()
 
@@ -109,24 +113,25 @@ def class_terms(balance, labels, classes):
 
 
 def make_train_chunk(config):
-    """The compiled loop: (state, titles [N, L], labels [N], order [S, B], shift [C], weight [C], width) -> (state, mean
-    loss); the titles of `order` have at most `width` words. The state is donated: parameters and table change in place.
-    Dropout depends on seed and step alone."""
+    """The compiled loop: (state, titles [N, L], labels [N], doubtful [N] bool, order [S, B], shift [C], weight [C],
+    width) -> (state, mean loss); the titles of `order` have at most `width` words. The state is donated: parameters and
+    table change in place. Dropout depends on seed and step alone."""
     module, optimizer = model.build(config), make_optimizer(config)
 
-    def loss_of(params, vectors, weights, y, key, shift, weight):
+    def loss_of(params, vectors, weights, y, row_weight, key, shift):
         logits = module.apply({"params": params}, vectors, weights, train=True, rngs={"dropout": key})
-        return jnp.mean(weight[y] * optax.softmax_cross_entropy_with_integer_labels(logits + shift, y))
+        return jnp.mean(row_weight * optax.softmax_cross_entropy_with_integer_labels(logits + shift, y))
 
     @functools.partial(jax.jit, donate_argnums=0, static_argnames="width")
-    def train_chunk(state, titles, labels, order, shift, weight, width):
+    def train_chunk(state, titles, labels, doubtful, order, shift, weight, width):
         key = jax.random.fold_in(jax.random.key(config["seed"], impl="rbg"), 1)  # rbg: quick, also to compile
 
         def step(state, rows):
             ids, y = titles[rows, :width].astype(jnp.int32), labels[rows].astype(jnp.int32)
             vectors, weights = model.lookup(state["table"], state["word_weights"], ids)
+            row_weight = weight[y] * jnp.where(doubtful[rows], config["unreliable_weight"], 1.0)
             loss, (gradient, vector_gradient) = jax.value_and_grad(loss_of, (0, 1))(
-                state["params"], vectors, weights, y, jax.random.fold_in(key, state["step"]), shift, weight)
+                state["params"], vectors, weights, y, row_weight, jax.random.fold_in(key, state["step"]), shift)
             updates, moments = optimizer.update(gradient, state["moments"], state["params"])
             new = dict(state, params=optax.apply_updates(state["params"], updates), moments=moments,
                        step=state["step"] + 1)
@@ -169,7 +174,7 @@ def parts(state):
 
 def judge(module, state, arrays, prefix):
     """Loss, accuracy and balanced accuracy over every row of `arrays` (and over the reliable rows, where known)."""
-    result = model.score(module, parts(state)["variables"], arrays["titles"], arrays["labels"])
+    result = model.score((module,), (parts(state)["variables"],), (0.0,), arrays["titles"], arrays["labels"])
     if not np.abs(result["loss"]).max() < 1e30:  # its sum would overflow; the caller stops
         result["loss"][:] = np.inf
     row = {f"{prefix}_loss": float(result["loss"].mean()),
@@ -205,7 +210,7 @@ def configure(args, meta, titles):
         "format": data.FORMAT, "fingerprint": meta["fingerprint"], "synthetic": meta["synthetic"],
         "files": {name: meta["files"][name] for name in ("vocab.txt", "labels.txt")},
         "classes": len(meta["labels"]), "vocabulary": len(meta["vocab"]), "max_len": meta["max_len"],
-        "pretrained_vectors": pretrained, "rows": rows,
+        "pretrained_vectors": pretrained, "rows": rows, "training_rows": meta["training_rows"],
         "steps": config["epochs"] * sum(chunks * steps for _, _, chunks, steps in groups)}
 
 
@@ -358,7 +363,8 @@ def compiled(config, arrays, vectors):
     {width of a group: (state, order) -> (state, loss)}."""
     groups = data.length_groups(arrays["titles"], config["batch_size"], CHUNK)
     state = init_state(config, arrays["titles"], vectors)
-    device = jax.device_put([arrays["titles"], arrays["labels"]])
+    doubtful = ~arrays.get("reliable", np.ones(len(arrays["labels"]), bool))
+    device = jax.device_put([arrays["titles"], arrays["labels"], doubtful])
     terms = jax.device_put(class_terms(config["balance"], arrays["labels"], config["classes"]))
     train_chunk = make_train_chunk(config)
 
@@ -380,7 +386,8 @@ def loop(args, folder, config, arrays, state, history, groups, train_chunk, mana
 
     parameters = sum(x.size for x in jax.tree.leaves(state["params"]))
     print(f"run {name}{' (SYNTHETIC DATA)' if config['synthetic'] else ''} on {jax.devices()[0]}: "
-          + ", ".join(f"{key}={value}" for key, value in config.items() if key not in ("created", "files", "format")))
+          + ", ".join(f"{key}={value}" for key, value in config.items()
+                      if key not in ("created", "files", "format", "training_rows")))
     print(f"{rows:,} rows, {config['steps']:,} steps of {config['batch_size']}; {parameters:,} parameters and a table "
           f"of {config['vocabulary']:,} x {config['dim']} ({state['table'].nbytes / 1e6:,.0f} MB); chance loss "
           f"ln {config['classes']} = {math.log(config['classes']):.3f}")

@@ -151,12 +151,12 @@ def table_step(rows, small=50_000, large=2_000_000, batch_size=1024, width=9, re
     for vocabulary in (small, large):
         config = {"model": "mlp", "vocabulary": vocabulary, "dim": DIM, "max_len": width, "classes": 632, "hidden": [],
                   "dropout": 0.1, "seed": 0, "lr": 1e-3, "table_lr": 0.1, "weight_decay": 0.0, "steps": 10_000,
-                  "freeze_embeddings": False}
+                  "freeze_embeddings": False, "unreliable_weight": 1.0}
         state = train.init_state(config, titles)
         terms = train.class_terms("logit", labels, 632)
         programs[vocabulary] = train.make_train_chunk(config), state, terms
         times[vocabulary] = []
-    arrays = jax.device_put((titles.astype(np.uint32), labels.astype(np.uint16)))
+    arrays = jax.device_put((titles.astype(np.uint32), labels.astype(np.uint16), np.zeros(rows, bool)))
     for _ in range(repeats):
         for vocabulary, (step, state, terms) in programs.items():
             started = time.perf_counter()

@@ -12,6 +12,7 @@ from sklearn import metrics
 
 import data
 import evaluate
+import model
 
 
 def read_csv(path):
@@ -240,6 +241,59 @@ def test_a_checkpoint_that_does_not_fit(trained, tmp_path):
     (tmp_path / "bag/checkpoints").mkdir()
     (tmp_path / "bag/vocab.txt").write_text("\n".join(words))
     fails("no best checkpoint")
+
+
+# --- several runs -----------------------------------------------------------------------------------------------------
+
+def logits_of(folder, name, split="test"):
+    """([N, C] float64 logits, labels) of a run on a split, by the model alone."""
+    config, _, _, variables, _ = evaluate.restore(folder / "runs" / name, "best")
+    _, arrays = data.load_prepared(folder / "data/prepared", (split,))
+    z = np.asarray(model.logits(model.build(config), variables, arrays[split]["titles"]), np.float64)
+    return z, arrays[split]["labels"].astype(int)
+
+
+def log_softmax(z):
+    return z - np.log(np.exp(z - z.max(1, keepdims=True)).sum(1, keepdims=True)) - z.max(1, keepdims=True)
+
+
+def test_several_runs_are_averaged_as_log_probabilities(trained, tmp_path):
+    scores = json.loads(run_script("evaluate", "--ckpt", "bag", "filters", "--json", cwd=trained).stdout)
+    (first, labels), (second, _) = logits_of(trained, "bag"), logits_of(trained, "filters")
+    mean = log_softmax((log_softmax(first) + log_softmax(second)) / 2)
+    assert scores["accuracy"] == (mean.argmax(1) == labels).mean()
+    np.testing.assert_allclose(scores["loss"], -mean[np.arange(len(labels)), labels].mean(), rtol=1e-4)
+    assert (trained / "runs/bag/test-best+filters-best/report.json").is_file()
+    titles = (trained / "data/prepared/test_text.txt").read_text(encoding="utf-8")
+    text = run_script("evaluate", "--ckpt", "bag", "filters", "--predict", "-", cwd=trained, stdin=titles).stdout
+    names = data.read_lines(trained / "data/prepared/labels.txt")
+    assert [line.split("\t")[0] for line in text.splitlines()] == [names[i] for i in mean.argmax(1)]
+
+
+def test_the_prior_of_predictions_can_be_chosen(trained):
+    """A run with --balance logit assumes equal frequencies; --prior training adds the log of the training ones."""
+    scores = json.loads(run_script("evaluate", "--ckpt", "bag", "--prior", "training", "--json", cwd=trained).stdout)
+    z, labels = logits_of(trained, "bag")
+    count = np.array(data.read_json(trained / "data/prepared/meta.json")["training_rows"])
+    shifted = log_softmax(z + np.log(count / count.sum()))
+    assert scores["prior"] == "training" and scores["accuracy"] == (shifted.argmax(1) == labels).mean()
+    np.testing.assert_allclose(scores["loss"], -shifted[np.arange(len(labels)), labels].mean(), rtol=1e-4)
+    same = json.loads(run_script("evaluate", "--ckpt", "bag", "--prior", "equal", "--json", cwd=trained).stdout)
+    assert same["loss"] == json.loads(run_script("evaluate", "--ckpt", "bag", "--json", cwd=trained).stdout)["loss"]
+
+
+def test_runs_that_do_not_go_together(trained, tmp_path):
+    done = run_script("evaluate", "--ckpt", "bag", "bag/best", cwd=trained, check=False)
+    assert_one_line_error(done, "twice")
+    other = tmp_path / "other"
+    shutil.copytree(trained / "runs/bag", other)
+    config = data.read_json(other / "config.json")
+    labels = data.read_lines(other / "labels.txt")
+    data.write_lines(other / "labels.txt", [label.lower() for label in labels])
+    files = config["files"] | {"labels.txt": data.checksum(other / "labels.txt")}
+    data.write_json(other / "config.json", config | {"files": files})
+    done = run_script("evaluate", "--ckpt", "bag", other, cwd=trained, check=False)
+    assert_one_line_error(done, "other labels")
 
 
 def test_interval_narrows_with_rows():

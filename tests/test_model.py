@@ -123,10 +123,32 @@ def test_idf_equals_scikit_learn():
     np.testing.assert_allclose(model.idf(ids, CONFIG["vocabulary"] + 5), expected, rtol=1e-6)
 
 
+def test_best_is_the_first_maximum():
+    z = np.random.default_rng(0).integers(0, 4, (500, 9)).astype(np.float32)  # many ties
+    top, place = model.best(jnp.asarray(z))
+    np.testing.assert_array_equal(place, z.argmax(1))
+    np.testing.assert_array_equal(top, z.max(1))
+
+
+@pytest.mark.parametrize("rows", [1, 5, 8, 21])
+def test_in_batches_gives_every_row_its_own_result(rows):
+    ids = random_titles(rows)
+    widths = set()
+
+    def function(ids, others):
+        widths.add(ids.shape)
+        return {"sum": ids.sum(1), "other": others}
+
+    result = model.in_batches(function, ids, np.arange(rows), batch_size=8)
+    np.testing.assert_array_equal(result["sum"], ids.sum(1))
+    np.testing.assert_array_equal(result["other"], np.arange(rows))
+    assert widths <= {(8, -(-ids.shape[1] // 2)), (8, ids.shape[1])}
+
+
 def test_score_equals_float64():
     module, variables = random_variables("mlp")
     ids, labels = random_titles(2500), np.random.default_rng(1).integers(0, 5, 2500)
-    result = model.score(module, variables, ids, labels)
+    result = model.score((module,), (variables,), (0.0,), ids, labels)
     logits = np.asarray(model.logits(module, variables, ids), np.float64)
     shares = np.exp(logits - logits.max(1, keepdims=True))
     shares /= shares.sum(1, keepdims=True)

@@ -24,7 +24,7 @@ from data import UserError
 
 CONFIG = {"model": "mlp", "vocabulary": 30, "dim": 6, "max_len": 4, "classes": 3, "hidden": [], "dropout": 0.3,
           "lr": 0.01, "table_lr": 0.1, "weight_decay": 1e-4, "steps": 40, "freeze_embeddings": False,
-          "balance": "logit", "batch_size": 8, "seed": 0, "filters": 4, "widths": [1, 2]}
+          "balance": "logit", "unreliable_weight": 1.0, "batch_size": 8, "seed": 0, "filters": 4, "widths": [1, 2]}
 
 
 def small_problem(**changes):
@@ -34,7 +34,7 @@ def small_problem(**changes):
     titles = draw.integers(0, 20, (64, 4)).astype(np.uint16)  # ids 20 to 29 never occur
     labels = draw.integers(0, 3, 64).astype(np.uint8)
     state = train.init_state(config, titles)
-    return config, state, (titles, labels), train.class_terms(config["balance"], labels, 3)
+    return config, state, (titles, labels, labels == 3), train.class_terms(config["balance"], labels, 3)
 
 
 def leaves_equal(first, second):
@@ -93,6 +93,20 @@ def test_class_terms():
     np.testing.assert_allclose(weight, [4 / 6, 2], rtol=1e-6)  # as scikit-learn's class_weight="balanced"
     assert shift.tolist() == [0, 0]
     assert [x.tolist() for x in train.class_terms("none", labels, 2)] == [[0, 0], [1, 1]]
+
+
+def test_unreliable_rows_count_less():
+    config, state, (titles, labels, _), terms = small_problem(dropout=0.0, unreliable_weight=0.25)
+    chunk, order = train.make_train_chunk(config), np.arange(8)[None]
+
+    def loss(doubtful):
+        return float(chunk(jax.tree.map(np.copy, state), titles, labels, doubtful, order, *terms, width=4)[1])
+
+    doubtful = np.arange(64) % 2 == 0
+    rows = [loss(np.arange(64) == i) for i in range(8)]  # each takes away three quarters of one row's loss
+    full = loss(np.zeros(64, bool))
+    np.testing.assert_allclose(loss(doubtful), full - sum(full - row for row in rows[::2]), rtol=1e-5)
+    np.testing.assert_allclose(loss(np.ones(64, bool)), full / 4, rtol=1e-5)
 
 
 def test_size_rule():
