@@ -80,7 +80,7 @@ class Ensemble:
     def __init__(self, args, fingerprint):
         """fingerprint: of the prepared data the runs must have been trained on, or None."""
         runs = [data.find_run(ckpt, args.runs, fingerprint) for ckpt in args.ckpt]
-        if len(set(runs)) < len(runs):
+        if len({(folder.resolve(), which) for folder, which in runs}) < len(runs):
             raise UserError(f"--ckpt {' '.join(args.ckpt)}: the same checkpoint twice")
         (self.folder, self.which), *others = runs
         self.name = "+".join([self.which, *(f"{folder.name}-{which}" for folder, which in others)])

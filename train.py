@@ -192,6 +192,8 @@ def judge(module, state, arrays, prefix):
 
 def configure(args, meta, titles):
     """All that decides the result, as one dictionary: the flags, defaults filled in, and the sizes the data gives."""
+    if args.unreliable_weight < 1 and meta["reliable_share"] is None:
+        raise UserError(f"--unreliable-weight: {args.data} says of no row how reliable its label is; leave it away")
     rows = len(titles)
     config = {name: value for name, value in vars(args).items() if name not in ("data", "name", "runs", "resume")}
     for name, value in DEFAULTS[args.model].items():

@@ -130,6 +130,14 @@ def test_a_name_taken_meanwhile(tmp_path):
 
 # --- what makes it fast -----------------------------------------------------------------------------------------------
 
+def test_a_weight_for_unreliable_rows_needs_label_quality(tiny):
+    args = SimpleNamespace(model="mlp", batch_size=None, epochs=None, dropout=None, dim=None, unreliable_weight=0.5,
+                           data="here")
+    meta, arrays = data.load_prepared(tiny / "data/prepared", ("train",))
+    with pytest.raises(UserError, match="how reliable its label is"):
+        train.configure(args, meta | {"reliable_share": None}, arrays["train"]["titles"])
+
+
 @pytest.mark.parametrize("name", model.MODELS)
 def test_the_loop_copies_no_table(name):
     """Scratch memory stays far below the table, no instruction copies it, and its buffer is the same one afterwards."""
