@@ -2,12 +2,14 @@
 
 The prepared folder (`data/prepared/`), for each split `train`, `valid`, `test`:
 
-    {split}_titles.npy    [N, max_len] word ids (smallest unsigned type), 0 = padding, 1 = unknown word
+    {split}_titles.npy    [N, max_len] word ids (smallest unsigned type), 0 = padding, 1 = not in vocab.txt
+    {split}_rare.npy      for each of these 1, row by row, its line in rare.txt (from 0)
     {split}_text.txt      the titles as they came, one a line, for reports
     {split}_labels.npy    [N] category ids (smallest unsigned type)
     {split}_language.npy  [N] uint8, index into meta["languages"]    (where the source names a language)
     {split}_reliable.npy  [N] bool                                   (where the source names a label quality)
     vocab.txt, labels.txt one entry a line, line number = id, from 0
+    rare.txt              the other words: cut by --vocab or --min-count, or not in training at all
     vectors.npy           [V, dim] float32, zero where not found     (after `prepare.py --vectors`)
     meta.json             source, options, counts, format version, checksum of every file, fingerprint of them all
 """
@@ -32,7 +34,7 @@ from pathlib import Path
 
 import numpy as np
 
-FORMAT = 1  # raise it when the prepared files change their meaning
+FORMAT = 2  # raise it when the prepared files change their meaning
 SPLITS = ("train", "valid", "test")
 PAD, UNKNOWN = 0, 1
 SPECIALS = ["<pad>", "<unknown>"]  # no title can contain them: the tokenizer leaves no punctuation
@@ -240,15 +242,55 @@ def pad(flat, lengths, max_len):
 
 
 def encode(titles, index, max_len):
-    """Titles (list of str) -> [N, max_len] uint32 word ids, by `index`, a dictionary from word to id."""
+    """Titles (list of str) -> ([N, max_len] uint32 word ids, list of the words that have none).
+
+    index: a dictionary from word to id, 0 to len(index) - 1; other words get the ids behind them.
+    """
     import pyarrow as pa
     try:
         array = pa.array(titles, pa.string())
     except UnicodeEncodeError:  # a lone surrogate only separates
         array = pa.array([title.encode("utf-8", "replace").decode() for title in titles], pa.string())
     codes, words, lengths = bulk_tokenize(array)
-    ids = np.array([index.get(word, UNKNOWN) for word in words], np.uint32)
-    return pad(ids[codes] if len(codes) else ids, lengths, max_len)
+    others = {}
+    ids = np.array([index[word] if word in index else others.setdefault(word, len(index) + len(others))
+                    for word in words], np.uint32)
+    return pad(ids[codes] if len(codes) else ids, lengths, max_len), list(others)
+
+
+# --- n-grams ----------------------------------------------------------------------------------------------------------
+
+LONGEST = 32  # characters of a word that its n-grams come from
+
+def character_ngrams(words, minn, maxn, buckets):
+    """Hashed character n-grams of `<word>`, as in fastText (Bojanowski et al. 2017; FNV-1a, here over code points).
+
+    Args: words, a list of str that begins with SPECIALS, which have none; lengths minn to maxn (maxn 0: no n-grams).
+    Returns: (start [W + 1] int32, bucket [T] int32): those of word i are bucket[start[i]:start[i + 1]], in 0 to
+    buckets - 1. T is a power of two; what stands behind start[W] is 0.
+    """
+    text = [f"<{word[:LONGEST]}>" for word in words]
+    text[:len(SPECIALS)] = [""] * len(SPECIALS)
+    length = np.array([len(word) for word in text])
+    sizes = np.arange(max(minn, 1), maxn + 1)
+    count = np.maximum(0, length - sizes[:, None] + 1)                  # [sizes, W]
+    start = np.concatenate([[0], np.cumsum(count.sum(0))])
+    code = np.frombuffer("".join(text).encode("utf-32-le"), np.uint32)
+    word = np.repeat(np.arange(len(words)), length)
+    place = np.arange(len(code)) - np.repeat(np.cumsum(length) - length, length)
+    bucket = np.zeros(1 << max(12, int(start[-1]).bit_length()), np.int32)
+    for size, before in zip(sizes, np.cumsum(count, 0) - count, strict=True):
+        first = np.flatnonzero(place + size <= length[word])
+        value = np.full(len(first), 2166136261, np.uint32)
+        for offset in range(size):
+            value = (value ^ code[first + offset]) * np.uint32(16777619)
+        bucket[start[word[first]] + before[word[first]] + place[first]] = value % np.uint32(buckets)
+    return start.astype(np.int32), bucket
+
+
+def word_hashes(words):
+    """[W] uint32, what the hashes of word n-grams are made of."""
+    return np.array([zlib.crc32(word.encode()) for word in words], np.uint32)
 
 
 # --- prepared arrays --------------------------------------------------------------------------------------------------
@@ -317,9 +359,10 @@ def settle(folder):
 def load_prepared(folder, splits=SPLITS, text=None):
     """The prepared data of some splits, every file checked against its checksum.
 
-    Returns: (meta, arrays): meta.json as a dictionary with `vocab` and `labels` (lists of str) added, and a dictionary
-    arrays[split][kind] with kinds `titles` (without columns that are padding throughout), `labels` and, where known,
-    `language` and `reliable`; for the split `text` also kind `text`, a list of str.
+    Returns: (meta, arrays): meta.json as a dictionary with `vocab`, `words` (vocab and rare.txt behind it) and `labels`
+    (lists of str) added, and a dictionary arrays[split][kind] with kinds `titles` (ids of `words`, without columns that
+    are padding throughout), `labels` and, where known, `language` and `reliable`; for the split `text` also kind
+    `text`, a list of str.
     Raises UserError where a file is missing, was changed, or has another format version.
     """
     folder = Path(folder)
@@ -348,12 +391,16 @@ def load_prepared(folder, splits=SPLITS, text=None):
         if split in arrays and name.endswith(".npy"):
             arrays[split][kind] = np.load(checked(name), allow_pickle=False)
     longest = max(np.flatnonzero(array["titles"].any(0)).max(initial=0) for array in arrays.values()) + 1
+    meta["vocab"] = read_lines(checked("vocab.txt"))
+    meta["words"] = meta["vocab"] + read_lines(checked("rare.txt"))
+    meta["labels"] = read_lines(checked("labels.txt"))
     for array in arrays.values():
+        rare = array["titles"] == UNKNOWN
+        array["titles"] = array["titles"].astype(smallest_uint(len(meta["words"]) - 1), copy=False)
+        array["titles"][rare] = len(meta["vocab"]) + array.pop("rare").astype(np.int64)
         array["titles"] = np.ascontiguousarray(array["titles"][:, :longest])
     if text:
         arrays[text]["text"] = read_lines(checked(f"{text}_text.txt"))
-    meta["vocab"] = read_lines(checked("vocab.txt"))
-    meta["labels"] = read_lines(checked("labels.txt"))
     meta["vectors"] = np.load(checked("vectors.npy"), allow_pickle=False) if "vectors.npy" in files else None
     return meta, arrays
 
@@ -435,8 +482,8 @@ def load_run(folder, models):
     config = read_json(folder / "config.json")
     if config.get("format") != FORMAT:
         raise UserError(f"{folder}/config.json: format version {config.get('format')}, expected {FORMAT}; train again")
-    if missing := {"model", "files", "fingerprint", "classes", "vocabulary", "dim", "max_len", "balance",
-                   "training_rows"} - set(config):
+    if missing := {"model", "files", "fingerprint", "classes", "vocabulary", "dim", "max_len", "balance", "minn",
+                   "maxn", "word_ngrams", "buckets", "training_rows"} - set(config):
         raise UserError(f"{folder}/config.json: has no {min(missing)}; this is not what train.py wrote")
     if config["model"] not in models:
         raise UserError(f"{folder}: its model {config['model']} is not in model.py")

@@ -85,19 +85,24 @@ class Ensemble:
         (self.folder, self.which), *others = runs
         self.name = "+".join([self.which, *(f"{folder.name}-{which}" for folder, which in others)])
         self.config, self.vocab, self.labels, variables, self.step = restore(self.folder, self.which)
-        configs, self.variables = [self.config], (variables,)
+        self.configs, self.variables = [self.config], (variables,)
         for folder, which in others:
             config, _, _, variables, _ = restore(folder, which)
             if config["files"] != self.config["files"]:
                 raise UserError(f"{folder}: has another vocabulary or other labels than {self.folder}; average runs on "
                                 "the same prepared data")
-            configs, self.variables = [*configs, config], (*self.variables, variables)
-        self.modules = tuple(map(model.build, configs))
+            self.configs, self.variables = [*self.configs, config], (*self.variables, variables)
+        self.modules = tuple(map(model.build, self.configs))
         self.prior = args.prior or PRIOR[self.config["balance"]]
         count = np.maximum(self.config["training_rows"], 0.5)
         log_prior = np.log(count / count.sum()).astype(np.float32)
-        sign = [(self.prior == "training") - (PRIOR[config["balance"]] == "training") for config in configs]
+        sign = [(self.prior == "training") - (PRIOR[config["balance"]] == "training") for config in self.configs]
         self.shifts = tuple(int(s) * log_prior for s in sign)
+
+    def ready(self, words):
+        """The runs' predictors, see model.predictor."""
+        return tuple(model.predictor(variables, model.feature_tables(config, words))
+                     for config, variables in zip(self.configs, self.variables, strict=True))
 
 
 def restore(folder, which):
@@ -203,7 +208,7 @@ def report(args):
     connecting = data.in_background(data.mlflow_client)  # takes seconds; meanwhile we score
     rows, train_size = arrays[args.split], np.array(meta["training_rows"])
     labels = rows["labels"].astype(np.int64)
-    result = model.score(runs.modules, runs.variables, runs.shifts, rows["titles"], labels)
+    result = model.score(runs.modules, runs.ready(meta["words"]), runs.shifts, rows["titles"], labels)
     predictions = result["prediction"]
     scores = {"run": folder.name, "checkpoint": runs.name, "step": runs.step, "split": args.split, "prior": runs.prior,
               "synthetic": meta["synthetic"]} | summarize(labels, result)
@@ -316,8 +321,8 @@ def read_titles(stream, name):
 
 
 @functools.partial(jax.jit, static_argnames=("modules", "k"))
-def top_batch(modules, variables, shifts, ids, k):
-    z = model.combined(modules, variables, shifts, ids)
+def top_batch(modules, ready, shifts, ids, k):
+    z = model.combined(modules, ready, shifts, ids)
     top, category = (x[:, None] for x in model.best(z)) if k == 1 else jax.lax.top_k(z, k)
     return {"category": category, "probability": jnp.exp(top - jax.nn.logsumexp(z, 1, keepdims=True))}
 
@@ -326,13 +331,14 @@ def predict(args):
     known = (args.data / "meta.json").is_file()
     runs = Ensemble(args, data.read_json(args.data / "meta.json").get("fingerprint") if known else None)
     index, names = {word: i for i, word in enumerate(runs.vocab)}, np.array(runs.labels, object)
-    k = min(args.top, len(names))
+    k, ready = min(args.top, len(names)), runs.ready(runs.vocab)
     form = "\t".join(["{}\t{:.6f}"] * k) + "\n"
 
     def classify(block):
-        ids = data.encode([title for title, _ in block], index, runs.config["max_len"])
-        return block, model.in_batches(
-            lambda batch: top_batch(runs.modules, runs.variables, runs.shifts, batch, k), ids)
+        ids, others = data.encode([title for title, _ in block], index, runs.config["max_len"])
+        members = tuple(model.extended(config, member, others)
+                        for config, member in zip(runs.configs, ready, strict=True)) if others else ready
+        return block, model.in_batches(lambda batch: top_batch(runs.modules, members, runs.shifts, batch, k), ids)
 
     def write(block, result):
         columns = [names[column].tolist() for column in result["category"].T]

@@ -1,8 +1,11 @@
 """The Flax modules and the sparse embedding table: shapes in, logits out. No files, no flags, no loop.
 
-Modules take word vectors and weights, not word ids. The table of vectors is no Flax parameter: `lookup` gathers the
-rows a batch needs, the gradient is taken with respect to these rows, and `update` adds to them in place, so a step
-costs the same however large the table is. To add a model, write a module with the same call and name it in MODELS.
+Modules take word vectors and weights, not word ids, and return logits, or those of several classifiers, whose losses
+are averaged in training, their log-probabilities in prediction. A word's vector is made of rows of the table: its own
+and those of its hashed character n-grams, weighted by inverse document frequency and divided by the norm of the
+weights, which is the word's weight. The table is no Flax parameter: `lookup` gathers the rows a batch needs, the
+gradient is taken with respect to the words' vectors, and `update` adds to the rows in place, so a step costs the same
+however large the table is. To add a model, write a module with the same call and name it in MODELS.
 """
 import functools
 import math
@@ -12,6 +15,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+import data
+
+NGRAM_SAMPLES = 4  # of a word's character n-grams, in a training step; prediction uses all
 
 # --- modules ----------------------------------------------------------------------------------------------------------
 
@@ -30,46 +37,55 @@ class Head(nn.Module):
 
 
 class MLP(nn.Module):
-    """A bag of word vectors; without hidden layers this is fastText's classifier (Joulin et al. 2016), except that
-    words are weighted and the bag divided by the norm of the weights instead of their sum, as TF-IDF vectors are."""
+    """A bag of the vectors of words and word n-grams; without hidden layers this is fastText's classifier (Joulin et
+    al. 2016), except that features are weighted and the bag divided by the norm of the weights instead of their sum,
+    as TF-IDF vectors are."""
     classes: int
+    word_ngrams: int = 1                                                # with 2, vectors of pairs follow the words'
     hidden: Sequence[int] = ()
-    dropout: float = 0.5                                                # share of the words left out in training
+    dropout: float = 0.5                                                # of hidden layers, and share of features
     scale: float = 5.0                                                  # length of the weight vector of a title
 
     @nn.compact
     def __call__(self, vectors, weights, train=False):                  # [B, L, D], [B, L] -> [B, C]
-        weights = nn.Dropout(self.dropout, deterministic=not train)(weights)
-        norm = jnp.sqrt(jnp.sum(weights ** 2, -1, keepdims=True) + 1e-12)
-        bag = jnp.einsum("bld,bl->bd", vectors, self.scale * weights / norm)
-        return Head(self.classes, self.hidden, self.dropout)(bag, train)
+        return Head(self.classes, self.hidden, self.dropout)(self.scale * bag(vectors, weights), train)
+
+
+def bag(vectors, weights):
+    """[B, L, D], [B, L] -> [B, D], the weighted sum, divided by the norm of the weights; 0 where there are none."""
+    return jnp.einsum("bld,bl->bd", vectors, weights / jnp.sqrt(jnp.sum(weights ** 2, -1, keepdims=True) + 1e-12))
 
 
 class CNN(nn.Module):
-    """The sentence CNN (Kim 2014): filters of several widths over the words, the maximum of each over the title, a
-    dense layer. A window begins at every word that has a weight (not at padding, nor at words that training did not
-    see), so padding is never pooled."""
+    """Two classifiers that share the word vectors and are trained together: the sentence CNN (Kim 2014), filters of
+    several widths over the words, the maximum of each over the title, beside them the bag of words, a dense layer; and
+    the MLP. A window begins at every word that has a weight (not at padding, nor at words of which training saw no
+    part), so padding is never pooled."""
     classes: int
+    word_ngrams: int = 1                                                # for the MLP
     filters: int = 100                                                  # of each width
     widths: Sequence[int] = (1, 2, 3)
     hidden: Sequence[int] = ()
-    dropout: float = 0.3
+    dropout: float = 0.4
 
     @nn.compact
-    def __call__(self, vectors, weights, train=False):                  # [B, L, D], [B, L] -> [B, C]
-        word = (weights > 0)[..., None]                                 # [B, L, 1]
-        vectors = vectors * word
+    def __call__(self, vectors, weights, train=False):                  # [B, L, D], [B, L] -> [2, B, C]
+        other = MLP(self.classes)(vectors, weights, train)
+        words = vectors.shape[1] // self.word_ngrams                    # word n-grams follow
+        word = (weights[:, :words] > 0)[..., None]                      # [B, L, 1]
+        vectors = vectors[:, :words] * word
         pooled = []
         for width in self.widths:
             kernel = self.param(f"filters_{width}", nn.initializers.lecun_normal((0, 1), 2),
                                 (width, vectors.shape[-1], self.filters))
             windows = self.param(f"bias_{width}", nn.initializers.zeros, (self.filters,))
-            for offset in range(min(width, vectors.shape[1])):          # a convolution as shifted matrix products
+            for offset in range(min(width, words)):                     # a convolution as shifted matrix products
                 ahead = jnp.pad(vectors[:, offset:], ((0, 0), (0, offset), (0, 0)))
                 windows += ahead @ kernel[offset]                       # [B, L, F]
             pooled.append(jnp.where(word, nn.relu(windows), 0).max(1))  # relu >= 0: an empty title pools to 0
+        pooled.append(bag(vectors, weights[:, :words]))
         x = nn.Dropout(self.dropout, deterministic=not train)(jnp.concatenate(pooled, -1))
-        return Head(self.classes, self.hidden, self.dropout)(x, train)
+        return jnp.stack([Head(self.classes, self.hidden, self.dropout)(x, train), other])
 
 
 class RNN(nn.Module):
@@ -130,35 +146,133 @@ def init_table(key, rows, dim):
     return table.at[0].set(0)
 
 
-def lookup(table, word_weights, ids):
-    """ids [...] -> (vectors [..., D], weights [...]); the weight of padding is 0."""
-    return table[ids], word_weights[ids]
+def feature_tables(config, words, known=None):
+    """What there is to know of words (list of str that begins with data.SPECIALS), by --minn, --maxn and --buckets:
+    `own` [W] rows of the table (UNKNOWN's, but for the first `known` words, by default the vocabulary), `start` [W + 1]
+    and `ngrams` [T] rows of their character n-grams (see data.character_ngrams), `hashes` [W] and the `first` row and
+    number of `buckets`, for word n-grams."""
+    own = np.arange(len(words), dtype=np.int32)
+    known = config["vocabulary"] if known is None else known
+    start, bucket = data.character_ngrams(words, config["minn"], config["maxn"], max(config["buckets"], 1))
+    ngrams = np.where(np.arange(len(bucket)) < start[-1], bucket + np.int32(config["vocabulary"]), 0)
+    return {"own": np.where(own < known, own, data.UNKNOWN), "start": start, "ngrams": ngrams,
+            "hashes": data.word_hashes(words), "first": np.int32(config["vocabulary"]),
+            "buckets": np.uint32(config["buckets"])}
 
 
-def update(table, accumulator, ids, gradients, rate):
+def word_ngrams(features, ids, longest):
+    """Table rows of the n-grams of 2 to `longest` words of each title: [B, L] ids -> [B, (longest - 1) L], 0 where the
+    title has ended. The hash is fastText's. NumPy or JAX arrays."""
+    xp = jnp if isinstance(ids, jax.Array) else np
+    value, rows = features["hashes"][ids], [ids[:, :0].astype(np.int32)]
+    for ahead in range(1, longest):
+        later = xp.pad(ids[:, ahead:], ((0, 0), (0, min(ahead, ids.shape[1]))))
+        value = value * np.uint32(116049371) + features["hashes"][later]
+        rows.append(xp.where(later > 0, (value % features["buckets"]).astype(np.int32) + features["first"], 0))
+    return xp.concatenate(rows, 1)
+
+
+def draw_features(config, features, weights, ids, key):
+    """The rows of the table that a training step uses: [(rows [B, P, F], their weights [B, P, F]), ...], for words and,
+    where wanted, word n-grams. Of a word's character n-grams NGRAM_SAMPLES are drawn, evenly spread over its n, with
+    weights times (n / NGRAM_SAMPLES) ** 0.75 (1 would keep their sum the same on average, 0.5 the norm of the weights);
+    dropout leaves out rows."""
+    place_key, *drop_keys = jax.random.split(key, 3)
+    rows, factor = features["own"][ids][..., None], jnp.ones((*ids.shape, 1))
+    if config["maxn"]:
+        start, n = features["start"][ids], features["start"][ids + 1] - features["start"][ids]
+        place = (jnp.arange(NGRAM_SAMPLES) + jax.random.uniform(place_key, (*ids.shape, 1))) / NGRAM_SAMPLES
+        place = start[..., None] + jnp.minimum((place * n[..., None]).astype(jnp.int32), n[..., None] - 1)
+        drawn = jnp.where(n[..., None] > 0, features["ngrams"][place], 0)
+        rows = jnp.concatenate([rows, drawn], -1)
+        share = (n[..., None] / NGRAM_SAMPLES) ** 0.75
+        factor = jnp.concatenate([factor, jnp.broadcast_to(share, drawn.shape)], -1)
+    parts = [(rows, factor * weights[rows])]
+    if config["word_ngrams"] > 1:
+        rows = word_ngrams(features, ids, config["word_ngrams"])[..., None]
+        parts.append((rows, weights[rows]))
+    keep = 1 - config["dropout"]
+    return [(rows, jnp.where(jax.random.bernoulli(drop_key, keep, rows.shape), weight, 0))
+            for drop_key, (rows, weight) in zip(drop_keys, parts, strict=False)]
+
+
+def lookup(table, parts):
+    """Parts as from `draw_features` -> (vectors [B, L, D], weights [B, L]) of words and word n-grams on end, and the
+    parts with the weights divided by their norm, [(rows, shares), ...]: what each row adds to its vector."""
+    norms = [jnp.sqrt(jnp.sum(weight ** 2, -1)) for _, weight in parts]
+    parts = [(rows, weight / jnp.maximum(norm, 1e-6)[..., None])
+             for (rows, weight), norm in zip(parts, norms, strict=True)]
+    vectors = [jnp.einsum("blfd,blf->bld", table[rows], share) for rows, share in parts]
+    return jnp.concatenate(vectors, 1), jnp.concatenate(norms, 1), parts
+
+
+def update(table, accumulator, parts, gradients, rate):
     """Row-wise Adagrad on the rows that a batch used: the squared gradients of a row are averaged over its dimensions
-    into one accumulator (Duchi et al. 2011 with one rate a row). Row 0, padding, is left alone.
+    into one accumulator (Duchi et al. 2011 with one rate a row). Rows without a share, such as padding's, are left
+    alone.
 
-    Args: table [V, D], accumulator [V], ids [...], gradients [..., D] of the loss with respect to table[ids], rate.
+    Args: table [V, D], accumulator [V], parts [(rows, shares), ...] as from `lookup`, gradients [B, L, D] of the loss
+    with respect to its vectors, rate.
     Returns the new (table, accumulator); under jit with donation both are changed in place, without a copy.
     """
-    ids = jnp.where(ids == 0, table.shape[0], ids)  # out of range, so the scatter drops it
-    accumulator = accumulator.at[ids].add(jnp.mean(gradients ** 2, -1), mode="drop")
-    scale = rate / jnp.sqrt(accumulator.at[ids].get(mode="fill", fill_value=1) + 1e-6)
-    return table.at[ids].add(-scale[..., None] * gradients, mode="drop"), accumulator
+    parts = [(jnp.where(share == 0, len(table), rows), share) for rows, share in parts]  # scatters drop what is outside
+    gradients = jnp.split(gradients, np.cumsum([rows.shape[1] for rows, _ in parts])[:-1], 1)
+    for (rows, share), gradient in zip(parts, gradients, strict=True):
+        accumulator = accumulator.at[rows].add(share ** 2 * jnp.mean(gradient ** 2, -1, keepdims=True), mode="drop")
+    for (rows, share), gradient in zip(parts, gradients, strict=True):
+        step = share * rate / jnp.sqrt(accumulator.at[rows].get(mode="fill", fill_value=1) + 1e-6)
+        table = table.at[rows].add(-step[..., None] * gradient[:, :, None], mode="drop")
+    return table, accumulator
 
 
-def idf(titles, rows):
-    """Weight of each word: [N, L] ids -> [rows] float32, log((1 + N) / (1 + titles with the word)) + 1 as in
-    scikit-learn's TfidfTransformer; 0 for padding and for words that no title has."""
-    count = np.zeros(rows, np.int64)
+@jax.jit
+def compose(table, weights, features):
+    """The vectors of words from all their n-grams, for prediction: (vectors [W, D], weights [W])."""
+    start, own = features["start"], features["own"]
+    word = jnp.repeat(jnp.arange(len(own)), jnp.diff(start), total_repeat_length=len(features["ngrams"]))
+
+    def add(total, part):
+        rows, word = part
+        vectors, squares = total
+        weight = weights[rows]
+        return (vectors.at[word].add(weight[:, None] * table[rows]), squares.at[word].add(weight ** 2)), None
+
+    weight = weights[own]
+    (vectors, squares), _ = jax.lax.scan(add, (weight[:, None] * table[own], weight ** 2), (
+        features["ngrams"].reshape(-1, 4096), word.reshape(-1, 4096)))  # a part at a time, to save memory
+    norm = jnp.sqrt(squares)
+    return vectors / jnp.maximum(norm, 1e-6)[:, None], norm
+
+
+def row_weights(config, features, titles):
+    """Weight of each row of the table, from the training titles [N, L]: inverse document frequency as in `idf`, where
+    titles with two words that share an n-gram count twice."""
+    rows = config["vocabulary"] + config["buckets"]
+    count = document_frequency(titles, len(features["own"]))
+    total = np.bincount(features["own"], count, rows)
+    in_ngrams = np.repeat(count, np.diff(features["start"]))
+    total += np.bincount(features["ngrams"][:len(in_ngrams)], in_ngrams, rows)
+    for start in range(0, len(titles) if config["word_ngrams"] > 1 else 0, 100_000):
+        total += np.bincount(word_ngrams(features, titles[start:start + 100_000], config["word_ngrams"]).ravel(),
+                             minlength=rows)
+    total[0] = 0
+    return idf(np.minimum(total, len(titles)), len(titles))
+
+
+def document_frequency(titles, words):
+    """How many titles [N, L] hold each word: [words] counts."""
+    count = np.zeros(words, np.int64)
     for start in range(0, len(titles), 100_000):
         block = np.sort(titles[start:start + 100_000], axis=1)
         first = np.concatenate([np.ones((len(block), 1), bool), block[:, 1:] != block[:, :-1]], 1)
-        count += np.bincount(block[first], minlength=rows)
-    weights = np.log((1 + len(titles)) / (1 + count)) + 1
-    weights[(count == 0) | (np.arange(rows) == 0)] = 0
-    return weights.astype(np.float32)
+        count += np.bincount(block[first], minlength=words)
+    return count
+
+
+def idf(count, titles):
+    """Weight of features that `count` of so many titles have: float32, log((1 + titles) / (1 + count)) + 1 as in
+    scikit-learn's TfidfTransformer; 0 where no title has it."""
+    return np.where(count == 0, 0, np.log((1 + titles) / (1 + count)) + 1).astype(np.float32)
 
 
 # --- building and scoring ---------------------------------------------------------------------------------------------
@@ -171,31 +285,52 @@ def build(config):
 
 
 def init(config, key):
-    """All that prediction needs, from random numbers: {"params", "table" [V, D], "word_weights" [V]}."""
+    """All that prediction needs, from random numbers: {"params", "table" [V, D], "weights" [V] of the table's rows}."""
     table_key, key = jax.random.split(key)
-    table = init_table(table_key, config["vocabulary"], config["dim"])
-    vectors = jnp.zeros((1, config["max_len"], config["dim"]))
+    table = init_table(table_key, config["vocabulary"] + config["buckets"], config["dim"])
+    vectors = jnp.zeros((1, config["max_len"] * config["word_ngrams"], config["dim"]))
     params = build(config).init(key, vectors, vectors[..., 0])["params"]
-    return {"params": params, "table": table, "word_weights": jnp.ones(len(table)).at[0].set(0)}
+    return {"params": params, "table": table, "weights": jnp.ones(len(table)).at[0].set(0)}
+
+
+def predictor(variables, features):
+    """What `logits` takes: the variables, with the vectors of all words made once."""
+    vectors, norms = compose(variables["table"], variables["weights"], features)
+    return variables | {"vectors": vectors, "norms": norms} | {
+        name: features[name] for name in ("hashes", "first", "buckets")}
+
+
+def extended(config, ready, words):
+    """A predictor that knows further words (list of str), by the ids behind those it knows."""
+    spare = [""] * ((1 << len(words).bit_length()) - len(words))  # few sizes, so that little is compiled
+    features = feature_tables(config, [*data.SPECIALS, *words, *spare], known=0)
+    more = predictor(ready, features)
+    return ready | {name: jnp.concatenate([ready[name], more[name][len(data.SPECIALS):]])
+                    for name in ("vectors", "norms", "hashes")}
 
 
 @functools.partial(jax.jit, static_argnames="module")
-def logits(module, variables, ids):
-    """[B, L] word ids -> [B, C]; dropout is off."""
-    vectors, weights = lookup(variables["table"], variables["word_weights"], ids)
-    return module.apply({"params": variables["params"]}, vectors, weights)
+def logits(module, ready, ids):
+    """A predictor and [B, L] word ids -> [B, C]; dropout is off."""
+    vectors, weights = ready["vectors"][ids], ready["norms"][ids]
+    if (longest := getattr(module, "word_ngrams", 1)) > 1:
+        rows = word_ngrams(ready, ids, longest)
+        vectors = jnp.concatenate([vectors, ready["table"][rows]], 1)
+        weights = jnp.concatenate([weights, ready["weights"][rows]], 1)
+    z = module.apply({"params": ready["params"]}, vectors, weights)
+    return z if z.ndim == 2 else jax.nn.log_softmax(z).mean(0)
 
 
-def combined(modules, variables, shifts, ids):
+def combined(modules, ready, shifts, ids):
     """[B, L] word ids -> [B, C] logits of several models together: the mean of their log-probabilities, each with its
     shift [C] added to the logits first (such as the log prior)."""
-    z = [logits(*member, ids) + shift for *member, shift in zip(modules, variables, shifts, strict=True)]
+    z = [logits(*member, ids) + shift for *member, shift in zip(modules, ready, shifts, strict=True)]
     return z[0] if len(z) == 1 else sum(map(jax.nn.log_softmax, z)) / len(z)
 
 
 @functools.partial(jax.jit, static_argnames="modules")
-def score_batch(modules, variables, shifts, ids, labels):
-    z = combined(modules, variables, shifts, ids)
+def score_batch(modules, ready, shifts, ids, labels):
+    z = combined(modules, ready, shifts, ids)
     true = jnp.take_along_axis(z, labels[:, None], 1)
     log_sum = jax.nn.logsumexp(z, 1)
     top, prediction = best(z)
@@ -227,10 +362,11 @@ def in_batches(function, ids, *others, batch_size=1024):
                                   zip(parts, order[1:], strict=True)])[place] for name in parts[0]}
 
 
-def score(modules, variables, shifts, titles, labels):
-    """Judge every row once by one or several models (see `combined`): dictionary of [N] arrays `prediction`, `loss`
-    (cross-entropy, nats), `rank` of the true category (0 = first) and `probability` of the prediction."""
-    return in_batches(lambda ids, y: score_batch(modules, variables, shifts, ids, y), titles, labels.astype(np.int32))
+def score(modules, ready, shifts, titles, labels):
+    """Judge every row once by one or several models and their predictors (see `combined`): dictionary of [N] arrays
+    `prediction`, `loss` (cross-entropy, nats), `rank` of the true category (0 = first) and `probability` of the
+    prediction."""
+    return in_batches(lambda ids, y: score_batch(modules, ready, shifts, ids, y), titles, labels.astype(np.int32))
 
 
 def balanced_accuracy(labels, predictions):

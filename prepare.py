@@ -49,8 +49,8 @@ DOWNLOADS = {  # name -> (server folder, {file: size in bytes where it is known}
 COLUMNS = {"title": ("title", "text"), "category": ("category", "label"), "language": ("language",),
            "quality": ("label_quality",), "split": ("split",)}
 SPLIT_NAMES = {"train": 0, "training": 0, "valid": 1, "validation": 1, "val": 1, "dev": 1, "test": 2}
-WRITTEN = re.compile(r"(train|valid|test)_(titles|labels|language|reliable)\.npy|(train|valid|test)_text\.txt|"
-                     r"(vocab|labels)\.txt|vectors\.npy|meta\.json")  # what may stand in --out when it is replaced
+WRITTEN = re.compile(r"(train|valid|test)_(titles|rare|labels|language|reliable)\.npy|(train|valid|test)_text\.txt|"
+                     r"(vocab|rare|labels)\.txt|vectors\.npy|meta\.json")  # what may stand in --out when it is replaced
 SUFFIX = re.compile(r"\.(csv|tsv|jsonl|json|txt)(\.(gz|bz2|xz))?$", re.IGNORECASE)
 
 
@@ -494,16 +494,21 @@ def draw_splits(labels, groups, given, valid_share, seed):
     return split
 
 
-def choose_words(words, counts, min_count, largest):
-    """The vocabulary: (list of words after SPECIALS, most frequent first, equals in alphabetical order;
-    [len(words)] id of each word number of `ingest`). counts [len(words)], how often each number comes."""
+def choose_words(words, counts, used, min_count, largest):
+    """The vocabulary: (list of words after SPECIALS, most frequent first, equals in alphabetical order; list of the
+    other words that are used; [len(words)] id in the two lists on end of each word number of `ingest`).
+    counts [len(words)]: how often each number comes in training; used [len(words)] bool: whether in any split."""
     names, places = words.alphabetical()
     count = np.empty_like(counts)
     count[places] = counts
     order = np.argsort(-count, kind="stable")[:(count >= max(1, min_count)).sum()][:largest]
+    rare = np.zeros(len(names), bool)
+    rare[places] = used
+    rare[order] = False
     ids = np.full(len(names), data.UNKNOWN)
-    ids[order] = len(data.SPECIALS) + np.arange(len(order))
-    return data.SPECIALS + [names[i] for i in order.tolist()], ids[places]
+    rare = np.flatnonzero(rare)
+    ids[np.concatenate([order, rare])] = len(data.SPECIALS) + np.arange(len(order) + len(rare))
+    return data.SPECIALS + [names[i] for i in order.tolist()], [names[i] for i in rare.tolist()], ids[places]
 
 
 def read_vectors(path, vocab, bad):
@@ -551,11 +556,12 @@ def read_vectors(path, vocab, bad):
 
 # --- writing ----------------------------------------------------------------------------------------------------------
 
-def write_titles(folder, blocks, threads, split, lengths, ids, max_len, dtype):
-    """Write {split}_titles.npy and {split}_text.txt in pieces; `blocks` as from `written`. Returns the share of unknown
-    words by split."""
+def write_titles(folder, blocks, threads, split, lengths, ids, max_len, vocabulary):
+    """Write {split}_titles.npy, {split}_rare.npy and {split}_text.txt in pieces; `blocks` as from `written`; ids from
+    `vocabulary` on are rare words. Returns the share of rare words by split."""
     import pyarrow as pa
-    known, unknown = np.zeros(3, np.int64), np.zeros(3, np.int64)
+    dtype, rare_type = data.smallest_uint(vocabulary - 1), data.smallest_uint(max(0, ids.max() - vocabulary))
+    words, rare = np.zeros(3, np.int64), [[], [], []]
 
     def divided(block):
         rows, numbers, text = block
@@ -563,8 +569,11 @@ def write_titles(folder, blocks, threads, split, lengths, ids, max_len, dtype):
         ends = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n")) + 1
         text = pa.Array.from_buffers(pa.large_binary(), len(titles), [
             None, pa.py_buffer(np.concatenate([[0], ends])), pa.py_buffer(text)])
+        unknown = titles >= vocabulary
+        known = np.where(unknown, data.UNKNOWN, titles).astype(dtype)
         masks = [split[rows] == s for s in range(3)]
-        return [(titles[mine], text.filter(pa.array(mine)).buffers()[2] or b"") for mine in masks]
+        return [(known[mine], (titles[mine][unknown[mine]].astype(np.int64) - vocabulary).astype(rare_type),
+                 text.filter(pa.array(mine)).buffers()[2] or b"") for mine in masks]
 
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(open(folder / f"{name}_titles.npy", "wb")) for name in SPLITS]
@@ -573,14 +582,16 @@ def write_titles(folder, blocks, threads, split, lengths, ids, max_len, dtype):
             np.lib.format.write_array_header_1_0(file, {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
                                                         "fortran_order": False, "shape": (int(size), max_len)})
         pool = stack.enter_context(ThreadPoolExecutor(threads + 1))
-        ids = ids.astype(dtype)
+        ids = ids.astype(data.smallest_uint(ids.max()))
         for parts in ahead(pool, divided, blocks, 2 * threads):
-            for s, (titles, text) in enumerate(parts):
+            for s, (titles, numbers, text) in enumerate(parts):
                 files[s].write(titles)
                 texts[s].write(text)
-                known[s] += (titles > data.UNKNOWN).sum()
-                unknown[s] += (titles == data.UNKNOWN).sum()
-    return unknown / np.maximum(known + unknown, 1)
+                rare[s].append(numbers)
+                words[s] += (titles > 0).sum()
+    for name, numbers in zip(SPLITS, rare, strict=True):
+        np.save(folder / f"{name}_rare.npy", np.concatenate(numbers))
+    return np.array([sum(map(len, numbers)) for numbers in rare]) / np.maximum(words, 1)
 
 
 def written(scratch, text, blocks):
@@ -679,14 +690,15 @@ def build(args, sources, scratch, text, folder):
                 "" if s == 0 else f"; no category has {TOO_FEW} different titles to hold some out"))
 
     train = split == 0
-    counts = np.zeros(len(words.index), np.int64)
+    counts, used = np.zeros(len(words.index), np.int64), np.zeros(len(words.index), bool)
     for mine, numbers, _ in written(scratch, text, rows["blocks"]):
         counts += np.bincount(numbers[np.repeat(train[mine], rows["length"][mine])], minlength=len(counts))
-    vocab, ids = choose_words(words, counts, args.min_count, args.vocab)
+        used[numbers] = True
+    vocab, rare, ids = choose_words(words, counts, used, args.min_count, args.vocab)
     if len(vocab) == len(data.SPECIALS):
         raise UserError(f"{where}: no word comes {args.min_count} times in the training split; lower --min-count")
     unknown = write_titles(folder, written(scratch, text, rows["blocks"]), args.threads, split, rows["length"], ids,
-                           args.max_len, data.smallest_uint(len(vocab) - 1))
+                           args.max_len, len(vocab))
     tongues, tongue_places = languages.alphabetical()
     for s, name in enumerate(SPLITS):
         np.save(folder / f"{name}_labels.npy", label[split == s])
@@ -696,6 +708,7 @@ def build(args, sources, scratch, text, folder):
         if rows["reliable"] is not None:
             np.save(folder / f"{name}_reliable.npy", rows["reliable"][split == s])
     data.write_lines(folder / "vocab.txt", vocab)
+    data.write_lines(folder / "rare.txt", rare)
     data.write_lines(folder / "labels.txt", names)
     found = None
     if args.vectors:

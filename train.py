@@ -31,22 +31,23 @@ STARTED = time.time()
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
 DEFAULTS = {  # by model; a flag overrides them
-    "mlp": {"lr": 1e-3, "dropout": 0.5, "hidden": [], "epochs": 12},
-    "cnn": {"lr": 3e-3, "dropout": 0.3, "hidden": [], "epochs": 8},
-    "rnn": {"lr": 3e-3, "dropout": 0.3, "hidden": [], "epochs": 8},
-    "transformer": {"lr": 1e-3, "dropout": 0.2, "hidden": [], "epochs": 8},
+    "mlp": {"lr": 1e-3, "dropout": 0.5, "hidden": [], "word_ngrams": 2, "epochs": 25},
+    "cnn": {"lr": 2e-3, "dropout": 0.4, "hidden": [], "word_ngrams": 2, "epochs": 20},
+    "rnn": {"lr": 3e-3, "dropout": 0.3, "hidden": [], "word_ngrams": 1, "epochs": 15},
+    "transformer": {"lr": 1e-3, "dropout": 0.2, "hidden": [], "word_ngrams": 1, "epochs": 15},
 }
 SMALL = 40_000         # training rows up to which these epochs and dropout hold; more rows need less (size_rule)
 CHUNK = 8              # steps in one compiled loop at most; titles of a chunk are all short or all long
 TRAIN_SAMPLE = 10_000  # training rows scored after each epoch, to be compared with the validation split
 
 
-def size_rule(rows, epochs, dropout):
-    """(batch size, epochs, dropout) for so many training rows: more rows need larger batches, fewer epochs and less
-    dropout."""
+def size_rule(rows, epochs, dropout, vocabulary):
+    """(batch size, epochs, dropout, buckets) for so many training rows: more rows need larger batches, fewer epochs and
+    less dropout, more words need more buckets."""
     batch_size = 2 ** round(math.log2(max(rows, 1) / 500))
     shrink = min(1, (SMALL / rows) ** 0.6)
-    return min(max(batch_size, 64), 1024), max(3, round(epochs * shrink)), round(dropout * shrink, 3)
+    buckets = 2 ** min(21, math.ceil(math.log2(4 * vocabulary)))
+    return min(max(batch_size, 64), 1024), max(3, round(epochs * shrink)), round(dropout * shrink, 3), buckets
 
 
 def parse_args():
@@ -68,6 +69,10 @@ def parse_args():
     add("--weight-decay", type=data.not_negative(float), default=0.0, help="L2 penalty on all but the word vectors")
     add("--dim", type=data.positive(int), help="numbers in a word vector (default: the pretrained ones' or 100)")
     add("--hidden", type=data.positive(int), nargs="*", help=f"widths of hidden layers {default('hidden')}")
+    add("--word-ngrams", type=data.positive(int), help=f"words of an n-gram at most {default('word_ngrams')}")
+    add("--minn", type=data.not_negative(int), default=3, help="characters of an n-gram at least")
+    add("--maxn", type=data.not_negative(int), default=4, help="characters of an n-gram at most; 0: no such n-grams")
+    add("--buckets", type=data.positive(int), help="rows for hashed n-grams (default: by size, see size_rule)")
     add("--filters", type=data.positive(int), default=100, help="cnn: filters of each width")
     add("--widths", type=data.positive(int), nargs="+", default=[1, 2, 3], help="cnn: words a filter looks at")
     add("--dropout", type=data.dropout, help="share left out in training (default: by size, see size_rule)")
@@ -113,32 +118,35 @@ def class_terms(balance, labels, classes):
 
 
 def make_train_chunk(config):
-    """The compiled loop: (state, titles [N, L], labels [N], doubtful [N] bool, order [S, B], shift [C], weight [C],
-    width) -> (state, mean loss); the titles of `order` have at most `width` words. The state is donated: parameters and
-    table change in place. Dropout depends on seed and step alone."""
+    """The compiled loop: (state, features, titles [N, L], labels [N], doubtful [N] bool, order [S, B], shift [C],
+    weight [C], width) -> (state, mean loss); the titles of `order` have at most `width` words. The state is donated:
+    parameters and table change in place. What is drawn depends on seed and step alone."""
     module, optimizer = model.build(config), make_optimizer(config)
 
     def loss_of(params, vectors, weights, y, row_weight, key, shift):
-        logits = module.apply({"params": params}, vectors, weights, train=True, rngs={"dropout": key})
-        return jnp.mean(row_weight * optax.softmax_cross_entropy_with_integer_labels(logits + shift, y))
+        z = module.apply({"params": params}, vectors, weights, train=True, rngs={"dropout": key}) + shift
+        loss = optax.softmax_cross_entropy_with_integer_labels(z, jnp.broadcast_to(y, z.shape[:-1]))
+        return jnp.mean(row_weight * loss)  # of several classifiers their mean
 
     @functools.partial(jax.jit, donate_argnums=0, static_argnames="width")
-    def train_chunk(state, titles, labels, doubtful, order, shift, weight, width):
-        key = jax.random.fold_in(jax.random.key(config["seed"], impl="rbg"), 1)  # rbg: quick, also to compile
+    def train_chunk(state, features, titles, labels, doubtful, order, shift, weight, width):
+        run_key = jax.random.fold_in(jax.random.key(config["seed"], impl="rbg"), 1)  # rbg: quick, also to compile
 
         def step(state, rows):
             ids, y = titles[rows, :width].astype(jnp.int32), labels[rows].astype(jnp.int32)
-            vectors, weights = model.lookup(state["table"], state["word_weights"], ids)
+            key = jax.random.fold_in(run_key, state["step"])
+            parts = model.draw_features(config, features, state["weights"], ids, key)
+            vectors, weights, parts = model.lookup(state["table"], parts)
             row_weight = weight[y] * jnp.where(doubtful[rows], config["unreliable_weight"], 1.0)
             loss, (gradient, vector_gradient) = jax.value_and_grad(loss_of, (0, 1))(
-                state["params"], vectors, weights, y, row_weight, jax.random.fold_in(key, state["step"]), shift)
+                state["params"], vectors, weights, y, row_weight, jax.random.fold_in(key, 1), shift)
             updates, moments = optimizer.update(gradient, state["moments"], state["params"])
             new = dict(state, params=optax.apply_updates(state["params"], updates), moments=moments,
                        step=state["step"] + 1)
             if not config["freeze_embeddings"]:
                 rate = config["table_lr"] * (1 - state["step"] / config["steps"])
                 new["table"], new["accumulator"] = model.update(
-                    state["table"], state["accumulator"], ids, vector_gradient * len(rows), rate)
+                    state["table"], state["accumulator"], parts, vector_gradient * len(rows), rate)
             return new, loss
 
         state, losses = jax.lax.scan(step, state, order)
@@ -147,22 +155,22 @@ def make_train_chunk(config):
     return train_chunk
 
 
-def init_state(config, titles, vectors=None):
-    """The state before the first step; `titles` [N, L] give the words' weights, `vectors` [V, D] (zero where not
-    found) their start."""
+def init_state(config, features, titles, vectors=None):
+    """The state before the first step; `titles` [N, L] give the rows' weights, `vectors` [V, D] (zero where not found)
+    the start of the words' own rows."""
     @jax.jit
     def start():
         state = model.init(config, jax.random.key(config["seed"]))
         return state | {"moments": make_optimizer(config).init(state["params"]), "step": jnp.zeros((), jnp.int32),
-                        "accumulator": jnp.zeros(config["vocabulary"])}
+                        "accumulator": jnp.zeros(len(state["table"]))}
 
     state = start()
-    state["word_weights"] = jax.device_put(model.idf(titles, config["vocabulary"]))
+    state["weights"] = jax.device_put(model.row_weights(config, features, titles))
     if vectors is not None:
         found = vectors.any(1, keepdims=True)
         if found.any():  # words without a vector start as long as the others
             state["table"] *= vectors[found[:, 0]].std() / state["table"].std()
-        state["table"] = jnp.where(found, vectors, state["table"])
+        state["table"] = state["table"].at[:len(vectors)].set(jnp.where(found, vectors, state["table"][:len(vectors)]))
     return state
 
 
@@ -172,9 +180,9 @@ def parts(state):
     return {"variables": {name: state[name] for name in state if name not in optimizer}, "optimizer": optimizer}
 
 
-def judge(module, state, arrays, prefix):
+def judge(module, ready, arrays, prefix):
     """Loss, accuracy and balanced accuracy over every row of `arrays` (and over the reliable rows, where known)."""
-    result = model.score((module,), (parts(state)["variables"],), (0.0,), arrays["titles"], arrays["labels"])
+    result = model.score((module,), (ready,), (0.0,), arrays["titles"], arrays["labels"])
     if not np.abs(result["loss"]).max() < 1e30:  # its sum would overflow; the caller stops
         result["loss"][:] = np.inf
     row = {f"{prefix}_loss": float(result["loss"].mean()),
@@ -194,11 +202,19 @@ def configure(args, meta, titles):
     """All that decides the result, as one dictionary: the flags, defaults filled in, and the sizes the data gives."""
     if args.unreliable_weight < 1 and meta["reliable_share"] is None:
         raise UserError(f"--unreliable-weight: {args.data} says of no row how reliable its label is; leave it away")
+    if 0 < args.maxn < args.minn:
+        raise UserError(f"--minn {args.minn}: larger than --maxn {args.maxn}")
     rows = len(titles)
     config = {name: value for name, value in vars(args).items() if name not in ("data", "name", "runs", "resume")}
     for name, value in DEFAULTS[args.model].items():
         config[name] = value if config[name] is None else config[name]
-    batch_size, epochs, dropout = size_rule(rows, DEFAULTS[args.model]["epochs"], DEFAULTS[args.model]["dropout"])
+    if config["word_ngrams"] > 1 and DEFAULTS[args.model]["word_ngrams"] == 1:
+        raise UserError(f"--word-ngrams {args.word_ngrams}: only mlp and cnn take n-grams of words")
+    ngrams = config["maxn"] > 0 or config["word_ngrams"] > 1
+    usual = DEFAULTS[args.model]
+    batch_size, epochs, dropout, buckets = size_rule(
+        rows, usual["epochs"] if ngrams else (usual["epochs"] + 1) // 2, usual["dropout"], len(meta["vocab"]))
+    config["buckets"] = (args.buckets or buckets) if ngrams else 0
     config["batch_size"] = min(args.batch_size or batch_size, rows)
     config["epochs"] = args.epochs or epochs
     config["dropout"] = dropout if args.dropout is None else args.dropout
@@ -346,7 +362,8 @@ def train(args):
     meta, arrays = data.load_prepared(args.data, ("train", "valid"))
     folder, config = choose_run(args, meta, arrays["train"]["titles"])
     connecting = data.in_background(data.mlflow_client)  # takes seconds; meanwhile we compile
-    state, groups, train_chunk = compiled(config, arrays["train"], meta["vectors"])
+    features = model.feature_tables(config, meta["words"])
+    state, groups, train_chunk = compiled(config, features, arrays["train"], meta["vectors"])
     mlflow = connecting.result()
     if args.resume is None:
         folder = make_run(args, folder, config, meta)
@@ -357,16 +374,17 @@ def train(args):
     statistics = {key: meta[key] for key in
                   ("source", "categories", "reliable_share", "unknown_share", "mean_words", "cut_share")}
     with Tracker(*mlflow, folder, config, statistics | {"device": str(jax.devices()[0])}) as tracker:
-        loop(args, folder, config, arrays, state, history, groups, train_chunk, manager, tracker)
+        loop(args, folder, config, jax.device_put(features), arrays, state, history, groups, train_chunk, manager,
+             tracker)
 
 
-def compiled(config, arrays, vectors):
+def compiled(config, features, arrays, vectors):
     """The state before the first step, the groups of titles, and the compiled loop, with the arrays on the device:
     {width of a group: (state, order) -> (state, loss)}."""
     groups = data.length_groups(arrays["titles"], config["batch_size"], CHUNK)
-    state = init_state(config, arrays["titles"], vectors)
+    state = init_state(config, features, arrays["titles"], vectors)
     doubtful = ~arrays.get("reliable", np.ones(len(arrays["labels"]), bool))
-    device = jax.device_put([arrays["titles"], arrays["labels"], doubtful])
+    device = jax.device_put([features, arrays["titles"], arrays["labels"], doubtful])
     terms = jax.device_put(class_terms(config["balance"], arrays["labels"], config["classes"]))
     train_chunk = make_train_chunk(config)
 
@@ -378,7 +396,7 @@ def compiled(config, arrays, vectors):
     return state, groups, {width: bound(width, steps) for _, width, _, steps in groups}
 
 
-def loop(args, folder, config, arrays, state, history, groups, train_chunk, manager, tracker):
+def loop(args, folder, config, features, arrays, state, history, groups, train_chunk, manager, tracker):
     name, rows, module = folder.name, config["rows"], model.build(config)
     epoch_steps = config["steps"] // config["epochs"]
     step = int(state["step"])
@@ -391,13 +409,14 @@ def loop(args, folder, config, arrays, state, history, groups, train_chunk, mana
           + ", ".join(f"{key}={value}" for key, value in config.items()
                       if key not in ("created", "files", "format", "training_rows")))
     print(f"{rows:,} rows, {config['steps']:,} steps of {config['batch_size']}; {parameters:,} parameters and a table "
-          f"of {config['vocabulary']:,} x {config['dim']} ({state['table'].nbytes / 1e6:,.0f} MB); chance loss "
+          f"of {len(state['table']):,} x {config['dim']} ({state['table'].nbytes / 1e6:,.0f} MB); chance loss "
           f"ln {config['classes']} = {math.log(config['classes']):.3f}")
 
     sample = np.random.default_rng(config["seed"]).permutation(rows)[:TRAIN_SAMPLE]
     sample = {kind: array[sample] for kind, array in arrays["train"].items() if kind != "language"}
     if step == 0:
-        report_epoch({"epoch": 0} | judge(module, state, arrays["valid"], "valid"))
+        report_epoch({"epoch": 0} | judge(module, model.predictor(parts(state)["variables"], features), arrays["valid"],
+                                          "valid"))
     print(f"ready after {time.time() - STARTED:.1f} s (reading, compiling)")
 
     stop = []  # a signal that came; the loop answers at the end of a chunk
@@ -445,8 +464,9 @@ def loop(args, folder, config, arrays, state, history, groups, train_chunk, mana
                       f"{clock(seconds)} elapsed  {clock(seconds / done - seconds)} left", flush=True)
         check_finite([float(loss) for _, loss in losses])
         seconds = time.time() - epoch_begun
-        row = {"epoch": epoch + 1, "step": step} | judge(module, state, sample, "train") | judge(
-            module, state, arrays["valid"], "valid") | {
+        ready = model.predictor(parts(state)["variables"], features)
+        row = {"epoch": epoch + 1, "step": step} | judge(module, ready, sample, "train") | judge(
+            module, ready, arrays["valid"], "valid") | {
             "titles_per_second": (step - epoch_step) / epoch_steps * rows / seconds, "seconds": time.time() - STARTED}
         check_finite([row["train_loss"], row["valid_loss"]])
         history.append(row)

@@ -5,12 +5,18 @@
     python tests/benchmark.py --json > speed.json
     python tests/benchmark.py --rows 100000 --only mlp fasttext-hs
     python tests/benchmark.py --rows 20000000 --only prepare mlp-1-epoch    # needs 8 GB of disk
+    python tests/benchmark.py --scores FOLDER --only svm fasttext mlp cnn both    # scores on real data, see below
 
 Peers: fastText with 2 threads and its default rate, softmax and hierarchical softmax, on the same normalized words; the
 course's models in PyTorch (words averaged, layers of 256 and 128; 100 filters over each of 2, 3 and 4 words), a table
 of 50,000 words, Adam, batches of 128. Every model has 100 numbers a word vector.
 `titles/s` counts training alone (for fastText without the reading of its file); `wall` is the whole command from
 start-up to the last checkpoint; scores are on the same test split. Machines are noisy: trust ratios of one run.
+
+--scores measures on every folder in FOLDER with a train.csv and a test.csv (columns title and category): train.py with
+its defaults for each model and for mlp and cnn together (`both`), over --seeds, and beside them a linear SVM on TF-IDF
+of words, pairs and characters, plain and class-balanced, and fastText with three settings. The peers train on all rows
+of train.csv, we on the nine tenths that prepare.py does not set aside for validation.
 """
 import argparse
 import json
@@ -30,6 +36,7 @@ sys.path.insert(0, str(ROOT))
 import data
 
 DIM, THREADS = 100, 2
+SCORED = ["svm", "fasttext", "mlp", "cnn", "both", "rnn", "transformer"]
 SCRIPTS = ("prepare", "train", "evaluate", "synthetic")
 
 
@@ -56,7 +63,7 @@ def script(name, *flags):
 def write_fasttext(folder):
     """Write the prepared splits as fastText files."""
     meta, arrays = data.load_prepared(folder / "prepared")
-    vocab = np.array(meta["vocab"], object)
+    vocab = np.array(meta["words"], object)
     for split, rows in arrays.items():
         with open(folder / f"{split}.txt", "w", encoding="utf-8") as file:
             for ids, label in zip(rows["titles"], rows["labels"].tolist(), strict=True):
@@ -138,11 +145,101 @@ def peer(name, epochs):
                       "balanced_accuracy": balanced_accuracy_score(labels, predicted)}))
 
 
+# --- scores on real data ----------------------------------------------------------------------------------------------
+
+FASTTEXT = {"fastText, 25 epochs, lr 0.5, pairs": {"epoch": 25, "lr": 0.5, "wordNgrams": 2},
+            "fastText, 100 epochs, lr 1, pairs": {"epoch": 100, "lr": 1.0, "wordNgrams": 2},
+            "fastText, 50 epochs, lr 1, characters 3-6": {"epoch": 50, "lr": 1.0, "minn": 3, "maxn": 6}}
+
+
+def rivals(wanted):
+    """What runs in a process of its own, in a folder with train.csv and test.csv; prints one JSON object: {name:
+    [training seconds, accuracy, balanced accuracy]}."""
+    import pandas as pd
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.metrics import accuracy_score, balanced_accuracy_score
+    from sklearn.pipeline import make_pipeline, make_union
+    from sklearn.svm import LinearSVC
+    train, test = (pd.read_csv(f"{name}.csv", dtype=str, keep_default_na=False) for name in ("train", "test"))
+    titles, new = ([" ".join(data.tokenize(title)) for title in table["title"]] for table in (train, test))
+    result = {}
+
+    def judge(name, started, predicted):
+        result[name] = [time.perf_counter() - started, accuracy_score(test["category"], predicted),
+                        balanced_accuracy_score(test["category"], predicted)]
+
+    for weight in (None, "balanced") if "svm" in wanted else ():
+        started = time.perf_counter()
+        model = make_pipeline(make_union(
+            TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
+            TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), min_df=2, sublinear_tf=True)),
+            LinearSVC(C=0.5, class_weight=weight)).fit(titles, train["category"])
+        judge(f"TF-IDF + LinearSVC{', class-balanced' if weight else ''}", started, model.predict(new))
+    for name, settings in FASTTEXT.items() if "fasttext" in wanted else ():
+        import fasttext
+        names = {label: f"__label__{i}" for i, label in enumerate(sorted(set(train["category"])))}
+        with open("fasttext.txt", "w", encoding="utf-8") as file:
+            file.writelines(f"{names[label]} {title}\n" for label, title in zip(train["category"], titles, strict=True))
+        started = time.perf_counter()
+        model = fasttext.train_supervised("fasttext.txt", thread=THREADS, verbose=0, **settings)
+        found, _ = model.f.multilinePredict([f"{title}\n" for title in new], 1, 0.0, "strict")
+        back = {code: label for label, code in names.items()}
+        judge(name, started, [back[labels[0]] if labels else "" for labels in found])
+    print(json.dumps(result))
+
+
+def real_scores(sources, wanted, seeds, folder):
+    """{set: {model: [(training seconds, accuracy, balanced accuracy), one a seed]}}."""
+    result = {}
+    for source in sorted(path.parent for path in sources.glob("*/train.csv") if (path.parent / "test.csv").exists()):
+        here = folder / source.name
+        here.mkdir()
+        for name in ("train.csv", "test.csv"):
+            (here / name).symlink_to((source / name).resolve())
+        found = result[source.name] = {}
+        if {"svm", "fasttext"} & set(wanted):
+            text = measured(__file__, "--rivals", *wanted, folder=here)[2]
+            found |= {name: [row] for name, row in json.loads(text.splitlines()[-1]).items()}
+        measured(*script("prepare", "--data", "train.csv", "--test", "test.csv"), folder=here)
+
+        def judge(names, here=here):
+            scores = json.loads(measured(*script("evaluate", "--ckpt", *names, "--json"), folder=here)[2])
+            return scores["accuracy"], scores["balanced_accuracy"]
+
+        seconds = {}
+        for model in ("mlp", "cnn", "rnn", "transformer"):
+            for seed in range(seeds) if model in wanted else ():
+                seconds[model, seed] = measured(*script(
+                    "train", "--model", model, "--seed", seed, "--name", f"{model}-{seed}"), folder=here)[0]
+                found.setdefault(model, []).append((seconds[model, seed], *judge([f"{model}-{seed}"])))
+        for seed in range(seeds) if "both" in wanted else ():
+            found.setdefault("mlp and cnn together", []).append((
+                seconds["mlp", seed] + seconds["cnn", seed], *judge([f"mlp-{seed}", f"cnn-{seed}"])))
+        if "both" in wanted and seeds > 1:
+            names = [f"{model}-{seed}" for model in ("mlp", "cnn") for seed in range(seeds)]
+            found[f"mlp and cnn, {seeds} seeds of each, together"] = [(sum(seconds.values()), *judge(names))]
+        print(source.name, found, file=sys.stderr, flush=True)
+    return result
+
+
+def show_scores(result):
+    def cell(values):
+        spread = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+        return f"{100 * np.mean(values):.1f}{spread}"
+
+    print("| model | " + " | ".join(result) + " |\n|" + "---|" * (len(result) + 1))
+    for model in dict.fromkeys(name for found in result.values() for name in found):
+        columns = [np.array(found[model]).T for found in result.values()]
+        print(f"| {model} | " + " | ".join(f"{cell(accuracy)} / {cell(balanced)} ({seconds.mean():.0f} s)"
+                                           for seconds, accuracy, balanced in columns) + " |")
+
+
 def table_step(rows, small=50_000, large=2_000_000, batch_size=1024, width=9, repeats=25):
     """Milliseconds of an mlp step with a small and a large table, on the same batches: {table rows: ms}; medians of
     turns about."""
     import jax
 
+    import model
     import train
     draw = np.random.default_rng(0)
     titles, labels = draw.integers(2, small, (rows, width)), draw.integers(0, 632, rows)
@@ -150,20 +247,22 @@ def table_step(rows, small=50_000, large=2_000_000, batch_size=1024, width=9, re
     programs, times = {}, {}
     for vocabulary in (small, large):
         config = {"model": "mlp", "vocabulary": vocabulary, "dim": DIM, "max_len": width, "classes": 632, "hidden": [],
-                  "dropout": 0.1, "seed": 0, "lr": 1e-3, "table_lr": 0.1, "weight_decay": 0.0, "steps": 10_000,
-                  "freeze_embeddings": False, "unreliable_weight": 1.0}
-        state = train.init_state(config, titles)
+                  "word_ngrams": 1, "minn": 0, "maxn": 0, "buckets": 0, "dropout": 0.1, "seed": 0, "lr": 1e-3,
+                  "table_lr": 0.1, "weight_decay": 0.0, "steps": 10_000, "freeze_embeddings": False,
+                  "unreliable_weight": 1.0}
+        features = model.feature_tables(config, [""] * vocabulary)
+        state = train.init_state(config, features, titles)
         terms = train.class_terms("logit", labels, 632)
-        programs[vocabulary] = train.make_train_chunk(config), state, terms
+        programs[vocabulary] = train.make_train_chunk(config), state, jax.device_put(features), terms
         times[vocabulary] = []
     arrays = jax.device_put((titles.astype(np.uint32), labels.astype(np.uint16), np.zeros(rows, bool)))
     for _ in range(repeats):
-        for vocabulary, (step, state, terms) in programs.items():
+        for vocabulary, (step, state, features, terms) in programs.items():
             started = time.perf_counter()
-            state, loss = step(state, *arrays, order, *terms, width=width)
+            state, loss = step(state, features, *arrays, order, *terms, width=width)
             loss.block_until_ready()
             times[vocabulary].append((time.perf_counter() - started) / len(order) * 1000)
-            programs[vocabulary] = step, state, terms
+            programs[vocabulary] = step, state, features, terms
     return {vocabulary: float(np.median(found[2:])) for vocabulary, found in times.items()}
 
 
@@ -295,10 +394,19 @@ def main():
     parser.add_argument("--epochs", type=int, default=3, help="of mlp and fastText")
     parser.add_argument("--only", nargs="+", metavar="PART", help="measure only these rows or parts")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    parser.add_argument("--scores", type=Path, metavar="FOLDER", help="measure scores on the data sets in this folder")
+    parser.add_argument("--seeds", type=int, default=3, help="with --scores: how many trainings of each model")
     parser.add_argument("--peer", help=argparse.SUPPRESS)
+    parser.add_argument("--rivals", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peer:
         return peer(args.peer, args.epochs)
+    if args.rivals:
+        return rivals(args.rivals)
+    if args.scores:
+        with tempfile.TemporaryDirectory() as folder:
+            result = real_scores(args.scores, args.only or SCORED, args.seeds, Path(folder))
+        return print(json.dumps(result, indent=1)) if args.json else show_scores(result)
     with tempfile.TemporaryDirectory() as folder:
         result = benchmark(args, Path(folder))
     print(json.dumps(result, indent=1)) if args.json else show(result)

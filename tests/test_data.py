@@ -114,16 +114,38 @@ titles = st.lists(st.text(st.one_of(st.sampled_from(SPECIAL), st.characters(), s
 def test_encode_agrees_with_plain_python_on_any_string(titles, max_len):
     words = [data.tokenize(title) for title in titles]
     index = {word: 2 + i for i, word in enumerate(sorted({word for row in words for word in row})[::2])}
-    encoded = data.encode(titles, index, max_len)
-    reference = [([index.get(word, data.UNKNOWN) for word in row] + [data.PAD] * max_len)[:max_len] for row in words]
-    assert encoded.shape == (len(titles), max_len)
+    index = dict(zip([*data.SPECIALS, *index], range(len(index) + 2), strict=True))
+    encoded, others = data.encode(titles, index, max_len)
+    both = index | {word: len(index) + i for i, word in enumerate(others)}
+    reference = [([both[word] for word in row] + [data.PAD] * max_len)[:max_len] for row in words]
+    assert encoded.shape == (len(titles), max_len) and len(both) == len(index) + len(others)
     assert encoded.tolist() == reference
     assert_bulk_agrees([title.encode("utf-8", "replace").decode() for title in titles])
 
 
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=40), max_size=6), st.integers(0, 5),
+       st.integers(0, 4))
+def test_character_ngrams_equal_plain_python(words, minn, more):
+    maxn = minn + more
+
+    def fnv(text):
+        value = 2166136261
+        for character in text:
+            value = (value ^ ord(character)) * 16777619 % 2 ** 32
+        return value
+
+    start, bucket = data.character_ngrams([*data.SPECIALS, *words], minn, maxn, 1000)
+    assert start[0] == start[1] == start[2] == 0 and len(bucket) >= start[-1] and not bucket[start[-1]:].any()
+    for word, begin, end in zip(words, start[2:-1], start[3:], strict=True):
+        text = f"<{word[:32]}>"
+        assert bucket[begin:end].tolist() == [fnv(text[i:i + n]) % 1000 for n in range(max(minn, 1), maxn + 1)
+                                              for i in range(len(text) - n + 1)]
+
+
 def test_a_lone_surrogate_only_separates():
     assert data.tokenize("a\ud800b") == ["a", "b"]
-    assert data.encode(["a\ud800b \udfff"], {"a": 2, "b": 3}, 4).tolist() == [[2, 3, 0, 0]]
+    assert data.encode(["a\ud800b \udfff"], {"<pad>": 0, "a": 1, "b": 2}, 4)[0].tolist() == [[1, 2, 0, 0]]
 
 
 @pytest.mark.parametrize("lengths", [[], [0], [3], [0, 2, 0, 5, 1, 0], [9, 9]], ids=str)
@@ -174,10 +196,15 @@ def test_load_prepared_gives_what_the_files_hold(prepared):
             assert array.flags.c_contiguous
             if kind == "titles":  # columns that are padding in every split are dropped
                 assert array.shape == (len(whole), longest) and not whole[:, longest:].any()
+                rare = whole == data.UNKNOWN
+                assert rare.any() == (split != "train")
+                numbers = np.load(prepared / f"{split}_rare.npy", allow_pickle=False)
+                whole[rare] = len(meta["vocab"]) + numbers.astype(int)
                 whole = whole[:, :longest]
             np.testing.assert_array_equal(array, whole)
-    index = {word: i for i, word in enumerate(meta["vocab"])}
-    np.testing.assert_array_equal(data.encode(arrays["test"]["text"], index, longest), arrays["test"]["titles"])
+    assert meta["words"] == meta["vocab"] + data.read_lines(prepared / "rare.txt")
+    index = {word: i for i, word in enumerate(meta["words"])}
+    np.testing.assert_array_equal(data.encode(arrays["test"]["text"], index, longest)[0], arrays["test"]["titles"])
 
 
 def test_load_prepared_reads_only_the_splits_asked_for(prepared):
@@ -186,7 +213,7 @@ def test_load_prepared_reads_only_the_splits_asked_for(prepared):
 
 
 NAMES = ("train_titles.npy", "valid_labels.npy", "test_language.npy", "test_reliable.npy", "vocab.txt", "labels.txt",
-         "test_text.txt")
+         "test_text.txt", "rare.txt", "valid_rare.npy")
 
 
 @pytest.mark.parametrize("name", NAMES)

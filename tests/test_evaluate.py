@@ -92,7 +92,7 @@ def test_mlflow_gets_the_test_scores(reported):
 
 
 def test_printed_report(trained):
-    text = run_script("evaluate", "--ckpt", "bag", "--split", "valid", cwd=trained).stdout
+    text = run_script("evaluate", "--ckpt", "filters", "--split", "train", cwd=trained).stdout
     assert "balanced" in text and "reliable" in text and "language portuguese" in text and " taken for " in text
 
 
@@ -248,8 +248,9 @@ def test_a_checkpoint_that_does_not_fit(trained, tmp_path):
 def logits_of(folder, name, split="test"):
     """([N, C] float64 logits, labels) of a run on a split, by the model alone."""
     config, _, _, variables, _ = evaluate.restore(folder / "runs" / name, "best")
-    _, arrays = data.load_prepared(folder / "data/prepared", (split,))
-    z = np.asarray(model.logits(model.build(config), variables, arrays[split]["titles"]), np.float64)
+    meta, arrays = data.load_prepared(folder / "data/prepared", (split,))
+    ready = model.predictor(variables, model.feature_tables(config, meta["words"]))
+    z = np.asarray(model.logits(model.build(config), ready, arrays[split]["titles"]), np.float64)
     return z, arrays[split]["labels"].astype(int)
 
 

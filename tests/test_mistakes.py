@@ -12,7 +12,7 @@ import pytest
 from conftest import run_script, write_csv
 from mlflow import MlflowClient
 from sklearn.metrics import balanced_accuracy_score
-from test_model import CONFIG, random_titles, random_variables
+from test_model import CONFIG, random_titles, random_variables, vectors_of
 
 import data
 import model
@@ -20,9 +20,9 @@ import train
 
 
 @pytest.mark.parametrize("name", model.MODELS)
-def test_1_dropout_is_off_in_evaluation_and_on_in_training(name):
+def test_1_dropout_is_off_in_evaluation_and_on_in_training(name):  # of rows of the table, too: see test_model
     module, variables = random_variables(name)
-    vectors, weights = model.lookup(variables["table"], variables["word_weights"], random_titles(50))
+    vectors, weights = vectors_of(module, variables, random_titles(50))
     for train_mode, same in ((False, True), (True, False)):
         first, second = (module.apply({"params": variables["params"]}, vectors, weights, train=train_mode,
                                       rngs={"dropout": jax.random.key(seed)}) for seed in (1, 2))
@@ -53,8 +53,10 @@ def test_4_padding_is_never_pooled(name):
     """A huge vector in the place of padding changes nothing, neither the logits nor their gradient."""
     module, variables = random_variables(name)
     ids = random_titles(40)
-    vectors, weights = model.lookup(variables["table"], variables["word_weights"], ids)
-    wild = jnp.where((ids == 0)[..., None], 1e6, vectors)
+    vectors, weights = vectors_of(module, variables, ids)
+    padding = np.asarray(weights == 0)
+    assert padding[:, :ids.shape[1]].sum() >= (ids == 0).sum()
+    wild = jnp.where(padding[..., None], 1e6, vectors)
 
     def loss(vectors):
         return module.apply({"params": variables["params"]}, vectors, weights)[:, 0].sum()
@@ -62,7 +64,7 @@ def test_4_padding_is_never_pooled(name):
     (one, gradient), (two, wild_gradient) = (jax.value_and_grad(loss)(x) for x in (vectors, wild))
     assert one == two
     np.testing.assert_allclose(gradient, wild_gradient, rtol=1e-5)
-    assert not np.asarray(wild_gradient)[ids == 0].any()
+    assert not np.asarray(wild_gradient)[padding].any()
 
 
 def test_5_one_vocabulary_from_the_training_titles_alone(tmp_path):
@@ -73,7 +75,10 @@ def test_5_one_vocabulary_from_the_training_titles_alone(tmp_path):
     meta, arrays = data.load_prepared(tmp_path / "data/prepared")
     assert "inedita" not in meta["vocab"]
     mesa, silla = meta["vocab"].index("mesa"), meta["vocab"].index("silla")
-    assert arrays["test"]["titles"].tolist() == [[mesa, data.UNKNOWN, 0], [data.UNKNOWN, silla, 0]]
+    unseen = len(meta["vocab"])
+    assert arrays["test"]["titles"].tolist() == [[mesa, unseen, 0], [unseen, silla, 0]]
+    assert meta["words"][unseen:] == ["inedita"]
+    assert np.load(tmp_path / "data/prepared/test_titles.npy")[0, :2].tolist() == [mesa, data.UNKNOWN]
     assert mesa in arrays["train"]["titles"][:, 0] and mesa in arrays["valid"]["titles"][:, 0]
 
 
@@ -95,7 +100,7 @@ def test_7_the_logged_settings_are_the_used_ones(tiny):
     params = saved["params"]
     assert params["filters_2"].shape == (2, int(logged["dim"]), int(logged["filters"])) == (2, 12, 7)
     assert set(params) == {"filters_2", "bias_2", "filters_4", "bias_4", "Head_0"} and logged["widths"] == "[2, 4]"
-    assert params["Head_0"]["Dense_0"]["kernel"].shape == (14, 9) and logged["hidden"] == "[9]"
+    assert params["Head_0"]["Dense_0"]["kernel"].shape == (26, 9) and logged["hidden"] == "[9]"
     groups = data.length_groups(np.load(tiny / "data/prepared/train_titles.npy"), 33, train.CHUNK)
     steps_an_epoch = sum(chunks * steps for _, _, chunks, steps in groups)
     with open(tiny / "runs/odd/metrics.csv", newline="") as file:

@@ -1,4 +1,7 @@
 """The modules, the sparse table and the scores against plain NumPy and scikit-learn."""
+import itertools
+import zlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,29 +9,71 @@ import pytest
 from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.metrics import balanced_accuracy_score
 
+import data
 import model
 
-CONFIG = {"vocabulary": 50, "dim": 6, "max_len": 7, "classes": 5, "filters": 4, "widths": [1, 2, 3], "hidden": [8],
-          "dropout": 0.4}
+CONFIG = {"vocabulary": 50, "buckets": 40, "minn": 3, "maxn": 4, "dim": 6, "max_len": 7, "classes": 5, "filters": 4,
+          "widths": [1, 2, 3], "hidden": [8], "dropout": 0.4}
+LETTERS = np.random.default_rng(0).choice(list("abcdeñ手"), (53, 12))
+WORDS = [*data.SPECIALS, *("".join(row[:1 + i % 12]) for i, row in enumerate(LETTERS))]  # the last five are rare ones
 
 
-def random_variables(name, seed=0):
-    """(module, variables) with every number random, biases and the zero-initialized last layer, too."""
-    config = CONFIG | {"model": name}
+def random_variables(name, seed=0, pairs=True):
+    """(module, predictor) with every number random, biases and the zero-initialized last layer, too."""
+    config = CONFIG | {"model": name, "word_ngrams": 2 if name in ("mlp", "cnn") and pairs else 1}
     variables = model.init(config, jax.random.key(seed))
     draw = np.random.default_rng(seed)
     fill = lambda x: jnp.asarray(draw.normal(size=x.shape), jnp.float32)  # noqa: E731
-    return model.build(config), {"params": jax.tree.map(fill, variables["params"]),
-                                 "table": fill(variables["table"]),
-                                 "word_weights": jnp.abs(fill(variables["word_weights"])).at[0].set(0)}
+    variables = {"params": jax.tree.map(fill, variables["params"]), "table": fill(variables["table"]),
+                 "weights": jnp.abs(fill(variables["weights"])).at[0].set(0)}
+    return model.build(config), model.predictor(variables, model.feature_tables(config, WORDS))
 
 
 def random_titles(rows, seed=0):
     """[rows, max_len] ids: titles of 0 to max_len words."""
     draw = np.random.default_rng(seed)
-    ids = draw.integers(1, CONFIG["vocabulary"], (rows, CONFIG["max_len"]))
+    ids = draw.integers(1, len(WORDS), (rows, CONFIG["max_len"]))
     ids[np.arange(CONFIG["max_len"]) >= draw.integers(0, CONFIG["max_len"] + 1, rows)[:, None]] = 0
     return ids.astype(np.uint16)
+
+
+def vectors_of(module, ready, ids):
+    """What a module gets for titles: (vectors, weights)."""
+    class Spy:
+        word_ngrams = getattr(module, "word_ngrams", 1)
+
+        def apply(self, variables, vectors, weights):
+            return vectors, weights
+
+    return model.logits.__wrapped__(Spy(), ready, jnp.asarray(ids))
+
+
+# --- the same in plain Python -----------------------------------------------------------------------------------------
+
+def fnv(text):
+    value = 2166136261
+    for character in text:
+        value = (value ^ ord(character)) * 16777619 % 2 ** 32
+    return value
+
+
+def rows_of_word(i):
+    """Rows of the table that the word with id i is made of."""
+    text = f"<{WORDS[i]}>"
+    ngrams = [50 + fnv(text[j:j + n]) % 40 for n in (3, 4) for j in range(len(text) - n + 1)] if i > 1 else []
+    return [i if i < 50 else 1, *ngrams]
+
+
+def rows_of_pairs(title):
+    words = [zlib.crc32(WORDS[i].encode()) for i in title if i]
+    return [50 + (a * 116049371 + b) % 2 ** 32 % 40 for a, b in itertools.pairwise(words)]
+
+
+def word_vector(ready, rows):
+    """(weighted sum of rows of the table, divided by the norm of the weights; the norm)."""
+    weights = np.float64(ready["weights"])[rows]
+    norm = np.sqrt((weights ** 2).sum())
+    return weights @ np.float64(ready["table"])[rows] / max(norm, 1e-9), norm
 
 
 def dense_head(x, params):
@@ -36,23 +81,31 @@ def dense_head(x, params):
     return hidden @ np.float64(params["Dense_1"]["kernel"]) + params["Dense_1"]["bias"]
 
 
+def bag_of(ready, title, pairs=True):
+    found = [word_vector(ready, rows_of_word(i)) for i in title if i]
+    found += [word_vector(ready, [row]) for row in rows_of_pairs(title) if pairs]
+    total = sum((vector * norm for vector, norm in found), np.zeros(6))
+    return total / np.sqrt(sum(norm ** 2 for _, norm in found) + 1e-12)
+
+
 def test_mlp_equals_numpy():
-    module, variables = random_variables("mlp")
+    module, ready = random_variables("mlp")
     ids = random_titles(20)
-    weights = np.float64(variables["word_weights"])[ids]
-    weights *= 5 / np.sqrt((weights ** 2).sum(1, keepdims=True) + 1e-12)
-    bag = (np.float64(variables["table"])[ids] * weights[..., None]).sum(1)
-    expected = dense_head(bag, variables["params"]["Head_0"])
-    np.testing.assert_allclose(model.logits(module, variables, ids), expected, rtol=1e-4, atol=1e-4)
+    expected = dense_head(np.stack([5 * bag_of(ready, title) for title in ids]), ready["params"]["Head_0"])
+    np.testing.assert_allclose(model.logits(module, ready, ids), expected, rtol=1e-3, atol=1e-3)
+
+
+def log_softmax(z):
+    return z - np.log(np.exp(z - z.max(1, keepdims=True)).sum(1, keepdims=True)) - z.max(1, keepdims=True)
 
 
 def test_cnn_equals_numpy():
     """Window by window, word by word; titles shorter than a filter and without words among them."""
-    module, variables = random_variables("cnn")
-    ids, table, params = random_titles(20), np.float64(variables["table"]), variables["params"]
+    module, ready = random_variables("cnn")
+    ids, params = random_titles(20), ready["params"]
     pooled = np.zeros((len(ids), 3 * CONFIG["filters"]))
     for row, title in enumerate(ids):
-        words = [table[i] for i in title if i]
+        words = [word_vector(ready, rows_of_word(i))[0] for i in title if i]
         for place, width in enumerate(CONFIG["widths"]):
             for start in range(len(words)):
                 window = np.float64(params[f"bias_{width}"]).copy()
@@ -60,20 +113,24 @@ def test_cnn_equals_numpy():
                     window += vector @ np.float64(params[f"filters_{width}"])[offset]
                 part = slice(place * CONFIG["filters"], (place + 1) * CONFIG["filters"])
                 pooled[row, part] = np.maximum(pooled[row, part], window)
-    expected = dense_head(pooled, params["Head_0"])
-    np.testing.assert_allclose(model.logits(module, variables, ids), expected, rtol=1e-4, atol=1e-4)
+    bags = np.stack([bag_of(ready, title, pairs=False) for title in ids])
+    filters = dense_head(np.concatenate([pooled, bags], 1), params["Head_0"])
+    head = params["MLP_0"]["Head_0"]["Dense_0"]
+    other = 5 * np.stack([bag_of(ready, title) for title in ids]) @ np.float64(head["kernel"]) + head["bias"]
+    expected = (log_softmax(filters) + log_softmax(other)) / 2
+    np.testing.assert_allclose(model.logits(module, ready, ids), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_cnn_equals_convolution():
     """The shifted matrix products against XLA's convolution."""
-    module, variables = random_variables("cnn")
+    module, variables = random_variables("cnn", pairs=False)
     vectors = jax.random.normal(jax.random.key(1), (3, 7, 6))
     _, state = module.apply({"params": variables["params"]}, vectors, jnp.ones((3, 7)), mutable=["intermediates"],
                             capture_intermediates=lambda mdl, _: mdl.name == "Head_0")
     parts = [jax.lax.conv_general_dilated(vectors, variables["params"][f"filters_{width}"], (1,), [(0, width - 1)],
                                           dimension_numbers=("NWC", "WIO", "NWC"))
              + variables["params"][f"bias_{width}"] for width in CONFIG["widths"]]
-    pooled = jnp.concatenate([jax.nn.relu(part).max(1) for part in parts], -1)
+    pooled = jnp.concatenate([jax.nn.relu(part).max(1) for part in parts] + [model.bag(vectors, jnp.ones((3, 7)))], -1)
     expected = model.Head(5, (8,)).apply({"params": variables["params"]["Head_0"]}, pooled)
     np.testing.assert_allclose(state["intermediates"]["Head_0"]["__call__"][0], expected, rtol=1e-4, atol=1e-4)
 
@@ -89,38 +146,112 @@ def test_prediction_depends_on_nothing_but_the_title(name):
     np.testing.assert_allclose(together, padded, rtol=1e-5, atol=1e-5)
 
 
-def test_word_order_matters_to_the_cnn_alone():
+def test_word_order_matters_to_all_but_a_bag_of_words():
     ids = np.array([[3, 4, 5, 0, 0, 0, 0], [5, 4, 3, 0, 0, 0, 0]], np.uint16)
-    for name, same in (("mlp", True), ("cnn", False)):
-        module, variables = random_variables(name)
+    for name, pairs, same in (("mlp", False, True), ("mlp", True, False), ("cnn", False, False)):
+        module, variables = random_variables(name, pairs=pairs)
         first, second = model.logits(module, variables, ids)
         assert np.allclose(first, second, atol=1e-5) == same
 
 
-def test_update_equals_dense_adagrad():
-    """Against a plain loop, with ids that come several times in a batch, over several steps."""
+def test_composed_vectors_equal_plain_python():
+    _, ready = random_variables("cnn")
+    for i in range(2, len(WORDS)):
+        vector, norm = word_vector(ready, rows_of_word(i))
+        np.testing.assert_allclose(ready["vectors"][i], vector, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(ready["norms"][i], norm, rtol=1e-5)
+    assert not ready["norms"][0] and not ready["vectors"][0].any()
+
+
+def test_words_added_later_are_like_words_known_before():
+    """A title with words that no split held, as --predict meets them."""
+    config = CONFIG | {"model": "mlp", "word_ngrams": 2}
+    module, ready = random_variables("mlp")
+    short = model.predictor(ready, model.feature_tables(config, WORDS[:50]))
+    ids = random_titles(30)
+    assert (ids >= 50).any()
+    np.testing.assert_allclose(model.logits(module, model.extended(config, short, WORDS[50:]), ids),
+                               model.logits(module, ready, ids), rtol=1e-4, atol=1e-4)
+
+
+def test_drawn_features_are_those_of_the_words():
+    """Rows come from the word's own; dropout leaves out its share; over many draws all n-grams come, evenly."""
+    config = CONFIG | {"word_ngrams": 2, "dropout": 0.25}
+    features = jax.device_put(model.feature_tables(config, WORDS))
+    weights = jnp.asarray(np.random.default_rng(0).random(90), jnp.float32).at[0].set(0)
+    title = np.array([13, 52, 5, 1, 0], np.int32)
+    draw = jax.jit(lambda key: model.draw_features(config, features, weights, jnp.tile(title, (20_000, 1)), key))
+    (rows, weight), (pairs, pair_weight) = jax.tree.map(np.asarray, draw(jax.random.key(0)))
+    assert rows.shape == (20_000, 5, 1 + model.NGRAM_SAMPLES) and pairs.shape == (20_000, 5, 1)
+    np.testing.assert_array_equal(pairs[7, :, 0], [*rows_of_pairs(title), 0, 0])
+    for place, word in enumerate(title):
+        own, *ngrams = rows_of_word(word) if word else [0]
+        assert (rows[:, place, 0] == own).all()
+        if not ngrams:
+            assert not weight[:, place, 1:].any()
+            continue
+        drawn = np.bincount(rows[:, place, 1:].ravel(), minlength=90) / 20_000
+        expected = np.bincount(ngrams, minlength=90) * model.NGRAM_SAMPLES / len(ngrams)
+        np.testing.assert_allclose(drawn, expected, atol=0.03)
+        share = weight[:, place, 1:] / np.asarray(weights)[rows[:, place, 1:]]
+        kept = (len(ngrams) / model.NGRAM_SAMPLES) ** 0.75
+        np.testing.assert_allclose(np.unique(share.round(4)), [0, kept], atol=1e-3)
+        assert abs((share > 0).mean() - 0.75) < 0.02
+    assert abs((pair_weight[:, :3] > 0).mean() - 0.75) < 0.02 and not pair_weight[:, 4:].any()
+
+
+def test_lookup_and_update_equal_dense_adagrad():
+    """Against a plain loop, with rows that come several times in a batch, over several steps."""
     draw = np.random.default_rng(0)
     table, accumulator = draw.normal(size=(12, 3)).astype(np.float32), np.zeros(12, np.float32)
     dense, sums = table.astype(np.float64), np.zeros(12)
     for _ in range(4):
-        ids, gradients = draw.integers(0, 8, (5, 4)), draw.normal(size=(5, 4, 3)).astype(np.float32)
-        table, accumulator = model.update(jnp.asarray(table), jnp.asarray(accumulator), ids, gradients, 0.1)
-        used = list(zip(ids.ravel(), gradients.reshape(-1, 3), strict=True))
-        for i, gradient in used:
-            sums[i] += (gradient.astype(np.float64) ** 2).mean() if i else 0
-        for i, gradient in used:
-            dense[i] -= 0.1 * gradient / np.sqrt(sums[i] + 1e-6) if i else 0
-    np.testing.assert_allclose(table, dense, rtol=1e-5, atol=1e-6)
+        rows = [draw.integers(0, 8, (5, 4, 2)), draw.integers(0, 8, (5, 3, 1))]
+        weights = [np.where(part == 0, 0, draw.random(part.shape) + 0.1).astype(np.float32) for part in rows]
+        gradients = draw.normal(size=(5, 7, 3)).astype(np.float32)
+        vectors, norms, parts = model.lookup(jnp.asarray(table), list(zip(rows, weights, strict=True)))
+        norm = np.concatenate([np.sqrt((part ** 2).sum(-1)) for part in weights], 1)
+        sums_of_rows = np.concatenate([(dense[part] * weight[..., None]).sum(2)
+                                       for part, weight in zip(rows, weights, strict=True)], 1)
+        np.testing.assert_allclose(norms, norm, rtol=1e-5)
+        np.testing.assert_allclose(vectors, sums_of_rows / np.maximum(norm, 1e-6)[..., None], rtol=1e-3, atol=1e-5)
+        table, accumulator = model.update(jnp.asarray(table), jnp.asarray(accumulator), parts, gradients, 0.1)
+        used = []
+        for part, weight, place in ((rows[0], weights[0], slice(0, 4)), (rows[1], weights[1], slice(4, 7))):
+            share = weight / np.maximum(np.sqrt((weight ** 2).sum(-1, keepdims=True)), 1e-6)
+            gradient = share[..., None] * np.float64(gradients)[:, place, None]
+            used += zip(part.ravel(), gradient.reshape(-1, 3), strict=True)
+        for i, g in used:
+            sums[i] += (g ** 2).mean()
+        for i, g in used:
+            dense[i] -= 0.1 * g / np.sqrt(sums[i] + 1e-6)
+    np.testing.assert_allclose(table, dense, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(accumulator, sums, rtol=1e-5)
     assert np.array_equal(table[8:], np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)[8:])
 
 
-def test_idf_equals_scikit_learn():
-    ids = random_titles(300)
-    counts = np.stack([np.bincount(title[title > 0], minlength=CONFIG["vocabulary"] + 5) for title in ids])
+def test_row_weights_equal_scikit_learn():
+    """Words: as TfidfTransformer. N-grams: from the titles that hold a word with them, each word counted."""
+    config, ids = CONFIG | {"word_ngrams": 2, "buckets": 5000}, random_titles(300)
+    features = model.feature_tables(config, WORDS)
+    found = model.row_weights(config, features, ids)
+    counts = np.stack([np.bincount(title[title > 0], minlength=len(WORDS)) for title in ids])
     expected = TfidfTransformer().fit(counts).idf_.copy()
     expected[counts.sum(0) == 0] = 0
-    np.testing.assert_allclose(model.idf(ids, CONFIG["vocabulary"] + 5), expected, rtol=1e-6)
+    np.testing.assert_allclose(found[2:50], expected[2:50], rtol=1e-6)
+    titles_with = (counts > 0).sum(0)
+    rare = min(300, titles_with[1] + titles_with[50:].sum())  # these share a row
+    total = {0: 0, 1: rare}
+    for i in range(2, len(WORDS)):
+        for place in range(features["start"][i], features["start"][i + 1]):
+            row = features["ngrams"][place]
+            total[row] = total.get(row, 0) + titles_with[i]
+    for row in model.word_ngrams(features, ids, 2).ravel():
+        total[row] = total.get(row, 0) + 1
+    for row in range(50, 5050):
+        count = min(total.get(row, 0), 300)
+        assert np.isclose(found[row], np.log(301 / (1 + count)) + 1 if count else 0, rtol=1e-5), row
+    assert found[0] == 0 and np.isclose(found[1], np.log(301 / (1 + rare)) + 1)
 
 
 def test_best_is_the_first_maximum():

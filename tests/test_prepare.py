@@ -110,11 +110,12 @@ def meta(folder="data/prepared"):
 def back(folder="data/prepared"):
     """What is prepared, as rows again: {split: [(text, words, category, language, reliable)]}."""
     about, arrays = data.load_prepared(folder)
+    words = about["vocab"] + ["<unknown>"] * (len(about["words"]) - len(about["vocab"]))
     result = {}
     for split, array in arrays.items():
         nothing = [None] * len(array["labels"])
         result[split] = [
-            (text, [about["vocab"][i] for i in ids if i], about["labels"][label],
+            (text, [words[i] for i in ids if i], about["labels"][label],
              None if language is None else about["languages"][language], reliable)
             for text, ids, label, language, reliable in zip(
                 data.read_lines(Path(folder) / f"{split}_text.txt"), array["titles"].tolist(), array["labels"].tolist(),
@@ -165,9 +166,9 @@ def test_array_files_have_the_documented_types_and_shapes(prep):
     save("titles.csv", as_csv(tiny_rows(600)))
     prep("--data", "titles.csv", "--max-len", 9)
     folder, about = Path("data/prepared"), meta()
-    assert {path.name for path in folder.iterdir()} == {"vocab.txt", "labels.txt", "meta.json"} | {
+    assert {path.name for path in folder.iterdir()} == {"vocab.txt", "rare.txt", "labels.txt", "meta.json"} | {
         f"{split}_{kind}" for split in SPLITS
-        for kind in ("titles.npy", "labels.npy", "language.npy", "reliable.npy", "text.txt")}
+        for kind in ("titles.npy", "rare.npy", "labels.npy", "language.npy", "reliable.npy", "text.txt")}
     assert 256 < about["vocabulary"] <= 65_536
     for split in SPLITS:
         rows = about["rows"][split]
@@ -576,6 +577,8 @@ def test_vocabulary_is_of_the_training_split_and_ordered(prep):
     assert data.read_lines("data/prepared/vocab.txt") == [
         "<pad>", "<unknown>", "beta", "alfa", "cinco", "cuatro", "delta", "dos", "gamma", "tres", "uno", "zeta"]
     assert np.load("data/prepared/test_titles.npy")[0, :5].tolist() == [1, 2, 11, 1, 0]
+    assert data.read_lines("data/prepared/rare.txt") == ["soloval", "solotest"][::-1]
+    assert [np.load(f"data/prepared/{split}_rare.npy").tolist() for split in SPLITS] == [[], [1], [0, 0]]
     assert back()["valid"][0][1] == ["alfa", "<unknown>", "gamma", "gamma"]
     assert data.read_lines("data/prepared/labels.txt") == ["A", "B"]
     assert np.load("data/prepared/train_labels.npy").tolist() == [1, 0, 1, 0]
@@ -591,6 +594,10 @@ def test_vocab_and_min_count_drop_the_rare_words(prep, flags, words):
     assert data.read_lines("data/prepared/vocab.txt") == [*data.SPECIALS, *words]
     for _, found, *_ in back()["train"]:
         assert set(found) <= {"<unknown>", *words}
+    about, arrays = data.load_prepared("data/prepared", text="train")  # with the rare ones nothing is lost
+    longest = about["max_len"]
+    assert [[about["words"][i] for i in row if i] for row in arrays["train"]["titles"]] == [
+        data.tokenize(text)[:longest] for text in arrays["train"]["text"]]
 
 
 def test_labels_are_alphabetical_and_tidy(prep):

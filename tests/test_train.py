@@ -22,9 +22,10 @@ import model
 import train
 from data import UserError
 
-CONFIG = {"model": "mlp", "vocabulary": 30, "dim": 6, "max_len": 4, "classes": 3, "hidden": [], "dropout": 0.3,
-          "lr": 0.01, "table_lr": 0.1, "weight_decay": 1e-4, "steps": 40, "freeze_embeddings": False,
-          "balance": "logit", "unreliable_weight": 1.0, "batch_size": 8, "seed": 0, "filters": 4, "widths": [1, 2]}
+CONFIG = {"model": "mlp", "word_ngrams": 2, "minn": 3, "maxn": 4, "buckets": 64, "vocabulary": 30, "dim": 6,
+          "max_len": 4, "classes": 3, "hidden": [], "dropout": 0.3, "lr": 0.01, "table_lr": 0.1, "weight_decay": 1e-4,
+          "steps": 40, "freeze_embeddings": False, "balance": "logit", "unreliable_weight": 1.0, "batch_size": 8,
+          "seed": 0, "filters": 4, "widths": [1, 2]}
 
 
 def small_problem(**changes):
@@ -33,8 +34,14 @@ def small_problem(**changes):
     draw = np.random.default_rng(0)
     titles = draw.integers(0, 20, (64, 4)).astype(np.uint16)  # ids 20 to 29 never occur
     labels = draw.integers(0, 3, 64).astype(np.uint8)
-    state = train.init_state(config, titles)
-    return config, state, (titles, labels, labels == 3), train.class_terms(config["balance"], labels, 3)
+    config["word_ngrams"] = 2 if config["model"] == "mlp" else 1
+    features = model.feature_tables(config, words_of(config["vocabulary"]))
+    state = train.init_state(config, features, titles)
+    return config, state, (features, titles, labels, labels == 3), train.class_terms(config["balance"], labels, 3)
+
+
+def words_of(count):
+    return [*data.SPECIALS, *(f"word{i}" for i in range(2, count))]
 
 
 def leaves_equal(first, second):
@@ -62,8 +69,12 @@ def test_a_step_changes_the_rows_it_used_and_no_other():
     state["params"]["Head_0"]["Dense_0"]["kernel"] += 1.0 + np.arange(3)  # at zero it passes no gradient back
     after, _ = train.make_train_chunk(config)(state, *arrays, np.array([[3, 4]]), *terms, width=4)
     changed = np.flatnonzero((before != after["table"]).any(1))
-    used = np.unique(arrays[0][[3, 4]])
-    assert set(changed) <= set(used) - {0} and len(changed)
+    features, titles, *_ = arrays
+    ids = titles[[3, 4]]
+    used = set(features["own"][ids].ravel()) | set(model.word_ngrams(features, ids, 2).ravel()) | {
+        row for i in ids.ravel() for row in features["ngrams"][features["start"][i]:features["start"][i + 1]]}
+    assert any(row >= config["vocabulary"] for row in changed)
+    assert set(changed) <= used - {0} and len(changed)
     assert after["step"] == 1
 
 
@@ -79,7 +90,7 @@ def test_pretrained_vectors_are_the_start():
     vectors = np.zeros((30, 6), np.float32)
     vectors[5:9] = np.random.default_rng(0).normal(size=(4, 6)) * 7
     titles = np.arange(1, 29).reshape(7, 4)
-    state = train.init_state(CONFIG, titles, vectors)
+    state = train.init_state(CONFIG, model.feature_tables(CONFIG, words_of(30)), titles, vectors)
     assert np.array_equal(state["table"][5:9], vectors[5:9])
     assert 0.3 < np.std(state["table"][9:]) / vectors[5:9].std() < 3 and not state["table"][0].any()
 
@@ -96,11 +107,11 @@ def test_class_terms():
 
 
 def test_unreliable_rows_count_less():
-    config, state, (titles, labels, _), terms = small_problem(dropout=0.0, unreliable_weight=0.25)
+    config, state, (features, titles, labels, _), terms = small_problem(dropout=0.0, unreliable_weight=0.25)
     chunk, order = train.make_train_chunk(config), np.arange(8)[None]
 
     def loss(doubtful):
-        return float(chunk(jax.tree.map(np.copy, state), titles, labels, doubtful, order, *terms, width=4)[1])
+        return float(chunk(jax.tree.map(np.copy, state), features, titles, labels, doubtful, order, *terms, width=4)[1])
 
     doubtful = np.arange(64) % 2 == 0
     rows = [loss(np.arange(64) == i) for i in range(8)]  # each takes away three quarters of one row's loss
@@ -110,10 +121,10 @@ def test_unreliable_rows_count_less():
 
 
 def test_size_rule():
-    assert train.size_rule(5_000, 25, 0.5) == (64, 25, 0.5)
-    assert train.size_rule(5_000_000, 25, 0.5) == (1024, 3, 0.028)
-    sizes = [train.size_rule(rows, 25, 0.5) for rows in (10, 10_000, 100_000, 1_000_000, 10_000_000)]
-    assert sizes == sorted(sizes, key=lambda size: (size[0], -size[1], -size[2]))
+    assert train.size_rule(5_000, 25, 0.5, 4_000) == (64, 25, 0.5, 1 << 14)
+    assert train.size_rule(5_000_000, 25, 0.5, 1_000_000) == (1024, 3, 0.028, 1 << 21)
+    sizes = [train.size_rule(rows, 25, 0.5, rows // 9 + 1) for rows in (10, 10_000, 100_000, 1_000_000, 10_000_000)]
+    assert sizes == sorted(sizes, key=lambda size: (size[0], -size[1], -size[2], size[3]))
 
 
 def test_a_name_taken_meanwhile(tmp_path):
@@ -145,7 +156,7 @@ def test_the_loop_copies_no_table(name):
     order, chunk = np.arange(64).reshape(8, 8), train.make_train_chunk(config)
     program = chunk.lower(state, *arrays, order, *terms, width=4).compile()
     assert program.memory_analysis().temp_size_in_bytes < state["table"].nbytes / 4
-    copies = [line for line in program.as_text().splitlines() if " copy(" in line and "[200000" in line]
+    copies = [line for line in program.as_text().splitlines() if " copy(" in line and f"[{len(state['table'])}" in line]
     assert not copies
     before = {key: state[key].unsafe_buffer_pointer() for key in ("table", "accumulator")}
     after, _ = program(state, *arrays, order, *terms)
@@ -157,7 +168,7 @@ def test_a_copy_of_the_table_would_show():
     config, state, arrays, terms = small_problem(vocabulary=200_000)
     chunk = jax.jit(train.make_train_chunk(config).__wrapped__, static_argnames="width")
     program = chunk.lower(state, *arrays, np.arange(64).reshape(8, 8), *terms, width=4).compile()
-    assert any(" copy(" in line and "[200000" in line for line in program.as_text().splitlines())
+    assert any(" copy(" in line and f"[{len(state['table'])}" in line for line in program.as_text().splitlines())
 
 
 def test_nothing_moves_between_host_and_device_in_the_loop():
@@ -176,7 +187,7 @@ def test_more_epochs_compile_nothing_more(tiny, tmp_path):
         done = run_script("train", "--data", tiny / "data/prepared", "--epochs", epochs, cwd=tmp_path,
                           env={"JAX_LOG_COMPILES": "1"})
         compiled.append(re.findall(r"Finished XLA compilation of jit\((\w+)\)", done.stderr))
-    assert compiled[0] == compiled[1] == ["start", "train_chunk", "score_batch"]
+    assert compiled[0] == compiled[1] == ["start", "train_chunk", "compose", "score_batch"]
 
 
 # --- as a user runs it ------------------------------------------------------------------------------------------------
@@ -308,7 +319,7 @@ def test_a_full_disk_leaves_what_was_saved(tiny, tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2500k", "tmpfs", small], capture_output=True).returncode:
         pytest.skip("may not mount a file system")
     try:
-        flags = ["--runs", small / "runs", "--epochs", 6, "--dim", 300]
+        flags = ["--runs", small / "runs", "--epochs", 6, "--dim", 300, "--minn", 0, "--maxn", 0, "--word-ngrams", 1]
         done = run_script("train", "--name", "big", *flags, cwd=tiny, check=False)
         assert_one_line_error(done, "checkpoints", "not saved", "--resume big")
         assert len(list((small / "runs/big/checkpoints").iterdir())) in (1, 2)  # best and latest may be one
