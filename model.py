@@ -309,15 +309,20 @@ def extended(config, ready, words):
                     for name in ("vectors", "norms", "hashes")}
 
 
-@functools.partial(jax.jit, static_argnames="module")
-def logits(module, ready, ids):
-    """A predictor and [B, L] word ids -> [B, C]; dropout is off."""
+def inputs(module, ready, ids):
+    """What a module takes, from a predictor and [B, L] word ids: vectors [B, P, D], weights [B, P]."""
     vectors, weights = ready["vectors"][ids], ready["norms"][ids]
     if (longest := getattr(module, "word_ngrams", 1)) > 1:
         rows = word_ngrams(ready, ids, longest)
         vectors = jnp.concatenate([vectors, ready["table"][rows]], 1)
         weights = jnp.concatenate([weights, ready["weights"][rows]], 1)
-    z = module.apply({"params": ready["params"]}, vectors, weights)
+    return vectors, weights
+
+
+@functools.partial(jax.jit, static_argnames="module")
+def logits(module, ready, ids):
+    """A predictor and [B, L] word ids -> [B, C]; dropout is off."""
+    z = module.apply({"params": ready["params"]}, *inputs(module, ready, ids))
     return z if z.ndim == 2 else jax.nn.log_softmax(z).mean(0)
 
 

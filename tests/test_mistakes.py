@@ -12,7 +12,7 @@ import pytest
 from conftest import run_script, write_csv
 from mlflow import MlflowClient
 from sklearn.metrics import balanced_accuracy_score
-from test_model import CONFIG, random_titles, random_variables, vectors_of
+from test_model import CONFIG, random_titles, random_variables
 
 import data
 import model
@@ -22,7 +22,7 @@ import train
 @pytest.mark.parametrize("name", model.MODELS)
 def test_1_dropout_is_off_in_evaluation_and_on_in_training(name):  # of rows of the table, too: see test_model
     module, variables = random_variables(name)
-    vectors, weights = vectors_of(module, variables, random_titles(50))
+    vectors, weights = model.inputs(module, variables, jnp.asarray(random_titles(50)))
     for train_mode, same in ((False, True), (True, False)):
         first, second = (module.apply({"params": variables["params"]}, vectors, weights, train=train_mode,
                                       rngs={"dropout": jax.random.key(seed)}) for seed in (1, 2))
@@ -53,13 +53,13 @@ def test_4_padding_is_never_pooled(name):
     """A huge vector in the place of padding changes nothing, neither the logits nor their gradient."""
     module, variables = random_variables(name)
     ids = random_titles(40)
-    vectors, weights = vectors_of(module, variables, ids)
+    vectors, weights = model.inputs(module, variables, jnp.asarray(ids))
     padding = np.asarray(weights == 0)
     assert padding[:, :ids.shape[1]].sum() >= (ids == 0).sum()
     wild = jnp.where(padding[..., None], 1e6, vectors)
 
     def loss(vectors):
-        return module.apply({"params": variables["params"]}, vectors, weights)[:, 0].sum()
+        return module.apply({"params": variables["params"]}, vectors, weights)[..., 0].sum()
 
     (one, gradient), (two, wild_gradient) = (jax.value_and_grad(loss)(x) for x in (vectors, wild))
     assert one == two
@@ -99,7 +99,8 @@ def test_7_the_logged_settings_are_the_used_ones(tiny):
     saved = data.restore_checkpoint(manager, step, variables=shapes)["variables"]
     params = saved["params"]
     assert params["filters_2"].shape == (2, int(logged["dim"]), int(logged["filters"])) == (2, 12, 7)
-    assert set(params) == {"filters_2", "bias_2", "filters_4", "bias_4", "Head_0"} and logged["widths"] == "[2, 4]"
+    assert set(params) == {"filters_2", "bias_2", "filters_4", "bias_4", "Head_0", "MLP_0"}
+    assert logged["widths"] == "[2, 4]"
     assert params["Head_0"]["Dense_0"]["kernel"].shape == (26, 9) and logged["hidden"] == "[9]"
     groups = data.length_groups(np.load(tiny / "data/prepared/train_titles.npy"), 33, train.CHUNK)
     steps_an_epoch = sum(chunks * steps for _, _, chunks, steps in groups)

@@ -37,17 +37,6 @@ def random_titles(rows, seed=0):
     return ids.astype(np.uint16)
 
 
-def vectors_of(module, ready, ids):
-    """What a module gets for titles: (vectors, weights)."""
-    class Spy:
-        word_ngrams = getattr(module, "word_ngrams", 1)
-
-        def apply(self, variables, vectors, weights):
-            return vectors, weights
-
-    return model.logits.__wrapped__(Spy(), ready, jnp.asarray(ids))
-
-
 # --- the same in plain Python -----------------------------------------------------------------------------------------
 
 def fnv(text):
