@@ -197,32 +197,34 @@ def draw_features(config, features, weights, ids, key):
 
 
 def lookup(table, parts):
-    """Parts as from `draw_features` -> (vectors [B, L, D], weights [B, L]) of words and word n-grams on end, and the
-    parts with the weights divided by their norm, [(rows, shares), ...]: what each row adds to its vector."""
-    norms = [jnp.sqrt(jnp.sum(weight ** 2, -1)) for _, weight in parts]
-    parts = [(rows, weight / jnp.maximum(norm, 1e-6)[..., None])
-             for (rows, weight), norm in zip(parts, norms, strict=True)]
-    vectors = [jnp.einsum("blfd,blf->bld", table[rows], share) for rows, share in parts]
-    return jnp.concatenate(vectors, 1), jnp.concatenate(norms, 1), parts
+    """Parts as from `draw_features` -> (vectors [B, P, D], weights [B, P]) of words and word n-grams on end, and what
+    each row adds to which vector, for `update`: rows [B, X], their shares [B, X], places [X] in 0 to P - 1."""
+    norms, shares, vectors = [], [], []
+    for rows, weight in parts:
+        norms.append(jnp.sqrt(jnp.sum(weight ** 2, -1)))
+        shares.append(weight / jnp.maximum(norms[-1], 1e-6)[..., None])
+        vectors.append(sum(table[rows[..., i]] * shares[-1][..., i, None] for i in range(rows.shape[-1])))
+    size = [rows.shape[2] for rows, _ in parts for _ in range(rows.shape[1])]
+    rows, shares = (jnp.concatenate([x.reshape(len(x), -1) for x in all_parts], 1)
+                    for all_parts in ([rows for rows, _ in parts], shares))
+    return jnp.concatenate(vectors, 1), jnp.concatenate(norms, 1), (rows, shares, np.repeat(np.arange(len(size)), size))
 
 
-def update(table, accumulator, parts, gradients, rate):
+def update(table, accumulator, used, gradients, rate):
     """Row-wise Adagrad on the rows that a batch used: the squared gradients of a row are averaged over its dimensions
     into one accumulator (Duchi et al. 2011 with one rate a row). Rows without a share, such as padding's, are left
     alone.
 
-    Args: table [V, D], accumulator [V], parts [(rows, shares), ...] as from `lookup`, gradients [B, L, D] of the loss
+    Args: table [V, D], accumulator [V], used (rows, shares, places) as from `lookup`, gradients [B, P, D] of the loss
     with respect to its vectors, rate.
     Returns the new (table, accumulator); under jit with donation both are changed in place, without a copy.
     """
-    parts = [(jnp.where(share == 0, len(table), rows), share) for rows, share in parts]  # scatters drop what is outside
-    gradients = jnp.split(gradients, np.cumsum([rows.shape[1] for rows, _ in parts])[:-1], 1)
-    for (rows, share), gradient in zip(parts, gradients, strict=True):
-        accumulator = accumulator.at[rows].add(share ** 2 * jnp.mean(gradient ** 2, -1, keepdims=True), mode="drop")
-    for (rows, share), gradient in zip(parts, gradients, strict=True):
-        step = share * rate / jnp.sqrt(accumulator.at[rows].get(mode="fill", fill_value=1) + 1e-6)
-        table = table.at[rows].add(-step[..., None] * gradient[:, :, None], mode="drop")
-    return table, accumulator
+    rows, shares, places = used
+    rows = jnp.where(shares == 0, len(table), rows)  # out of range, so the scatter drops it
+    square = jnp.mean(gradients ** 2, -1)[:, places]
+    accumulator = accumulator.at[rows].add(shares ** 2 * square, mode="drop")
+    step = shares * rate / jnp.sqrt(accumulator.at[rows].get(mode="fill", fill_value=1) + 1e-6)
+    return table.at[rows].add(-step[..., None] * gradients[:, places], mode="drop"), accumulator
 
 
 @jax.jit

@@ -136,7 +136,7 @@ def make_train_chunk(config):
             ids, y = titles[rows, :width].astype(jnp.int32), labels[rows].astype(jnp.int32)
             key = jax.random.fold_in(run_key, state["step"])
             parts = model.draw_features(config, features, state["weights"], ids, key)
-            vectors, weights, parts = model.lookup(state["table"], parts)
+            vectors, weights, used = model.lookup(state["table"], parts)
             row_weight = weight[y] * jnp.where(doubtful[rows], config["unreliable_weight"], 1.0)
             loss, (gradient, vector_gradient) = jax.value_and_grad(loss_of, (0, 1))(
                 state["params"], vectors, weights, y, row_weight, jax.random.fold_in(key, 1), shift)
@@ -146,7 +146,7 @@ def make_train_chunk(config):
             if not config["freeze_embeddings"]:
                 rate = config["table_lr"] * (1 - state["step"] / config["steps"])
                 new["table"], new["accumulator"] = model.update(
-                    state["table"], state["accumulator"], parts, vector_gradient * len(rows), rate)
+                    state["table"], state["accumulator"], used, vector_gradient * len(rows), rate)
             return new, loss
 
         state, losses = jax.lax.scan(step, state, order)

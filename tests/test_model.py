@@ -198,21 +198,21 @@ def test_lookup_and_update_equal_dense_adagrad():
         rows = [draw.integers(0, 8, (5, 4, 2)), draw.integers(0, 8, (5, 3, 1))]
         weights = [np.where(part == 0, 0, draw.random(part.shape) + 0.1).astype(np.float32) for part in rows]
         gradients = draw.normal(size=(5, 7, 3)).astype(np.float32)
-        vectors, norms, parts = model.lookup(jnp.asarray(table), list(zip(rows, weights, strict=True)))
+        vectors, norms, used = model.lookup(jnp.asarray(table), list(zip(rows, weights, strict=True)))
         norm = np.concatenate([np.sqrt((part ** 2).sum(-1)) for part in weights], 1)
         sums_of_rows = np.concatenate([(dense[part] * weight[..., None]).sum(2)
                                        for part, weight in zip(rows, weights, strict=True)], 1)
         np.testing.assert_allclose(norms, norm, rtol=1e-5)
         np.testing.assert_allclose(vectors, sums_of_rows / np.maximum(norm, 1e-6)[..., None], rtol=1e-3, atol=1e-5)
-        table, accumulator = model.update(jnp.asarray(table), jnp.asarray(accumulator), parts, gradients, 0.1)
-        used = []
+        table, accumulator = model.update(jnp.asarray(table), jnp.asarray(accumulator), used, gradients, 0.1)
+        steps = []
         for part, weight, place in ((rows[0], weights[0], slice(0, 4)), (rows[1], weights[1], slice(4, 7))):
             share = weight / np.maximum(np.sqrt((weight ** 2).sum(-1, keepdims=True)), 1e-6)
             gradient = share[..., None] * np.float64(gradients)[:, place, None]
-            used += zip(part.ravel(), gradient.reshape(-1, 3), strict=True)
-        for i, g in used:
+            steps += zip(part.ravel(), gradient.reshape(-1, 3), strict=True)
+        for i, g in steps:
             sums[i] += (g ** 2).mean()
-        for i, g in used:
+        for i, g in steps:
             dense[i] -= 0.1 * g / np.sqrt(sums[i] + 1e-6)
     np.testing.assert_allclose(table, dense, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(accumulator, sums, rtol=1e-5)
