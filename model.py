@@ -56,78 +56,100 @@ def bag(vectors, weights):
     return jnp.einsum("bld,bl->bd", vectors, weights / jnp.sqrt(jnp.sum(weights ** 2, -1, keepdims=True) + 1e-12))
 
 
-class CNN(nn.Module):
-    """Two classifiers that share the word vectors and are trained together: the sentence CNN (Kim 2014), filters of
-    several widths over the words, the maximum of each over the title, beside them the bag of words, a dense layer; and
-    the MLP. A window begins at every word that has a weight (not at padding, nor at words of which training saw no
-    part), so padding is never pooled."""
+class Pair(nn.Module):
+    """Two classifiers that share the vectors and are trained together: a dense layer on features that know the order
+    of the words, with the bag of words beside them; and the MLP."""
     classes: int
-    word_ngrams: int = 1                                                # for the MLP
+    word_ngrams: int
+    hidden: Sequence[int]
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x, vectors, weights, train):                     # [B, F], [B, P, D], [B, P] -> [2, B, C]
+        x = jnp.concatenate([x, bag(*words_alone(self, vectors, weights))], -1)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return jnp.stack([Head(self.classes, self.hidden, self.dropout)(x, train),
+                          MLP(self.classes)(vectors, weights, train)])
+
+
+def words_alone(module, vectors, weights):
+    """Vectors and weights without those of word n-grams, which follow the words'."""
+    words = vectors.shape[1] // module.word_ngrams
+    return vectors[:, :words], weights[:, :words]
+
+
+class CNN(nn.Module):
+    """The sentence CNN (Kim 2014): filters of several widths over the words, the maximum of each over the title; then a
+    Pair. A window begins at every word that has a weight (not at padding, nor at words of which training saw no part),
+    so padding is never pooled."""
+    classes: int
+    word_ngrams: int = 1
     filters: int = 100                                                  # of each width
     widths: Sequence[int] = (1, 2, 3)
     hidden: Sequence[int] = ()
     dropout: float = 0.4
 
     @nn.compact
-    def __call__(self, vectors, weights, train=False):                  # [B, L, D], [B, L] -> [2, B, C]
-        other = MLP(self.classes)(vectors, weights, train)
-        words = vectors.shape[1] // self.word_ngrams                    # word n-grams follow
-        word = (weights[:, :words] > 0)[..., None]                      # [B, L, 1]
-        vectors = vectors[:, :words] * word
+    def __call__(self, vectors, weights, train=False):                  # [B, P, D], [B, P] -> [2, B, C]
+        words, word = words_alone(self, vectors, weights)
+        word = (word > 0)[..., None]                                    # [B, L, 1]
+        words = words * word
         pooled = []
         for width in self.widths:
             kernel = self.param(f"filters_{width}", nn.initializers.lecun_normal((0, 1), 2),
-                                (width, vectors.shape[-1], self.filters))
+                                (width, words.shape[-1], self.filters))
             windows = self.param(f"bias_{width}", nn.initializers.zeros, (self.filters,))
-            for offset in range(min(width, words)):                     # a convolution as shifted matrix products
-                ahead = jnp.pad(vectors[:, offset:], ((0, 0), (0, offset), (0, 0)))
+            for offset in range(min(width, words.shape[1])):            # a convolution as shifted matrix products
+                ahead = jnp.pad(words[:, offset:], ((0, 0), (0, offset), (0, 0)))
                 windows += ahead @ kernel[offset]                       # [B, L, F]
             pooled.append(jnp.where(word, nn.relu(windows), 0).max(1))  # relu >= 0: an empty title pools to 0
-        pooled.append(bag(vectors, weights[:, :words]))
-        x = nn.Dropout(self.dropout, deterministic=not train)(jnp.concatenate(pooled, -1))
-        return jnp.stack([Head(self.classes, self.hidden, self.dropout)(x, train), other])
+        x = jnp.concatenate(pooled, -1)
+        return Pair(self.classes, self.word_ngrams, self.hidden, self.dropout)(x, vectors, weights, train)
 
 
 class RNN(nn.Module):
     """Gated recurrent units (Cho et al. 2014) over the words in both directions, each up to the last word of the title
-    and not into the padding; the maximum of each unit over the words, a dense layer."""
+    and not into the padding; the maximum of each unit over the words; then a Pair."""
     classes: int
+    word_ngrams: int = 1
     units: int = 100                                                    # in each direction
     hidden: Sequence[int] = ()
-    dropout: float = 0.3
+    dropout: float = 0.4
 
     @nn.compact
-    def __call__(self, vectors, weights, train=False):                  # [B, L, D], [B, L] -> [B, C]
-        word = weights > 0
+    def __call__(self, vectors, weights, train=False):                  # [B, P, D], [B, P] -> [2, B, C]
+        words, word = words_alone(self, vectors, weights)
+        word = word > 0
         length = (word * jnp.arange(1, word.shape[1] + 1)).max(1)
         both = nn.Bidirectional(nn.RNN(nn.GRUCell(self.units)), nn.RNN(nn.GRUCell(self.units)))
-        x = masked_max(both(vectors * word[..., None], seq_lengths=length), word)
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return Head(self.classes, self.hidden, self.dropout)(x, train)
+        x = masked_max(both(words * word[..., None], seq_lengths=length), word)
+        return Pair(self.classes, self.word_ngrams, self.hidden, self.dropout)(x, vectors, weights, train)
 
 
 class Transformer(nn.Module):
     """A small pre-norm encoder (Vaswani et al. 2017; Xiong et al. 2020) that sees words alone, no padding; the maximum
-    over the words, a dense layer."""
+    over the words; then a Pair."""
     classes: int
+    word_ngrams: int = 1
     layers: int = 2
     heads: int = 4
     hidden: Sequence[int] = ()
-    dropout: float = 0.2
+    dropout: float = 0.4
 
     @nn.compact
-    def __call__(self, vectors, weights, train=False):                  # [B, L, D], [B, L] -> [B, C]
-        word, dim = weights > 0, vectors.shape[-1]
+    def __call__(self, vectors, weights, train=False):                  # [B, P, D], [B, P] -> [2, B, C]
+        words, word = words_alone(self, vectors, weights)
+        word, dim = word > 0, words.shape[-1]
         angle = jnp.arange(word.shape[1])[:, None] / 10_000 ** (jnp.arange(dim) // 2 * 2 / dim)
         place = jnp.where(jnp.arange(dim) % 2, jnp.cos(angle), jnp.sin(angle))          # [L, D]
-        x = vectors * word[..., None] + self.param("place", nn.initializers.constant(0.1), ()) * place
+        x = words * word[..., None] + self.param("place", nn.initializers.constant(0.1), ()) * place
         drop = nn.Dropout(self.dropout, deterministic=not train)
         for _ in range(self.layers):
             attention = nn.MultiHeadDotProductAttention(self.heads, qkv_features=self.heads * -(-dim // self.heads))
             x += drop(attention(nn.LayerNorm()(x), mask=nn.make_attention_mask(word, word)))
             x += drop(nn.Dense(dim)(nn.gelu(nn.Dense(4 * dim)(nn.LayerNorm()(x)))))
-        x = drop(masked_max(nn.LayerNorm()(x), word))
-        return Head(self.classes, self.hidden, self.dropout)(x, train)
+        x = masked_max(nn.LayerNorm()(x), word)
+        return Pair(self.classes, self.word_ngrams, self.hidden, self.dropout)(x, vectors, weights, train)
 
 
 def masked_max(x, word):

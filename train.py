@@ -33,8 +33,8 @@ STARTED = time.time()
 DEFAULTS = {  # by model; a flag overrides them
     "mlp": {"lr": 1e-3, "dropout": 0.5, "hidden": [], "word_ngrams": 2, "epochs": 25},
     "cnn": {"lr": 2e-3, "dropout": 0.4, "hidden": [], "word_ngrams": 2, "epochs": 20},
-    "rnn": {"lr": 3e-3, "dropout": 0.3, "hidden": [], "word_ngrams": 1, "epochs": 15},
-    "transformer": {"lr": 1e-3, "dropout": 0.2, "hidden": [], "word_ngrams": 1, "epochs": 15},
+    "rnn": {"lr": 2e-3, "dropout": 0.4, "hidden": [], "word_ngrams": 2, "epochs": 15},
+    "transformer": {"lr": 1e-3, "dropout": 0.3, "hidden": [], "word_ngrams": 2, "epochs": 15},
 }
 SMALL = 40_000         # training rows up to which these epochs and dropout hold; more rows need less (size_rule)
 CHUNK = 8              # steps in one compiled loop at most; titles of a chunk are all short or all long
@@ -209,7 +209,7 @@ def configure(args, meta, titles):
     for name, value in DEFAULTS[args.model].items():
         config[name] = value if config[name] is None else config[name]
     if config["word_ngrams"] > 1 and DEFAULTS[args.model]["word_ngrams"] == 1:
-        raise UserError(f"--word-ngrams {args.word_ngrams}: only mlp and cnn take n-grams of words")
+        raise UserError(f"--word-ngrams {args.word_ngrams}: {args.model} takes no n-grams of words")
     ngrams = config["maxn"] > 0 or config["word_ngrams"] > 1
     usual = DEFAULTS[args.model]
     batch_size, epochs, dropout, buckets = size_rule(

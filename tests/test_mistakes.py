@@ -99,9 +99,9 @@ def test_7_the_logged_settings_are_the_used_ones(tiny):
     saved = data.restore_checkpoint(manager, step, variables=shapes)["variables"]
     params = saved["params"]
     assert params["filters_2"].shape == (2, int(logged["dim"]), int(logged["filters"])) == (2, 12, 7)
-    assert set(params) == {"filters_2", "bias_2", "filters_4", "bias_4", "Head_0", "MLP_0"}
+    assert set(params) == {"filters_2", "bias_2", "filters_4", "bias_4", "Pair_0"}
     assert logged["widths"] == "[2, 4]"
-    assert params["Head_0"]["Dense_0"]["kernel"].shape == (26, 9) and logged["hidden"] == "[9]"
+    assert params["Pair_0"]["Head_0"]["Dense_0"]["kernel"].shape == (26, 9) and logged["hidden"] == "[9]"
     groups = data.length_groups(np.load(tiny / "data/prepared/train_titles.npy"), 33, train.CHUNK)
     steps_an_epoch = sum(chunks * steps for _, _, chunks, steps in groups)
     with open(tiny / "runs/odd/metrics.csv", newline="") as file:

@@ -20,7 +20,7 @@ WORDS = [*data.SPECIALS, *("".join(row[:1 + i % 12]) for i, row in enumerate(LET
 
 def random_variables(name, seed=0, pairs=True):
     """(module, predictor) with every number random, biases and the zero-initialized last layer, too."""
-    config = CONFIG | {"model": name, "word_ngrams": 2 if name in ("mlp", "cnn") and pairs else 1}
+    config = CONFIG | {"model": name, "word_ngrams": 2 if pairs else 1}
     variables = model.init(config, jax.random.key(seed))
     draw = np.random.default_rng(seed)
     fill = lambda x: jnp.asarray(draw.normal(size=x.shape), jnp.float32)  # noqa: E731
@@ -103,8 +103,8 @@ def test_cnn_equals_numpy():
                 part = slice(place * CONFIG["filters"], (place + 1) * CONFIG["filters"])
                 pooled[row, part] = np.maximum(pooled[row, part], window)
     bags = np.stack([bag_of(ready, title, pairs=False) for title in ids])
-    filters = dense_head(np.concatenate([pooled, bags], 1), params["Head_0"])
-    head = params["MLP_0"]["Head_0"]["Dense_0"]
+    filters = dense_head(np.concatenate([pooled, bags], 1), params["Pair_0"]["Head_0"])
+    head = params["Pair_0"]["MLP_0"]["Head_0"]["Dense_0"]
     other = 5 * np.stack([bag_of(ready, title) for title in ids]) @ np.float64(head["kernel"]) + head["bias"]
     expected = (log_softmax(filters) + log_softmax(other)) / 2
     np.testing.assert_allclose(model.logits(module, ready, ids), expected, rtol=1e-3, atol=1e-3)
@@ -115,13 +115,14 @@ def test_cnn_equals_convolution():
     module, variables = random_variables("cnn", pairs=False)
     vectors = jax.random.normal(jax.random.key(1), (3, 7, 6))
     _, state = module.apply({"params": variables["params"]}, vectors, jnp.ones((3, 7)), mutable=["intermediates"],
-                            capture_intermediates=lambda mdl, _: mdl.name == "Head_0")
+                            capture_intermediates=lambda mdl, _: mdl.path == ("Pair_0", "Head_0"))
     parts = [jax.lax.conv_general_dilated(vectors, variables["params"][f"filters_{width}"], (1,), [(0, width - 1)],
                                           dimension_numbers=("NWC", "WIO", "NWC"))
              + variables["params"][f"bias_{width}"] for width in CONFIG["widths"]]
     pooled = jnp.concatenate([jax.nn.relu(part).max(1) for part in parts] + [model.bag(vectors, jnp.ones((3, 7)))], -1)
-    expected = model.Head(5, (8,)).apply({"params": variables["params"]["Head_0"]}, pooled)
-    np.testing.assert_allclose(state["intermediates"]["Head_0"]["__call__"][0], expected, rtol=1e-4, atol=1e-4)
+    expected = model.Head(5, (8,)).apply({"params": variables["params"]["Pair_0"]["Head_0"]}, pooled)
+    found = state["intermediates"]["Pair_0"]["Head_0"]["__call__"][0]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", model.MODELS)

@@ -34,7 +34,6 @@ def small_problem(**changes):
     draw = np.random.default_rng(0)
     titles = draw.integers(0, 20, (64, 4)).astype(np.uint16)  # ids 20 to 29 never occur
     labels = draw.integers(0, 3, 64).astype(np.uint8)
-    config["word_ngrams"] = 2 if config["model"] == "mlp" else 1
     features = model.feature_tables(config, words_of(config["vocabulary"]))
     state = train.init_state(config, features, titles)
     return config, state, (features, titles, labels, labels == 3), train.class_terms(config["balance"], labels, 3)
