@@ -216,8 +216,9 @@ def real_scores(sources, wanted, seeds, folder):
             found.setdefault("mlp and cnn together", []).append((
                 seconds["mlp", seed] + seconds["cnn", seed], *judge([f"mlp-{seed}", f"cnn-{seed}"])))
         if "both" in wanted and seeds > 1:
-            names = [f"{model}-{seed}" for model in ("mlp", "cnn") for seed in range(seeds)]
-            found[f"mlp and cnn, {seeds} seeds of each, together"] = [(sum(seconds.values()), *judge(names))]
+            members = [(model, seed) for model in ("mlp", "cnn") for seed in range(seeds)]
+            found[f"mlp and cnn, {seeds} seeds of each, together"] = [(
+                sum(seconds[member] for member in members), *judge([f"{model}-{seed}" for model, seed in members]))]
         print(source.name, found, file=sys.stderr, flush=True)
     return result
 

@@ -343,6 +343,9 @@ def test_bad_input(trained, tmp_path):
     for flags in (["--epochs", "0"], ["--batch-size", "-1"], ["--lr", "nan"], ["--lr", "x"], ["--dropout", "1"],
                   ["--model", "svm"], ["--seed", "-1"], ["--balance", "maybe"], ["--epoch", "3"], ["--widths"]):
         fails(*flags, words=[flags[0], "--help"])
+    fails("--minn", "5", "--maxn", "4", words=["--minn 5", "--maxn 4"])
+    fails("--word-ngrams", "0", words=["--word-ngrams"])
+    fails("--buckets", "0", words=["--buckets"])
     assert not list((trained / "runs").glob(".*"))
     shutil.copytree(trained / "data", tmp_path / "data")
     labels = tmp_path / "data/prepared/train_labels.npy"
