@@ -16,6 +16,7 @@ The prepared folder (`data/prepared/`), for each split `train`, `valid`, `test`:
 import argparse
 import bz2
 import csv
+import glob
 import gzip
 import hashlib
 import itertools
@@ -132,6 +133,15 @@ def dropout(text):
     return 0.0 if float(text) == 0 else share(text)
 
 
+def neighbour(path):
+    """The temporary name beside `path` that this process writes under; what killed processes left there is removed."""
+    for stale in path.parent.glob(f"{glob.escape(path.name)}.tmp-*"):
+        process = stale.name.rpartition("-")[2]
+        if process.isdigit() and not Path(f"/proc/{process}").exists():
+            shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
+    return path.with_name(f"{path.name}.tmp-{os.getpid()}")
+
+
 @contextmanager
 def write_beside(path, mode="w"):
     """Open a temporary neighbour of `path`; it takes the name `path` only when the block ends without an error.
@@ -142,7 +152,7 @@ def write_beside(path, mode="w"):
             yield file
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    beside = neighbour(path)
     try:
         with open(beside, mode, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else "") as file:
             yield file
@@ -491,6 +501,18 @@ def load_run(folder, models):
         if not (folder / name).is_file() or checksum(folder / name) != config["files"][name]:
             raise UserError(f"{folder / name}: missing, or not the one that this run was trained with")
     return config, read_lines(folder / "vocab.txt"), read_lines(folder / "labels.txt")
+
+
+@contextmanager
+def held(folder):
+    """Keep other trainings away from a run in this block; raises UserError where one is at work on it."""
+    import fcntl
+    with open(folder / "config.json") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another training is at work on this run") from None
+        yield
 
 
 def checkpoint_manager(folder, read_only=False):

@@ -15,7 +15,6 @@ Splits that the source does not give are drawn by --seed, stratified by category
 equal titles stay on one side. Takes about 4 s a million rows on two cores.
 """
 import contextlib
-import glob
 import os
 import re
 import shutil
@@ -100,7 +99,7 @@ def download(url, path, size=None):
 def unpack(archive, folder):
     """Unpack a tar archive into `folder`, refusing members that would land outside it, devices and such."""
     import tarfile
-    beside = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
+    beside = data.neighbour(folder)
     try:
         with tarfile.open(archive) as tar:
             tar.extractall(beside, filter="data")
@@ -614,11 +613,7 @@ def prepare(args):
         raise UserError(f"{args.out}: is there and holds something else than prepared data ({foreign[0]}); choose "
                         "another --out")
     data.settle(out)
-    for stale in out.parent.glob(f"{glob.escape(out.name)}.tmp-*"):  # left by a killed run
-        process = stale.name.rpartition("-")[2]
-        if process.isdigit() and not Path(f"/proc/{process}").exists():
-            shutil.rmtree(stale, ignore_errors=True)
-    beside = out.with_name(f"{out.name}.tmp-{os.getpid()}")
+    beside = data.neighbour(out)
     beside.mkdir(parents=True)
     try:
         with open(beside / "scratch", "w+b") as scratch, open(beside / "text", "w+b") as text:

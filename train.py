@@ -15,7 +15,6 @@ validation split is about 0.82 and 0.86.
 import csv
 import functools
 import math
-import os
 import re
 import shlex
 import shutil
@@ -262,7 +261,7 @@ def free_name(args):
 def make_run(args, folder, config, meta):
     """Make the folder of a new run, whole or not at all; without --name under the next name if this one was taken
     meanwhile. Returns the folder."""
-    beside = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
+    beside = data.neighbour(folder.with_name(f".{folder.name}"))
     try:
         beside.mkdir(parents=True)
         data.write_json(beside / "config.json", config)
@@ -309,7 +308,10 @@ class Tracker:
                 logged = self.client.get_metric_history(self.run_id, "valid_loss")
                 self.logged = max((m.step for m in logged), default=-1)
                 return
-        self.run_id = self.client.create_run(experiment, run_name=folder.name).info.run_id
+        key = f"{folder.name} {config['created']}"  # a run killed before it wrote the note is found by this tag
+        begun = self.client.search_runs([experiment], f"tags.training = '{key}'")
+        self.run_id = (begun[0] if begun else self.client.create_run(
+            experiment, run_name=folder.name, tags={"training": key})).info.run_id
         with data.mlflow_warnings():
             self.client.log_batch(
                 self.run_id, params=[Param(key, str(value)[:6000]) for key, value in (statistics | config).items()],
@@ -367,15 +369,16 @@ def train(args):
     mlflow = connecting.result()
     if args.resume is None:
         folder = make_run(args, folder, config, meta)
-    manager, history = data.checkpoint_manager(folder), []
-    if manager.latest_step() is not None:
-        saved = data.restore_checkpoint(manager, manager.latest_step(), **parts(state), history=None)
-        state, history = saved["variables"] | saved["optimizer"], saved["history"]
     statistics = {key: meta[key] for key in
                   ("source", "categories", "reliable_share", "unknown_share", "mean_words", "cut_share")}
-    with Tracker(*mlflow, folder, config, statistics | {"device": str(jax.devices()[0])}) as tracker:
-        loop(args, folder, config, jax.device_put(features), arrays, state, history, groups, train_chunk, manager,
-             tracker)
+    with data.held(folder):
+        manager, history = data.checkpoint_manager(folder), []
+        if manager.latest_step() is not None:
+            saved = data.restore_checkpoint(manager, manager.latest_step(), **parts(state), history=None)
+            state, history = saved["variables"] | saved["optimizer"], saved["history"]
+        with Tracker(*mlflow, folder, config, statistics | {"device": str(jax.devices()[0])}) as tracker:
+            loop(args, folder, config, jax.device_put(features), arrays, state, history, groups, train_chunk, manager,
+                 tracker)
 
 
 def compiled(config, features, arrays, vectors):

@@ -28,6 +28,31 @@ def assert_one_line_error(done, *words):
         assert str(word) in done.stderr, done.stderr
 
 
+def leaves_equal(first, second):
+    import jax
+    import numpy as np
+    return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
+
+
+def checkpoint(folder):
+    """All that the latest checkpoint of a run holds, without the history's times."""
+    import orbax.checkpoint as ocp
+
+    import data
+    manager = data.checkpoint_manager(folder, read_only=True)
+    saved = manager.restore(manager.latest_step(), args=ocp.args.Composite(
+        variables=ocp.args.StandardRestore(), optimizer=ocp.args.StandardRestore(), history=ocp.args.JsonRestore()))
+    history = [{key: value for key, value in row.items() if key not in ("seconds", "titles_per_second")}
+               for row in saved["history"]]
+    return (saved["variables"], saved["optimizer"]), history
+
+
+def assert_same_run(first, second):
+    (one, history), (two, other) = checkpoint(first), checkpoint(second)
+    assert history == other
+    assert leaves_equal(one, two)
+
+
 def tiny_rows(rows=400, seed=0):
     """[(title, label_quality, language, category)]: four categories of unequal size that words tell apart, a fifth of
     the titles with a word of another category."""

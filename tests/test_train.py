@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, assert_one_line_error, run_script
+from conftest import ROOT, assert_one_line_error, assert_same_run, checkpoint, leaves_equal, run_script
 from mlflow import MlflowClient
 
 import data
@@ -41,10 +41,6 @@ def small_problem(**changes):
 
 def words_of(count):
     return [*data.SPECIALS, *(f"word{i}" for i in range(2, count))]
-
-
-def leaves_equal(first, second):
-    return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
 
 
 @pytest.mark.parametrize("name", model.MODELS)
@@ -190,23 +186,6 @@ def test_more_epochs_compile_nothing_more(tiny, tmp_path):
 
 
 # --- as a user runs it ------------------------------------------------------------------------------------------------
-
-def checkpoint(folder):
-    """All that the latest checkpoint of a run holds, without the history's times."""
-    import orbax.checkpoint as ocp
-    manager = data.checkpoint_manager(folder, read_only=True)
-    saved = manager.restore(manager.latest_step(), args=ocp.args.Composite(
-        variables=ocp.args.StandardRestore(), optimizer=ocp.args.StandardRestore(), history=ocp.args.JsonRestore()))
-    history = [{key: value for key, value in row.items() if key not in ("seconds", "titles_per_second")}
-               for row in saved["history"]]
-    return (saved["variables"], saved["optimizer"]), history
-
-
-def assert_same_run(first, second):
-    (one, history), (two, other) = checkpoint(first), checkpoint(second)
-    assert history == other
-    assert leaves_equal(one, two)
-
 
 def interrupted(folder, name, number, epochs):
     """Start a training, send it a signal after its second epoch, and return (exit status, output)."""

@@ -1,0 +1,80 @@
+"""What the program survives: kills, and others at work at the same time. The long form of the kills is torture.py."""
+import os
+import shutil
+import subprocess
+import sys
+
+import torture
+from conftest import ROOT, assert_one_line_error, assert_same_run, run_script
+from mlflow import MlflowClient
+
+import data
+
+
+def background(name, *args, cwd):
+    command = [sys.executable, "-u", str(ROOT / f"{name}.py"), *map(str, args)]
+    return subprocess.Popen(command, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            env={**os.environ, "MLFLOW_TRACKING_URI": ""})
+
+
+def mlflow_status(folder, name):
+    runs = MlflowClient(f"sqlite:///{folder}/mlflow.db").search_runs(["1"])
+    return [run.info.status for run in runs if run.info.run_name == name]
+
+
+def test_a_few_rounds_of_torture(tmp_path):
+    torture.torture(3, 5, tmp_path)
+
+
+def test_a_kill_before_the_id_of_the_mlflow_run_is_kept(tiny, tmp_path):
+    """Resumed, it goes on with the run that it had begun there."""
+    shutil.copytree(tiny / "data", tmp_path / "data")
+    kill = ("import os, runpy, sys; script = sys.argv[1]; sys.path.insert(0, os.path.dirname(script)); import data;"
+            "write = data.write_beside; data.write_beside = lambda path, *mode: write(path, *mode) "
+            "if path.name != 'mlflow.txt' else os.kill(os.getpid(), 9);"
+            "sys.argv[:] = [script, '--name', 'cut', '--epochs', '1']; runpy.run_path(script, run_name='__main__')")
+    done = subprocess.run([sys.executable, "-c", kill, ROOT / "train.py"], cwd=tmp_path,
+                          env={**os.environ, "MLFLOW_TRACKING_URI": ""})
+    assert done.returncode == -9 and mlflow_status(tmp_path, "cut") == ["RUNNING"]
+    run_script("train", "--resume", "cut", cwd=tmp_path)
+    assert mlflow_status(tmp_path, "cut") == ["FINISHED"]
+    run_id = (tmp_path / "runs/cut/mlflow.txt").read_text().strip()
+    run = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(run_id)
+    assert "dim" in run.data.params and "valid_loss" in run.data.metrics
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(tiny):
+    first = background("train", "--name", "busy", "--epochs", 5000, cwd=tiny)
+    for line in first.stdout:
+        if line.startswith("epoch   1  "):
+            break
+    assert_one_line_error(run_script("train", "--resume", "busy", cwd=tiny, check=False), "runs/busy", "at work")
+    assert_one_line_error(run_script("train", "--name", "busy", cwd=tiny, check=False), "runs/busy", "--resume busy")
+    first.kill()
+    first.communicate()
+    again = background("train", "--resume", "busy", cwd=tiny)
+    assert any(line.startswith("run busy") for line in again.stdout)
+    again.kill()
+    again.communicate()
+
+
+def test_two_trainings_and_an_evaluation_at_the_same_time(trained, tmp_path):
+    """They share the prepared data and a new MLflow database, and each does what it does alone."""
+    shutil.copytree(trained / "data", tmp_path / "data")
+    shutil.copytree(trained / "runs/bag", tmp_path / "runs/bag")
+    flags = ("--epochs", 4, "--dim", 16)
+    together = [background("train", "--name", "one", *flags, cwd=tmp_path),
+                background("train", "--name", "two", "--seed", 1, *flags, cwd=tmp_path),
+                background("evaluate", "--ckpt", "bag", "--json", cwd=tmp_path)]
+    output = [process.communicate() for process in together]
+    assert [process.returncode for process in together] == [0, 0, 0], output
+    assert output[2][0] == run_script("evaluate", "--ckpt", "bag", "--json", cwd=tmp_path).stdout
+    assert_same_run(tmp_path / "runs/one", trained / "runs/bag")
+    assert mlflow_status(tmp_path, "one") == mlflow_status(tmp_path, "two") == ["FINISHED"]
+    same = [background("train", "--name", "same", *flags, cwd=tmp_path) for _ in range(2)]
+    errors = [process.communicate()[1] for process in same]
+    assert sorted(process.returncode for process in same) == [0, 2], errors
+    assert_same_run(tmp_path / "runs/same", trained / "runs/bag")
+    assert mlflow_status(tmp_path, "same") == ["FINISHED"]
+    assert sorted(os.listdir(tmp_path / "runs")) == ["bag", "one", "same", "two"]
+    data.load_prepared(tmp_path / "data/prepared")
