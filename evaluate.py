@@ -124,13 +124,16 @@ def restore(folder, which):
 
 def interval(labels, predictions, seed=0, resamples=RESAMPLES):
     """95 % bootstrap interval of the balanced accuracy, rows drawn again within each category: there the number of
-    right ones among n is binomial, so no row need be drawn (Efron and Tibshirani 1993, percentile method)."""
+    right ones among n is binomial, so no row need be drawn (Efron and Tibshirani 1993, percentile method). It is drawn
+    with recall (right + 1/2) / (n + 1), so that a small category without a mistake is not taken to be perfect; the
+    deviations are added to the recall measured."""
     size = np.bincount(labels)
-    recall = np.bincount(labels[labels == predictions], minlength=len(size))[size > 0] / size[size > 0]
+    right = np.bincount(labels[labels == predictions], minlength=len(size))[size > 0]
     size = size[size > 0]
+    recall = (right + 0.5) / (size + 1)
     draw = np.random.default_rng(seed)
-    draws = [np.mean(draw.binomial(size, recall) / size) for _ in range(resamples)]
-    return [float(x) for x in np.quantile(draws, [0.025, 0.975])]
+    draws = [np.mean(draw.binomial(size, recall) / size - recall) for _ in range(resamples)]
+    return [float(x) for x in np.clip(np.mean(right / size) + np.quantile(draws, [0.025, 0.975]), 0, 1)]
 
 
 def summarize(labels, result):

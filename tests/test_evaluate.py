@@ -308,3 +308,24 @@ def test_interval_narrows_with_rows():
         assert low < metrics.balanced_accuracy_score(labels, predictions) < high
         widths.append(high - low)
     assert 8 < widths[0] / widths[1] < 12  # 1 / sqrt(rows)
+
+
+@pytest.mark.parametrize("categories, rows, recall", [
+    (120, (5, 300), (0.6, 0.98)), (300, (1, 30), (0.3, 0.95)), (6, (9, 140), (0.75, 0.95)), (3, (5, 20), (0.9, 1))])
+def test_the_interval_covers_the_true_value(categories, rows, recall):
+    """Of 300 simulated test sets with known recall; 0.95 - 3 standard errors is 0.91. Drawn with the recall measured it
+    would be 0.88 for many small categories and 0.74 for three."""
+    draw, covered = np.random.default_rng(0), 0
+    for _ in range(300):
+        size, truth = draw.integers(*rows, categories), draw.uniform(*recall, categories)
+        labels = np.repeat(np.arange(categories), size)
+        predictions = np.where(draw.random(len(labels)) < truth[labels], labels, -1)
+        low, high = evaluate.interval(labels, predictions, resamples=300)
+        covered += low <= truth.mean() <= high
+    assert covered / 300 > 0.91
+
+
+def test_the_interval_of_a_perfect_score_has_a_width():
+    labels = np.repeat(np.arange(4), 10)
+    low, high = evaluate.interval(labels, labels)
+    assert 0.85 < low < 0.99 and high == 1

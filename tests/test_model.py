@@ -1,4 +1,5 @@
 """The modules, the sparse table and the scores against plain NumPy and scikit-learn."""
+import functools
 import itertools
 import zlib
 
@@ -242,6 +243,31 @@ def test_row_weights_equal_scikit_learn():
         count = min(total.get(row, 0), 300)
         assert np.isclose(found[row], np.log(301 / (1 + count)) + 1 if count else 0, rtol=1e-5), row
     assert found[0] == 0 and np.isclose(found[1], np.log(301 / (1 + rare)) + 1)
+
+
+@pytest.mark.parametrize("name", model.MODELS)
+def test_gradients_equal_finite_differences(name, monkeypatch):
+    """Of the loss with respect to all parameters and to the vectors, in float64 along random directions."""
+    monkeypatch.setattr(model.nn, "GRUCell", functools.partial(model.nn.GRUCell, param_dtype=jnp.float64))
+    module, ready = random_variables(name)
+    vectors, weights = model.inputs(module, ready, jnp.asarray(random_titles(12)))
+    labels, draw = np.random.default_rng(1).integers(0, 5, 12), np.random.default_rng(2)
+    with jax.enable_x64(True):
+        point = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64) * 0.3, (ready["params"], vectors))
+        weights = jnp.asarray(weights, jnp.float64)
+
+        @jax.jit
+        def loss(point):
+            z = jax.nn.log_softmax(module.apply({"params": point[0]}, point[1], weights))
+            return -z[..., np.arange(12), labels].mean()
+
+        gradient = jax.grad(loss)(point)
+        for _ in range(5):
+            way = jax.tree.map(lambda x: jnp.asarray(draw.normal(size=x.shape)), point)
+            there, back = (loss(jax.tree.map(lambda x, d, h=h: x + h * d, point, way)) for h in (1e-7, -1e-7))
+            expected = (there - back) / 2e-7
+            slope = sum(jnp.vdot(g, d) for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(way), strict=True))
+            np.testing.assert_allclose(slope, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_best_is_the_first_maximum():
