@@ -4,12 +4,13 @@
     python tests/benchmark.py                      # about 20 minutes on two cores
     python tests/benchmark.py --json > speed.json
     python tests/benchmark.py --rows 100000 --only mlp fasttext-hs
-    python tests/benchmark.py --rows 20000000 --only prepare mlp-1-epoch    # needs 8 GB of disk
+    python tests/benchmark.py --rows 20000000 --only prepare mlp-words-1-epoch    # needs 8 GB of disk
     python tests/benchmark.py --scores FOLDER --only svm fasttext mlp cnn both    # scores on real data, see below
 
 Peers: fastText with 2 threads and its default rate, softmax and hierarchical softmax, on the same normalized words; the
 course's models in PyTorch (words averaged, layers of 256 and 128; 100 filters over each of 2, 3 and 4 words), a table
-of 50,000 words, Adam, batches of 128. Every model has 100 numbers a word vector.
+of 50,000 words, Adam, batches of 128. Every model has 100 numbers a word vector. `mlp` and `cnn` have their n-grams,
+`-pairs` is without those of characters, `-words` without any: this is what the peers have, so ratios compare with it.
 `titles/s` counts training alone (for fastText without the reading of its file); `wall` is the whole command from
 start-up to the last checkpoint; scores are on the same test split. Machines are noisy: trust ratios of one run.
 
@@ -269,10 +270,10 @@ def table_step(rows, small=50_000, large=2_000_000, batch_size=1024, width=9, re
 
 # --- the measurements -------------------------------------------------------------------------------------------------
 
-def ours(folder, name, model, epochs, rows):
+def ours(folder, name, model, epochs, flags, rows):
     """A row of the table: train.py and evaluate.py."""
     seconds, peak, _ = measured(*script("train", "--data", "prepared", "--model", model, "--name", name, "--epochs",
-                                        epochs, "--dim", DIM), folder=folder)
+                                        epochs, "--dim", DIM, *flags), folder=folder)
     scores = json.loads(measured(*script("evaluate", "--data", "prepared", "--ckpt", f"{name}/latest", "--json"),
                                  folder=folder)[2])
     header, *lines = (folder / "runs" / name / "metrics.csv").read_text().splitlines()
@@ -303,11 +304,12 @@ def classify_speed(folder, name):
     return speed
 
 
-def ratios(table, mlp="mlp", once="mlp-1-epoch"):
+def ratios(table):
     """What the table says about speed for equal scores; above 1 is better for us."""
+    mlp, once = "mlp-words", "mlp-words-1-epoch"
     found, by = {}, {row["model"]: row for row in table}
     for peer, model in (("fasttext-softmax", mlp), ("fasttext-hs", mlp), ("torch-mlp", mlp),
-                        ("torch-cnn", "cnn-1-epoch")):
+                        ("torch-cnn", "cnn-words-1-epoch")):
         if peer in by and model in by:
             found[f"titles/s, {model} / {peer}"] = by[model]["titles_per_second"] / by[peer]["titles_per_second"]
             found[f"balanced accuracy, {model} - {peer}"] = (
@@ -316,12 +318,15 @@ def ratios(table, mlp="mlp", once="mlp-1-epoch"):
         enough = [by[name][kind] for name in (once, mlp) if name in by and peer in by
                   and by[name]["balanced_accuracy"] >= by[peer]["balanced_accuracy"]]
         if enough:
-            found[f"{kind.removesuffix('_s')} time, {peer} / mlp until as good"] = by[peer][kind] / min(enough)
+            found[f"{kind.removesuffix('_s')} time, {peer} / {mlp} until as good"] = by[peer][kind] / min(enough)
     return found
 
 
 def benchmark(args, folder):
-    rows = {"mlp": ("mlp", args.epochs), "mlp-1-epoch": ("mlp", 1), "cnn-1-epoch": ("cnn", 1)}
+    words, pairs = ("--maxn", 0, "--word-ngrams", 1), ("--maxn", 0)
+    rows = {"mlp": ("mlp", args.epochs, ()), "mlp-pairs": ("mlp", args.epochs, pairs),
+            "mlp-words": ("mlp", args.epochs, words), "mlp-words-1-epoch": ("mlp", 1, words),
+            "cnn-1-epoch": ("cnn", 1, ()), "cnn-words-1-epoch": ("cnn", 1, words)}
     peers = {"fasttext-softmax": args.epochs, "fasttext-hs": args.epochs, "torch-mlp": 1, "torch-cnn": 1}
     parts = ["prepare", *rows, *peers, "classify", "table-size", "help"]
     wanted = args.only or parts
@@ -356,7 +361,7 @@ def benchmark(args, folder):
             say(table[-1])
     if "classify" in wanted:
         result["classify"] = {row["model"]: classify_speed(folder, row["model"]) for row in table
-                              if row["model"] in ("mlp-1-epoch", "cnn-1-epoch")}
+                              if row["model"] in ("mlp", "mlp-words-1-epoch", "cnn-1-epoch")}
     if "table-size" in wanted:
         result["step_ms_by_table_rows"] = table_step(100_000)
     if "help" in wanted:
