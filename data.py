@@ -318,9 +318,26 @@ def checksum(path):
     return digest.hexdigest()
 
 
-def fingerprint(files):
-    """Identity of prepared data: a digest of the names and checksums in meta["files"]."""
-    return hashlib.blake2b(json.dumps(files, sort_keys=True).encode(), digest_size=8).hexdigest()
+def fingerprint(value):
+    """A digest of what can be written as JSON; of the checksums in meta["files"] it is the identity of the data."""
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def signed(value):
+    """The dictionary with its own digest as `checksum`, for `read_signed`."""
+    value = {key: value[key] for key in value if key != "checksum"}
+    return value | {"checksum": fingerprint(value)}
+
+
+def read_signed(path, again):
+    """A dictionary that `signed` made, from a JSON file; raises UserError, which says what to do `again`, where it has
+    another format version or was changed."""
+    value = read_json(path)
+    if value.get("format") != FORMAT:
+        raise UserError(f"{path}: format version {value.get('format')}, expected {FORMAT}; {again}")
+    if value != signed(value):
+        raise UserError(f"{path}: changed since it was written; {again}")
+    return value
 
 
 def read_lines(path):
@@ -380,12 +397,8 @@ def load_prepared(folder, splits=SPLITS, text=None):
     again = "run prepare.py again"
     if not (folder / "meta.json").is_file():
         raise UserError(f"{folder}: no prepared data here; run prepare.py, or name its folder with --data")
-    meta = read_json(folder / "meta.json")
-    if meta.get("format") != FORMAT:
-        raise UserError(f"{folder}/meta.json: format version {meta.get('format')}, expected {FORMAT}; {again}")
-    files = meta.get("files")
-    if not isinstance(files, dict) or meta.get("fingerprint") != fingerprint(files):
-        raise UserError(f"{folder}/meta.json: changed since it was written; {again}")
+    meta = read_signed(folder / "meta.json", again)
+    files = meta["files"]
 
     def checked(name):
         path = folder / name
@@ -469,11 +482,14 @@ def find_run(ckpt, runs, fingerprint=None):
             if config.get("format") != FORMAT or fingerprint not in (None, config.get("fingerprint")):
                 continue
             if ckpt == "best" and (folder / "metrics.csv").is_file():
-                with open(folder / "metrics.csv", encoding="utf-8", newline="") as file:
-                    scores = [float(row["valid_balanced_accuracy"]) for row in csv.DictReader(file)]
+                try:
+                    with open(folder / "metrics.csv", encoding="utf-8", newline="") as file:
+                        scores = [float(row["valid_balanced_accuracy"]) for row in csv.DictReader(file)]
+                except (ValueError, TypeError, KeyError, csv.Error):
+                    raise UserError(f"{folder}/metrics.csv: not what train.py wrote; name a run with --ckpt") from None
                 found += [(max(scores), folder)] if scores else []
             if ckpt == "latest" and any(path.name.isdigit() for path in (folder / "checkpoints").glob("*")):
-                found.append((config["created"], folder))
+                found.append((config.get("created", 0), folder))
         if not found:
             raise UserError(f"{runs}: no trained run here{' on this data' if fingerprint else ''}; run train.py first")
         return max(found, key=lambda item: item[0])[1], ckpt
@@ -489,12 +505,7 @@ def find_run(ckpt, runs, fingerprint=None):
 def load_run(folder, models):
     """(config, vocab, labels) of a run: a dictionary, and two lists of str, checked to be those it was trained with.
     Raises UserError where they are not, or its model is not among `models`."""
-    config = read_json(folder / "config.json")
-    if config.get("format") != FORMAT:
-        raise UserError(f"{folder}/config.json: format version {config.get('format')}, expected {FORMAT}; train again")
-    if missing := {"model", "files", "fingerprint", "classes", "vocabulary", "dim", "max_len", "balance", "minn",
-                   "maxn", "word_ngrams", "buckets", "training_rows"} - set(config):
-        raise UserError(f"{folder}/config.json: has no {min(missing)}; this is not what train.py wrote")
+    config = read_signed(folder / "config.json", "train again")
     if config["model"] not in models:
         raise UserError(f"{folder}: its model {config['model']} is not in model.py")
     for name in ("vocab.txt", "labels.txt"):
@@ -515,14 +526,35 @@ def held(folder):
         yield
 
 
+def checksums(step, part):
+    """{path in the folder of a checkpoint: checksum} of its files, or of those in its folder `part`."""
+    return {str(path.relative_to(step)): checksum(path) for path in sorted((step / part).rglob("*"))
+            if path.is_file() and path != step / "sums.json"}
+
+
+def check_files(step, part=""):
+    """Raise UserError where files of a checkpoint's folder are not what `save_checkpoint` wrote: Orbax does not see
+    every change. A save killed at its very end has no sums.json and is whole."""
+    if not (step / "sums.json").exists():
+        return
+    wanted, found = read_json(step / "sums.json"), checksums(step, part)
+    for name in sorted(found.keys() | {name for name in wanted if not part or name.startswith(f"{part}/")}):
+        if found.get(name) != wanted.get(name):
+            raise UserError(f"{step / name}: not what train.py saved (cut short, changed or missing); remove {step} to "
+                            "do without this checkpoint")
+
+
 def checkpoint_manager(folder, read_only=False):
     """Orbax's manager of a run's checkpoints: keeps the latest and the best by validation balanced accuracy. Saves are
-    synchronous and atomic: a killed save leaves a temporary folder, which the next training removes."""
+    synchronous and atomic: a killed save leaves a temporary folder, which the next training removes. Raises UserError
+    where what tells the best from the others is damaged."""
     import logging
 
     import orbax.checkpoint as ocp
     from orbax.checkpoint import checkpoint_managers as policies
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    for step in (Path(folder) / "checkpoints").glob("[0-9]*"):
+        check_files(step, "metrics")
 
     def metric(metrics):
         return metrics["valid_balanced_accuracy"]
@@ -545,6 +577,9 @@ def save_checkpoint(manager, step, variables, optimizer, history, metrics):
         saved = not failure and manager.save(step, metrics=metrics, force=True, args=ocp.args.Composite(
             variables=ocp.args.StandardSave(variables), optimizer=ocp.args.StandardSave(optimizer),
             history=ocp.args.JsonSave(history)))
+        if saved:
+            folder = Path(manager.directory) / str(step)
+            write_json(folder / "sums.json", checksums(folder, ""))
     except (OSError, ValueError) as error:  # TensorStore raises ValueError where it cannot write
         failure = str(error)[:200]
     if not saved:
@@ -565,7 +600,8 @@ def restore_checkpoint(manager, step, **targets):
     def shapes(tree):
         return sorted((x.shape, str(x.dtype)) for x in jax.tree.leaves(tree))
 
-    folder, arguments = manager.directory / str(step), {}
+    folder, arguments = Path(manager.directory) / str(step), {}
+    check_files(folder)
     try:
         for name, target in targets.items():
             if target is None:

@@ -539,7 +539,8 @@ def read_vectors(path, vocab, bad):
                     raise ValueError
                 if place is None or exact[place] or (normal != word and vectors[place].any()):
                     continue
-                values = np.array(numbers, np.float32)
+                with np.errstate(over="ignore"):  # what does not fit is infinite
+                    values = np.array(numbers, np.float32)
                 if not np.isfinite(values).all():
                     raise ValueError
                 vectors[place], exact[place] = values, normal == word
@@ -624,7 +625,7 @@ def prepare(args):
         with ThreadPoolExecutor(args.threads) as pool:
             files = {path.name: digest for path, digest in zip(paths, pool.map(data.checksum, paths), strict=True)}
         summary |= {"files": files, "fingerprint": data.fingerprint(files)}
-        data.write_json(beside / "meta.json", summary)
+        data.write_json(beside / "meta.json", data.signed(summary))
         written = sum(path.stat().st_size for path in beside.iterdir())
         data.swap_in(beside, out)
     except OSError as error:

@@ -250,7 +250,7 @@ def choose_run(args, meta, titles):
         raise UserError(f"--name {name}: use letters, digits, '-', '_' and '.', and not best or latest")
     if (args.runs / name).exists():
         raise UserError(TAKEN.format(folder=args.runs / name))
-    return args.runs / name, configure(args, meta, titles) | {"created": time.time()}
+    return args.runs / name, data.signed(configure(args, meta, titles) | {"created": time.time()})
 
 
 def free_name(args):
@@ -410,7 +410,7 @@ def loop(args, folder, config, features, arrays, state, history, groups, train_c
     parameters = sum(x.size for x in jax.tree.leaves(state["params"]))
     print(f"run {name}{' (SYNTHETIC DATA)' if config['synthetic'] else ''} on {jax.devices()[0]}: "
           + ", ".join(f"{key}={value}" for key, value in config.items()
-                      if key not in ("created", "files", "format", "training_rows")))
+                      if key not in ("checksum", "created", "files", "format", "training_rows")))
     print(f"{rows:,} rows, {config['steps']:,} steps of {config['batch_size']}; {parameters:,} parameters and a table "
           f"of {len(state['table']):,} x {config['dim']} ({state['table'].nbytes / 1e6:,.0f} MB); chance loss "
           f"ln {config['classes']} = {math.log(config['classes']):.3f}")

@@ -177,7 +177,7 @@ def rewrite_meta(folder, **changes):
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8")) | changes
     meta["files"] = {name: data.checksum(folder / name) for name in meta["files"]}
     meta["fingerprint"] = data.fingerprint(meta["files"])
-    (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    data.write_json(folder / "meta.json", data.signed(meta))
 
 
 def test_load_prepared_gives_what_the_files_hold(prepared):

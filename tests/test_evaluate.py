@@ -102,7 +102,7 @@ def test_which_run(trained, tmp_path):
     shutil.copytree(trained / "runs/bag", runs / "two")
     for name, best, created in (("one", 2.0, 1), ("two", 1.0, 2)):
         config = data.read_json(runs / name / "config.json")
-        data.write_json(runs / name / "config.json", config | {"created": created})
+        data.write_json(runs / name / "config.json", data.signed(config | {"created": created}))
         (runs / name / "metrics.csv").write_text(f"epoch,valid_balanced_accuracy\n1,0.5\n2,{best}\n3,0\n")
     mark = config["fingerprint"]
     assert data.find_run("best", runs, mark) == (runs / "one", "best")
@@ -119,10 +119,10 @@ def test_which_run(trained, tmp_path):
         (runs / name / "metrics.csv").write_text("epoch,valid_balanced_accuracy\n")
     shutil.copytree(runs / "one", runs / "begun")  # stopped in its first epoch, so without a row
     (runs / "begun/metrics.csv").unlink()
-    data.write_json(runs / "begun/config.json", config | {"created": 3})
+    data.write_json(runs / "begun/config.json", data.signed(config | {"created": 3}))
     assert data.find_run("best", runs, mark) == (runs / "one", "best")
     assert data.find_run("latest", runs, mark) == (runs / "begun", "latest")
-    data.write_json(runs / "one/config.json", config | {"fingerprint": "other data"})
+    data.write_json(runs / "one/config.json", data.signed(config | {"fingerprint": "other data"}))
     assert data.find_run("best", runs, mark) == (runs / "two", "best")
 
 
@@ -223,15 +223,15 @@ def test_a_checkpoint_that_does_not_fit(trained, tmp_path):
 
     shutil.copytree(trained / "runs/bag", tmp_path / "bag")
     config = data.read_json(tmp_path / "bag/config.json")
-    data.write_json(tmp_path / "bag/config.json", config | {"dim": 17})
+    data.write_json(tmp_path / "bag/config.json", data.signed(config | {"dim": 17}))
     fails("checkpoint")
-    data.write_json(tmp_path / "bag/config.json", config | {"format": 0})
+    data.write_json(tmp_path / "bag/config.json", data.signed(config | {"format": 0}))
     fails("format version")
-    data.write_json(tmp_path / "bag/config.json", config | {"model": "svm"})
+    data.write_json(tmp_path / "bag/config.json", data.signed(config | {"model": "svm"}))
     fails("svm", "model.py")
-    data.write_json(tmp_path / "bag/config.json", {key: config[key] for key in config if key != "dim"})
-    fails("config.json", "dim")
-    data.write_json(tmp_path / "bag/config.json", config | {"fingerprint": "other"})
+    data.write_json(tmp_path / "bag/config.json", config | {"dim": 17})
+    fails("config.json", "changed")
+    data.write_json(tmp_path / "bag/config.json", data.signed(config | {"fingerprint": "other"}))
     fails("other data")
     data.write_json(tmp_path / "bag/config.json", config)
     words = (tmp_path / "bag/vocab.txt").read_text().split("\n")
@@ -293,7 +293,7 @@ def test_runs_that_do_not_go_together(trained, tmp_path):
     labels = data.read_lines(other / "labels.txt")
     data.write_lines(other / "labels.txt", [label.lower() for label in labels])
     files = config["files"] | {"labels.txt": data.checksum(other / "labels.txt")}
-    data.write_json(other / "config.json", config | {"files": files})
+    data.write_json(other / "config.json", data.signed(config | {"files": files}))
     done = run_script("evaluate", "--ckpt", "bag", other, cwd=trained, check=False)
     assert_one_line_error(done, "other labels")
 

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 
+import fuzz
 import torture
 from conftest import ROOT, assert_one_line_error, assert_same_run, run_script
 from mlflow import MlflowClient
@@ -24,6 +25,13 @@ def mlflow_status(folder, name):
 
 def test_a_few_rounds_of_torture(tmp_path):
     torture.torture(3, 5, tmp_path)
+
+
+def test_damaged_files_are_refused_or_harmless(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    count = fuzz.fuzz(150, 1, tmp_path)
+    for kind in ("raw", "prepared", "run"):  # it damages what matters
+        assert sum(often for what, often in count.items() if what.startswith(kind) and "refused" in what) > 10
 
 
 def test_a_kill_before_the_id_of_the_mlflow_run_is_kept(tiny, tmp_path):

@@ -648,6 +648,12 @@ def test_bad_lines_of_vectors_are_counted(tmp_path):
         prepare.read_vectors(path, VOCAB, prepare.BadRows(0.01))
 
 
+def test_a_number_too_large_for_float32_makes_a_bad_line(tmp_path, recwarn):
+    bad = prepare.BadRows(4)
+    vectors = prepare.read_vectors(save(tmp_path / "v.txt", "mesa 1 2\nx9 1e99 1\n"), VOCAB, bad)
+    assert bad.count == 1 and not vectors[VOCAB.index("x9")].any() and not recwarn.list
+
+
 def test_vectors_are_prepared_and_the_share_found_is_told(prep):
     save("titles.csv", COUNTED)
     vectors = "5 2\nALFA 1 2 \nbéta 3 4 \nsoloval 5 6 \n<pad> 7 7\n<unknown> 8 8\n"

@@ -1,0 +1,175 @@
+"""Damage files at random and see what the program makes of them; pytest does some of it (test_faults.py). At length:
+
+    python tests/fuzz.py --mutants 10000           # about 10 minutes on two cores
+
+A mutant is a file with a bit flipped, bytes cut away, zeroed, repeated or put in at random, or taken from a list of
+troublesome ones. Of raw titles and vectors (CSV, JSON lines, fastText, compressed or not) prepare.py makes arrays that
+load, or says in one line what is wrong. Of prepared data and of a run (configuration, vocabulary, checkpoint) nothing
+is let in that differs from what was written.
+"""
+import argparse
+import bz2
+import collections
+import contextlib
+import gzip
+import io
+import json
+import lzma
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from conftest import run_script, tiny_rows, write_csv
+
+import data
+import evaluate
+import prepare
+from data import UserError
+
+TROUBLE = [b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b'"', b'""', b"\r", b"\n\n", b"\t", b",", b"\\", b"{", b"]", b"NaN",
+           b"__label__", b"1e999", b"-1", b"999999999999999999999", "\u0301\u202e\U0001f600".encode(), b"\xed\xa0\x80",
+           b"x" * 70_000]
+LIMIT = 20  # seconds that a mutant may take
+
+
+def mutated(content, draw):
+    content = bytearray(content)
+    for _ in range(draw.choice([1, 1, 1, 3])):
+        place = draw.randrange(len(content) + 1)
+        end = min(len(content), place + draw.choice([1, 4, 16, 300]))
+        kind = draw.choice(["flip", "cut", "end", "zero", "repeat", "trouble"])
+        if kind == "flip" and place < len(content):
+            content[place] ^= 1 << draw.randrange(8)
+        elif kind == "cut":
+            del content[place:end]
+        elif kind == "end":
+            del content[place:]
+        elif kind == "zero":
+            content[place:end] = bytes(end - place)
+        elif kind == "repeat":
+            content[place:place] = content[place:end] * draw.choice([1, 50])
+        else:
+            content[place:place] = draw.choice(TROUBLE)
+    return bytes(content)
+
+
+def raw_files(folder):
+    """{name: content} of small files of every form."""
+    rows = tiny_rows(60)
+    titles = write_csv(folder / "titles.csv", rows).read_bytes()
+    lines = "".join(json.dumps({"title": title, "category": category, "language": language}) + "\n"
+                    for title, _, language, category in rows).encode()
+    labelled = "".join(f"__label__{category} {title}\n" for title, _, _, category in rows).encode()
+    return {"titles.csv": titles, "titles.jsonl": lines, "titles.txt": labelled, "titles.csv.gz": gzip.compress(titles),
+            "titles.jsonl.bz2": bz2.compress(lines), "titles.txt.xz": lzma.compress(labelled)}
+
+
+def main_of(module, *args):
+    """Exit status and standard error of a script's main, in this process."""
+    errors, sys.argv = io.StringIO(), [f"{module.__name__}.py", *map(str, args)]
+    with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            data.run(module.main)
+            return 0, errors.getvalue()
+        except SystemExit as leave:
+            return leave.code or 0, errors.getvalue()
+
+
+def fuzz_raw(folder, draw):
+    """prepare.py on a mutant of a raw file, or of a file of vectors."""
+    files = raw_files(folder)
+    name, flags = draw.choice(list(files)), []
+    (folder / name).write_bytes(mutated(files[name], draw))
+    if draw.random() < 0.3:
+        vectors = b"funda 1 2\nmesa 0.5 -1\nsilla 3 4\nazul 1e-3 0\n"
+        (folder / name).write_bytes(files[name])
+        (folder / "words.vec").write_bytes(mutated(vectors, draw))
+        flags = ["--vectors", folder / "words.vec"]
+    status, errors = main_of(prepare, "--data", folder / name, "--out", folder / "out", "--max-bad-rows", 0.5, *flags)
+    shown = [line for line in errors.splitlines() if not line.startswith("warning: ")]
+    assert (status, len(shown)) in ((0, 0), (2, 1)), (status, errors)
+    if status == 0:
+        meta, arrays = data.load_prepared(folder / "out")
+        assert sum(len(split["labels"]) for split in arrays.values()) == sum(meta["rows"].values()) > 0
+        assert all(split["labels"].max(initial=0) < len(meta["labels"]) for split in arrays.values())
+        assert meta["vectors"] is None or np.isfinite(meta["vectors"]).all()
+    return f"{name}{' and vectors' if flags else ''}: {'taken' if status == 0 else 'refused'}"
+
+
+def damaged(source, target, draw):
+    """Copy a folder and damage one of its files; returns its name."""
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target)
+    path = draw.choice([path for path in sorted(target.rglob("*")) if path.is_file()])
+    content, others = path.read_bytes(), [other for other in target.rglob("*") if other.is_file() and other != path]
+    kind = draw.choice(["mutant"] * 8 + ["gone", "other"])
+    if kind == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(draw.choice(others).read_bytes() if kind == "other" else mutated(content, draw))
+    return path.relative_to(target)
+
+
+def equal(first, second):
+    """Equal nested lists, dictionaries, arrays and plain values."""
+    return jax.tree.structure(first) == jax.tree.structure(second) and all(
+        np.array_equal(a, b, equal_nan=not isinstance(a, str)) if isinstance(a, (np.ndarray, jax.Array)) else a == b
+        for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
+
+
+def fuzz_folder(load, source, target, draw):
+    """Loading a damaged folder gives what the sound one holds, or says in one line what is wrong."""
+    name, wanted = damaged(source, target, draw), load(source)
+    try:
+        found = load(target)
+    except (UserError, OSError) as error:
+        assert "\n" not in str(error), error
+        return f"{name.parts[0]}: refused"
+    assert equal(found, wanted), f"a changed {name} was let in"
+    return f"{name.parts[0]}: harmless"
+
+
+def fuzz(mutants, seed, folder):
+    """Raises what a mutant raises that no user should see; returns how often each thing happened."""
+    draw, count = random.Random(seed), collections.Counter()
+    write_csv(folder / "tiny.csv", tiny_rows())
+    run_script("prepare", "--data", "tiny.csv", cwd=folder)
+    run_script("train", "--name", "bag", "--epochs", 2, "--dim", 8, cwd=folder)
+    for number in range(mutants):
+        started, kind = time.time(), draw.choice(["raw", "raw", "prepared", "run"])
+        try:
+            if kind == "raw":
+                done = fuzz_raw(folder, draw)
+            elif kind == "prepared":
+                done = fuzz_folder(lambda path: data.load_prepared(path, text="test"), folder / "data/prepared",
+                                   folder / "damaged", draw)
+            else:
+                done = fuzz_folder(lambda path: evaluate.restore(path, "best"), folder / "runs/bag", folder / "damaged",
+                                   draw)
+        except BaseException:
+            print(f"mutant {number} of seed {seed} ({kind})", file=sys.stderr)
+            raise
+        assert time.time() - started < LIMIT, f"mutant {number} of seed {seed} took {time.time() - started:.0f} s"
+        count[f"{kind}, {done}"] += 1
+    return count
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mutants", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    os.environ["MLFLOW_TRACKING_URI"] = ""
+    with tempfile.TemporaryDirectory() as folder:
+        for what, often in sorted(fuzz(args.mutants, args.seed, Path(folder)).items()):
+            print(f"{often:6,}  {what}")
+
+
+if __name__ == "__main__":
+    main()
