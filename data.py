@@ -19,6 +19,7 @@ import csv
 import glob
 import gzip
 import hashlib
+import io
 import itertools
 import json
 import lzma
@@ -38,6 +39,7 @@ import numpy as np
 FORMAT = 2  # raise it when the prepared files change their meaning
 SPLITS = ("train", "valid", "test")
 PAD, UNKNOWN = 0, 1
+INFLATION, LONGEST_LINE = 100, 8 << 20  # how far compressed files may grow, and bytes of a line (titles, vectors)
 SPECIALS = ["<pad>", "<unknown>"]  # no title can contain them: the tokenizer leaves no punctuation
 
 
@@ -167,12 +169,46 @@ def write_beside(path, mode="w"):
 
 
 def decompressed(file):
-    """A readable stream over a buffered binary file, whatever its name: gzip, bzip2, xz or plain by its first bytes."""
+    """A readable stream over a buffered binary file, whatever its name: gzip, bzip2, xz or plain by its first bytes.
+    Reading on raises UserError where the content grows beyond INFLATION times what was read, and beyond 64 MB."""
+    def check():
+        if content.size > max(64 << 20, INFLATION * packed.size):
+            raise UserError(f"{getattr(file, 'name', 'input')}: grows more than {INFLATION}-fold when decompressed; "
+                            "unpack it first if that is meant")
+
     start = file.peek(6)
     for magic, opener in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open)):
         if start.startswith(magic):
-            return opener(file, "rb")
+            packed = Counted(file)
+            content = Counted(opener(packed, "rb"), check)
+            return io.BufferedReader(content, 1 << 18)
     return file
+
+
+class Counted(io.RawIOBase):
+    """A stream that counts the bytes read from it; `check` may raise after each read."""
+
+    def __init__(self, stream, check=lambda: None):
+        self.stream, self.check, self.size = stream, check, 0
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        read = self.stream.readinto(buffer)
+        self.size += read
+        self.check()
+        return read
+
+
+def lines(stream, path):
+    """The lines of a binary stream; raises UserError where one is longer than LONGEST_LINE."""
+    number = 1
+    while line := stream.readline(LONGEST_LINE + 1):
+        if len(line) > LONGEST_LINE:
+            raise UserError(f"{path}:{number}: a line of more than {LONGEST_LINE >> 20} MB; is this a file of titles?")
+        yield line
+        number += 1
 
 
 @contextmanager
@@ -412,7 +448,7 @@ def load_prepared(folder, splits=SPLITS, text=None):
     for name in files:
         split, _, kind = name.removesuffix(".npy").rpartition("_")
         if split in arrays and name.endswith(".npy"):
-            arrays[split][kind] = np.load(checked(name), allow_pickle=False)
+            arrays[split][kind] = array_of(checked(name))
     longest = max(np.flatnonzero(array["titles"].any(0)).max(initial=0) for array in arrays.values()) + 1
     meta["vocab"] = read_lines(checked("vocab.txt"))
     meta["words"] = meta["vocab"] + read_lines(checked("rare.txt"))
@@ -424,8 +460,16 @@ def load_prepared(folder, splits=SPLITS, text=None):
         array["titles"] = np.ascontiguousarray(array["titles"][:, :longest])
     if text:
         arrays[text]["text"] = read_lines(checked(f"{text}_text.txt"))
-    meta["vectors"] = np.load(checked("vectors.npy"), allow_pickle=False) if "vectors.npy" in files else None
+    meta["vectors"] = array_of(checked("vectors.npy")) if "vectors.npy" in files else None
     return meta, arrays
+
+
+def array_of(path):
+    """The array in an .npy file; one of Python objects, which would have to be unpickled, is refused."""
+    try:
+        return np.load(path, allow_pickle=False)
+    except ValueError as error:
+        raise UserError(f"{path}: no plain array ({error}); run prepare.py again") from None
 
 
 def length_groups(titles, batch_size, chunk):

@@ -224,8 +224,9 @@ def parse_fasttext(line):
 def read_lines(path, stream, bad, parse, rows=50_000):
     """Blocks of a file with one record a line."""
     import pyarrow as pa
-    block = []
-    for number, line in enumerate(stream, 1):
+    block, size = [], 0
+    for number, line in enumerate(data.lines(stream, path), 1):
+        size += len(line)
         try:
             fields = parse(line.decode("utf-8-sig"))
             fields = {name: value.encode("utf-8", "replace").decode().strip() for name, value in fields.items()}
@@ -235,9 +236,9 @@ def read_lines(path, stream, bad, parse, rows=50_000):
         except (ValueError, RecursionError) as error:
             if line.strip():
                 bad.add(path, number, f"{error}")
-        if len(block) == rows:
+        if block and (len(block) == rows or size > BLOCK):
             yield {name: pa.array([fields[name] for fields in block], pa.string()) for name in block[0]}
-            block = []
+            block, size = [], 0
     if block:
         yield {name: pa.array([fields[name] for fields in block], pa.string()) for name in block[0]}
 
@@ -521,7 +522,7 @@ def read_vectors(path, vocab, bad):
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     with open(path, "rb") as raw, data.reading(path):
-        for number, line in enumerate(data.decompressed(raw), 1):
+        for number, line in enumerate(data.lines(data.decompressed(raw), path), 1):
             fields = line.decode("utf-8", "replace").rstrip().split(" ")
             if number == 1 and len(fields) == 2 and fields[0].isdigit() and fields[1].isdigit():
                 continue  # word2vec's header: words, dim

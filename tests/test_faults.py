@@ -1,15 +1,57 @@
 """What the program survives: kills, and others at work at the same time. The long form of the kills is torture.py."""
+import bz2
+import gzip
+import lzma
 import os
+import re
 import shutil
 import subprocess
 import sys
 
 import fuzz
+import pytest
 import torture
 from conftest import ROOT, assert_one_line_error, assert_same_run, run_script
 from mlflow import MlflowClient
 
 import data
+
+
+@pytest.mark.parametrize("name, packer", [("titles.csv", gzip), ("titles.jsonl", bz2), ("titles.txt", lzma),
+                                          ("words.vec", gzip), ("new.txt", bz2)])
+def test_a_decompression_bomb_stops(trained, tmp_path, name, packer):
+    """200 MB of white space behind a sound beginning, in 700 KB at most."""
+    start = {"titles.csv": b"title,category\nfunda,a\n", "titles.jsonl": b'{"title": "funda", "category": "a"}\n',
+             "titles.txt": b"__label__a funda\n"}.get(name, b"funda 1 2\n")
+    bomb = tmp_path / name
+    with packer.open(bomb, "wb") as file:
+        file.write(start)
+        for _ in range(200):
+            file.write((b" " * 99 + b"\n") * 10_000)
+    flags = ["--vectors", bomb, "--data", trained / "tiny.csv"] if name == "words.vec" else ["--data", bomb]
+    if name == "new.txt":
+        done = run_script("evaluate", "--ckpt", "bag", "--predict", bomb, "--out", tmp_path / "out", cwd=trained,
+                          check=False)
+    else:
+        done = run_script("prepare", *flags, "--out", tmp_path / "out", "--max-bad-rows", 10_000_000, cwd=tmp_path,
+                          check=False)
+    assert_one_line_error(done, name, "100-fold")
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_an_endless_line_is_not_read_into_memory(tmp_path):
+    for start in (b'{"title": "', b"__label__a "):
+        (tmp_path / "titles").write_bytes(start + b"x" * (9 << 20) + b"\n")
+        done = run_script("prepare", "--data", "titles", cwd=tmp_path, check=False)
+        assert_one_line_error(done, "titles:1", "8 MB")
+
+
+def test_nothing_here_can_run_what_a_file_holds():
+    """No loader that unpickles or evaluates is named in the scripts; what they call does not unpickle (test_data)."""
+    for script in ROOT.glob("*.py"):
+        text = script.read_text(encoding="utf-8")
+        assert not re.search(r"pickle\b(?!=False)|\b(eval|exec|compile|__import__)\(|joblib|marshal|shelve|yaml", re.sub(
+            r"\.compile\(", "", text).replace("allow_pickle=False", "")), script.name
 
 
 def background(name, *args, cwd):
