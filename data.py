@@ -438,6 +438,8 @@ def load_prepared(folder, splits=SPLITS, text=None):
 
     def checked(name):
         path = folder / name
+        if Path(name).name != name:
+            raise UserError(f"{folder}/meta.json: names a file outside its folder ({name}); {again}")
         if not path.is_file():
             raise UserError(f"{path}: missing; {again}")
         if checksum(path) != files[name]:

@@ -123,6 +123,15 @@ def test_encode_agrees_with_plain_python_on_any_string(titles, max_len):
     assert_bulk_agrees([title.encode("utf-8", "replace").decode() for title in titles])
 
 
+def test_titles_of_a_megabyte():
+    draw, size = random.Random(2), 1 << 20
+    long = ["a" * size, "é" * (size // 2), "\u0301" * (size // 2), "手" * (size // 3), "x " * (size // 2), "\0" * size,
+            "".join(draw.choices(SPECIAL[:-2], k=size // 2))]
+    assert_bulk_agrees([*long, "corto"])
+    encoded, others = data.encode([*long, "\udfff" * size], {"<pad>": 0, "<unknown>": 1, "a": 2}, 5)
+    assert encoded[4].tolist() == [2 + 1 + others.index("x")] * 5 and not encoded[[2, 5, 7]].any()
+
+
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=40), max_size=6), st.integers(0, 5),
        st.integers(0, 4))
@@ -244,6 +253,16 @@ def test_meta_that_lists_other_files_is_refused(prepared):
     del meta["files"]["test_reliable.npy"]
     (prepared / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
     with pytest.raises(UserError, match=r"meta\.json: changed"):
+        data.load_prepared(prepared)
+
+
+def test_meta_cannot_lead_outside_its_folder(prepared, tmp_path):
+    np.save(tmp_path / "elsewhere.npy", np.zeros(3))
+    (prepared / "test_").mkdir()
+    meta = json.loads((prepared / "meta.json").read_text(encoding="utf-8"))
+    meta["files"]["test_/../../../elsewhere.npy"] = data.checksum(tmp_path / "elsewhere.npy")
+    data.write_json(prepared / "meta.json", data.signed(meta))
+    with pytest.raises(UserError, match=r"meta\.json: names a file outside"):
         data.load_prepared(prepared)
 
 

@@ -1,21 +1,24 @@
-"""Kill prepare.py and train.py at random moments, go on, and compare with what was never disturbed. pytest runs a few
-rounds of it (test_faults.py); this is the long form:
+"""Kill the scripts at random moments or take their disk away, go on, and compare with what was never disturbed. pytest
+runs a few rounds of it (test_faults.py); this is the long form:
 
     python tests/torture.py --rounds 100           # about 40 minutes on two cores
     python tests/torture.py --rounds 100 --seed 7
 
-Every second kill comes by the clock; the others come just before a file operation (create, rename, remove, make a
-folder) that is drawn from all that an undisturbed command does, so inside saves and between renames. After a kill of
-prepare.py the prepared data must be the former or the new, whole; prepared again they must equal the undisturbed ones
-byte for byte. A training is killed one to three times; when it ends at last, the checkpoint (parameters, optimizer,
-table, history), metrics and predictions must be those of the undisturbed training, no other file may be left, and
-MLflow must show one finished run.
+Half of the kills come by the clock; the others come just before a file operation (create, rename, remove, make a
+folder) that is drawn from all that an undisturbed command does, so inside saves and between renames. Where root may
+mount a small disk, every third time it is full at a random moment, or read-only, instead; the script must then end in
+one line and exit status 2. After prepare.py the prepared data must be the former or the new, whole; prepared again they
+must equal the undisturbed ones byte for byte. A training is disturbed one to three times; when it ends at last, the
+checkpoint (parameters, optimizer, table, history), metrics and predictions must be those of the undisturbed training,
+no other file may be left, and MLflow must show one finished run. A disturbed evaluate.py leaves the former report.
 """
 import argparse
+import contextlib
 import csv
 import os
 import random
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,11 +26,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from conftest import ROOT, assert_same_run, run_script, tiny_rows, write_csv
+from conftest import ROOT, assert_one_line_error, assert_same_run, run_script, tiny_rows, write_csv
 
 import data
 
 TRAINING = ("--epochs", 6, "--dim", 16)
+DISK = 1 << 30
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
 
 
@@ -61,15 +65,28 @@ def start(folder, script, *args, fatal=0):
 
 
 def whole(folder, script, *args):
-    """Run a script undisturbed: (seconds, number of file operations)."""
-    started = time.time()
+    """Run a script undisturbed: (seconds, number of file operations, bytes of disk)."""
+    started, used = time.time(), shutil.disk_usage(folder).used
     output, _ = (process := start(folder, script, *args)).communicate()
     assert process.returncode == 0, output
-    return time.time() - started, int(output.split()[-1])
+    return time.time() - started, int(output.split()[-1]), shutil.disk_usage(folder).used - used
 
 
-def killed(folder, draw, seconds, operations, script, *args):
-    """Run a script and kill it at a drawn moment, if it does not end before; returns a description of the moment."""
+def remount(folder, options):
+    return subprocess.run(["mount", "-o", f"remount,{options}", folder], capture_output=True).returncode == 0
+
+
+def disturbed(folder, draw, cost, script, *args):
+    """Run a script that is killed or finds no room, if it does not end before; returns a description."""
+    seconds, operations, need = cost[script]
+    if os.path.ismount(folder) and draw.random() < 1 / 3:
+        options = draw.choice(["ro", f"size={shutil.disk_usage(folder).used + draw.randrange(need)}"])
+        assert remount(folder, options), options
+        done = run_script(script, *args, cwd=folder, check=False)
+        if done.returncode:
+            assert_one_line_error(done)
+        assert remount(folder, f"rw,size={DISK}")
+        return f"disk {options}, status {done.returncode}"
     fatal = draw.randint(1, operations) if draw.random() < 0.5 else 0
     process = start(folder, script, *args, fatal=fatal)
     moment = draw.uniform(0, seconds)
@@ -100,7 +117,7 @@ def predictions(folder, name):
 def prepare_round(folder, draw, cost, wanted):
     seed = draw.choice(list(wanted))
     flags = ("--data", "tiny.csv", "--seed", seed)
-    moment = killed(folder, draw, *cost["prepare"], "prepare", *flags)
+    moment = disturbed(folder, draw, cost, "prepare", *flags)
     if draw.random() < 0.5:  # whoever reads next tidies up
         data.load_prepared(folder / "data/prepared", data.SPLITS)
         assert content(folder / "data/prepared") in wanted.values(), "prepared data that nobody asked for"
@@ -114,7 +131,7 @@ def train_round(folder, draw, cost, name):
     moments = []
     for _ in range(draw.randint(1, 3)):
         begun = (folder / "runs" / name / "config.json").exists()
-        moments.append(killed(folder, draw, *cost["train"], "train", *(
+        moments.append(disturbed(folder, draw, cost, "train", *(
             ("--resume", name) if begun else ("--name", name, *TRAINING))))
     begun = (folder / "runs" / name / "config.json").exists()
     whole(folder, "train", *(("--resume", name) if begun else ("--name", name, *TRAINING)))
@@ -133,21 +150,50 @@ def train_round(folder, draw, cost, name):
     return f"train, {', '.join(moments)}"
 
 
+def evaluate_round(folder, draw, cost, wanted):
+    report, former = folder / "runs/reference/test-best", wanted
+    if draw.random() < 0.5:
+        shutil.rmtree(report)
+        former = {}
+    moment = disturbed(folder, draw, cost, "evaluate", "--ckpt", "reference")
+    assert content(report) in (former, wanted), "half a report"
+    whole(folder, "evaluate", "--ckpt", "reference")
+    assert content(report) == wanted, "the report differs"
+    return f"evaluate, {moment}"
+
+
+@contextlib.contextmanager
+def disk_in(folder):
+    """A file system of its own in a folder, where that is permitted."""
+    mounted = not subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", folder]).returncode
+    try:
+        yield
+    finally:
+        if mounted:
+            subprocess.run(["umount", folder], check=True)
+
+
 def torture(rounds, seed, folder):
     """Raises AssertionError at the first loss."""
     draw, wanted, cost = random.Random(seed), {}, {}
-    write_csv(folder / "tiny.csv", tiny_rows())
-    for data_seed in (1, 0):
-        cost["prepare"] = whole(folder, "prepare", "--data", "tiny.csv", "--seed", data_seed)
-        wanted[data_seed] = content(folder / "data/prepared")
-    assert wanted[0] != wanted[1]
-    cost["train"] = whole(folder, "train", "--name", "reference", *TRAINING)
-    for number in range(rounds):
-        if number % 3 == 0:
-            print(number, prepare_round(folder, draw, cost, wanted), flush=True)
-            whole(folder, "prepare", "--data", "tiny.csv", "--seed", 0)
-        else:
-            print(number, train_round(folder, draw, cost, f"round-{number}"), flush=True)
+    with disk_in(folder):
+        write_csv(folder / "tiny.csv", tiny_rows())
+        for data_seed in (1, 0):
+            cost["prepare"] = whole(folder, "prepare", "--data", "tiny.csv", "--seed", data_seed)
+            wanted[data_seed] = content(folder / "data/prepared")
+        assert wanted[0] != wanted[1]
+        cost["train"] = whole(folder, "train", "--name", "reference", *TRAINING)
+        cost["evaluate"] = whole(folder, "evaluate", "--ckpt", "reference")
+        report = content(folder / "runs/reference/test-best")
+        for number in range(rounds):
+            if number % 4 == 0:
+                done = prepare_round(folder, draw, cost, wanted)
+                whole(folder, "prepare", "--data", "tiny.csv", "--seed", 0)
+            elif number % 4 == 2:
+                done = evaluate_round(folder, draw, cost, report)
+            else:
+                done = train_round(folder, draw, cost, f"round-{number}")
+            print(number, done, flush=True)
 
 
 def main():
