@@ -401,22 +401,51 @@ def read_json(path):
     return value
 
 
+@contextmanager
+def alone(folder):
+    """Do a block while no other process is in such a block for this folder."""
+    import fcntl
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(place)
+
+
 def swap_in(new, folder):
     """Put the finished folder `new` in the place of `folder`. Killed between the two renames it leaves
     `folder`.tmp-old, which `settle` brings back."""
     old = folder.with_name(folder.name + ".tmp-old")
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with alone(folder.parent):
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def folder_beside(folder):
+    """A new folder to fill in the block; it takes the place of `folder` only when the block ends without an error."""
+    settle(folder)
+    beside = neighbour(folder)
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        swap_in(beside, folder)
+    except OSError as error:
+        error.filename = error.filename or str(folder)  # a write that fails does not say where
+        raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def settle(folder):
     """Undo or finish what a killed `swap_in` left."""
     old = folder.with_name(folder.name + ".tmp-old")
     if old.exists():
-        # a swap_in under way in another process may be removing it, too
-        shutil.rmtree(old, ignore_errors=True) if folder.exists() else old.rename(folder)
+        with alone(folder.parent):
+            shutil.rmtree(old, ignore_errors=True) if folder.exists() or not old.exists() else old.rename(folder)
 
 
 def load_prepared(folder, splits=SPLITS, text=None):
@@ -667,14 +696,13 @@ def mlflow_client():
     """(MLflow client, id of the experiment) at MLFLOW_TRACKING_URI, by default sqlite:///mlflow.db."""
     import fcntl
     import logging
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "titles"
+    name, uri = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "titles", mlflow_uri()
     from mlflow import MlflowClient
     for noisy in ("alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    try:
+    with mlflow_needed():
         # Two processes that create the same database race in its migrations, so one waits for the other.
         lock = f"{uri.removeprefix('sqlite:///')}.lock" if uri.startswith("sqlite:///") else os.devnull
         with open(lock, "w") as file:
@@ -684,8 +712,19 @@ def mlflow_client():
             if experiment and experiment.lifecycle_stage == "deleted":
                 raise ValueError(f"the experiment {name} was deleted; restore it, or set MLFLOW_EXPERIMENT_NAME")
             return client, experiment.experiment_id if experiment else client.create_experiment(name)
-    except Exception as error:  # of MLflow, its database or its connection
-        raise UserError(f"MLflow at {uri}: {' '.join(str(error).split())[:300]}") from None
+
+
+def mlflow_uri():
+    return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+
+
+@contextmanager
+def mlflow_needed():
+    """Turn what MLflow, its database or its connection raises in the block into a UserError."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"MLflow at {mlflow_uri()}: {' '.join(str(error).split())[:300]}") from None
 
 
 @contextmanager

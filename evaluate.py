@@ -63,8 +63,8 @@ import contextlib
 import csv
 import functools
 import gc
-import io
 import itertools
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -218,36 +218,35 @@ def report(args):
     scores["slices"] = {name: summarize(labels[mask], {key: value[mask] for key, value in result.items()})
                         for name, mask in slices(meta, rows).items()}
 
-    out = folder / f"{args.split}-{runs.name}{f'-{args.prior}' if args.prior else ''}"
-    out.mkdir(exist_ok=True)
-    data.write_json(out / "report.json", scores)
+    kind = f"{'SYNTHETIC data, ' if meta['synthetic'] else ''}{folder.name}, {args.split} split"
     name, text, found = np.array(names, object), rows["text"], confusions(labels, predictions)
     table = metrics.precision_recall_fscore_support(labels, predictions, labels=np.arange(len(names)), zero_division=0)
     support = table[3]
     examples = [[text[i] for i in np.flatnonzero((labels == true) & (predictions == wrong))[:3]]
                 for true, wrong, _ in found]
-    for file, columns in {
-        "predictions": {"title": text, "category": name[labels], "predicted": name[predictions],
-                        "probability": result["probability"].astype(float)},
-        "categories": {"category": name, "precision": table[0], "recall": table[1], "f1": table[2],
-                       "support": support, "training_rows": train_size},
-        "confusions": {"category": [names[true] for true, _, _ in found],
-                       "predicted": [names[wrong] for _, wrong, _ in found],
-                       "rows": [count for _, _, count in found],
-                       "share_of_category": [count / support[true] for true, _, count in found],
-                       "examples": [" | ".join(titles) for titles in examples]},
-    }.items():
-        with data.write_beside(out / f"{file}.csv", "wb") as csv_file:
-            pa.csv.write_csv(pa.Table.from_pandas(pd.DataFrame(columns).round(4), preserve_index=False), csv_file)
-    kind = f"{'SYNTHETIC data, ' if meta['synthetic'] else ''}{folder.name}, {args.split} split"
-    tested = support > 0
-    figures = {"recall.png": recall_figure(table[1][tested], train_size[tested], kind)}
-    (out / "confusions.png").unlink(missing_ok=True)  # an older report's, should there be no confusions now
+    tables = {
+        "predictions.csv": {"title": text, "category": name[labels], "predicted": name[predictions],
+                            "probability": result["probability"].astype(float)},
+        "categories.csv": {"category": name, "precision": table[0], "recall": table[1], "f1": table[2],
+                           "support": support, "training_rows": train_size},
+        "confusions.csv": {"category": [names[true] for true, _, _ in found],
+                           "predicted": [names[wrong] for _, wrong, _ in found],
+                           "rows": [count for _, _, count in found],
+                           "share_of_category": [count / support[true] for true, _, count in found],
+                           "examples": [" | ".join(titles) for titles in examples]}}
+    figures = {"recall.png": recall_figure(table[1][support > 0], train_size[support > 0], kind)}
     if found:
         figures["confusions.png"] = confusion_figure(labels, predictions, names, found, kind)
-    for file, figure in figures.items():
-        with data.write_beside(out / file, "wb") as image:
-            figure.savefig(image, format="png", dpi=120)
+    out = folder / f"{args.split}-{runs.name}{f'-{args.prior}' if args.prior else ''}"
+    with data.folder_beside(out) as beside:
+        if out.exists():  # what else is kept there stays
+            shutil.copytree(out, beside, dirs_exist_ok=True, ignore=shutil.ignore_patterns(
+                "report.json", *tables, "recall.png", "confusions.png"))
+        data.write_json(beside / "report.json", scores)
+        for file, columns in tables.items():
+            pa.csv.write_csv(pa.Table.from_pandas(pd.DataFrame(columns).round(4), preserve_index=False), beside / file)
+        for file, figure in figures.items():
+            figure.savefig(beside / file, dpi=120)
     own = runs.name == runs.which and not args.prior  # else its scores stand beside the run's own
     log_to_mlflow(connecting, folder, out, args.split if own else out.name, scores)
     if args.json:
@@ -289,8 +288,8 @@ def log_to_mlflow(connecting, folder, out, prefix, scores):
 def read_titles(stream, name):
     """(whether they have ids, blocks) of a binary stream of lines, or of CSV with a title (or text) column; a block is
     a list of (title, id or None). Bytes that are not UTF-8 become the replacement character, so no line is lost."""
-    lines = io.TextIOWrapper(stream, "utf-8-sig", "replace", newline="\n")
-    first = lines.readline()
+    lines = (line.decode("utf-8", "replace") for line in data.lines(stream, name))
+    first = next(lines, "").removeprefix("\ufeff")
     delimiter = "\t" if "\t" in first else ","
     fields = [field.strip().lower() for field in next(csv.reader([first.strip()], delimiter=delimiter), [])]
     column = next((fields.index(key) for key in ("title", "text") if key in fields), None)
@@ -303,17 +302,20 @@ def read_titles(stream, name):
             yield line.rstrip("\r\n"), None
 
     def from_csv():
-        csv.field_size_limit(1 << 30)
+        csv.field_size_limit(data.LONGEST_LINE)
         clean = (line.rstrip("\r\n").replace("\r", " ") + "\n" for line in lines)
         reader = csv.reader(clean, delimiter=delimiter)
         start = 2  # the line on which a row begins
-        for row in reader:
-            if row and len(row) != len(fields):
-                raise UserError(f"{name}:{start}: {len(row)} columns instead of {len(fields)}" + (
-                    "; is a quote unclosed?" if reader.line_num >= start else ""))
-            if row:
-                yield row[column], None if number is None else row[number]
-            start = reader.line_num + 2
+        try:
+            for row in reader:
+                if row and len(row) != len(fields):
+                    raise UserError(f"{name}:{start}: {len(row)} columns instead of {len(fields)}" + (
+                        "; is a quote unclosed?" if reader.line_num >= start else ""))
+                if row:
+                    yield row[column], None if number is None else row[number]
+                start = reader.line_num + 2
+        except csv.Error as error:
+            raise UserError(f"{name}:{start}: {error}; is a quote unclosed?") from None
 
     def blocks():
         pairs = from_lines() if column is None else from_csv()

@@ -17,7 +17,6 @@ equal titles stay on one side. Takes about 4 s a million rows on two cores.
 import contextlib
 import os
 import re
-import shutil
 import sys
 import time
 from collections import deque
@@ -99,19 +98,17 @@ def download(url, path, size=None):
 def unpack(archive, folder):
     """Unpack a tar archive into `folder`, refusing members that would land outside it, devices and such."""
     import tarfile
-    beside = data.neighbour(folder)
     try:
-        with tarfile.open(archive) as tar:
-            tar.extractall(beside, filter="data")
-        if folder.exists():
-            shutil.rmtree(folder)
-        beside.rename(folder)
+        with open(archive, "rb") as file, data.folder_beside(folder) as beside:
+            stream = data.decompressed(file)
+            with tarfile.open(fileobj=stream, mode="r|") as tar:
+                tar.extractall(beside, filter="data")
+            while stream.read(1 << 20):  # what is broken behind the last member shows
+                pass
     except (tarfile.TarError, EOFError, OSError) as error:
         if getattr(error, "errno", None):  # the disk's fault; for a broken archive bz2 raises a bare OSError
             raise
         raise UserError(f"{archive}: not a sound tar archive ({error}); delete it and fetch it again") from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def fetch(name, mirror):
@@ -614,10 +611,7 @@ def prepare(args):
     if foreign:
         raise UserError(f"{args.out}: is there and holds something else than prepared data ({foreign[0]}); choose "
                         "another --out")
-    data.settle(out)
-    beside = data.neighbour(out)
-    beside.mkdir(parents=True)
-    try:
+    with data.folder_beside(out) as beside:
         with open(beside / "scratch", "w+b") as scratch, open(beside / "text", "w+b") as text:
             summary = build(args, sources, scratch, text, beside)
         (beside / "scratch").unlink()
@@ -628,13 +622,6 @@ def prepare(args):
         summary |= {"files": files, "fingerprint": data.fingerprint(files)}
         data.write_json(beside / "meta.json", data.signed(summary))
         written = sum(path.stat().st_size for path in beside.iterdir())
-        data.swap_in(beside, out)
-    except OSError as error:
-        if error.filename:
-            raise
-        raise UserError(f"{args.out}: cannot be written ({error.strerror or error}); make room on the disk") from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     report(summary, args.out, written, time.time() - started)
 
 

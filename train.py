@@ -308,18 +308,19 @@ class Tracker:
                 logged = self.client.get_metric_history(self.run_id, "valid_loss")
                 self.logged = max((m.step for m in logged), default=-1)
                 return
-        key = f"{folder.name} {config['created']}"  # a run killed before it wrote the note is found by this tag
-        begun = self.client.search_runs([experiment], f"tags.training = '{key}'")
-        self.run_id = (begun[0] if begun else self.client.create_run(
-            experiment, run_name=folder.name, tags={"training": key})).info.run_id
+        key = f"{folder.name} {config['created']}"  # finds a run begun without writing the note
+        with data.mlflow_needed():
+            begun = self.client.search_runs([experiment], f"tags.training = '{key}'")
+            self.run_id = (begun[0] if begun else self.client.create_run(
+                experiment, run_name=folder.name, tags={"training": key})).info.run_id
         with data.mlflow_warnings():
             self.client.log_batch(
                 self.run_id, params=[Param(key, str(value)[:6000]) for key, value in (statistics | config).items()],
                 tags=[RunTag("data", "synthetic" if config["synthetic"] else "real")])
             for script in Path(__file__).parent.glob("*.py"):
                 self.client.log_artifact(self.run_id, str(script), "source")
-        with data.write_beside(note) as file:
-            file.write(self.run_id + "\n")
+            with data.write_beside(note) as file:  # not before: --resume logs what failed here
+                file.write(self.run_id + "\n")
 
     def log(self, history, losses):
         """Log the epochs not yet logged, and the training loss [(step, loss)] of the chunks of the last one."""

@@ -38,11 +38,49 @@ def test_a_decompression_bomb_stops(trained, tmp_path, name, packer):
     assert os.listdir(tmp_path) == [name]
 
 
-def test_an_endless_line_is_not_read_into_memory(tmp_path):
+def test_an_endless_line_is_not_read_into_memory(trained, tmp_path):
     for start in (b'{"title": "', b"__label__a "):
         (tmp_path / "titles").write_bytes(start + b"x" * (9 << 20) + b"\n")
         done = run_script("prepare", "--data", "titles", cwd=tmp_path, check=False)
         assert_one_line_error(done, "titles:1", "8 MB")
+    for start, line in ((b"", 1), (b"funda\n", 2), (b"title\nfunda\n", 3)):
+        (tmp_path / "titles").write_bytes(start + b"x" * (9 << 20) + b"\n")
+        done = run_script("evaluate", "--ckpt", "bag", "--predict", tmp_path / "titles", cwd=trained, check=False)
+        assert_one_line_error(done, f"titles:{line}", "8 MB")
+    (tmp_path / "titles").write_bytes(b'title\nfunda\n"' + (b"x" * 99 + b"\n") * 100_000)
+    done = run_script("evaluate", "--ckpt", "bag", "--predict", tmp_path / "titles", cwd=trained, check=False)
+    assert_one_line_error(done, "titles:3", "unclosed")
+
+
+def test_a_report_is_the_former_or_the_new_one_whole(trained, tmp_path):
+    """On a disk that is full or read-only, where one may be mounted, and after a kill between two renames."""
+    def content():
+        return {path.name: path.read_bytes() for path in report.iterdir()}
+
+    def fails(*words):
+        assert_one_line_error(run_script("evaluate", *flags, cwd=trained, check=False), *words)
+        assert content() == former and os.listdir(report.parent) == files
+
+    flags, report = ("--ckpt", tmp_path / "bag", "--split", "valid"), tmp_path / "bag/valid-best"
+    with torture.disk_in(tmp_path) as mounted:
+        shutil.copytree(trained / "runs/bag", tmp_path / "bag")
+        run_script("evaluate", *flags, cwd=trained)
+        (report / "notes.txt").write_text("mine")
+        (report / "report.json").write_text("older")
+        former, files = content(), os.listdir(report.parent)
+        if mounted:
+            torture.remount(tmp_path, f"size={shutil.disk_usage(tmp_path).used + 20_000}")
+            fails("valid-best", "space")
+            torture.remount(tmp_path, "ro")
+            fails("valid-best", "Read-only file system")
+            assert run_script("evaluate", "--ckpt", tmp_path / "bag", "--predict", "-", cwd=trained,
+                              stdin="funda\n").stdout.startswith("FUNDAS")
+            torture.remount(tmp_path, f"rw,size={torture.DISK}")
+        report.rename(report.with_name("valid-best.tmp-old"))
+        run_script("evaluate", *flags, cwd=trained)
+        assert content().keys() == former.keys() and content()["notes.txt"] == b"mine"
+        assert content()["report.json"] != b"older"
+        assert sorted(os.listdir(report.parent)) == sorted(files)
 
 
 def test_nothing_is_unpickled(trained, tmp_path):

@@ -903,6 +903,15 @@ def test_a_broken_archive_is_named(prep, server, damage):
     assert not Path("data/raw/course/unpacked").exists()
 
 
+def test_an_archive_that_is_a_bomb_stops(prep, server):
+    """200 MB in a few hundred bytes."""
+    server.files["meli-challenge-2019.tar.bz2"] = archive({"x.train.csv": as_csv(ROWS).encode(),
+                                                           "x.big": bytes(200 << 20)})
+    done = prep("--download", "course", "--mirror", server.url, check=False)
+    assert_one_line_error(done, "data/raw/course/meli-challenge-2019.tar.bz2", "100-fold")
+    assert [path.name for path in Path("data/raw/course").iterdir()] == ["meli-challenge-2019.tar.bz2"]
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 GOOD = as_csv(tiny_rows(60)).encode()

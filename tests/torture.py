@@ -167,7 +167,7 @@ def disk_in(folder):
     """A file system of its own in a folder, where that is permitted."""
     mounted = not subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", folder]).returncode
     try:
-        yield
+        yield mounted
     finally:
         if mounted:
             subprocess.run(["umount", folder], check=True)
