@@ -701,7 +701,7 @@ def mlflow_client():
     name, uri = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "titles", mlflow_uri()
     from mlflow import MlflowClient
     for noisy in ("alembic", "mlflow"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)  # what fails is said in one line, see below
     with mlflow_needed():
         # Two processes that create the same database race in its migrations, so one waits for the other.
         lock = f"{uri.removeprefix('sqlite:///')}.lock" if uri.startswith("sqlite:///") else os.devnull
