@@ -422,10 +422,11 @@ def ingest(sources, scratch, text, languages, limit, max_len, threads, bad):
             if len(names.index) > 256:
                 raise UserError(f"{path}: more than 256 languages; rename the column if it holds something else")
             parts["reliable"].append(pc.equal(block.get("quality", none), "reliable").to_numpy(zero_copy_only=False))
-            if split is None and "split" in block:
-                parts["split"].append(given_splits(path, block["split"]))
-            else:
-                parts["split"].append(np.full(rows, -1 if split is None else split, np.int8))
+            told = given_splits(path, block["split"]) if "split" in block else np.full(rows, -1, np.int8)
+            if split is not None and len(other := told[(told >= 0) & (told != split)]):
+                raise UserError(f"{path}: its split column names {SPLITS[other[0]]} rows, but --test or the file's name "
+                                f"makes it the {SPLITS[split]} split; drop the column, or leave --test away")
+            parts["split"].append(told if split is None else np.full(rows, split, np.int8))
     arrays = {kind: np.concatenate(parts.pop(kind)) if blocks else np.zeros(0) for kind in list(parts)}
     if "language" not in known:
         arrays["language"] = None

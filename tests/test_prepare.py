@@ -521,6 +521,16 @@ def test_a_test_file_is_the_test_split(prep):
     assert [source["split"] for source in meta()["source"]] == ["train", "test"]
 
 
+def test_a_split_column_and_a_test_file_must_agree(prep):
+    rows = tiny_rows(200)
+    save("test.csv", as_csv(rows[150:]))
+    save("titles.csv", as_csv(rows[:150], extra=[("split", ["train"] * 150)]))
+    prep("--data", "titles.csv", "--test", "test.csv")
+    save("titles.csv", as_csv(rows[:150], extra=[("split", ["train"] * 100 + ["test"] * 50)]))
+    done = prep("--data", "titles.csv", "--test", "test.csv", check=False)
+    assert_one_line_error(done, "titles.csv", "split column", "--test")
+
+
 def test_a_test_file_takes_the_place_of_a_folders_own(prep):
     rows = tiny_rows(200)
     save("folder/train.csv", as_csv(rows[:120]))
