@@ -634,10 +634,16 @@ def checkpoint_manager(folder, read_only=False):
     def metric(metrics):
         return metrics["valid_balanced_accuracy"]
 
-    return ocp.CheckpointManager((Path(folder) / "checkpoints").absolute(), options=ocp.CheckpointManagerOptions(
+    options = ocp.CheckpointManagerOptions(
         read_only=read_only, best_fn=metric, best_mode="max", enable_async_checkpointing=False,
         cleanup_tmp_directories=not read_only, preservation_policy=policies.AnyPreservationPolicy(
-            [policies.LatestN(1), policies.BestN(get_metric_fn=metric, n=1, keep_checkpoints_without_metrics=False)])))
+            [policies.LatestN(1), policies.BestN(get_metric_fn=metric, n=1, keep_checkpoints_without_metrics=False)]))
+    try:
+        return ocp.CheckpointManager((Path(folder) / "checkpoints").absolute(), options=options)
+    except OSError:
+        raise
+    except Exception as error:  # Orbax raises many kinds for a damaged folder
+        raise UserError(f"{folder}/checkpoints: cannot be read ({str(error)[:200]}); remove the damaged step") from None
 
 
 def save_checkpoint(manager, step, variables, optimizer, history, metrics):

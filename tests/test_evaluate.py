@@ -237,9 +237,12 @@ def test_a_checkpoint_that_does_not_fit(trained, tmp_path):
     words = (tmp_path / "bag/vocab.txt").read_text().split("\n")
     (tmp_path / "bag/vocab.txt").write_text("\n".join(words[:2] + words[3:1:-1] + words[4:]))
     fails("vocab.txt")
+    (tmp_path / "bag/vocab.txt").write_text("\n".join(words))
+    for step in (tmp_path / "bag/checkpoints").iterdir():
+        (step / "_CHECKPOINT_METADATA").write_text("[]")
+    fails("checkpoints", "damaged")
     shutil.rmtree(tmp_path / "bag/checkpoints")
     (tmp_path / "bag/checkpoints").mkdir()
-    (tmp_path / "bag/vocab.txt").write_text("\n".join(words))
     fails("no best checkpoint")
 
 
