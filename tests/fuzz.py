@@ -1,6 +1,6 @@
 """Damage files at random and see what the program makes of them; pytest does some of it (test_faults.py). At length:
 
-    python tests/fuzz.py --mutants 10000           # about 10 minutes on two cores
+    python tests/fuzz.py --mutants 10000           # about 6 minutes on two cores
 
 A mutant is a file with a bit flipped, bytes cut away, zeroed, repeated or put in at random, or taken from a list of
 troublesome ones. Of raw titles and vectors (CSV, JSON lines, fastText, compressed or not) prepare.py makes arrays that

@@ -1,7 +1,7 @@
 """Kill the scripts at random moments or take their disk away, go on, and compare with what was never disturbed. pytest
 runs a few rounds of it (test_faults.py); this is the long form:
 
-    python tests/torture.py --rounds 100           # about 40 minutes on two cores
+    python tests/torture.py --rounds 100           # about 25 minutes on two cores
     python tests/torture.py --rounds 100 --seed 7
 
 Half of the kills come by the clock; the others come just before a file operation (create, rename, remove, make a
