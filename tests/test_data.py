@@ -1,15 +1,19 @@
 """The tokenizer against its specification, the prepared arrays against damage, and the order of batches."""
 import json
 import math
+import os
 import pickle
 import random
 import shutil
+import subprocess
+import sys
 import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from conftest import ROOT
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -342,6 +346,16 @@ def test_swap_in_replaces_the_whole_folder(tmp_path):
         (path / name).touch()
     data.swap_in(new, folder)
     assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["prepared", "prepared/b"]
+
+
+def test_processes_may_replace_the_same_folder_at_once(tmp_path):
+    code = ("import sys, data; from pathlib import Path; folder = Path('folder')\nfor _ in range(300):\n"
+            " with data.folder_beside(folder) as beside: (beside / 'content').write_text(sys.argv[1])")
+    together = [subprocess.Popen([sys.executable, "-c", code, name], cwd=tmp_path, stderr=subprocess.PIPE,
+                                 env={**os.environ, "PYTHONPATH": str(ROOT)}) for name in ("one", "two")]
+    assert [process.communicate()[1] for process in together] == [b"", b""]
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert (tmp_path / "folder/content").read_text() in ("one", "two")
 
 
 def test_load_prepared_brings_back_what_a_killed_swap_left(prepared):
