@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.feature_extraction.text import TfidfTransformer
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
 import data
 import model
@@ -292,9 +292,9 @@ def test_in_batches_gives_every_row_its_own_result(rows):
     assert widths <= {(8, -(-ids.shape[1] // 2)), (8, ids.shape[1])}
 
 
-def test_score_equals_float64():
+def test_score_equals_float64_and_scikit_learn():
     module, variables = random_variables("mlp")
-    ids, labels = random_titles(2500), np.random.default_rng(1).integers(0, 5, 2500)
+    ids, labels = random_titles(2500), np.random.default_rng(1).choice([0, 1, 3, 4], 2500)  # 2 is absent
     result = model.score((module,), (variables,), (0.0,), ids, labels)
     logits = np.asarray(model.logits(module, variables, ids), np.float64)
     shares = np.exp(logits - logits.max(1, keepdims=True))
@@ -304,6 +304,8 @@ def test_score_equals_float64():
     np.testing.assert_allclose(result["probability"], shares.max(1), rtol=1e-5)
     order = np.argsort(-logits, 1)
     np.testing.assert_array_equal(result["rank"], np.argmax(order == labels[:, None], 1))
+    for k in (1, 2, 4):
+        assert (result["rank"] < k).mean() == top_k_accuracy_score(labels, logits, k=k, labels=range(5))
 
 
 @pytest.mark.parametrize("seed", range(5))
