@@ -26,12 +26,13 @@ import lzma
 import os
 import re
 import shutil
+import signal
 import sys
 import threading
 import unicodedata
 import zlib
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -51,20 +52,38 @@ class UserError(Exception):
 
 def run(main):
     """Call a script's `main`; what the user can put right ends in one line on standard error and exit status 2."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if sys.stdout is None:  # closed by the caller
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a character
     try:
         result = main()
         sys.stdout.flush()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # in the imports that follow Ctrl-C ends the program at once
         return result
     except BrokenPipeError:  # the reader of our output has left (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
+        leave(1)
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        leave(130)
     except (UserError, OSError, MemoryError) as error:
         if isinstance(error, OSError) and error.strerror:
             error = f"{error.filename or 'input/output'}: {error.strerror}"
         print("error:", " ".join(str(error).split()) or "out of memory", file=sys.stderr)
-        raise SystemExit(2) from None
+        leave(2)
+
+
+background = []  # threads of `in_background`
+
+
+def leave(status):
+    """End the program with this exit status; the interpreter's own way out crashes where one of our threads is in the
+    middle of an import."""
+    if any(thread.is_alive() for thread in background):
+        with suppress(OSError):
+            sys.stdout.flush()
+        os._exit(status)
+    raise SystemExit(status) from None
 
 
 def in_background(function):
@@ -77,7 +96,8 @@ def in_background(function):
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=call, daemon=True).start()
+    background.append(threading.Thread(target=call, daemon=True))
+    background[-1].start()
     return future
 
 
@@ -148,11 +168,11 @@ def neighbour(path):
 def write_beside(path, mode="w"):
     """Open a temporary neighbour of `path`; it takes the name `path` only when the block ends without an error.
     What is no file, such as /dev/null or a pipe, is written to directly."""
-    path = Path(path).resolve()
-    if path.exists() and not path.is_file():
+    if Path(path).exists() and not Path(path).is_file():
         with open(path, mode) as file:
             yield file
         return
+    path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = neighbour(path)
     try:
@@ -162,7 +182,8 @@ def write_beside(path, mode="w"):
             os.fsync(file.fileno())
         os.replace(beside, path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a write that fails does not say where
+        if error.errno:  # a write that fails does not say where
+            error.filename = error.filename or str(path)
         raise
     finally:
         beside.unlink(missing_ok=True)
@@ -209,6 +230,19 @@ def lines(stream, path):
             raise UserError(f"{path}:{number}: a line of more than {LONGEST_LINE >> 20} MB; is this a file of titles?")
         yield line
         number += 1
+
+
+def read_header(line, fits):
+    """(delimiter, names in lower case) of the header of a CSV file: the first of comma, tab and semicolon with which
+    `fits(names)` holds, or comma."""
+    def divided(delimiter):
+        try:
+            return [name.strip().lower() for name in next(csv.reader([line], delimiter=delimiter), [])]
+        except csv.Error:  # carriage returns or endless fields, as in binary files
+            return []
+
+    delimiter = next((delimiter for delimiter in ",\t;" if fits(divided(delimiter))), ",")
+    return delimiter, divided(delimiter)
 
 
 @contextmanager
@@ -426,7 +460,9 @@ def swap_in(new, folder):
 
 @contextmanager
 def folder_beside(folder):
-    """A new folder to fill in the block; it takes the place of `folder` only when the block ends without an error."""
+    """A new folder to fill in the block; it takes the place of `folder` (where that is a link, of what it points to)
+    only when the block ends without an error."""
+    folder = Path(folder).resolve()
     settle(folder)
     beside = neighbour(folder)
     beside.mkdir(parents=True)
@@ -434,7 +470,8 @@ def folder_beside(folder):
         yield beside
         swap_in(beside, folder)
     except OSError as error:
-        error.filename = error.filename or str(folder)  # a write that fails does not say where
+        if error.errno:
+            error.filename = error.filename or str(folder)
         raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -458,7 +495,7 @@ def load_prepared(folder, splits=SPLITS, text=None):
     Raises UserError where a file is missing, was changed, or has another format version.
     """
     folder = Path(folder)
-    settle(folder)
+    settle(folder.resolve())
     again = "run prepare.py again"
     if not (folder / "meta.json").is_file():
         raise UserError(f"{folder}: no prepared data here; run prepare.py, or name its folder with --data")

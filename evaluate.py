@@ -23,6 +23,7 @@ default is the first run's own; --prior converts by adding or taking away the lo
 import json
 import re
 import sys
+import time
 from pathlib import Path
 
 import data
@@ -31,7 +32,7 @@ from data import UserError
 # --- knobs ------------------------------------------------------------------------------------------------------------
 RESAMPLES = 2000      # of the bootstrap
 CONFUSIONS = 20       # pairs of categories that the report shows
-PREDICT_ROWS = 32768  # titles classified at a time with --predict
+PREDICT_ROWS, PREDICT_CHARACTERS = 32768, 1 << 25  # titles classified at a time with --predict
 PRIOR = {"none": "training", "logit": "equal", "weights": "equal"}  # what a --balance method assumes
 
 
@@ -276,10 +277,11 @@ def log_to_mlflow(connecting, folder, out, prefix, scores):
         values |= {f"{prefix}_{name.replace(' ', '_')}_{key}": value for key, value in part.items()
                    if isinstance(value, float)}
     with data.mlflow_warnings():
+        from mlflow.entities import Metric
         client, _ = connecting.result()
-        run_id = (folder / "mlflow.txt").read_text().strip()
-        for key, value in values.items():
-            client.log_metric(run_id, re.sub(r"[^\w.\- /]", "_", key), value, step=scores["step"])
+        run_id, now = (folder / "mlflow.txt").read_text().strip(), int(time.time() * 1000)
+        client.log_batch(run_id, metrics=[Metric(re.sub(r"[^\w.\- /]", "_", key), value, now, scores["step"])
+                                          for key, value in values.items()])
         client.log_artifacts(run_id, str(out), out.name)
 
 
@@ -288,10 +290,17 @@ def log_to_mlflow(connecting, folder, out, prefix, scores):
 def read_titles(stream, name):
     """(whether they have ids, blocks) of a binary stream of lines, or of CSV with a title (or text) column; a block is
     a list of (title, id or None). Bytes that are not UTF-8 become the replacement character, so no line is lost."""
-    lines = (line.decode("utf-8", "replace") for line in data.lines(stream, name))
-    first = next(lines, "").removeprefix("\ufeff")
-    delimiter = "\t" if "\t" in first else ","
-    fields = [field.strip().lower() for field in next(csv.reader([first.strip()], delimiter=delimiter), [])]
+    raw = data.lines(stream, name)
+    first = next(raw, b"")
+    if first.startswith((b"\xff\xfe", b"\xfe\xff", b"PK\3\4", b"\x1f\x8b")) or b"\0" in first:
+        raise UserError(f"{name}: not text in UTF-8, plain or compressed once with gzip, bzip2 or xz")
+    lines = (line.decode("utf-8", "replace") for line in raw)
+    first = first.decode("utf-8-sig", "replace")
+    if "\r" in first.rstrip("\r\n"):
+        raise UserError(f"{name}: a carriage return within the first line; end lines with newlines")
+    if first.startswith(('{"', "__label__")):
+        raise UserError(f"{name}:1: JSON lines or labels; give titles, one a line, or CSV with a title column")
+    delimiter, fields = data.read_header(first.strip(), {"title", "text"}.intersection)
     column = next((fields.index(key) for key in ("title", "text") if key in fields), None)
     number = fields.index("id") if "id" in fields and column is not None else None
     if column is None and ".csv" in Path(name).suffixes:
@@ -318,8 +327,14 @@ def read_titles(stream, name):
             raise UserError(f"{name}:{start}: {error}; is a quote unclosed?") from None
 
     def blocks():
-        pairs = from_lines() if column is None else from_csv()
-        while block := list(itertools.islice(pairs, 1 if stream.isatty() else PREDICT_ROWS)):
+        block, size, rows = [], 0, 1 if stream.isatty() else PREDICT_ROWS
+        for pair in from_lines() if column is None else from_csv():
+            block.append(pair)
+            size += len(pair[0])
+            if len(block) == rows or size > PREDICT_CHARACTERS:
+                yield block
+                block, size = [], 0
+        if block:
             yield block
 
     return number is not None, blocks()
@@ -333,8 +348,9 @@ def top_batch(modules, ready, shifts, ids, k):
 
 
 def predict(args):
-    known = (args.data / "meta.json").is_file()
-    runs = Ensemble(args, data.read_json(args.data / "meta.json").get("fingerprint") if known else None)
+    meta = args.data / "meta.json"
+    known = meta.is_file() and {"best", "latest"}.intersection(args.ckpt)
+    runs = Ensemble(args, data.read_json(meta).get("fingerprint") if known else None)
     index, names = {word: i for i, word in enumerate(runs.vocab)}, np.array(runs.labels, object)
     k, ready = min(args.top, len(names)), runs.ready(runs.vocab)
     form = "\t".join(["{}\t{:.6f}"] * k) + "\n"
@@ -354,8 +370,11 @@ def predict(args):
             out.writelines(map(form.format, *itertools.chain.from_iterable(zip(columns, shares, strict=True))))
         out.flush()
 
+    sys.stdout.reconfigure(encoding="utf-8")
     gc.freeze()  # what is loaded by now need not be searched for garbage again and again
     with contextlib.ExitStack() as stack:
+        if args.predict == "-" and sys.stdin is None:
+            raise UserError("--predict -: standard input is closed")
         file = sys.stdin.buffer if args.predict == "-" else stack.enter_context(open(args.predict, "rb"))
         stack.enter_context(data.reading(args.predict))
         out = stack.enter_context(data.write_beside(args.out)) if args.out else sys.stdout

@@ -49,6 +49,7 @@ COLUMNS = {"title": ("title", "text"), "category": ("category", "label"), "langu
 SPLIT_NAMES = {"train": 0, "training": 0, "valid": 1, "validation": 1, "val": 1, "dev": 1, "test": 2}
 WRITTEN = re.compile(r"(train|valid|test)_(titles|rare|labels|language|reliable)\.npy|(train|valid|test)_text\.txt|"
                      r"(vocab|rare|labels)\.txt|vectors\.npy|meta\.json")  # what may stand in --out when it is replaced
+NUMBER = re.compile(r"[-+]?\d*\.?\d+([eE][-+]?\d+)?")
 SUFFIX = re.compile(r"\.(csv|tsv|jsonl|json|txt)(\.(gz|bz2|xz))?$", re.IGNORECASE)
 
 
@@ -192,7 +193,7 @@ def read_source(path, bad):
 def first_line(path):
     """The first line of a file that may be compressed; it tells the format."""
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file" if not path.exists() else f"{path}: not a file")
     with open(path, "rb") as raw, data.reading(path):
         first = data.decompressed(raw).readline(BLOCK).decode("utf-8-sig", "replace").strip(" \r\n")
     if not first:
@@ -248,15 +249,11 @@ def read_csv(path, stream, bad, header):
     import pyarrow.compute as pc
     import pyarrow.csv
 
-    def locate(delimiter):
-        try:
-            names = [name.strip().lower() for name in next(csv.reader([header], delimiter=delimiter))]
-        except csv.Error:  # carriage returns or endless fields, as in binary files
-            names = []
-        return names, {name: [names.index(key) for key in keys if key in names] for name, keys in COLUMNS.items()}
+    def locate(names):
+        return {name: [names.index(key) for key in keys if key in names] for name, keys in COLUMNS.items()}
 
-    delimiter = next((d for d in ",\t;" if all(locate(d)[1][name] for name in ("title", "category"))), ",")
-    names, places = locate(delimiter)
+    delimiter, names = data.read_header(header, lambda names: all(map(locate(names).get, ("title", "category"))))
+    places = locate(names)
     for name in ("title", "category"):
         if len(places[name]) != 1 or names.count(names[places[name][0]]) != 1:
             raise UserError(f"{path}:1: the header needs one column {' or '.join(COLUMNS[name])}, and says "
@@ -424,8 +421,8 @@ def ingest(sources, scratch, text, languages, limit, max_len, threads, bad):
             parts["reliable"].append(pc.equal(block.get("quality", none), "reliable").to_numpy(zero_copy_only=False))
             told = given_splits(path, block["split"]) if "split" in block else np.full(rows, -1, np.int8)
             if split is not None and len(other := told[(told >= 0) & (told != split)]):
-                raise UserError(f"{path}: its split column names {SPLITS[other[0]]} rows, but --test or the file's name "
-                                f"makes it the {SPLITS[split]} split; drop the column, or leave --test away")
+                raise UserError(f"{path}: its split column names {SPLITS[other[0]]} rows, but --test or the name of the "
+                                f"file makes it the {SPLITS[split]} split; drop the column, or leave --test away")
             parts["split"].append(told if split is None else np.full(rows, split, np.int8))
     arrays = {kind: np.concatenate(parts.pop(kind)) if blocks else np.zeros(0) for kind in list(parts)}
     if "language" not in known:
@@ -518,14 +515,15 @@ def read_vectors(path, vocab, bad):
     index = {word: i for i, word in enumerate(vocab) if i >= len(data.SPECIALS)}
     vectors, exact, dim, rows = None, np.zeros(len(vocab), bool), None, 0
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file" if not path.exists() else f"{path}: not a file")
     with open(path, "rb") as raw, data.reading(path):
         for number, line in enumerate(data.lines(data.decompressed(raw), path), 1):
             fields = line.decode("utf-8", "replace").rstrip().split(" ")
             if number == 1 and len(fields) == 2 and fields[0].isdigit() and fields[1].isdigit():
-                continue  # word2vec's header: words, dim
-            if dim is None:
-                dim = len(fields) - 1
+                dim = int(fields[1])  # word2vec's header: words, dim
+                continue
+            if vectors is None:
+                dim = dim or len(fields) - 1
                 if dim < 1:
                     raise UserError(f"{path}:{number}: no vector here; wanted: a word and its numbers on each line")
                 vectors = np.zeros((len(vocab), dim), np.float32)
@@ -534,8 +532,8 @@ def read_vectors(path, vocab, bad):
             normal = word if word in index else "".join(data.tokenize(word))
             place = index.get(normal)
             try:
-                if len(fields) <= dim:
-                    raise ValueError
+                if len(fields) <= dim or (len(fields) > dim + 1 and NUMBER.fullmatch(fields[1])):
+                    raise ValueError  # but words with spaces are fine
                 if place is None or exact[place] or (normal != word and vectors[place].any()):
                     continue
                 with np.errstate(over="ignore"):  # what does not fit is infinite
@@ -545,7 +543,7 @@ def read_vectors(path, vocab, bad):
                 vectors[place], exact[place] = values, normal == word
             except ValueError:
                 bad.add(path, number, f"not a word and {dim} numbers")
-    if dim is None:
+    if vectors is None:
         raise UserError(f"{path}: empty file")
     bad.check(rows - bad.count)
     if not vectors.any():
@@ -636,6 +634,8 @@ def choose_sources(args):
         sources = find_files(args.data) if args.data.is_dir() else [(args.data, None)]
     elif RAW.is_dir() and any(SUFFIX.search(path.name) for path in RAW.rglob("*")):
         sources = find_files(RAW)
+    elif args.test:
+        raise UserError("--test goes with --data or --download, or with data in data/raw/")
     else:
         rows = args.rows or SYNTHETIC_ROWS
         print(f"*** No data in {RAW}/ and no --data: making {rows:,} SYNTHETIC titles. "

@@ -18,16 +18,16 @@ Balanced accuracy to expect on the default file, 80 % of it for training: 0.64 f
 linear SVM on words, 0.84 on words and word pairs (class weights balanced). Wrong labels cap it at 0.945.
 """
 
-import argparse
-import os
 import random
 import re
-import sys
 import time
 import unicodedata
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
+
+import data
+from data import UserError
 
 # ------------------------------------------------------------------------------------------------------------- knobs
 
@@ -567,7 +567,7 @@ def category_names(n):
     """Names of the first n categories. Siblings stand together, so that few categories are not easy ones."""
     names = [PREFIX + category[0] for category in _catalogue()[1]]
     if not 2 <= n <= len(names):
-        raise ValueError(f"--categories {n}: must be between 2 and {len(names)}")
+        raise UserError(f"--categories {n}: must be between 2 and {len(names)}")
     return names[:n]
 
 
@@ -760,70 +760,40 @@ def _csv(world, tails, seed, chunk, rows):
 
 
 def write_csv(path, rows=100_000, categories=120, seed=0):
-    """Write the data set and return its size in bytes. An older file of that name stays until the new one is whole."""
-    if rows < 1:
-        raise ValueError(f"--rows {rows}: must be at least 1")
-    if seed < 0:
-        raise ValueError(f"--seed {seed}: must not be negative")
+    """Write the data set. An older file of that name stays until the new one is whole."""
     category_names(categories)
-    if os.path.isdir(path):
-        raise ValueError(f"--out {path}: is a folder, give a file name")
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    temporary = f"{path}.tmp-{os.getpid()}"
-    try:
-        with open(temporary, "wb") as file:
-            import pyarrow as pa
-            from tqdm import tqdm
-            world = _world(categories)
-            tails = pa.array([f",{quality},{language},{name}\n" for name in world.names
-                              for language in ("spanish", "portuguese") for quality in ("unreliable", "reliable")])
-            file.write(b"title,label_quality,language,category\n")
-            with ThreadPoolExecutor(2) as pool, tqdm(total=rows, unit=" rows", unit_scale=True, disable=None) as bar:
-                pending = deque()
-                for chunk, start in enumerate(range(0, rows, CHUNK)):
-                    pending.append(pool.submit(_csv, world, tails, seed, chunk, min(CHUNK, rows - start)))
-                    if len(pending) == 3:                # written in order, whichever thread ends first
-                        file.write(pending.popleft().result())
-                        bar.update(CHUNK)
-                for future in pending:
-                    file.write(future.result())
-                bar.update(rows - bar.n)
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-    return os.path.getsize(path)
-
-
-def fail(message):
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
-
-
-class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    pass
+    with data.write_beside(path, "wb") as file:
+        import pyarrow as pa
+        from tqdm import tqdm
+        world = _world(categories)
+        tails = pa.array([f",{quality},{language},{name}\n" for name in world.names
+                          for language in ("spanish", "portuguese") for quality in ("unreliable", "reliable")])
+        file.write(b"title,label_quality,language,category\n")
+        with ThreadPoolExecutor(2) as pool, tqdm(total=rows, unit=" rows", unit_scale=True, disable=None) as bar:
+            pending = deque()
+            for chunk, start in enumerate(range(0, rows, CHUNK)):
+                pending.append(pool.submit(_csv, world, tails, seed, chunk, min(CHUNK, rows - start)))
+                if len(pending) == 3:                # written in order, whichever thread ends first
+                    file.write(pending.popleft().result())
+                    bar.update(CHUNK)
+            for future in pending:
+                file.write(future.result())
+            bar.update(rows - bar.n)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
-    parser.add_argument("--rows", type=int, default=100_000, help="titles to write")
-    parser.add_argument("--categories", type=int, default=120, help="the course subset has 632, the challenge 1588")
-    parser.add_argument("--seed", type=int, default=0, help="another seed is another sample from the same categories")
-    parser.add_argument("--out", default="data/raw/synthetic.csv", help="file to write; its folder is created")
-    parser.error = fail
+    parser = data.argument_parser(__doc__)
+    add = parser.add_argument
+    add("--rows", type=data.positive(int), default=100_000, help="titles to write")
+    add("--categories", type=int, default=120, help="the course subset has 632, the challenge 1588")
+    add("--seed", type=data.seed, default=0, help="another seed is another sample from the same categories")
+    add("--out", default="data/raw/synthetic.csv", help="file to write; its folder is created")
     args = parser.parse_args()
     start = time.perf_counter()
-    try:
-        size = write_csv(args.out, args.rows, args.categories, args.seed)
-    except ValueError as error:
-        fail(error)
-    except KeyboardInterrupt:
-        fail("stopped, nothing was written")
-    except OSError as error:
-        fail(f"--out {args.out}: {error.strerror or error}")
+    write_csv(args.out, args.rows, args.categories, args.seed)
     print(f"SYNTHETIC DATA, made from rules: {args.out}, {args.rows:,} rows, {args.categories:,} categories, "
-          f"{size:,} bytes, {args.rows / (time.perf_counter() - start):,.0f} rows/s")
+          f"{args.rows / (time.perf_counter() - start):,.0f} rows/s")
 
 
 if __name__ == "__main__":
-    main()
+    data.run(main)

@@ -223,12 +223,17 @@ def configure(args, meta, titles):
                         "away, or run prepare.py without --vectors")
     config["dim"] = meta["vectors"].shape[1] if pretrained else args.dim or 100
     groups = data.length_groups(titles, config["batch_size"], CHUNK)
+    steps = config["epochs"] * sum(chunks * steps for _, _, chunks, steps in groups)
+    if steps >= 1 << 31:
+        raise UserError(f"--epochs {config['epochs']}: more than 2^31 steps")
+    if len(meta["vocab"]) + config["buckets"] >= 1 << 31:
+        raise UserError(f"--buckets {config['buckets']}: a table of more than 2^31 rows")
     return config | {
         "format": data.FORMAT, "fingerprint": meta["fingerprint"], "synthetic": meta["synthetic"],
         "files": {name: meta["files"][name] for name in ("vocab.txt", "labels.txt")},
         "classes": len(meta["labels"]), "vocabulary": len(meta["vocab"]), "max_len": meta["max_len"],
         "pretrained_vectors": pretrained, "rows": rows, "training_rows": meta["training_rows"],
-        "steps": config["epochs"] * sum(chunks * steps for _, _, chunks, steps in groups)}
+        "steps": steps}
 
 
 def choose_run(args, meta, titles):
@@ -301,26 +306,26 @@ class Tracker:
         from mlflow.entities import Param, RunTag
         self.client, self.config, self.history, self.losses, self.logged = client, config, [], [], -1
         note = folder / "mlflow.txt"
-        if note.exists():
-            self.run_id = note.read_text().strip()
-            with data.mlflow_warnings():
-                self.client.update_run(self.run_id, "RUNNING")
-                logged = self.client.get_metric_history(self.run_id, "valid_loss")
-                self.logged = max((m.step for m in logged), default=-1)
-                return
-        key = f"{folder.name} {config['created']}"  # finds a run begun without writing the note
-        with data.mlflow_needed():
-            begun = self.client.search_runs([experiment], f"tags.training = '{key}'")
-            self.run_id = (begun[0] if begun else self.client.create_run(
-                experiment, run_name=folder.name, tags={"training": key})).info.run_id
+        if not note.exists():
+            key = f"{folder.name} {config['created']}"  # finds a run begun by one who was killed before the note
+            with data.mlflow_needed():
+                begun = self.client.search_runs([experiment], f"tags.training = '{key}'")
+                run = begun[0] if begun else self.client.create_run(
+                    experiment, run_name=folder.name, tags={"training": key})
+            with data.write_beside(note) as file:
+                file.write(run.info.run_id + "\n")
+        self.run_id = note.read_text().strip()
         with data.mlflow_warnings():
-            self.client.log_batch(
-                self.run_id, params=[Param(key, str(value)[:6000]) for key, value in (statistics | config).items()],
-                tags=[RunTag("data", "synthetic" if config["synthetic"] else "real")])
-            for script in Path(__file__).parent.glob("*.py"):
-                self.client.log_artifact(self.run_id, str(script), "source")
-            with data.write_beside(note) as file:  # not before: --resume logs what failed here
-                file.write(self.run_id + "\n")
+            self.client.update_run(self.run_id, "RUNNING")
+            logged = self.client.get_metric_history(self.run_id, "valid_loss")
+            self.logged = max((m.step for m in logged), default=-1)
+            if not self.client.get_run(self.run_id).data.params:
+                self.client.log_batch(
+                    self.run_id, params=[Param(key, str(value)[:6000]) for key, value in (statistics | config).items()],
+                    tags=[RunTag("data", "synthetic" if config["synthetic"] else "real")])
+            if not self.client.list_artifacts(self.run_id, "source"):
+                for script in Path(__file__).parent.glob("*.py"):
+                    self.client.log_artifact(self.run_id, str(script), "source")
 
     def log(self, history, losses):
         """Log the epochs not yet logged, and the training loss [(step, loss)] of the chunks of the last one."""
@@ -342,6 +347,7 @@ class Tracker:
         with data.mlflow_warnings():
             if self.history:
                 self.client.log_figure(self.run_id, loss_figure(self.history, self.config["synthetic"]), "loss.png")
+        with data.mlflow_warnings():
             self.client.set_terminated(self.run_id, "FINISHED" if kind is None else "KILLED" if kind in (
                 SystemExit, KeyboardInterrupt) else "FAILED")
 

@@ -73,7 +73,7 @@ def raw_files(folder):
 def main_of(module, *args):
     """Exit status and standard error of a script's main, in this process."""
     errors, sys.argv = io.StringIO(), [f"{module.__name__}.py", *map(str, args)]
-    with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO())):
         try:
             data.run(module.main)
             return 0, errors.getvalue()

@@ -658,6 +658,15 @@ def test_bad_lines_of_vectors_are_counted(tmp_path):
         prepare.read_vectors(path, VOCAB, prepare.BadRows(0.01))
 
 
+@pytest.mark.parametrize("header", [[], ["3 3\n"]])
+def test_vectors_of_another_length_are_bad_lines(tmp_path, header):
+    first = "mesa 1 2 3\n" if not header else "mesa 1 2\n"
+    path = save(tmp_path / "vectors.txt", "".join([*header, first, "silla 1 2 3 4 5\n", "azul 4 5 6\n", "x y 7 8 9\n"]))
+    bad = prepare.BadRows(4)
+    vectors = prepare.read_vectors(path, ["<pad>", "<unknown>", "mesa", "silla", "azul"], bad)
+    assert bad.count == 1 + len(header) and vectors[4].tolist() == [4, 5, 6] and not vectors[3].any()
+
+
 def test_a_number_too_large_for_float32_makes_a_bad_line(tmp_path, recwarn):
     bad = prepare.BadRows(4)
     vectors = prepare.read_vectors(save(tmp_path / "v.txt", "mesa 1 2\nx9 1e99 1\n"), VOCAB, bad)

@@ -17,8 +17,7 @@ ROWS = 60_000                                            # more than one chunk
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     path = tmp_path_factory.mktemp("synthetic") / "made" / "x.csv"      # a folder that is not there yet
-    size = synthetic.write_csv(path, ROWS, 120, 0)
-    assert size == path.stat().st_size
+    synthetic.write_csv(path, ROWS, 120, 0)
     return path
 
 
@@ -148,7 +147,7 @@ def test_one_keyword_is_not_enough(rows):
 def test_bad_arguments_are_one_line(tmp_path, arguments):
     (tmp_path / "file").write_text("not a folder")
     done = run_script("synthetic", *arguments, cwd=tmp_path, check=False)
-    assert_one_line_error(done, arguments[0])
+    assert_one_line_error(done, arguments[0] if arguments[0] != "--out" else arguments[1].partition("/")[0])
     assert done.stdout == ""
     assert os.listdir(tmp_path) == ["file"]
 

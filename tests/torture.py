@@ -84,7 +84,7 @@ def disturbed(folder, draw, cost, script, *args):
         options = draw.choice(["ro", f"size={shutil.disk_usage(folder).used + draw.randrange(need)}"])
         assert remount(folder, options), options
         done = run_script(script, *args, cwd=folder, check=False)
-        done.stderr = "".join(line for line in done.stderr.splitlines(keepends=True) if not line.startswith("warning: "))
+        done.stderr = "".join(f"{line}\n" for line in done.stderr.splitlines() if not line.startswith("warning: "))
         assert done.returncode or not done.stderr, done.stderr
         if done.returncode:
             assert_one_line_error(done)
