@@ -241,7 +241,7 @@ def report(args):
     out = folder / f"{args.split}-{runs.name}{f'-{args.prior}' if args.prior else ''}"
     with data.folder_beside(out) as beside:
         if out.exists():  # what else is kept there stays
-            shutil.copytree(out, beside, dirs_exist_ok=True, ignore=shutil.ignore_patterns(
+            shutil.copytree(out, beside, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns(
                 "report.json", *tables, "recall.png", "confusions.png"))
         data.write_json(beside / "report.json", scores)
         for file, columns in tables.items():

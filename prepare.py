@@ -243,7 +243,6 @@ def read_lines(path, stream, bad, parse, rows=50_000):
 
 def read_csv(path, stream, bad, header):
     """Blocks of a CSV or TSV file (also with semicolons); `header` is its first line."""
-    import csv
 
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -421,8 +420,8 @@ def ingest(sources, scratch, text, languages, limit, max_len, threads, bad):
             parts["reliable"].append(pc.equal(block.get("quality", none), "reliable").to_numpy(zero_copy_only=False))
             told = given_splits(path, block["split"]) if "split" in block else np.full(rows, -1, np.int8)
             if split is not None and len(other := told[(told >= 0) & (told != split)]):
-                raise UserError(f"{path}: its split column names {SPLITS[other[0]]} rows, but --test or the name of the "
-                                f"file makes it the {SPLITS[split]} split; drop the column, or leave --test away")
+                raise UserError(f"{path}: its split column names {SPLITS[other[0]]} rows, but --test or the file's "
+                                f"name makes it the {SPLITS[split]} split; drop the column, or leave --test away")
             parts["split"].append(told if split is None else np.full(rows, split, np.int8))
     arrays = {kind: np.concatenate(parts.pop(kind)) if blocks else np.zeros(0) for kind in list(parts)}
     if "language" not in known:
@@ -705,7 +704,8 @@ def build(args, sources, scratch, text, folder):
     in_train[groups[train]] = True
     return {
         "format": data.FORMAT, "synthetic": all(name.startswith(synthetic.PREFIX) for name in names),
-        "source": [{"file": str(path), "split": None if s is None else SPLITS[s]} for path, s in sources],
+        "source": [{"file": os.fsencode(path).decode("utf-8", "replace"), "split": None if s is None else SPLITS[s]}
+                   for path, s in sources],
         "options": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()
                     if name not in ("data", "test", "out", "threads", "mirror", "download")},
         "rows": dict(zip(SPLITS, sizes.tolist(), strict=True)), "bad_rows": bad.count,

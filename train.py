@@ -302,19 +302,17 @@ class Tracker:
     could not be logged is logged with the next epoch, or by --resume."""
 
     def __init__(self, client, experiment, folder, config, statistics):
-        """Start the MLflow run, or go on with the one that `folder`/mlflow.txt names, where this store has it."""
+        """Start the MLflow run, or go on with the one that this training has in this store: it is found by its tag, even
+        if the training was killed just after it began the run. `folder`/mlflow.txt tells evaluate.py its id."""
         from mlflow.entities import Param, RunTag
         self.client, self.config, self.history, self.losses, self.logged = client, config, [], [], -1
-        note = folder / "mlflow.txt"
-        if not note.exists():
-            key = f"{folder.name} {config['created']}"  # finds a run begun by one who was killed before the note
-            with data.mlflow_needed():
-                begun = self.client.search_runs([experiment], f"tags.training = '{key}'")
-                run = begun[0] if begun else self.client.create_run(
-                    experiment, run_name=folder.name, tags={"training": key})
-            with data.write_beside(note) as file:
-                file.write(run.info.run_id + "\n")
-        self.run_id = note.read_text().strip()
+        key = f"{folder.name} {config['created']}"
+        with data.mlflow_needed():
+            begun = self.client.search_runs([experiment], f"tags.training = '{key}'")
+            self.run_id = (begun[0] if begun else self.client.create_run(
+                experiment, run_name=folder.name, tags={"training": key})).info.run_id
+        with data.write_beside(folder / "mlflow.txt") as file:
+            file.write(self.run_id + "\n")
         with data.mlflow_warnings():
             self.client.update_run(self.run_id, "RUNNING")
             logged = self.client.get_metric_history(self.run_id, "valid_loss")

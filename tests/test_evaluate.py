@@ -1,8 +1,12 @@
 """Reports and predictions, as a user gets them, against scikit-learn."""
+import bz2
 import csv
+import gzip
 import io
 import json
+import os
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -213,8 +217,31 @@ def test_bad_input(trained, tmp_path):
     out.write_text("former")
     (tmp_path / "cut.gz").write_bytes(b"\x1f\x8b\x08\x00 this is no gzip")
     fails("--predict", tmp_path / "cut.gz", "--out", out, words=["cut.gz"])
+    for name, content, word in (("utf16.txt", "funda\n".encode("utf-16"), "UTF-8"),
+                                ("twice.gz", gzip.compress(gzip.compress(b"funda\n")), "once"),
+                                ("mac.txt", b"funda\rmesa\r", "carriage return"),
+                                ("titles.jsonl", b'{"title": "funda"}\n', "JSON"),
+                                ("labelled.txt", b"__label__MESAS mesa\n", "labels"),
+                                ("broken.bz2", bz2.compress(b"funda\n")[:-9] + bytes(9), "broken.bz2: broken")):
+        (tmp_path / name).write_bytes(content)
+        fails("--predict", tmp_path / name, "--out", out, words=[name, word])
+        (tmp_path / name).unlink()
     assert out.read_text() == "former" and sorted(path.name for path in tmp_path.iterdir()) == [
         "bad.csv", "cut.gz", "old.tsv"]
+
+
+def test_output_may_be_a_pipe_and_a_report_a_link(trained, tmp_path):
+    shutil.copytree(trained / "runs/bag", tmp_path / "bag")
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE, text=True) as reader:
+        run_script("evaluate", "--ckpt", tmp_path / "bag", "--predict", "-", "--out", tmp_path / "pipe", cwd=trained,
+                   stdin="title;x\nfunda;1\n")
+        assert reader.stdout.read().startswith("FUNDAS\t")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "bag/test-best").symlink_to(tmp_path / "elsewhere")
+    for _ in range(2):
+        run_script("evaluate", "--ckpt", tmp_path / "bag", cwd=trained)
+        assert (tmp_path / "elsewhere/report.json").exists() and (tmp_path / "bag/test-best").is_symlink()
 
 
 def test_a_checkpoint_that_does_not_fit(trained, tmp_path):

@@ -4,8 +4,10 @@ import gzip
 import lzma
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import fuzz
 import pytest
@@ -156,6 +158,15 @@ def test_a_run_is_trained_by_one_process_at_a_time(tiny):
     assert any(line.startswith("run busy") for line in again.stdout)
     again.kill()
     again.communicate()
+
+
+@pytest.mark.parametrize("script", ["train", "evaluate"])
+@pytest.mark.parametrize("seconds", [0.3, 0.9, 1.5])
+def test_ctrl_c_while_libraries_load_is_quiet(trained, script, seconds):
+    process = background(script, cwd=trained)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[1] == "" and process.returncode in (130, -signal.SIGINT)
 
 
 def test_two_trainings_and_an_evaluation_at_the_same_time(trained, tmp_path):

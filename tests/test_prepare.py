@@ -521,6 +521,11 @@ def test_a_test_file_is_the_test_split(prep):
     assert [source["split"] for source in meta()["source"]] == ["train", "test"]
 
 
+def test_a_test_file_needs_data(prep):
+    save("test.csv", as_csv(tiny_rows(50)))
+    assert_one_line_error(prep("--test", "test.csv", check=False), "--test", "--data")
+
+
 def test_a_split_column_and_a_test_file_must_agree(prep):
     rows = tiny_rows(200)
     save("test.csv", as_csv(rows[150:]))

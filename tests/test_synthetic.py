@@ -2,6 +2,7 @@
 
 import csv
 import os
+import subprocess
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -150,6 +151,13 @@ def test_bad_arguments_are_one_line(tmp_path, arguments):
     assert_one_line_error(done, arguments[0] if arguments[0] != "--out" else arguments[1].partition("/")[0])
     assert done.stdout == ""
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_pipe_is_written_to(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["wc", "-l", tmp_path / "pipe"], stdout=subprocess.PIPE, text=True) as reader:
+        run_script("synthetic", "--rows", 10, "--out", "pipe", cwd=tmp_path)
+        assert reader.stdout.read().startswith("11 ")
 
 
 def test_failed_write_keeps_the_former_file(tmp_path, monkeypatch):

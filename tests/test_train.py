@@ -325,6 +325,8 @@ def test_bad_input(trained, tmp_path):
     fails("--minn", "5", "--maxn", "4", words=["--minn 5", "--maxn 4"])
     fails("--word-ngrams", "0", words=["--word-ngrams"])
     fails("--buckets", "0", words=["--buckets"])
+    fails("--buckets", "5000000000", words=["--buckets 5000000000"])
+    fails("--epochs", "1000000000000", words=["--epochs 1000000000000"])
     assert not list((trained / "runs").glob(".*"))
     shutil.copytree(trained / "data", tmp_path / "data")
     labels = tmp_path / "data/prepared/train_labels.npy"
@@ -354,12 +356,26 @@ def test_resume_where_mlflow_does_not_know_the_run(tiny, tmp_path):
     status, output = interrupted(tmp_path, "moved", signal.SIGTERM, 20)
     assert status == 143, output
     (tmp_path / "mlflow.db").unlink()
-    done = run_script("train", "--resume", "moved", cwd=tmp_path)
-    assert "warning: not logged to MLflow" in done.stderr
+    assert run_script("train", "--resume", "moved", cwd=tmp_path).stderr == ""
     run_id = (tmp_path / "runs/moved/mlflow.txt").read_text().strip()
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     assert client.get_run(run_id).info.status == "FINISHED" and "dim" in client.get_run(run_id).data.params
     assert len(client.get_metric_history(run_id, "valid_loss")) == 20
+
+
+def test_what_mlflow_missed_is_logged_by_resume(tiny, tmp_path):
+    """Its store of artifacts is broken; the run is finished all the same, and nothing is logged twice."""
+    shutil.copytree(tiny / "data", tmp_path / "data")
+    (tmp_path / "mlruns").write_text("no folder")
+    done = run_script("train", "--name", "lame", "--epochs", 2, "--dim", 8, cwd=tmp_path)
+    assert all(line.startswith("warning: not logged to MLflow") for line in done.stderr.splitlines())
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    run_id = (tmp_path / "runs/lame/mlflow.txt").read_text().strip()
+    assert client.get_run(run_id).info.status == "FINISHED"
+    (tmp_path / "mlruns").unlink()
+    assert run_script("train", "--resume", "lame", cwd=tmp_path).stderr == ""
+    assert len(client.get_metric_history(run_id, "valid_loss")) == 2
+    assert {file.path for file in client.list_artifacts(run_id)} == {"source", "loss.png"}
 
 
 def test_unreachable_mlflow(tiny):
