@@ -52,7 +52,7 @@ class UserError(Exception):
 
 def run(main):
     """Call a script's `main`; what the user can put right ends in one line on standard error and exit status 2."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, interrupt)
     if sys.stdout is None:  # closed by the caller
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
     sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a character
@@ -71,6 +71,14 @@ def run(main):
             error = f"{error.filename or 'input/output'}: {error.strerror}"
         print("error:", " ".join(str(error).split()) or "out of memory", file=sys.stderr)
         leave(2)
+
+
+def interrupt(number, frame):
+    """On Ctrl-C raise KeyboardInterrupt, or leave at once where JAX is called by the garbage collector, for there Python
+    swallows exceptions."""
+    if frame is not None and frame.f_code.co_name == "_xla_gc_callback":
+        os._exit(130)
+    raise KeyboardInterrupt
 
 
 background = []  # threads of `in_background`
