@@ -127,6 +127,19 @@ def test_damaged_files_are_refused_or_harmless(tmp_path, monkeypatch):
         assert sum(often for what, often in count.items() if what.startswith(kind) and "refused" in what) > 10
 
 
+def test_a_full_disk_under_mlflow_is_told_in_lines(trained, tmp_path):
+    with torture.disk_in(tmp_path) as mounted:
+        if not mounted:
+            pytest.skip("may not mount a file system")
+        shutil.copytree(trained / "data", tmp_path / "data")
+        shutil.copy(trained / "mlflow.db", tmp_path)
+        torture.remount(tmp_path, f"size={shutil.disk_usage(tmp_path).used + 40_000}")
+        done = run_script("train", "--epochs", 1, "--dim", 8, cwd=tmp_path, check=False)
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2 and lines[-1].startswith("error: "), done.stderr
+    assert all(line.startswith("warning: ") for line in lines[:-1]), done.stderr
+
+
 def test_a_kill_before_the_id_of_the_mlflow_run_is_kept(tiny, tmp_path):
     """Resumed, it goes on with the run that it had begun there."""
     shutil.copytree(tiny / "data", tmp_path / "data")
