@@ -74,7 +74,7 @@ def run(main):
 
 
 def interrupt(number, frame):
-    """On Ctrl-C raise KeyboardInterrupt, or leave at once where JAX is called by the garbage collector, for there Python
+    """On Ctrl-C raise KeyboardInterrupt, or leave at once where the garbage collector has called JAX, for there Python
     swallows exceptions."""
     if frame is not None and frame.f_code.co_name == "_xla_gc_callback":
         os._exit(130)
@@ -776,6 +776,12 @@ def mlflow_needed():
         yield
     except Exception as error:
         raise UserError(f"MLflow at {mlflow_uri()}: {' '.join(str(error).split())[:300]}") from None
+
+
+def log_metrics(client, run_id, metrics):
+    """Log MLflow metrics, 1,000 at a time: more it refuses."""
+    for start in range(0, len(metrics), 1000):
+        client.log_batch(run_id, metrics=metrics[start:start + 1000])
 
 
 @contextmanager

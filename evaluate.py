@@ -280,7 +280,7 @@ def log_to_mlflow(connecting, folder, out, prefix, scores):
         from mlflow.entities import Metric
         client, _ = connecting.result()
         run_id, now = (folder / "mlflow.txt").read_text().strip(), int(time.time() * 1000)
-        client.log_batch(run_id, metrics=[Metric(re.sub(r"[^\w.\- /]", "_", key), value, now, scores["step"])
+        data.log_metrics(client, run_id, [Metric(re.sub(r"[^\w.\- /]", "_", key), value, now, scores["step"])
                                           for key, value in values.items()])
         client.log_artifacts(run_id, str(out), out.name)
 

@@ -190,10 +190,14 @@ def read_source(path, bad):
             yield block
 
 
+def require_file(path):
+    if not path.is_file():
+        raise UserError(f"{path}: not a file" if path.exists() else f"{path}: no such file")
+
+
 def first_line(path):
     """The first line of a file that may be compressed; it tells the format."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file" if not path.exists() else f"{path}: not a file")
+    require_file(path)
     with open(path, "rb") as raw, data.reading(path):
         first = data.decompressed(raw).readline(BLOCK).decode("utf-8-sig", "replace").strip(" \r\n")
     if not first:
@@ -513,8 +517,7 @@ def read_vectors(path, vocab, bad):
     """
     index = {word: i for i, word in enumerate(vocab) if i >= len(data.SPECIALS)}
     vectors, exact, dim, rows = None, np.zeros(len(vocab), bool), None, 0
-    if not path.is_file():
-        raise UserError(f"{path}: no such file" if not path.exists() else f"{path}: not a file")
+    require_file(path)
     with open(path, "rb") as raw, data.reading(path):
         for number, line in enumerate(data.lines(data.decompressed(raw), path), 1):
             fields = line.decode("utf-8", "replace").rstrip().split(" ")

@@ -302,8 +302,8 @@ class Tracker:
     could not be logged is logged with the next epoch, or by --resume."""
 
     def __init__(self, client, experiment, folder, config, statistics):
-        """Start the MLflow run, or go on with the one that this training has in this store: it is found by its tag, even
-        if the training was killed just after it began the run. `folder`/mlflow.txt tells evaluate.py its id."""
+        """Start the MLflow run, or go on with the one that this training has in this store: it is found by its tag,
+        even if the training was killed just after it began the run. `folder`/mlflow.txt tells evaluate.py its id."""
         from mlflow.entities import Param, RunTag
         self.client, self.config, self.history, self.losses, self.logged = client, config, [], [], -1
         key = f"{folder.name} {config['created']}"
@@ -334,8 +334,7 @@ class Tracker:
                    for key, value in row.items() if key not in ("epoch", "step")]
         metrics += [Metric("step_loss", float(loss), now, step) for step, loss in self.losses]
         with data.mlflow_warnings():
-            for start in range(0, len(metrics), 1000):
-                self.client.log_batch(self.run_id, metrics=metrics[start:start + 1000])
+            data.log_metrics(self.client, self.run_id, metrics)
             self.logged, self.losses = max([self.logged, *(row["step"] for row in history)]), []
 
     def __enter__(self):

@@ -6,11 +6,12 @@ runs a few rounds of it (test_faults.py); this is the long form:
 
 Half of the kills come by the clock; the others come just before a file operation (create, rename, remove, make a
 folder) that is drawn from all that an undisturbed command does, so inside saves and between renames. Where root may
-mount a small disk, every third time it is full at a random moment, or read-only, instead; the script must then end in
-one line and exit status 2. After prepare.py the prepared data must be the former or the new, whole; prepared again they
-must equal the undisturbed ones byte for byte. A training is disturbed one to three times; when it ends at last, the
-checkpoint (parameters, optimizer, table, history), metrics and predictions must be those of the undisturbed training,
-no other file may be left, and MLflow must show one finished run. A disturbed evaluate.py leaves the former report.
+mount a small disk, every third time it has little room, or is read-only, instead; the script must then succeed, or
+end in one line and exit status 2, warnings of what MLflow missed aside. After prepare.py the prepared data must be
+the former or the new, whole; prepared again they must equal the undisturbed ones byte for byte. A training is
+disturbed one to three times; when it ends at last, the checkpoint (parameters, optimizer, table, history), metrics
+and predictions must be those of the undisturbed training, no other file may be left, and MLflow must show one
+finished run. A disturbed evaluate.py leaves the former report or the new.
 """
 import argparse
 import contextlib
