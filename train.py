@@ -37,15 +37,17 @@ DEFAULTS = {  # by model; a flag overrides them
 }
 SMALL = 40_000         # training rows up to which these epochs and dropout hold; more rows need less (size_rule)
 CHUNK = 8              # steps in one compiled loop at most; titles of a chunk are all short or all long
+ACCUMULATOR = 0.01     # where Adagrad's sum of squares begins for each row, so that rare words take no larger steps
 TRAIN_SAMPLE = 10_000  # training rows scored after each epoch, to be compared with the validation split
 
 
 def size_rule(rows, epochs, dropout, vocabulary):
     """(batch size, epochs, dropout, buckets) for so many training rows: more rows need larger batches, fewer epochs and
-    less dropout, more words need more buckets."""
+    less dropout, more words need more buckets (16 for each, where that is little memory, else 4)."""
     batch_size = 2 ** round(math.log2(max(rows, 1) / 500))
     shrink = min(1, (SMALL / rows) ** 0.6)
-    buckets = 2 ** min(21, math.ceil(math.log2(4 * vocabulary)))
+    wanted = max(4 * vocabulary, min(16 * vocabulary, 1 << 17))
+    buckets = 2 ** min(21, math.ceil(math.log2(wanted)))
     return min(max(batch_size, 64), 1024), max(3, round(epochs * shrink)), round(dropout * shrink, 3), buckets
 
 
@@ -161,7 +163,7 @@ def init_state(config, features, titles, vectors=None):
     def start():
         state = model.init(config, jax.random.key(config["seed"]))
         return state | {"moments": make_optimizer(config).init(state["params"]), "step": jnp.zeros((), jnp.int32),
-                        "accumulator": jnp.zeros(len(state["table"]))}
+                        "accumulator": jnp.full(len(state["table"]), ACCUMULATOR)}
 
     state = start()
     state["weights"] = jax.device_put(model.row_weights(config, features, titles))

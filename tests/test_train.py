@@ -116,7 +116,7 @@ def test_unreliable_rows_count_less():
 
 
 def test_size_rule():
-    assert train.size_rule(5_000, 25, 0.5, 4_000) == (64, 25, 0.5, 1 << 14)
+    assert train.size_rule(5_000, 25, 0.5, 4_000) == (64, 25, 0.5, 1 << 16)
     assert train.size_rule(5_000_000, 25, 0.5, 1_000_000) == (1024, 3, 0.028, 1 << 21)
     sizes = [train.size_rule(rows, 25, 0.5, rows // 9 + 1) for rows in (10, 10_000, 100_000, 1_000_000, 10_000_000)]
     assert sizes == sorted(sizes, key=lambda size: (size[0], -size[1], -size[2], size[3]))
