@@ -37,7 +37,8 @@ DEFAULTS = {  # by model; a flag overrides them
 }
 SMALL = 40_000         # training rows up to which these epochs and dropout hold; more rows need less (size_rule)
 CHUNK = 8              # steps in one compiled loop at most; titles of a chunk are all short or all long
-ACCUMULATOR = 0.01     # where Adagrad's sum of squares begins for each row, so that rare words take no larger steps
+ACCUMULATOR = 0.01     # where Adagrad's sums of squares begin, so that rare words do not take the largest steps
+FEW = 4000             # with fewer training rows they begin lower, by the square of their share
 TRAIN_SAMPLE = 10_000  # training rows scored after each epoch, to be compared with the validation split
 
 
@@ -162,8 +163,9 @@ def init_state(config, features, titles, vectors=None):
     @jax.jit
     def start():
         state = model.init(config, jax.random.key(config["seed"]))
+        accumulator = ACCUMULATOR * min(1, len(titles) / FEW) ** 2
         return state | {"moments": make_optimizer(config).init(state["params"]), "step": jnp.zeros((), jnp.int32),
-                        "accumulator": jnp.full(len(state["table"]), ACCUMULATOR)}
+                        "accumulator": jnp.full(len(state["table"]), accumulator)}
 
     state = start()
     state["weights"] = jax.device_put(model.row_weights(config, features, titles))
