@@ -122,6 +122,13 @@ def test_size_rule():
     assert sizes == sorted(sizes, key=lambda size: (size[0], -size[1], -size[2], size[3]))
 
 
+@pytest.mark.parametrize("rows, start", [(500, 0.01 / 64), (4000, 0.01), (9000, 0.01)])
+def test_start_of_adagrads_sums(rows, start):
+    features = model.feature_tables(CONFIG, [*data.SPECIALS, *(f"word{i}" for i in range(28))])
+    state = train.init_state(CONFIG, features, np.full((rows, 4), 3))
+    np.testing.assert_allclose(state["accumulator"], start, rtol=1e-6)
+
+
 def test_a_name_taken_meanwhile(tmp_path):
     meta = {"vocab": ["a"], "labels": ["A", "B"]}
     (tmp_path / "mlp-1").mkdir()
