@@ -37,19 +37,20 @@ DEFAULTS = {  # by model; a flag overrides them
 }
 SMALL = 40_000         # training rows up to which these epochs and dropout hold; more rows need less (size_rule)
 CHUNK = 8              # steps in one compiled loop at most; titles of a chunk are all short or all long
-ACCUMULATOR = 0.01     # where Adagrad's sums of squares begin, so that rare words do not take the largest steps
-FEW = 4000             # with fewer training rows they begin lower, by the square of their share
+FEW = 4000             # with fewer training rows Adagrad's sums begin lower, by the square of their share (size_rule)
 TRAIN_SAMPLE = 10_000  # training rows scored after each epoch, to be compared with the validation split
 
 
 def size_rule(rows, epochs, dropout, vocabulary):
-    """(batch size, epochs, dropout, buckets) for so many training rows: more rows need larger batches, fewer epochs and
-    less dropout, more words need more buckets (16 for each, where that is little memory, else 4)."""
-    batch_size = 2 ** round(math.log2(max(rows, 1) / 500))
+    """The settings that depend on the training rows and words, {name: value}: more rows need larger batches, fewer
+    epochs and less dropout, more words need more buckets (16 for each, where that is little memory, else 4). Adagrad's
+    sums of squares begin above zero, so that rare words do not take the largest steps."""
     shrink = min(1, (SMALL / rows) ** 0.6)
-    wanted = max(4 * vocabulary, min(16 * vocabulary, 1 << 17))
-    buckets = 2 ** min(21, math.ceil(math.log2(wanted)))
-    return min(max(batch_size, 64), 1024), max(3, round(epochs * shrink)), round(dropout * shrink, 3), buckets
+    buckets = max(4 * vocabulary, min(16 * vocabulary, 1 << 17))
+    return {"batch_size": min(max(2 ** round(math.log2(max(rows, 1) / 500)), 64), 1024),
+            "epochs": max(3, round(epochs * shrink)), "dropout": round(dropout * shrink, 3),
+            "buckets": 2 ** min(21, math.ceil(math.log2(buckets))),
+            "accumulator": 0.01 * min(1, rows / FEW) ** 2}
 
 
 def parse_args():
@@ -68,6 +69,8 @@ def parse_args():
     add("--batch-size", type=data.positive(int), help="rows a step (default: by size, see size_rule)")
     add("--lr", type=data.positive(float), help=f"Adam's rate, falling to 0 {default('lr')}")
     add("--table-lr", type=data.positive(float), default=0.1, help="Adagrad's rate for word vectors, falling to 0")
+    add("--accumulator", type=data.not_negative(float),
+        help="where Adagrad's sums of squares begin (default: by size, see size_rule)")
     add("--weight-decay", type=data.not_negative(float), default=0.0, help="L2 penalty on all but the word vectors")
     add("--dim", type=data.positive(int), help="numbers in a word vector (default: the pretrained ones' or 100)")
     add("--hidden", type=data.positive(int), nargs="*", help=f"widths of hidden layers {default('hidden')}")
@@ -163,9 +166,8 @@ def init_state(config, features, titles, vectors=None):
     @jax.jit
     def start():
         state = model.init(config, jax.random.key(config["seed"]))
-        accumulator = ACCUMULATOR * min(1, len(titles) / FEW) ** 2
         return state | {"moments": make_optimizer(config).init(state["params"]), "step": jnp.zeros((), jnp.int32),
-                        "accumulator": jnp.full(len(state["table"]), accumulator)}
+                        "accumulator": jnp.full(len(state["table"]), config["accumulator"])}
 
     state = start()
     state["weights"] = jax.device_put(model.row_weights(config, features, titles))
@@ -201,6 +203,10 @@ def judge(module, ready, arrays, prefix):
 
 # --- configuration ----------------------------------------------------------------------------------------------------
 
+def settings(args):
+    return {name: value for name, value in vars(args).items() if name not in ("data", "name", "runs", "resume")}
+
+
 def configure(args, meta, titles):
     """All that decides the result, as one dictionary: the flags, defaults filled in, and the sizes the data gives."""
     if args.unreliable_weight < 1 and meta["reliable_share"] is None:
@@ -208,19 +214,17 @@ def configure(args, meta, titles):
     if 0 < args.maxn < args.minn:
         raise UserError(f"--minn {args.minn}: larger than --maxn {args.maxn}")
     rows = len(titles)
-    config = {name: value for name, value in vars(args).items() if name not in ("data", "name", "runs", "resume")}
-    for name, value in DEFAULTS[args.model].items():
-        config[name] = value if config[name] is None else config[name]
-    if config["word_ngrams"] > 1 and DEFAULTS[args.model]["word_ngrams"] == 1:
-        raise UserError(f"--word-ngrams {args.word_ngrams}: {args.model} takes no n-grams of words")
-    ngrams = config["maxn"] > 0 or config["word_ngrams"] > 1
+    config = settings(args)
     usual = DEFAULTS[args.model]
-    batch_size, epochs, dropout, buckets = size_rule(
-        rows, usual["epochs"] if ngrams else (usual["epochs"] + 1) // 2, usual["dropout"], len(meta["vocab"]))
-    config["buckets"] = (args.buckets or buckets) if ngrams else 0
-    config["batch_size"] = min(args.batch_size or batch_size, rows)
-    config["epochs"] = args.epochs or epochs
-    config["dropout"] = dropout if args.dropout is None else args.dropout
+    if args.word_ngrams is not None and args.word_ngrams > 1 and usual["word_ngrams"] == 1:
+        raise UserError(f"--word-ngrams {args.word_ngrams}: {args.model} takes no n-grams of words")
+    ngrams = args.maxn > 0 or (args.word_ngrams or usual["word_ngrams"]) > 1
+    epochs = usual["epochs"] if ngrams else (usual["epochs"] + 1) // 2
+    for name, value in (usual | size_rule(rows, epochs, usual["dropout"], len(meta["vocab"]))).items():
+        config[name] = value if config[name] is None else config[name]
+    config["batch_size"] = min(config["batch_size"], rows)
+    if not ngrams:
+        config["buckets"] = 0
     pretrained = meta["vectors"] is not None
     if pretrained and args.dim not in (None, meta["vectors"].shape[1]):
         raise UserError(f"--dim {args.dim}: the prepared vectors have {meta['vectors'].shape[1]} numbers; leave --dim "
@@ -250,6 +254,9 @@ def choose_run(args, meta, titles):
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder}: no such run to resume")
         config, _, _ = data.load_run(folder, model.MODELS)
+        if unknown := settings(args).keys() - config.keys():
+            raise UserError(f"{folder}: was begun by another train.py, one without {', '.join(sorted(unknown))}; train "
+                            "again")
         if config["fingerprint"] != meta["fingerprint"]:
             raise UserError(f"{folder}: was trained on other data ({config['fingerprint']}) than {args.data} holds "
                             f"({meta['fingerprint']}); name its data with --data")

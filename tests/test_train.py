@@ -23,9 +23,9 @@ import train
 from data import UserError
 
 CONFIG = {"model": "mlp", "word_ngrams": 2, "minn": 3, "maxn": 4, "buckets": 64, "vocabulary": 30, "dim": 6,
-          "max_len": 4, "classes": 3, "hidden": [], "dropout": 0.3, "lr": 0.01, "table_lr": 0.1, "weight_decay": 1e-4,
-          "steps": 40, "freeze_embeddings": False, "balance": "logit", "unreliable_weight": 1.0, "batch_size": 8,
-          "seed": 0, "filters": 4, "widths": [1, 2]}
+          "max_len": 4, "classes": 3, "hidden": [], "dropout": 0.3, "lr": 0.01, "table_lr": 0.1, "accumulator": 0.01,
+          "weight_decay": 1e-4, "steps": 40, "freeze_embeddings": False, "balance": "logit", "unreliable_weight": 1.0,
+          "batch_size": 8, "seed": 0, "filters": 4, "widths": [1, 2]}
 
 
 def small_problem(**changes):
@@ -116,17 +116,34 @@ def test_unreliable_rows_count_less():
 
 
 def test_size_rule():
-    assert train.size_rule(5_000, 25, 0.5, 4_000) == (64, 25, 0.5, 1 << 16)
-    assert train.size_rule(5_000_000, 25, 0.5, 1_000_000) == (1024, 3, 0.028, 1 << 21)
-    sizes = [train.size_rule(rows, 25, 0.5, rows // 9 + 1) for rows in (10, 10_000, 100_000, 1_000_000, 10_000_000)]
-    assert sizes == sorted(sizes, key=lambda size: (size[0], -size[1], -size[2], size[3]))
+    def rule(rows, vocabulary):
+        return tuple(train.size_rule(rows, 25, 0.5, vocabulary).values())
+
+    assert rule(500, 300) == (64, 25, 0.5, 1 << 13, 0.01 / 64)
+    assert rule(5_000, 4_000) == (64, 25, 0.5, 1 << 16, 0.01)
+    assert rule(5_000_000, 1_000_000) == (1024, 3, 0.028, 1 << 21, 0.01)
+    sizes = [rule(rows, rows // 9 + 1) for rows in (10, 3_000, 100_000, 1_000_000, 10_000_000)]
+    assert sizes == sorted(sizes, key=lambda size: (size[0], -size[1], -size[2], size[3], size[4]))
 
 
-@pytest.mark.parametrize("rows, start", [(500, 0.01 / 64), (4000, 0.01), (9000, 0.01)])
-def test_start_of_adagrads_sums(rows, start):
-    features = model.feature_tables(CONFIG, [*data.SPECIALS, *(f"word{i}" for i in range(28))])
-    state = train.init_state(CONFIG, features, np.full((rows, 4), 3))
-    np.testing.assert_allclose(state["accumulator"], start, rtol=1e-6)
+def test_flags_override_the_rule(tiny, monkeypatch):
+    meta, arrays = data.load_prepared(tiny / "data/prepared", ("train",))
+
+    def config(flags):
+        monkeypatch.setattr(sys, "argv", ["train.py", *flags.split()])
+        return train.configure(train.parse_args(), meta, arrays["train"]["titles"])
+
+    wanted = {"batch_size": 5, "epochs": 2, "dropout": 0, "buckets": 7, "accumulator": 0, "word_ngrams": 1, "lr": 3}
+    assert config("--batch-size 5 --epochs 2 --dropout 0 --buckets 7 --accumulator 0 --word-ngrams 1 --lr 3"
+                  ).items() >= wanted.items()
+    assert config("--maxn 0 --word-ngrams 1 --buckets 7").items() >= {"buckets": 0, "epochs": 13}.items()
+    assert config("").items() >= train.size_rule(len(arrays["train"]["titles"]), 25, 0.5, len(meta["vocab"])).items()
+
+
+@pytest.mark.parametrize("start", [0, 0.25])
+def test_start_of_adagrads_sums(start):
+    _, state, _, _ = small_problem(accumulator=start)
+    np.testing.assert_array_equal(state["accumulator"], np.full(30 + 64, start, np.float32))
 
 
 def test_a_name_taken_meanwhile(tmp_path):
@@ -326,6 +343,11 @@ def test_bad_input(trained, tmp_path):
     fails("--name", "best", words=["--name best"])
     fails("--resume", "nothing", words=["nothing", "no such run"])
     fails("--resume", "bag", "--lr", "1", words=["--lr"])
+    shutil.copytree(trained / "runs/bag", tmp_path / "others/old")
+    config, _, _ = data.load_run(trained / "runs/bag", model.MODELS)
+    del config["accumulator"]
+    data.write_json(tmp_path / "others/old/config.json", data.signed(config))
+    fails("--resume", "old", "--runs", tmp_path / "others", words=["old", "another train.py, one without accumulator"])
     for flags in (["--epochs", "0"], ["--batch-size", "-1"], ["--lr", "nan"], ["--lr", "x"], ["--dropout", "1"],
                   ["--model", "svm"], ["--seed", "-1"], ["--balance", "maybe"], ["--epoch", "3"], ["--widths"]):
         fails(*flags, words=[flags[0], "--help"])
