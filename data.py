@@ -39,7 +39,7 @@ import numpy as np
 
 FORMAT = 2  # raise it when the prepared files change their meaning
 SPLITS = ("train", "valid", "test")
-PAD, UNKNOWN = 0, 1
+UNKNOWN = 1  # the id of words that the vocabulary lacks; 0 is padding
 INFLATION, LONGEST_LINE = 100, 8 << 20  # how far compressed files may grow, and bytes of a line (titles, vectors)
 SPECIALS = ["<pad>", "<unknown>"]  # no title can contain them: the tokenizer leaves no punctuation
 
@@ -66,7 +66,9 @@ def run(main):
         leave(1)
     except KeyboardInterrupt:
         leave(130)
-    except (UserError, OSError, MemoryError) as error:
+    except (UserError, OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):  # JAX: no memory on the device
+            raise
         if isinstance(error, OSError) and error.strerror:
             error = f"{error.filename or 'input/output'}: {error.strerror}"
         print("error:", " ".join(str(error).split()) or "out of memory", file=sys.stderr)
@@ -163,11 +165,22 @@ def dropout(text):
     return 0.0 if float(text) == 0 else share(text)
 
 
+def running(process):
+    """Whether there is a process of this number."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def neighbour(path):
     """The temporary name beside `path` that this process writes under; what killed processes left there is removed."""
     for stale in path.parent.glob(f"{glob.escape(path.name)}.tmp-*"):
         process = stale.name.rpartition("-")[2]
-        if process.isdigit() and not Path(f"/proc/{process}").exists():
+        if process.isdigit() and not running(int(process)):
             shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
     return path.with_name(f"{path.name}.tmp-{os.getpid()}")
 
@@ -176,15 +189,16 @@ def neighbour(path):
 def write_beside(path, mode="w"):
     """Open a temporary neighbour of `path`; it takes the name `path` only when the block ends without an error.
     What is no file, such as /dev/null or a pipe, is written to directly."""
+    encoding, newline = (None, None) if "b" in mode else ("utf-8", "")
     if Path(path).exists() and not Path(path).is_file():
-        with open(path, mode) as file:
+        with open(path, mode, encoding=encoding, newline=newline) as file:
             yield file
         return
     path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = neighbour(path)
     try:
-        with open(beside, mode, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else "") as file:
+        with open(beside, mode, encoding=encoding, newline=newline) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -280,7 +294,7 @@ PIECES = bytes(byte if byte > 127 or chr(byte).isalnum() else ord(" ") for byte 
 def tokenize(title):
     """Words of a title: str -> list of str. This is the specification; `bulk_tokenize` must agree with it."""
     decomposed = unicodedata.normalize("NFKD", title.lower())
-    return WORD.findall("".join(c for c in decomposed if unicodedata.category(c)[0] != "M"))
+    return WORD.findall("".join(c.lower() for c in decomposed if unicodedata.category(c)[0] != "M"))  # № becomes No
 
 
 def bulk_tokenize(titles):

@@ -9,13 +9,13 @@
 
 The report goes to runs/NAME/SPLIT-WHICH/ (such as test-best): report.json, predictions.csv, categories.csv (precision,
 recall, F1 and support of each), confusions.csv with example titles, recall.png and confusions.png; it is added to the
-training's MLflow run (of several runs, the first one's: runs/NAME/SPLIT-WHICH+OTHER...). The interval of the balanced
-accuracy is a bootstrap within categories.
+training's MLflow run. Of several runs it goes to the first one's, runs/NAME/SPLIT-WHICH+OTHER..., with --prior to
+SPLIT-WHICH-PRIOR. The interval of the balanced accuracy is a bootstrap within categories.
 
 --predict reads a title a line, or a CSV with a `title` (or `text`) column, plain or compressed, `-` for standard input.
 It writes a line for each title, in order: category TAB probability, K times with --top K. A CSV with an `id` column,
-such as the challenge's test.csv, gives `id,category` instead. It needs nothing but the run's folder. Titles are
-classified 32,768 at a time, from a terminal one at a time.
+such as the challenge's test.csv, gives `id,category` instead. It needs nothing but the run's folder; best and latest
+are of the runs on --data, where that is there. Titles are classified 32,768 at a time, from a terminal one at a time.
 Loss, probabilities and predictions assume a prior: that all categories are equally frequent (`equal`, what training
 with --balance logit or weights aims at), or as frequent as in training (`training`, as after --balance none). The
 default is the first run's own; --prior converts by adding or taking away the log prior.
@@ -184,9 +184,9 @@ def recall_figure(recall, size, title):
 def confusion_figure(labels, predictions, names, pairs, title):
     """The categories of the largest confusions against each other, as shares of the true category."""
     from matplotlib.figure import Figure
+    from sklearn.metrics import confusion_matrix
     shown = sorted({category for true, wrong, _ in pairs for category in (true, wrong)}, key=lambda i: names[i])
-    pairs = np.bincount(labels * len(names) + predictions, minlength=len(names) ** 2).reshape(len(names), -1)
-    counts = pairs[np.ix_(shown, shown)]
+    counts = confusion_matrix(labels, predictions, labels=shown)
     shares = counts / np.maximum(1, np.bincount(labels, minlength=len(names))[shown])[:, None]
     figure = Figure((3 + 0.3 * len(shown), 2.5 + 0.3 * len(shown)), layout="constrained")
     axes = figure.subplots()
@@ -380,6 +380,8 @@ def predict(args):
         out = stack.enter_context(data.write_beside(args.out)) if args.out else sys.stdout
         pool = stack.enter_context(ThreadPoolExecutor(1))
         with_ids, blocks = read_titles(data.decompressed(file), args.predict)
+        if with_ids and args.top > 1:
+            raise UserError(f"--top {args.top}: {args.predict} has ids, for which one category each is written")
         if with_ids:
             print("id,category", file=out)
         waiting = []  # a block is classified while the one before is written

@@ -98,7 +98,9 @@ def download(url, path, size=None):
 
 def unpack(archive, folder):
     """Unpack a tar archive into `folder`, refusing members that would land outside it, devices and such."""
+    import lzma
     import tarfile
+    import zlib
     try:
         with open(archive, "rb") as file, data.folder_beside(folder) as beside:
             stream = data.decompressed(file)
@@ -106,7 +108,7 @@ def unpack(archive, folder):
                 tar.extractall(beside, filter="data")
             while stream.read(1 << 20):  # what is broken behind the last member shows
                 pass
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
         if getattr(error, "errno", None):  # the disk's fault; for a broken archive bz2 raises a bare OSError
             raise
         raise UserError(f"{archive}: not a sound tar archive ({error}); delete it and fetch it again") from None
@@ -130,13 +132,21 @@ def split_of(path):
     return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
 
 
+def labelled(first):
+    """Whether the rows of a file with this first line have a category."""
+    if first.startswith("{"):
+        return any(f'"{key}"' in first for key in COLUMNS["category"])
+    _, names = data.read_header(first, set(COLUMNS["title"]).intersection)
+    return first.startswith("__label__") or bool(set(COLUMNS["category"]).intersection(names))
+
+
 def find_files(folder):
     """[(path, split or None)] of the data set in a folder; raises UserError when it holds none or several."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and SUFFIX.search(path.name)
                    and ".tmp-" not in str(path.relative_to(folder)))  # what a killed download left
     named = [(path, split_of(path)) for path in files if split_of(path) is not None]
     for path, split in named.copy():
-        if split == 2 and not any(name in first_line(path).lower() for name in ("categor", "label")):
+        if split == 2 and not labelled(first_line(path)):
             print(f"{path}: has no category column, so it is no test split (python evaluate.py --predict reads it)")
             named.remove((path, split))
     if named and not any(split == 0 for _, split in named):
@@ -226,6 +236,10 @@ def parse_fasttext(line):
 def read_lines(path, stream, bad, parse, rows=50_000):
     """Blocks of a file with one record a line."""
     import pyarrow as pa
+
+    def arrays(block):
+        return {name: pa.array([fields[name] for fields in block], pa.string()) for name in block[0]}
+
     block, size = [], 0
     for number, line in enumerate(data.lines(stream, path), 1):
         size += len(line)
@@ -239,10 +253,10 @@ def read_lines(path, stream, bad, parse, rows=50_000):
             if line.strip():
                 bad.add(path, number, f"{error}")
         if block and (len(block) == rows or size > BLOCK):
-            yield {name: pa.array([fields[name] for fields in block], pa.string()) for name in block[0]}
+            yield arrays(block)
             block, size = [], 0
     if block:
-        yield {name: pa.array([fields[name] for fields in block], pa.string()) for name in block[0]}
+        yield arrays(block)
 
 
 def read_csv(path, stream, bad, header):
@@ -363,7 +377,7 @@ def ingest(sources, scratch, text, languages, limit, max_len, threads, bad):
     Args: sources [(path, split or None)]; languages, those to keep, or None; limit, rows of training data at most.
     Returns: a dictionary of arrays with one entry a row (label, language, reliable, split, key, length in words up to
     max_len; None where the source says nothing) and with `blocks`, for `written`, and the numbers of `words` before
-    titles are cut and of titles to be `cut`; the Codes of words, labels and languages.
+    titles are cut, of titles to be `cut` and of rows `read`, kept or not; the Codes of words, labels and languages.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -372,12 +386,13 @@ def ingest(sources, scratch, text, languages, limit, max_len, threads, bad):
     blocks, all_words, cut = [], 0, 0
     known = set()
     mix = np.random.default_rng(0).integers(1, 1 << 63, max_len, np.uint64) | np.uint64(1)
-    left = limit
+    left, seen = limit, 0
 
     def read():
-        nonlocal left
+        nonlocal left, seen
         for path, split in sources:
             for block in read_source(path, bad):
+                seen += len(block["title"])
                 if languages:
                     if "language" not in block:
                         raise UserError(f"{path}: has no language column, which --languages needs")
@@ -432,7 +447,7 @@ def ingest(sources, scratch, text, languages, limit, max_len, threads, bad):
         arrays["language"] = None
     if "quality" not in known:
         arrays["reliable"] = None
-    return arrays | {"blocks": blocks, "words": int(all_words), "cut": int(cut)}, words, labels, names
+    return arrays | {"blocks": blocks, "words": int(all_words), "cut": int(cut), "read": seen}, words, labels, names
 
 
 def lines(titles):
@@ -657,7 +672,7 @@ def build(args, sources, scratch, text, folder):
         sources, scratch, text, args.languages, args.rows, args.max_len, args.threads, bad)
     count, given = len(rows["label"]), rows.pop("split")
     where = ", ".join(str(path) for path, _ in sources)
-    bad.check(count)
+    bad.check(rows["read"])
     for files, found in [(where, count), *((path, (given == s).any()) for path, s in sources if s is not None)]:
         if not found:
             raise UserError(f"{files}: no rows" + (f" in {' or '.join(args.languages)}" if args.languages else ""))
@@ -707,12 +722,12 @@ def build(args, sources, scratch, text, folder):
     in_train[groups[train]] = True
     return {
         "format": data.FORMAT, "synthetic": all(name.startswith(synthetic.PREFIX) for name in names),
-        "source": [{"file": os.fsencode(path).decode("utf-8", "replace"), "split": None if s is None else SPLITS[s]}
-                   for path, s in sources],
-        "options": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()
+        "source": [{"file": readable(path), "split": None if s is None else SPLITS[s]} for path, s in sources],
+        "options": {name: readable(value) if isinstance(value, Path) else value for name, value in vars(args).items()
                     if name not in ("data", "test", "out", "threads", "mirror", "download")},
         "rows": dict(zip(SPLITS, sizes.tolist(), strict=True)), "bad_rows": bad.count,
-        "first_bad_row": bad.first, "categories": len(names), "training_rows": per_category[0].tolist(),
+        "first_bad_row": bad.first and readable(bad.first), "categories": len(names),
+        "training_rows": per_category[0].tolist(),
         "languages": [tongue or "unknown" for tongue in tongues] if rows["language"] is not None else None,
         "reliable_share": None if rows["reliable"] is None else float(rows["reliable"].mean()),
         "vocabulary": len(vocab), "max_len": args.max_len,
@@ -724,6 +739,11 @@ def build(args, sources, scratch, text, folder):
         "also_in_train": {name: float(in_train[groups[split == s]].mean()) for s, name in enumerate(SPLITS) if s},
         "vectors_found": found,
     }
+
+
+def readable(path):
+    """What the shell or a file system gave, as text; bytes that are not UTF-8 become the replacement character."""
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def report(summary, out, written, seconds):
@@ -767,13 +787,13 @@ def main():
     add("--out", type=Path, default=Path("data/prepared"), help="folder to write")
     add("--download", choices=DOWNLOADS, help="fetch this public data set into data/raw/ first")
     add("--mirror", metavar="URL", help="fetch from this address instead of the public server")
-    add("--languages", nargs="+", metavar="L", help="keep only these languages, e.g. spanish")
+    add("--languages", nargs="+", type=readable, metavar="L", help="keep only these languages, e.g. spanish")
     add("--rows", type=data.positive(int), help="read at most so many rows of training data, from the start")
     add("--vocab", type=data.positive(int), default=1_000_000, help="keep at most so many words, the most frequent")
     add("--min-count", type=data.positive(int), default=1, help="drop words rarer than this in the training split")
     add("--max-len", type=data.positive(int), default=20, help="cut titles to so many words")
     add("--valid", type=data.share, default=0.1, help="share of the rest for validation, where the source has none")
-    add("--seed", type=data.seed, default=0, help="decides the splits")
+    add("--seed", type=data.seed, default=0, help="decides the splits, and the synthetic titles")
     add("--vectors", type=Path, help="pretrained vectors: word2vec, GloVe or fastText text file, plain or compressed")
     add("--max-bad-rows", type=data.positive(float), default=0.01, help="bad rows to skip: a share below 1, or a count")
     add("--threads", type=data.positive(int), default=min(8, os.cpu_count()), help="threads that tokenize")

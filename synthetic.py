@@ -9,7 +9,7 @@ size, 6 % of the rows are `reliable`, and about 5.5 % of the others carry a wron
 name the product they are for, many titles never say what they sell, and siblings share words, so no single keyword
 decides a title and word order helps. Every category name starts with SYN_, so a report cannot pass for a real one.
 
-The first 120 categories are the tables below; more (up to category_limit()) are derived from them, such as
+The first 120 categories are the tables below; more (up to 1,866) are derived from them, such as
 SYN_BLENDERS_SPARE_PARTS. The bytes depend on --rows, --categories and --seed alone. The seed picks the titles, not the
 rules: files of two seeds are two samples of one data set.
 
@@ -557,10 +557,6 @@ def _catalogue():
                                 [[p.format(h) for h in heads[i][:3] for p in patterns[i]] for i in (0, 1)], models,
                                 [extra[i] + words[i][:4] for i in (0, 1)], name))
     return families, base + derived
-
-
-def category_limit():
-    return len(_catalogue()[1])
 
 
 def category_names(n):

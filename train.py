@@ -43,8 +43,9 @@ TRAIN_SAMPLE = 10_000  # training rows scored after each epoch, to be compared w
 
 def size_rule(rows, epochs, dropout, vocabulary):
     """The settings that depend on the training rows and words, {name: value}: more rows need larger batches, fewer
-    epochs and less dropout, more words need more buckets (16 for each, where that is little memory, else 4). Adagrad's
-    sums of squares begin above zero, so that rare words do not take the largest steps."""
+    epochs and less dropout, more words need more buckets (16 for each, where that is little memory, else 4; rounded up
+    to a power of 2, 2^21 at most). Adagrad's sums of squares begin above zero, so that rare words do not take the
+    largest steps."""
     shrink = min(1, (SMALL / rows) ** 0.6)
     buckets = max(4 * vocabulary, min(16 * vocabulary, 1 << 17))
     return {"batch_size": min(max(2 ** round(math.log2(max(rows, 1) / 500)), 64), 1024),
@@ -65,7 +66,8 @@ def parse_args():
     add("--name", help="name of the run (default: model and number)")
     add("--runs", type=Path, default=Path("runs"), help="folder of all runs")
     add("--resume", metavar="NAME", help="go on with this run; its own settings hold")
-    add("--epochs", type=data.positive(int), help="passes over the training rows (default: by size, see size_rule)")
+    add("--epochs", type=data.positive(int),
+        help="passes over the training rows (default: by size, see size_rule; half as many without any n-grams)")
     add("--batch-size", type=data.positive(int), help="rows a step (default: by size, see size_rule)")
     add("--lr", type=data.positive(float), help=f"Adam's rate, falling to 0 {default('lr')}")
     add("--table-lr", type=data.positive(float), default=0.1, help="Adagrad's rate for word vectors, falling to 0")
@@ -211,6 +213,8 @@ def configure(args, meta, titles):
     """All that decides the result, as one dictionary: the flags, defaults filled in, and the sizes the data gives."""
     if args.unreliable_weight < 1 and meta["reliable_share"] is None:
         raise UserError(f"--unreliable-weight: {args.data} says of no row how reliable its label is; leave it away")
+    if len(set(args.widths)) < len(args.widths):
+        raise UserError(f"--widths {' '.join(map(str, args.widths))}: the same width twice")
     if 0 < args.maxn < args.minn:
         raise UserError(f"--minn {args.minn}: larger than --maxn {args.maxn}")
     rows = len(titles)

@@ -155,7 +155,7 @@ FASTTEXT = {"fastText, 25 epochs, lr 0.5, pairs": {"epoch": 25, "lr": 0.5, "word
 
 def rivals(wanted):
     """What runs in a process of its own, in a folder with train.csv and test.csv; prints one JSON object: {name:
-    [training seconds, accuracy, balanced accuracy]}."""
+    [seconds to fit and predict, accuracy, balanced accuracy]}."""
     import pandas as pd
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.metrics import accuracy_score, balanced_accuracy_score
@@ -190,7 +190,12 @@ def rivals(wanted):
 
 
 def real_scores(sources, wanted, seeds, folder):
-    """{set: {model: [(training seconds, accuracy, balanced accuracy), one a seed]}}."""
+    """{set: {model: [(seconds, accuracy, balanced accuracy), one a seed]}}; the seconds are those of the whole training
+    command, of the peers those to fit and predict."""
+    if unknown := set(wanted) - set(SCORED):
+        raise SystemExit(f"error: --only {min(unknown)}: choose from {' '.join(SCORED)}")
+    if "both" in wanted:
+        wanted = {*wanted, "mlp", "cnn"}
     result = {}
     for source in sorted(path.parent for path in sources.glob("*/train.csv") if (path.parent / "test.csv").exists()):
         here = folder / source.name

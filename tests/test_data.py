@@ -87,7 +87,8 @@ def test_no_character_but_sigma_looks_beyond_a_separator():
     valid = [chr(c) for c in range(0x110000) if not 0xd800 <= c < 0xe000]
     assert [c for c in valid if f"A.{c}".lower() != f"a.{c.lower()}" or f"{c}.A".lower() != f"{c.lower()}.a"] == ["Σ"]
     assert_bulk_agrees(["ΑΣ.Α", "ΑΣ. Α", "ΑΣ'", "Α'Σ", "ΟΔΟΣ/ΟΔΟΣ", "xΣ-Σx",
-                        "Σ foo™", "ΟΔΟΣ 20℃", "№5 Σ"])  # the last three: capitals out of compatibility forms
+                        "Σ foo™", "ΟΔΟΣ 20℃", "№5 Σ"])  # the last three: compatibility forms of capitals
+    assert all(c.lower() == c for title in ("LEGO™ №5", "20℃", "𝐀𝚺") for c in "".join(data.tokenize(title)))
     assert all(c.lower().lower() == c.lower() for c in valid)
 
 
@@ -100,7 +101,7 @@ def test_words_hold_letters_and_digits_alone_and_no_letter_is_lost():
     for c in map(chr, [*range(0x3400), *range(0x9f00, 0xd800), *range(0xe000, 0x10000), *range(0x1f000, 0x20100)]):
         words = data.tokenize(c)
         decomposed = unicodedata.normalize("NFKD", c.lower())
-        kept = "".join(k for k in decomposed if unicodedata.category(k)[0] in "LN")
+        kept = "".join(k.lower() for k in decomposed if unicodedata.category(k)[0] in "LN")
         assert "".join(words) == kept, ascii(c)
 
 
@@ -121,7 +122,7 @@ def test_encode_agrees_with_plain_python_on_any_string(titles, max_len):
     index = dict(zip([*data.SPECIALS, *index], range(len(index) + 2), strict=True))
     encoded, others = data.encode(titles, index, max_len)
     both = index | {word: len(index) + i for i, word in enumerate(others)}
-    reference = [([both[word] for word in row] + [data.PAD] * max_len)[:max_len] for row in words]
+    reference = [([both[word] for word in row] + [0] * max_len)[:max_len] for row in words]
     assert encoded.shape == (len(titles), max_len) and len(both) == len(index) + len(others)
     assert encoded.tolist() == reference
     assert_bulk_agrees([title.encode("utf-8", "replace").decode() for title in titles])
@@ -362,6 +363,25 @@ def test_load_prepared_brings_back_what_a_killed_swap_left(prepared):
     prepared.rename(prepared.with_name("prepared.tmp-old"))
     meta, _ = data.load_prepared(prepared)
     assert meta["rows"]["train"] and not prepared.with_name("prepared.tmp-old").exists()
+
+
+def test_what_dead_processes_left_is_removed_and_what_others_write_is_not(tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for process in (1, ended.pid, 10 ** 30, "x"):
+        (tmp_path / f"a.txt.tmp-{process}").touch()
+    data.write_lines(tmp_path / "a.txt", ["one"])
+    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "a.txt.tmp-1", "a.txt.tmp-x"}
+
+
+def test_no_memory_on_the_device_is_one_line(capsys):
+    def main():
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 40 bytes.")
+
+    with pytest.raises(SystemExit) as stop:
+        data.run(main)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: RESOURCE_EXHAUSTED: Out of memory allocating 40 bytes.\n"
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])

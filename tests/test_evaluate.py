@@ -183,6 +183,10 @@ def test_predict_formats(trained, tmp_path):
     (tmp_path / "meli.csv").write_text(table.getvalue(), encoding="utf-8")
     submission = list(csv.reader(predict(tmp_path / "meli.csv").splitlines()))
     assert submission == [["id", "category"], *([str(i), line.split("\t")[0]] for i, line in enumerate(lines))]
+    done = run_script("evaluate", "--ckpt", "bag", "--predict", tmp_path / "meli.csv", "--top", 2, "--out",
+                      tmp_path / "none", cwd=trained, check=False)
+    assert_one_line_error(done, "--top 2", "meli.csv has ids")
+    assert not (tmp_path / "none").exists()
 
 
 def test_broken_csv_loses_no_row_in_silence(trained, tmp_path):

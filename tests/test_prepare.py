@@ -6,6 +6,7 @@ import http.server
 import io
 import json
 import lzma
+import os
 import random
 import re
 import shutil
@@ -383,7 +384,7 @@ def test_a_folder_whose_names_tell_the_splits(prep, names):
 
 def test_the_folder_of_the_challenge(prep):
     save("raw/train.csv.gz", gzip.compress(as_csv(ROWS, ("title", "label_quality", "language", "category")).encode()))
-    save("raw/test.csv", "id,title,language\n0,Silla gamer,spanish\n")
+    save("raw/test.csv", "id,title,label_quality,language\n0,Silla gamer,reliable,spanish\n")
     save("raw/sample_submission.csv", "id,category\n0,SILLAS\n")
     done = prep("--data", "raw")
     assert "raw/test.csv: has no category column, so it is no test split" in done.stdout
@@ -1124,6 +1125,32 @@ def test_a_few_bad_rows_are_skipped_and_counted(prep, monkeypatch):
     assert_one_line_error(prep("--data", "many.csv", check=False), "many.csv:502: 3 columns", "24 bad rows of 1,024")
     prep("--data", "many.csv", "--max-bad-rows", 0.03)
     assert meta()["bad_rows"] == 24
+
+
+@pytest.mark.parametrize("flags", [("--rows", 300), ("--languages", "spanish")])
+def test_bad_rows_are_a_share_of_all_rows_read(prep, flags):
+    rows = "".join(f"w{i} x,C{i % 4},{'spanish' if i % 5 == 0 else 'portuguese'}\n" for i in range(2000))
+    save("titles.csv", "title,category,language\n" + rows + "a,b\n" * 15)
+    prep("--data", "titles.csv", *flags)
+    assert meta()["bad_rows"] == 15 and sum(meta()["rows"].values()) < 401
+    assert_one_line_error(prep("--data", "titles.csv", *flags, "--max-bad-rows", "0.007", check=False),
+                          "15 bad rows of 2,015")
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    def prepare(*args, check=True):
+        return run_script("prepare", *args, cwd=tmp_path, check=check)
+
+    titles, vectors = (os.fsdecode(name) for name in (b"caf\xe9.csv", b"v\xe9.vec"))
+    save(tmp_path / titles, pairs(b"x\n"))
+    save(tmp_path / vectors, PAIRS.split()[1].decode().partition(",")[0].lower() + " 1 2\n")
+    prepare("--data", titles, "--vectors", vectors)
+    about, _ = data.load_prepared(tmp_path / "data/prepared")
+    assert about["source"][0]["file"] == "caf\ufffd.csv" and about["options"]["vectors"] == "v\ufffd.vec"
+    assert about["first_bad_row"].startswith("caf\ufffd.csv:502: ")
+    save(tmp_path / "good.csv", as_csv(ROWS))
+    done = prepare("--data", "good.csv", "--languages", os.fsdecode(b"espa\xf1ol"), check=False)
+    assert_one_line_error(done, "no rows in espa\ufffdol")
 
 
 @pytest.mark.parametrize("block", [600, 1000, 3000, 4 << 20])

@@ -353,6 +353,7 @@ def test_bad_input(trained, tmp_path):
         fails(*flags, words=[flags[0], "--help"])
     fails("--minn", "5", "--maxn", "4", words=["--minn 5", "--maxn 4"])
     fails("--word-ngrams", "0", words=["--word-ngrams"])
+    fails("--model", "cnn", "--widths", "2", "3", "2", words=["--widths 2 3 2", "the same width twice"])
     fails("--buckets", "0", words=["--buckets"])
     fails("--buckets", "5000000000", words=["--buckets 5000000000"])
     fails("--epochs", "1000000000000", words=["--epochs 1000000000000"])
