@@ -37,7 +37,7 @@ from pathlib import Path
 
 import numpy as np
 
-FORMAT = 2  # raise it when the prepared files change their meaning
+FORMAT = 3  # raise it when the prepared files or the runs change their meaning
 SPLITS = ("train", "valid", "test")
 UNKNOWN = 1  # the id of words that the vocabulary lacks; 0 is padding
 INFLATION, LONGEST_LINE = 100, 8 << 20  # how far compressed files may grow, and bytes of a line (titles, vectors)

@@ -171,15 +171,15 @@ def init_table(key, rows, dim):
 def feature_tables(config, words, known=None):
     """What there is to know of words (list of str that begins with data.SPECIALS), by --minn, --maxn and --buckets:
     `own` [W] rows of the table (UNKNOWN's, but for the first `known` words, by default the vocabulary), `start` [W + 1]
-    and `ngrams` [T] rows of their character n-grams (see data.character_ngrams), `hashes` [W] and the `first` row and
-    number of `buckets`, for word n-grams."""
+    and `ngrams` [T] rows of their character n-grams (see data.character_ngrams), the factor `character_weight` of their
+    weights, `hashes` [W] and the `first` row and number of `buckets`, for word n-grams."""
     own = np.arange(len(words), dtype=np.int32)
     known = config["vocabulary"] if known is None else known
     start, bucket = data.character_ngrams(words, config["minn"], config["maxn"], max(config["buckets"], 1))
     ngrams = np.where(np.arange(len(bucket)) < start[-1], bucket + np.int32(config["vocabulary"]), 0)
     return {"own": np.where(own < known, own, data.UNKNOWN), "start": start, "ngrams": ngrams,
-            "hashes": data.word_hashes(words), "first": np.int32(config["vocabulary"]),
-            "buckets": np.uint32(config["buckets"])}
+            "character_weight": np.float32(config["character_weight"]), "hashes": data.word_hashes(words),
+            "first": np.int32(config["vocabulary"]), "buckets": np.uint32(config["buckets"])}
 
 
 def word_ngrams(features, ids, longest):
@@ -207,7 +207,7 @@ def draw_features(config, features, weights, ids, key):
         place = start[..., None] + jnp.minimum((place * n[..., None]).astype(jnp.int32), n[..., None] - 1)
         drawn = jnp.where(n[..., None] > 0, features["ngrams"][place], 0)
         rows = jnp.concatenate([rows, drawn], -1)
-        share = (n[..., None] / NGRAM_SAMPLES) ** 0.75
+        share = features["character_weight"] * (n[..., None] / NGRAM_SAMPLES) ** 0.75
         factor = jnp.concatenate([factor, jnp.broadcast_to(share, drawn.shape)], -1)
     parts = [(rows, factor * weights[rows])]
     if config["word_ngrams"] > 1:
@@ -258,7 +258,7 @@ def compose(table, weights, features):
     def add(total, part):
         rows, word = part
         vectors, squares = total
-        weight = weights[rows]
+        weight = features["character_weight"] * weights[rows]
         return (vectors.at[word].add(weight[:, None] * table[rows]), squares.at[word].add(weight ** 2)), None
 
     weight = weights[own]

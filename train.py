@@ -43,13 +43,14 @@ TRAIN_SAMPLE = 10_000  # training rows scored after each epoch, to be compared w
 
 def size_rule(rows, epochs, dropout, vocabulary):
     """The settings that depend on the training rows and words, {name: value}: more rows need larger batches, fewer
-    epochs and less dropout, more words need more buckets (16 for each, where that is little memory, else 4; rounded up
-    to a power of 2, 2^21 at most). Adagrad's sums of squares begin above zero, so that rare words do not take the
-    largest steps."""
+    epochs, less dropout and less weight for n-grams of characters, as words can speak for themselves; more words need
+    more buckets (16 for each, where that is little memory, else 4; rounded up to a power of 2, 2^21 at most). Adagrad's
+    sums of squares begin above zero, so that rare words do not take the largest steps."""
     shrink = min(1, (SMALL / rows) ** 0.6)
     buckets = max(4 * vocabulary, min(16 * vocabulary, 1 << 17))
     return {"batch_size": min(max(2 ** round(math.log2(max(rows, 1) / 500)), 64), 1024),
             "epochs": max(3, round(epochs * shrink)), "dropout": round(dropout * shrink, 3),
+            "character_weight": round(shrink, 3),
             "buckets": 2 ** min(21, math.ceil(math.log2(buckets))),
             "accumulator": 0.01 * min(1, rows / FEW) ** 2}
 
@@ -79,6 +80,8 @@ def parse_args():
     add("--word-ngrams", type=data.positive(int), help=f"words of an n-gram at most {default('word_ngrams')}")
     add("--minn", type=data.not_negative(int), default=3, help="characters of an n-gram at least")
     add("--maxn", type=data.not_negative(int), default=4, help="characters of an n-gram at most; 0: no such n-grams")
+    add("--character-weight", type=data.positive(float),
+        help="factor on the weights of n-grams of characters (default: by size, see size_rule)")
     add("--buckets", type=data.positive(int), help="rows for hashed n-grams (default: by size, see size_rule)")
     add("--filters", type=data.positive(int), default=100, help="cnn: filters of each width")
     add("--widths", type=data.positive(int), nargs="+", default=[1, 2, 3], help="cnn: words a filter looks at")

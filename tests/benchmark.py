@@ -254,8 +254,8 @@ def table_step(rows, small=50_000, large=2_000_000, batch_size=1024, width=9, re
     programs, times = {}, {}
     for vocabulary in (small, large):
         config = {"model": "mlp", "vocabulary": vocabulary, "dim": DIM, "max_len": width, "classes": 632, "hidden": [],
-                  "word_ngrams": 1, "minn": 0, "maxn": 0, "buckets": 0, "dropout": 0.1, "seed": 0, "lr": 1e-3,
-                  "table_lr": 0.1, "accumulator": 0.01, "weight_decay": 0.0, "steps": 10_000,
+                  "word_ngrams": 1, "minn": 0, "maxn": 0, "character_weight": 1.0, "buckets": 0, "dropout": 0.1,
+                  "seed": 0, "lr": 1e-3, "table_lr": 0.1, "accumulator": 0.01, "weight_decay": 0.0, "steps": 10_000,
                   "freeze_embeddings": False, "unreliable_weight": 1.0}
         features = model.feature_tables(config, [""] * vocabulary)
         state = train.init_state(config, features, titles)

@@ -22,10 +22,10 @@ import model
 import train
 from data import UserError
 
-CONFIG = {"model": "mlp", "word_ngrams": 2, "minn": 3, "maxn": 4, "buckets": 64, "vocabulary": 30, "dim": 6,
-          "max_len": 4, "classes": 3, "hidden": [], "dropout": 0.3, "lr": 0.01, "table_lr": 0.1, "accumulator": 0.01,
-          "weight_decay": 1e-4, "steps": 40, "freeze_embeddings": False, "balance": "logit", "unreliable_weight": 1.0,
-          "batch_size": 8, "seed": 0, "filters": 4, "widths": [1, 2]}
+CONFIG = {"model": "mlp", "word_ngrams": 2, "minn": 3, "maxn": 4, "character_weight": 0.9, "buckets": 64,
+          "vocabulary": 30, "dim": 6, "max_len": 4, "classes": 3, "hidden": [], "dropout": 0.3, "lr": 0.01,
+          "table_lr": 0.1, "accumulator": 0.01, "weight_decay": 1e-4, "steps": 40, "freeze_embeddings": False,
+          "balance": "logit", "unreliable_weight": 1.0, "batch_size": 8, "seed": 0, "filters": 4, "widths": [1, 2]}
 
 
 def small_problem(**changes):
@@ -119,11 +119,11 @@ def test_size_rule():
     def rule(rows, vocabulary):
         return tuple(train.size_rule(rows, 25, 0.5, vocabulary).values())
 
-    assert rule(500, 300) == (64, 25, 0.5, 1 << 13, 0.01 / 64)
-    assert rule(5_000, 4_000) == (64, 25, 0.5, 1 << 16, 0.01)
-    assert rule(5_000_000, 1_000_000) == (1024, 3, 0.028, 1 << 21, 0.01)
+    assert rule(500, 300) == (64, 25, 0.5, 1, 1 << 13, 0.01 / 64)
+    assert rule(5_000, 4_000) == (64, 25, 0.5, 1, 1 << 16, 0.01)
+    assert rule(5_000_000, 1_000_000) == (1024, 3, 0.028, 0.055, 1 << 21, 0.01)
     sizes = [rule(rows, rows // 9 + 1) for rows in (10, 3_000, 100_000, 1_000_000, 10_000_000)]
-    assert sizes == sorted(sizes, key=lambda size: (size[0], -size[1], -size[2], size[3], size[4]))
+    assert sizes == sorted(sizes, key=lambda size: (size[0], *(-x for x in size[1:4]), *size[4:]))
 
 
 def test_flags_override_the_rule(tiny, monkeypatch):
@@ -133,9 +133,10 @@ def test_flags_override_the_rule(tiny, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["train.py", *flags.split()])
         return train.configure(train.parse_args(), meta, arrays["train"]["titles"])
 
-    wanted = {"batch_size": 5, "epochs": 2, "dropout": 0, "buckets": 7, "accumulator": 0, "word_ngrams": 1, "lr": 3}
-    assert config("--batch-size 5 --epochs 2 --dropout 0 --buckets 7 --accumulator 0 --word-ngrams 1 --lr 3"
-                  ).items() >= wanted.items()
+    wanted = {"batch_size": 5, "epochs": 2, "dropout": 0, "character_weight": 0.5, "buckets": 7, "accumulator": 0,
+              "word_ngrams": 1, "lr": 3}
+    assert config("--batch-size 5 --epochs 2 --dropout 0 --character-weight 0.5 --buckets 7 --accumulator 0 "
+                  "--word-ngrams 1 --lr 3").items() >= wanted.items()
     assert config("--maxn 0 --word-ngrams 1 --buckets 7").items() >= {"buckets": 0, "epochs": 13}.items()
     assert config("").items() >= train.size_rule(len(arrays["train"]["titles"]), 25, 0.5, len(meta["vocab"])).items()
 
