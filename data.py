@@ -268,15 +268,15 @@ def read_header(line, fits):
 
 
 @contextmanager
-def reading(path):
+def reading(path, advice="fetch it again"):
     """Turn what a broken archive raises while it is read into a UserError that names the file."""
     try:
         yield
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
-        raise UserError(f"{path}: broken compressed file ({error}); fetch it again") from None
+        raise UserError(f"{path}: broken compressed file ({error}); {advice}") from None
     except OSError as error:
         if error.errno is None:  # bz2 raises a bare OSError
-            raise UserError(f"{path}: broken compressed file ({error}); fetch it again") from None
+            raise UserError(f"{path}: broken compressed file ({error}); {advice}") from None
         raise
 
 
@@ -294,7 +294,7 @@ PIECES = bytes(byte if byte > 127 or chr(byte).isalnum() else ord(" ") for byte 
 def tokenize(title):
     """Words of a title: str -> list of str. This is the specification; `bulk_tokenize` must agree with it."""
     decomposed = unicodedata.normalize("NFKD", title.lower())
-    return WORD.findall("".join(c.lower() for c in decomposed if unicodedata.category(c)[0] != "M"))  # № becomes No
+    return WORD.findall("".join(c.lower() for c in decomposed if unicodedata.category(c)[0] != "M"))  # № became No
 
 
 def bulk_tokenize(titles):

@@ -2,10 +2,11 @@
 
 Modules take word vectors and weights, not word ids, and return logits, or those of several classifiers, whose losses
 are averaged in training, their log-probabilities in prediction. A word's vector is made of rows of the table: its own
-and those of its hashed character n-grams, weighted by inverse document frequency and divided by the norm of the
-weights, which is the word's weight. The table is no Flax parameter: `lookup` gathers the rows a batch needs, the
-gradient is taken with respect to the words' vectors, and `update` adds to the rows in place, so a step costs the same
-however large the table is. To add a model, write a module with the same call and name it in MODELS.
+and those of its hashed character n-grams, weighted by inverse document frequency (the n-grams' times
+--character-weight) and divided by the norm of the weights, which is the word's weight. The table is no Flax parameter:
+`lookup` gathers the rows a batch needs, the gradient is taken with respect to the words' vectors, and `update` adds to
+the rows in place, so a step costs the same however large the table is. To add a model, write a module with the same
+call and name it in MODELS.
 """
 import functools
 import math
@@ -197,8 +198,8 @@ def word_ngrams(features, ids, longest):
 def draw_features(config, features, weights, ids, key):
     """The rows of the table that a training step uses: [(rows [B, P, F], their weights [B, P, F]), ...], for words and,
     where wanted, word n-grams. Of a word's character n-grams NGRAM_SAMPLES are drawn, evenly spread over its n, with
-    weights times (n / NGRAM_SAMPLES) ** 0.75 (1 would keep their sum the same on average, 0.5 the norm of the weights);
-    dropout leaves out rows."""
+    weights times character_weight (n / NGRAM_SAMPLES) ** 0.75 (1 would keep their sum the same on average, 0.5 the norm
+    of the weights); dropout leaves out rows."""
     place_key, *drop_keys = jax.random.split(key, 3)
     rows, factor = features["own"][ids][..., None], jnp.ones((*ids.shape, 1))
     if config["maxn"]:

@@ -98,20 +98,17 @@ def download(url, path, size=None):
 
 def unpack(archive, folder):
     """Unpack a tar archive into `folder`, refusing members that would land outside it, devices and such."""
-    import lzma
     import tarfile
-    import zlib
+    advice = "delete it and fetch it again"
     try:
-        with open(archive, "rb") as file, data.folder_beside(folder) as beside:
+        with data.reading(archive, advice), open(archive, "rb") as file, data.folder_beside(folder) as beside:
             stream = data.decompressed(file)
             with tarfile.open(fileobj=stream, mode="r|") as tar:
                 tar.extractall(beside, filter="data")
             while stream.read(1 << 20):  # what is broken behind the last member shows
                 pass
-    except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
-        if getattr(error, "errno", None):  # the disk's fault; for a broken archive bz2 raises a bare OSError
-            raise
-        raise UserError(f"{archive}: not a sound tar archive ({error}); delete it and fetch it again") from None
+    except tarfile.TarError as error:
+        raise UserError(f"{archive}: not a sound tar archive ({error}); {advice}") from None
 
 
 def fetch(name, mirror):

@@ -35,7 +35,7 @@ DEFAULTS = {  # by model; a flag overrides them
     "rnn": {"lr": 2e-3, "dropout": 0.4, "hidden": [], "word_ngrams": 2, "epochs": 15},
     "transformer": {"lr": 1e-3, "dropout": 0.3, "hidden": [], "word_ngrams": 2, "epochs": 15},
 }
-SMALL = 40_000         # training rows up to which these epochs and dropout hold; more rows need less (size_rule)
+SMALL = 40_000         # training rows up to which these epochs and dropout hold, and characters weigh 1 (size_rule)
 CHUNK = 8              # steps in one compiled loop at most; titles of a chunk are all short or all long
 FEW = 4000             # with fewer training rows Adagrad's sums begin lower, by the square of their share (size_rule)
 TRAIN_SAMPLE = 10_000  # training rows scored after each epoch, to be compared with the validation split
@@ -223,9 +223,10 @@ def configure(args, meta, titles):
     rows = len(titles)
     config = settings(args)
     usual = DEFAULTS[args.model]
-    if args.word_ngrams is not None and args.word_ngrams > 1 and usual["word_ngrams"] == 1:
+    longest = args.word_ngrams or usual["word_ngrams"]
+    if longest > 1 and usual["word_ngrams"] == 1:
         raise UserError(f"--word-ngrams {args.word_ngrams}: {args.model} takes no n-grams of words")
-    ngrams = args.maxn > 0 or (args.word_ngrams or usual["word_ngrams"]) > 1
+    ngrams = args.maxn > 0 or longest > 1
     epochs = usual["epochs"] if ngrams else (usual["epochs"] + 1) // 2
     for name, value in (usual | size_rule(rows, epochs, usual["dropout"], len(meta["vocab"]))).items():
         config[name] = value if config[name] is None else config[name]

@@ -374,12 +374,21 @@ def test_what_dead_processes_left_is_removed_and_what_others_write_is_not(tmp_pa
     assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "a.txt.tmp-1", "a.txt.tmp-x"}
 
 
-def test_no_memory_on_the_device_is_one_line(capsys):
-    def main():
-        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 40 bytes.")
+def test_a_pipe_is_written_as_utf8_whatever_the_locale():
+    code = "import data\nwith data.write_beside('/dev/stdout') as file: file.write('\\xdf\\u20ac')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True,
+                          env=os.environ | {"PYTHONUTF8": "0", "LC_ALL": "POSIX"})
+    assert (done.stdout.decode("utf-8", "replace"), done.stderr) == ("\xdf\u20ac", b"")
 
+
+def test_no_memory_on_the_device_is_one_line_and_other_errors_of_jax_are_not_hidden(capsys):
+    def fail(message):
+        raise RuntimeError(message)
+
+    with pytest.raises(RuntimeError, match="INTERNAL"):
+        data.run(lambda: fail("INTERNAL: a defect"))
     with pytest.raises(SystemExit) as stop:
-        data.run(main)
+        data.run(lambda: fail("RESOURCE_EXHAUSTED: Out of memory allocating 40 bytes."))
     assert stop.value.code == 2
     assert capsys.readouterr().err == "error: RESOURCE_EXHAUSTED: Out of memory allocating 40 bytes.\n"
 

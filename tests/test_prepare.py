@@ -382,6 +382,14 @@ def test_a_folder_whose_names_tell_the_splits(prep, names):
         assert Counter(texts(split)) == Counter({text: n * doubled for text, n in counted.items()})
 
 
+@pytest.mark.parametrize("first, expected", [
+    ("title;label_quality", False), ("id,title,language", False), ("Text\tLABEL", True), ("category,title", True),
+    ('{"title": "a", "label_quality": "reliable"}', False), ('{"label": "b", "title": "a"}', True),
+    ("__label__a b", True)])
+def test_what_names_categories(first, expected):
+    assert prepare.labelled(first) == expected
+
+
 def test_the_folder_of_the_challenge(prep):
     save("raw/train.csv.gz", gzip.compress(as_csv(ROWS, ("title", "label_quality", "language", "category")).encode()))
     save("raw/test.csv", "id,title,label_quality,language\n0,Silla gamer,reliable,spanish\n")
@@ -917,14 +925,16 @@ def test_an_absolute_member_lands_inside(prep, server, tmp_path):
     assert not Path("evil.md").exists() and list(Path("data/raw/course/unpacked").rglob("evil.md"))
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "flipped behind", "no archive"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "flipped behind", "no archive", "xz cut", "gzip flipped"])
 def test_a_broken_archive_is_named(prep, server, damage):
     content = archive({"x.train.csv": as_csv(ROWS).encode(), "x.big": BODY * 25})
     server.files["meli-challenge-2019.tar.bz2"] = {
         "cut": content[:len(content) // 2], "flipped": bytes(100).join((content[:1000], content[1100:])),
-        "flipped behind": bytes(100).join((content[:-1000], content[-900:])), "no archive": BODY}[damage]
+        "flipped behind": bytes(100).join((content[:-1000], content[-900:])), "no archive": BODY,
+        "xz cut": lzma.compress(bz2.decompress(content))[:2000],
+        "gzip flipped": corrupt(gzip.compress(bz2.decompress(content)))}[damage]
     done = prep("--download", "course", "--mirror", server.url, check=False)
-    assert_one_line_error(done, "data/raw/course/meli-challenge-2019.tar.bz2", "fetch it again")
+    assert_one_line_error(done, "data/raw/course/meli-challenge-2019.tar.bz2", "delete it and fetch it again")
     assert not Path("data/raw/course/unpacked").exists()
 
 

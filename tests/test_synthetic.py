@@ -65,6 +65,8 @@ def test_category_names(n):
     names = synthetic.category_names(n)
     assert len(set(names)) == n and all(name.startswith("SYN_") and name == name.upper() for name in names)
     assert names == synthetic.category_names(1866)[:n]
+    with pytest.raises(synthetic.UserError, match="between 2 and 1866"):  # as the manual says
+        synthetic.category_names(1867)
 
 
 def test_derived_categories_have_their_own_text():
