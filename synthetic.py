@@ -399,7 +399,7 @@ def choose_fields(draw, fields, vague, no_head):
     shown["word2"] &= fields["word2"][0] != fields["word"][0]
     shown["head"] &= ~no_head
     shown["mention"] &= ~no_head & draw.chance(MENTION)
-    # Without a head noun word, model and brand must tell the product; in a vague title they must not.
+    # Without a head noun it is for word, model and brand to tell the product; in a vague title nothing may tell it.
     for field in ("word", "model", "brand"):
         shown[field] |= no_head
     for field in ("word", "word2", "model", "code"):

@@ -73,7 +73,8 @@ def test_same_arguments_same_bytes(path, tmp_path):
 @pytest.mark.parametrize(("rows", "categories", "seed", "checksum"), [
     (3000, 120, 0, "07c9fb104f79756fa471b70f333acaf25532c555f76b23fbbf72a18370e94ccb"),
     (2000, 1588, 1, "52d76555ad667c2eaf8bedf515d90c0e9ffd1b2a874c1bd629aeaad18971be52"),
-    (500, 1866, 3, "738c90a64ad540a2b12addffc3b552df74561b3a5655c9f460f3524117cb17cc")])
+    (500, 1866, 3, "738c90a64ad540a2b12addffc3b552df74561b3a5655c9f460f3524117cb17cc"),
+    (120_000, 632, 5, "4cd1d30eb0bf82de6e77c6abf24bf09f5727ac25e97c7f5b411311002ae56edb")])      # three chunks
 def test_bytes_are_those_that_scores_were_measured_on(tmp_path, rows, categories, seed, checksum):
     synthetic.write_csv(tmp_path / "x.csv", rows, categories, seed)
     assert hashlib.sha256((tmp_path / "x.csv").read_bytes()).hexdigest() == checksum
