@@ -21,23 +21,21 @@ with --balance logit or weights aims at), or as frequent as in training (`traini
 default is the first run's own; --prior converts by adding or taking away the log prior.
 """
 import json
-import re
 import sys
-import time
 from pathlib import Path
 
-import data
-from data import UserError
+import files
+from files import UserError
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
 RESAMPLES = 2000      # of the bootstrap
 CONFUSIONS = 20       # pairs of categories that the report shows
-PREDICT_ROWS, PREDICT_CHARACTERS = 32768, 1 << 25  # titles classified at a time with --predict
+PREDICT_ROWS = 32768  # titles classified at a time
 PRIOR = {"none": "training", "logit": "equal", "weights": "equal"}  # what a --balance method assumes
 
 
 def parse_args():
-    parser = data.argument_parser(__doc__)
+    parser = files.argument_parser(__doc__)
     add = parser.add_argument
     add("--ckpt", nargs="+", default=["best"],
         help="best or latest of all runs, or a run: NAME, NAME/best, NAME/latest, or a path; several are averaged")
@@ -47,7 +45,7 @@ def parse_args():
     add("--prior", choices=("equal", "training"), help="how frequent categories are taken to be (default: as the run)")
     add("--json", action="store_true", help="print the scores as one JSON object and nothing else")
     add("--predict", metavar="FILE", help="classify the titles in this file, or - for standard input")
-    add("--top", type=data.positive(int), default=1, metavar="K", help="with --predict: the K likeliest categories")
+    add("--top", type=files.positive(int), default=1, metavar="K", help="with --predict: the K likeliest categories")
     add("--out", type=Path, metavar="FILE", help="with --predict: write here instead of standard output")
     args = parser.parse_args()
     if args.out and args.predict is None:
@@ -58,7 +56,8 @@ def parse_args():
 
 
 if __name__ == "__main__":
-    ARGS = data.run(parse_args)  # before JAX is loaded, so that --help answers at once
+    ARGS = files.run(parse_args)  # before JAX is loaded, so that --help answers at once
+    files.clean_environment()
 
 import contextlib
 import csv
@@ -66,59 +65,143 @@ import functools
 import gc
 import itertools
 import shutil
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+import data
 import model
+import runs
+import sources
 
+# --- the classifier ---------------------------------------------------------------------------------------------------
 
-class Ensemble:
-    """One or several checkpoints that share vocabulary and labels."""
+class Classifier:
+    """One or several checkpoints that share vocabulary and labels, and classify together: their log-probabilities are
+    averaged. Made by `load`."""
 
-    def __init__(self, args, fingerprint):
-        """fingerprint: of the prepared data the runs must have been trained on, or None."""
-        runs = [data.find_run(ckpt, args.runs, fingerprint) for ckpt in args.ckpt]
-        if len({(folder.resolve(), which) for folder, which in runs}) < len(runs):
-            raise UserError(f"--ckpt {' '.join(args.ckpt)}: the same checkpoint twice")
-        (self.folder, self.which), *others = runs
+    def __init__(self, checkpoints, prior=None):
+        """checkpoints: [(folder of a run, "best" or "latest")]; prior: "equal", "training", or None for the first
+        run's own. Raises UserError where they do not go together."""
+        # The first run gives its folder to the report, and its name, with the others' behind it.
+        (self.folder, self.which), *others = checkpoints
         self.name = "+".join([self.which, *(f"{folder.name}-{which}" for folder, which in others)])
-        self.config, self.vocab, self.labels, variables, self.step = restore(self.folder, self.which)
-        self.configs, self.variables = [self.config], (variables,)
-        for folder, which in others:
-            config, _, _, variables, _ = restore(folder, which)
+        self.members, self.steps = [], []
+        for folder, which in checkpoints:
+            config, vocab, labels, variables, step = restore(folder, which)
+            if not self.members:
+                self.config, self.vocab, self.labels = config, vocab, labels
             if config["files"] != self.config["files"]:
                 raise UserError(f"{folder}: has another vocabulary or other labels than {self.folder}; average runs on "
                                 "the same prepared data")
-            self.configs, self.variables = [*self.configs, config], (*self.variables, variables)
-        self.modules = tuple(map(model.build, self.configs))
-        self.prior = args.prior or PRIOR[self.config["balance"]]
+            if changed := runs.changed_source(folder, config):
+                print(f"warning: {folder}: {' and '.join(changed)} changed since it was trained; it may predict "
+                      f"otherwise than it did (its own scripts: {folder / 'source'}/)", file=sys.stderr)
+            self.members.append((config, variables))
+            self.steps.append(step)
+
+        # A run's probabilities are under the prior that its --balance aims at. Another one is had by adding the log
+        # prior of the training rows to the logits, or by taking it away.
+        self.prior = prior or PRIOR[self.config["balance"]]
         count = np.maximum(self.config["training_rows"], 0.5)
         log_prior = np.log(count / count.sum()).astype(np.float32)
-        sign = [(self.prior == "training") - (PRIOR[config["balance"]] == "training") for config in self.configs]
+        sign = [(self.prior == "training") - (PRIOR[config["balance"]] == "training") for config, _ in self.members]
         self.shifts = tuple(int(s) * log_prior for s in sign)
 
-    def ready(self, words):
-        """The runs' predictors, see model.predictor."""
-        return tuple(model.predictor(variables, model.feature_tables(config, words))
-                     for config, variables in zip(self.configs, self.variables, strict=True))
+    def predictors(self, words):
+        """A model.Predictor for every run, which knows these words."""
+        return tuple(model.predictor(config, variables, model.feature_tables(config, words))
+                     for config, variables in self.members)
+
+    @functools.cached_property
+    def known(self):
+        """(word ids of the vocabulary, the Predictors that know it)."""
+        return {word: i for i, word in enumerate(self.vocab)}, self.predictors(self.vocab)
+
+    def in_batches(self, function, titles):
+        """Call `function(predictors, ids)` on titles (list of str) in batches; see model.in_batches."""
+        # Words out of vocabulary get vectors from their n-grams, for this call.
+        index, predictors = self.known
+        ids, others = data.encode(titles, index, self.config["max_len"])
+        if others:
+            predictors = tuple(model.extended(config, predictor, others)
+                               for (config, _), predictor in zip(self.members, predictors, strict=True))
+        return model.in_batches(lambda batch: function(predictors, batch), ids)
+
+    def likeliest(self, titles, top):
+        """The `top` likeliest categories of titles (list of str): (ids [N, top], probabilities [N, top])."""
+        found = self.in_batches(lambda predictors, ids: top_batch(predictors, self.shifts, ids, top), titles)
+        return found["category"], found["probability"]
+
+    def predict(self, titles, top=1):
+        """For every title a list of its `top` likeliest (category, probability), the likeliest first.
+
+        titles: any sequence of str, such as a pandas column; a missing value (None, NaN) gets an empty list.
+        """
+        # A part at a time, so that memory does not grow with the titles.
+        titles = list(titles)
+        present = [i for i, title in enumerate(titles) if isinstance(title, str)]
+        result, top = [[] for _ in titles], min(top, len(self.labels))
+        for start in range(0, len(present), PREDICT_ROWS):
+            part = present[start:start + PREDICT_ROWS]
+            for i, categories, shares in zip(part, *self.likeliest([titles[i] for i in part], top), strict=True):
+                result[i] = [(self.labels[c], float(p)) for c, p in zip(categories, shares, strict=True)]
+        return result
+
+    def predict_proba(self, titles):
+        """The probability of every category, in the order of `labels`: [N, C] float32; NaN for missing titles."""
+        titles = list(titles)
+        present = [i for i, title in enumerate(titles) if isinstance(title, str)]
+        result = np.full((len(titles), len(self.labels)), np.nan, np.float32)
+        if present:
+            found = self.in_batches(lambda predictors, ids: all_batch(predictors, self.shifts, ids),
+                                    [titles[i] for i in present])
+            result[present] = found["probability"]
+        return result
+
+
+def load(*ckpt, folder="runs", prior=None, fingerprint=None):
+    """The Classifier of one or several checkpoints, named as for --ckpt ("cnn-1", "cnn-1/latest", "best").
+
+    folder: of all runs; fingerprint: of the prepared data that `best` and `latest` must have been trained on, or None.
+    Raises UserError where a checkpoint cannot be found or read, or where they do not go together.
+    """
+    files.require_device()
+    found = [runs.find(name, folder, fingerprint) for name in ckpt]
+    if len({(path.resolve(), which) for path, which in found}) < len(found):
+        raise UserError(f"--ckpt {' '.join(ckpt)}: the same checkpoint twice")
+    return Classifier(found, prior)
 
 
 def restore(folder, which):
     """(config, vocab, labels, variables, step) of a run's best or latest checkpoint."""
-    config, vocab, labels = data.load_run(folder, model.MODELS)
+    config, vocab, labels = runs.load(folder, model.MODELS)
     if config["balance"] not in PRIOR:
         raise UserError(f"{folder}/config.json: unknown --balance {config['balance']}")
-    manager = data.checkpoint_manager(folder, read_only=True)
+    manager = runs.checkpoint_manager(folder, read_only=True)
     step = manager.best_step() if which == "best" else manager.latest_step()
     if step is None:
         raise UserError(f"{folder}: has no {which} checkpoint" + (
             f"; try {folder}/latest" if manager.latest_step() is not None else ""))
+
+    # The configuration tells the shapes, so nothing but the weights is read.
     shapes = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
-    variables = data.restore_checkpoint(manager, step, variables=shapes)["variables"]
-    return config, vocab, labels, variables, step
+    return config, vocab, labels, runs.restore_checkpoint(manager, step, variables=shapes)["variables"], step
+
+
+@functools.partial(jax.jit, static_argnames="top")
+def top_batch(predictors, shifts, ids, top):
+    z = model.combined(predictors, shifts, ids)
+    best, category = (x[:, None] for x in model.first_maximum(z)) if top == 1 else jax.lax.top_k(z, top)
+    return {"category": category, "probability": jnp.exp(best - jax.nn.logsumexp(z, 1, keepdims=True))}
+
+
+@jax.jit
+def all_batch(predictors, shifts, ids):
+    return {"probability": jax.nn.softmax(model.combined(predictors, shifts, ids))}
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------
@@ -128,6 +211,7 @@ def interval(labels, predictions, seed=0, resamples=RESAMPLES):
     right ones among n is binomial, so no row need be drawn (Efron and Tibshirani 1993, percentile method). It is drawn
     with recall (right + 1/2) / (n + 1), so that a small category without a mistake is not taken to be perfect; the
     deviations are added to the recall measured."""
+    # Categories without a row have no recall.
     size = np.bincount(labels)
     right = np.bincount(labels[labels == predictions], minlength=len(size))[size > 0]
     size = size[size > 0]
@@ -170,10 +254,17 @@ def confusions(labels, predictions):
 
 # --- report -----------------------------------------------------------------------------------------------------------
 
+def new_figure(width, height):
+    """A figure in which any text stands as it is: two dollar signs are no formula."""
+    import matplotlib
+    from matplotlib.figure import Figure
+    matplotlib.rcParams["text.parse_math"] = False
+    return Figure((width, height), layout="constrained")
+
+
 def recall_figure(recall, size, title):
     """Recall of each category over its number of training rows."""
-    from matplotlib.figure import Figure
-    figure = Figure((7, 4.5), layout="constrained")
+    figure = new_figure(7, 4.5)
     axes = figure.subplots()
     axes.scatter(np.maximum(size, 0.5), recall, s=12, alpha=0.5)
     axes.set(xscale="log", xlabel="training rows of the category", ylabel="recall", ylim=(-0.03, 1.03), title=title)
@@ -183,12 +274,12 @@ def recall_figure(recall, size, title):
 
 def confusion_figure(labels, predictions, names, pairs, title):
     """The categories of the largest confusions against each other, as shares of the true category."""
-    from matplotlib.figure import Figure
     from sklearn.metrics import confusion_matrix
     shown = sorted({category for true, wrong, _ in pairs for category in (true, wrong)}, key=lambda i: names[i])
+    # Shares are of all rows of the true category, also of those taken for a category that is not shown.
     counts = confusion_matrix(labels, predictions, labels=shown)
     shares = counts / np.maximum(1, np.bincount(labels, minlength=len(names))[shown])[:, None]
-    figure = Figure((3 + 0.3 * len(shown), 2.5 + 0.3 * len(shown)), layout="constrained")
+    figure = new_figure(3 + 0.3 * len(shown), 2.5 + 0.3 * len(shown))
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(shown)), [names[i][:30] for i in shown], rotation=90, fontsize=7)
@@ -199,61 +290,108 @@ def confusion_figure(labels, predictions, names, pairs, title):
 
 
 def report(args):
-    import pandas as pd
-    import pyarrow as pa
-    import pyarrow.csv
-    from sklearn import metrics
+    # Everything is read and matched before it is scored.
     meta, arrays = data.load_prepared(args.data, (args.split,), text=args.split)
-    runs = Ensemble(args, meta["fingerprint"])
-    folder, config, names = runs.folder, runs.config, runs.labels
-    if config["fingerprint"] != meta["fingerprint"]:
-        raise UserError(f"{folder}: was trained on other data ({config['fingerprint']}) than {args.data} holds "
-                        f"({meta['fingerprint']}); name its data with --data, or classify titles with --predict")
-    connecting = data.in_background(data.mlflow_client)  # takes seconds; meanwhile we score
-    rows, train_size = arrays[args.split], np.array(meta["training_rows"])
+    classifier = load(*args.ckpt, folder=args.runs, prior=args.prior, fingerprint=meta["fingerprint"])
+    folder, rows = classifier.folder, arrays[args.split]
+    if classifier.config["fingerprint"] != meta["fingerprint"]:
+        raise UserError(f"{folder}: was trained on other data ({classifier.config['fingerprint']}) than {args.data} "
+                        f"holds ({meta['fingerprint']}); name its data with --data, or classify titles with --predict")
+    connecting = files.in_background(runs.mlflow_client)  # takes seconds; meanwhile we score
+
+    # Score every row, and every slice of them.
     labels = rows["labels"].astype(np.int64)
-    result = model.score(runs.modules, runs.ready(meta["words"]), runs.shifts, rows["titles"], labels)
-    predictions = result["prediction"]
-    scores = {"run": folder.name, "checkpoint": runs.name, "step": runs.step, "split": args.split, "prior": runs.prior,
-              "synthetic": meta["synthetic"]} | summarize(labels, result)
+    result = model.score(classifier.predictors(meta["words"]), classifier.shifts, rows["titles"], labels)
+    scores = {"run": folder.name, "checkpoint": classifier.name, "step": classifier.steps[0], "split": args.split,
+              "prior": classifier.prior, "synthetic": meta["synthetic"]} | summarize(labels, result)
     scores["slices"] = {name: summarize(labels[mask], {key: value[mask] for key, value in result.items()})
                         for name, mask in slices(meta, rows).items()}
 
-    kind = f"{'SYNTHETIC data, ' if meta['synthetic'] else ''}{folder.name}, {args.split} split"
-    name, text, found = np.array(names, object), rows["text"], confusions(labels, predictions)
-    table = metrics.precision_recall_fscore_support(labels, predictions, labels=np.arange(len(names)), zero_division=0)
-    support = table[3]
+    # The report's folder is replaced whole; what else is kept there stays.
+    title = f"{'SYNTHETIC data, ' if meta['synthetic'] else ''}{folder.name}, {args.split} split"
+    tables, figures = make_tables(meta, rows, result), {}
+    found = confusions(labels, result["prediction"])
+    support, size = tables["categories.csv"]["support"], np.array(meta["training_rows"])
+    figures["recall.png"] = recall_figure(
+        tables["categories.csv"]["recall"][support > 0], size[support > 0], title)
+    if found:
+        figures["confusions.png"] = confusion_figure(labels, result["prediction"], meta["labels"], found, title)
+    out = folder / f"{args.split}-{classifier.name}{f'-{args.prior}' if args.prior else ''}"
+    with files.atomic_folder(out) as temporary:
+        if out.exists():
+            shutil.copytree(out, temporary, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns(
+                "report.json", *tables, "recall.png", "confusions.png"))
+        write_report(temporary, scores, tables, figures)
+
+    # Scores of an ensemble, or under another prior, stand beside the run's own in MLflow.
+    own = classifier.name == classifier.which and not args.prior
+    with runs.mlflow_warnings():
+        client, _ = connecting.result()
+        runs.log_report(client, folder, out, named_scores(args.split if own else out.name, scores), scores["step"])
+    if args.json:
+        print(json.dumps(scores))
+    else:
+        print(f"{title}, {classifier.name} checkpoint (step {scores['step']:,}) of {classifier.config['model']}:")
+        print_report(scores, tables["confusions.csv"])
+        print(f"report: {out}/")
+
+
+def make_tables(meta, rows, result):
+    """The tables of a report: {file: {column: values}}."""
+    from sklearn import metrics
+    # Categories that nobody predicted have no precision; it counts as 0, as in macro-F1.
+    names, text = np.array(meta["labels"], object), rows["text"]
+    labels, predictions = rows["labels"].astype(np.int64), result["prediction"]
+    precision, recall, f1, support = metrics.precision_recall_fscore_support(
+        labels, predictions, labels=np.arange(len(names)), zero_division=0)
+
+    # A confusion is easier to understand with a few of its titles.
+    found = confusions(labels, predictions)
     examples = [[text[i] for i in np.flatnonzero((labels == true) & (predictions == wrong))[:3]]
                 for true, wrong, _ in found]
-    tables = {
-        "predictions.csv": {"title": text, "category": name[labels], "predicted": name[predictions],
+    return {
+        "predictions.csv": {"title": text, "category": names[labels], "predicted": names[predictions],
                             "probability": result["probability"].astype(float)},
-        "categories.csv": {"category": name, "precision": table[0], "recall": table[1], "f1": table[2],
-                           "support": support, "training_rows": train_size},
+        "categories.csv": {"category": names, "precision": precision, "recall": recall, "f1": f1, "support": support,
+                           "training_rows": meta["training_rows"]},
         "confusions.csv": {"category": [names[true] for true, _, _ in found],
                            "predicted": [names[wrong] for _, wrong, _ in found],
                            "rows": [count for _, _, count in found],
                            "share_of_category": [count / support[true] for true, _, count in found],
                            "examples": [" | ".join(titles) for titles in examples]}}
-    figures = {"recall.png": recall_figure(table[1][support > 0], train_size[support > 0], kind)}
-    if found:
-        figures["confusions.png"] = confusion_figure(labels, predictions, names, found, kind)
-    out = folder / f"{args.split}-{runs.name}{f'-{args.prior}' if args.prior else ''}"
-    with data.folder_beside(out) as beside:
-        if out.exists():  # what else is kept there stays
-            shutil.copytree(out, beside, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns(
-                "report.json", *tables, "recall.png", "confusions.png"))
-        data.write_json(beside / "report.json", scores)
-        for file, columns in tables.items():
-            pa.csv.write_csv(pa.Table.from_pandas(pd.DataFrame(columns).round(4), preserve_index=False), beside / file)
-        for file, figure in figures.items():
-            figure.savefig(beside / file, dpi=120)
-    own = runs.name == runs.which and not args.prior  # else its scores stand beside the run's own
-    log_to_mlflow(connecting, folder, out, args.split if own else out.name, scores)
-    if args.json:
-        print(json.dumps(scores))
-        return
-    print(f"{kind}, {runs.name} checkpoint (step {runs.step:,}) of {config['model']}:")
+
+
+def write_report(folder, scores, tables, figures):
+    """Write report.json, the tables and the figures into a folder."""
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.csv
+    files.write_json(folder / "report.json", scores)
+    for file, columns in tables.items():
+        pa.csv.write_csv(pa.Table.from_pandas(pd.DataFrame(columns).round(4), preserve_index=False), folder / file)
+    for file, figure in figures.items():
+        # Categories may be in a script that the font lacks, or break it: that costs a warning, never the tables.
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                figure.savefig(folder / file, dpi=120)
+        except Exception as error:
+            if isinstance(error, OSError):
+                raise
+            print(f"warning: {file} could not be drawn ({' '.join(str(error).split())[:200]})", file=sys.stderr)
+
+
+def named_scores(prefix, scores):
+    """{name: number} of all scores, those of slices included, as MLflow's page shows them."""
+    values = {f"{prefix}_{name}": value for name, value in scores.items() if isinstance(value, float)}
+    for part, row in scores["slices"].items():
+        values |= {f"{prefix}_{part.replace(' ', '_')}_{name}": value for name, value in row.items()
+                   if isinstance(value, float)}
+    return values
+
+
+def print_report(scores, found):
+    """Print the scores of all rows and of their slices, and the most frequent confusions."""
     print(f"  {'':<22}{'rows':>10}{'loss':>8}{'accuracy':>10}{'balanced':>10}{'95 % interval':>18}{'macro-F1':>10}"
           f"{'top-5':>8}")
     for name, row in {"all": scores, **scores["slices"]}.items():
@@ -262,138 +400,66 @@ def report(args):
               f"{row['balanced_accuracy']:>10.4f}{f'{low:.4f} to {high:.4f}':>18}{row['macro_f1']:>10.4f}"
               f"{row['top5_accuracy']:>8.4f}")
     print("loss, probabilities and predictions take all categories to be "
-          + ("equally frequent" if runs.prior == "equal" else "as frequent as in training") + " (see --prior)")
+          + ("equally frequent" if scores["prior"] == "equal" else "as frequent as in training") + " (see --prior)")
     print("most frequent confusions:")
-    for (true, wrong, count), titles in zip(found[:8], examples, strict=False):
-        print(f"  {count:>5} x {names[true]} taken for {names[wrong]} ({count / support[true]:.0%} of its rows), "
-              f"such as: {titles[0]}")
-    print(f"report: {out}/")
-
-
-def log_to_mlflow(connecting, folder, out, prefix, scores):
-    """Add the scores and the report's files to the training's MLflow run."""
-    values = {f"{prefix}_{key}": value for key, value in scores.items() if isinstance(value, float)}
-    for name, part in scores["slices"].items():
-        values |= {f"{prefix}_{name.replace(' ', '_')}_{key}": value for key, value in part.items()
-                   if isinstance(value, float)}
-    with data.mlflow_warnings():
-        from mlflow.entities import Metric
-        client, _ = connecting.result()
-        run_id, now = (folder / "mlflow.txt").read_text().strip(), int(time.time() * 1000)
-        data.log_metrics(client, run_id, [Metric(re.sub(r"[^\w.\- /]", "_", key), value, now, scores["step"])
-                                          for key, value in values.items()])
-        client.log_artifacts(run_id, str(out), out.name)
+    for true, wrong, count, share, examples in itertools.islice(zip(*found.values(), strict=True), 8):
+        print(f"  {count:>5} x {true} taken for {wrong} ({share:.0%} of its rows), such as: "
+              f"{examples.partition(' | ')[0]}")
 
 
 # --- prediction -------------------------------------------------------------------------------------------------------
 
-def read_titles(stream, name):
-    """(whether they have ids, blocks) of a binary stream of lines, or of CSV with a title (or text) column; a block is
-    a list of (title, id or None). Bytes that are not UTF-8 become the replacement character, so no line is lost."""
-    raw = data.lines(stream, name)
-    first = next(raw, b"")
-    if first.startswith((b"\xff\xfe", b"\xfe\xff", b"PK\3\4", b"\x1f\x8b")) or b"\0" in first:
-        raise UserError(f"{name}: not text in UTF-8, plain or compressed once with gzip, bzip2 or xz")
-    lines = (line.decode("utf-8", "replace") for line in raw)
-    first = first.decode("utf-8-sig", "replace")
-    if "\r" in first.rstrip("\r\n"):
-        raise UserError(f"{name}: a carriage return within the first line; end lines with newlines")
-    if first.startswith(('{"', "__label__")):
-        raise UserError(f"{name}:1: JSON lines or labels; give titles, one a line, or CSV with a title column")
-    delimiter, fields = data.read_header(first.strip(), {"title", "text"}.intersection)
-    column = next((fields.index(key) for key in ("title", "text") if key in fields), None)
-    number = fields.index("id") if "id" in fields and column is not None else None
-    if column is None and ".csv" in Path(name).suffixes:
-        raise UserError(f"{name}:1: no title (or text) column in the header ({first.strip()[:80]})")
-
-    def from_lines():
-        for line in itertools.chain([first] if first else [], lines):
-            yield line.rstrip("\r\n"), None
-
-    def from_csv():
-        csv.field_size_limit(data.LONGEST_LINE)
-        clean = (line.rstrip("\r\n").replace("\r", " ") + "\n" for line in lines)
-        reader = csv.reader(clean, delimiter=delimiter)
-        start = 2  # the line on which a row begins
-        try:
-            for row in reader:
-                if row and len(row) != len(fields):
-                    raise UserError(f"{name}:{start}: {len(row)} columns instead of {len(fields)}" + (
-                        "; is a quote unclosed?" if reader.line_num >= start else ""))
-                if row:
-                    yield row[column], None if number is None else row[number]
-                start = reader.line_num + 2
-        except csv.Error as error:
-            raise UserError(f"{name}:{start}: {error}; is a quote unclosed?") from None
-
-    def blocks():
-        block, size, rows = [], 0, 1 if stream.isatty() else PREDICT_ROWS
-        for pair in from_lines() if column is None else from_csv():
-            block.append(pair)
-            size += len(pair[0])
-            if len(block) == rows or size > PREDICT_CHARACTERS:
-                yield block
-                block, size = [], 0
-        if block:
-            yield block
-
-    return number is not None, blocks()
-
-
-@functools.partial(jax.jit, static_argnames=("modules", "k"))
-def top_batch(modules, ready, shifts, ids, k):
-    z = model.combined(modules, ready, shifts, ids)
-    top, category = (x[:, None] for x in model.best(z)) if k == 1 else jax.lax.top_k(z, k)
-    return {"category": category, "probability": jnp.exp(top - jax.nn.logsumexp(z, 1, keepdims=True))}
-
-
 def predict(args):
+    # best and latest are of the runs on --data, where that is there.
     meta = args.data / "meta.json"
     known = meta.is_file() and {"best", "latest"}.intersection(args.ckpt)
-    runs = Ensemble(args, data.read_json(meta).get("fingerprint") if known else None)
-    index, names = {word: i for i, word in enumerate(runs.vocab)}, np.array(runs.labels, object)
-    k, ready = min(args.top, len(names)), runs.ready(runs.vocab)
-    form = "\t".join(["{}\t{:.6f}"] * k) + "\n"
+    fingerprint = files.read_json(meta).get("fingerprint") if known else None
+    classifier = load(*args.ckpt, folder=args.runs, prior=args.prior, fingerprint=fingerprint)
+    names, top = np.array(classifier.labels, object), min(args.top, len(classifier.labels))
 
-    def classify(block):
-        ids, others = data.encode([title for title, _ in block], index, runs.config["max_len"])
-        members = tuple(model.extended(config, member, others)
-                        for config, member in zip(runs.configs, ready, strict=True)) if others else ready
-        return block, model.in_batches(lambda batch: top_batch(runs.modules, members, runs.shifts, batch, k), ids)
+    # Lines are made by one format for all columns, which is much faster than a field at a time.
+    form = "\t".join(["{}\t{:.6f}"] * top) + "\n"
 
-    def write(block, result):
-        columns = [names[column].tolist() for column in result["category"].T]
+    def write(ids, categories, probabilities):
+        columns = [names[column].tolist() for column in categories.T]
         if with_ids:
-            csv.writer(out, lineterminator="\n").writerows(zip((name for _, name in block), columns[0], strict=True))
+            csv.writer(out, lineterminator="\n").writerows(zip(ids, columns[0], strict=True))
         else:
-            shares = [column.tolist() for column in result["probability"].T]
+            shares = [column.tolist() for column in probabilities.T]
             out.writelines(map(form.format, *itertools.chain.from_iterable(zip(columns, shares, strict=True))))
         out.flush()
 
+    # Output is UTF-8 whatever the locale. What is loaded by now need not be searched for garbage again and again.
     sys.stdout.reconfigure(encoding="utf-8")
-    gc.freeze()  # what is loaded by now need not be searched for garbage again and again
+    gc.freeze()
+    bad = sources.NoBadRows()
     with contextlib.ExitStack() as stack:
         if args.predict == "-" and sys.stdin is None:
             raise UserError("--predict -: standard input is closed")
         file = sys.stdin.buffer if args.predict == "-" else stack.enter_context(open(args.predict, "rb"))
-        stack.enter_context(data.reading(args.predict))
-        out = stack.enter_context(data.write_beside(args.out)) if args.out else sys.stdout
+        stack.enter_context(files.archive_errors(args.predict))
+        out = stack.enter_context(files.atomic_write(args.out)) if args.out else sys.stdout
         pool = stack.enter_context(ThreadPoolExecutor(1))
-        with_ids, blocks = read_titles(data.decompressed(file), args.predict)
+        with_ids, blocks = sources.read_titles(files.decompressed(file), args.predict, bad)
         if with_ids and args.top > 1:
             raise UserError(f"--top {args.top}: {args.predict} has ids, for which one category each is written")
         if with_ids:
             print("id,category", file=out)
-        waiting = []  # a block is classified while the one before is written
+
+        # A part of a block is classified while the one before is written; from a terminal, each line at once.
+        waiting = []
         try:
-            for block in blocks:
-                waiting.append(pool.submit(classify, block))
-                while len(waiting) > (not file.isatty()):
-                    write(*waiting.pop(0).result())
+            for titles, ids in blocks:
+                for start in range(0, len(titles), PREDICT_ROWS):
+                    part = slice(start, start + PREDICT_ROWS)
+                    waiting.append((ids and ids[part], pool.submit(classifier.likeliest, titles[part], top)))
+                    while len(waiting) > (not file.isatty()):
+                        write(waiting[0][0], *waiting.pop(0)[1].result())
         finally:  # also what came before a bad row
             while waiting:
-                write(*waiting.pop(0).result())
+                write(waiting[0][0], *waiting.pop(0)[1].result())
+    bad.warn()
 
 
 if __name__ == "__main__":
-    data.run(lambda: report(ARGS) if ARGS.predict is None else predict(ARGS))
+    files.run(lambda: report(ARGS) if ARGS.predict is None else predict(ARGS))

@@ -29,8 +29,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-import data
-from data import UserError
+import files
+from files import UserError
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
 
@@ -465,7 +465,7 @@ def write_csv(path, rows=100_000, categories=120, seed=0):
     number of categories is out of range or synthetic.txt is broken."""
     tables = read_tables()
     chosen = choose_categories(tables, categories)
-    with data.write_beside(path, "wb") as file:
+    with files.atomic_write(path, "wb") as file:
         from tqdm import tqdm
         world = build_world(tables, chosen)
         file.write(b"title,label_quality,language,category\n")
@@ -483,11 +483,11 @@ def write_csv(path, rows=100_000, categories=120, seed=0):
 
 
 def main():
-    parser = data.argument_parser(__doc__)
+    parser = files.argument_parser(__doc__)
     add = parser.add_argument
-    add("--rows", type=data.positive(int), default=100_000, help="titles to write")
+    add("--rows", type=files.positive(int), default=100_000, help="titles to write")
     add("--categories", type=int, default=120, help="the course subset has 632, the challenge 1588")
-    add("--seed", type=data.seed, default=0, help="another seed is another sample from the same categories")
+    add("--seed", type=files.seed, default=0, help="another seed is another sample from the same categories")
     add("--out", default="data/raw/synthetic.csv", help="file to write; its folder is created")
     args = parser.parse_args()
     start = time.perf_counter()
@@ -497,4 +497,4 @@ def main():
 
 
 if __name__ == "__main__":
-    data.run(main)
+    files.run(main)

@@ -5,47 +5,52 @@
     python train.py --resume my-cnn                  # go on after Ctrl-C, a crash or a kill, to the same bits
     mlflow ui --backend-store-uri sqlite:///mlflow.db
 
-Reads data/prepared/ (prepare.py writes it). Writes runs/NAME/: config.json, vocab.txt, labels.txt, checkpoints/ and
-metrics.csv (one row an epoch), and a run in MLflow (sqlite:///mlflow.db, or MLFLOW_TRACKING_URI).
-The checkpoint `best` is the one with the highest balanced accuracy on the validation split; the test split is never
-looked at. Ctrl-C saves `latest` and says how to go on.
+Reads data/prepared/ (prepare.py writes it). Writes runs/NAME/ (its files are described in runs.py) and a run in MLflow
+(sqlite:///mlflow.db, or MLFLOW_TRACKING_URI). The checkpoint `best` is the one with the highest balanced accuracy on
+the validation split; the test split is never looked at. Ctrl-C saves `latest` and says how to go on.
 On two cores the built-in SYNTHETIC set takes the bag 28 s and the CNN 79 s, start-up included; balanced accuracy on its
 validation split is about 0.83 and 0.86.
+
+Where to edit: DEFAULTS, `schedule`, `make_optimizer` and `loss_of` here; modules and their pooling in model.py; the
+tokenizer in data.py. A flag added to `parse_args` is config["its_name"] everywhere.
 """
-import csv
 import functools
 import math
-import re
 import shlex
-import shutil
 import signal
 import sys
 import time
 from pathlib import Path
 
 import data
-from data import UserError
+import files
+from files import UserError
 
 STARTED = time.time()
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
-DEFAULTS = {  # by model; a flag overrides them
-    "mlp": {"lr": 1e-3, "dropout": 0.5, "hidden": [], "word_ngrams": 2, "epochs": 25},
-    "cnn": {"lr": 2e-3, "dropout": 0.4, "hidden": [], "word_ngrams": 2, "epochs": 20},
-    "rnn": {"lr": 2e-3, "dropout": 0.4, "hidden": [], "word_ngrams": 2, "epochs": 15},
-    "transformer": {"lr": 1e-3, "dropout": 0.3, "hidden": [], "word_ngrams": 2, "epochs": 15},
+DEFAULTS = {  # by model, the fields of its module among them; a flag overrides them
+    "mlp": {"lr": 1e-3, "dropout": 0.5, "word_ngrams": 2, "epochs": 25, "hidden": []},
+    "cnn": {"lr": 2e-3, "dropout": 0.4, "word_ngrams": 2, "epochs": 20, "hidden": [], "filters": 100,
+            "widths": [1, 2, 3]},
+    "rnn": {"lr": 2e-3, "dropout": 0.4, "word_ngrams": 2, "epochs": 15, "hidden": [], "units": 100},
+    "transformer": {"lr": 1e-3, "dropout": 0.3, "word_ngrams": 2, "epochs": 15, "hidden": [], "layers": 2, "heads": 4},
 }
 SMALL = 40_000         # training rows up to which these epochs and dropout hold, and characters weigh 1 (size_rule)
-CHUNK = 8              # steps in one compiled loop at most; titles of a chunk are all short or all long
 FEW = 4000             # with fewer training rows Adagrad's sums begin lower, by the square of their share (size_rule)
-TRAIN_SAMPLE = 10_000  # training rows scored after each epoch, to be compared with the validation split
+MAX_STEPS = 8          # of a chunk, which is one call of the compiled loop; titles of a chunk are all short or all long
+TRAIN_SAMPLE = 10_000  # training rows evaluated after each epoch, to be compared with the validation split
 
 
 def size_rule(rows, epochs, dropout, vocabulary):
-    """The settings that depend on the training rows and words, {name: value}: more rows need larger batches, fewer
-    epochs, less dropout and less weight for n-grams of characters, as words can speak for themselves; more words need
-    more buckets (16 for each, where that is little memory, else 4; rounded up to a power of 2, 2^21 at most). Adagrad's
-    sums of squares begin above zero, so that rare words do not take the largest steps."""
+    """The settings that depend on the training rows and words, {name: value}.
+
+    More rows need larger batches, fewer epochs, less dropout and less weight for n-grams of characters, as words can
+    speak for themselves; more words need more buckets (16 for each, where that is little memory, else 4; rounded up to
+    a power of 2, 2^21 at most). Adagrad's sums of squares begin above zero, so that rare words do not take the largest
+    steps.
+    """
+    # Chosen on validation rows, see EXPERIMENTS.md: more rows need less of what keeps a model from overfitting.
     shrink = min(1, (SMALL / rows) ** 0.6)
     buckets = max(4 * vocabulary, min(16 * vocabulary, 1 << 17))
     return {"batch_size": min(max(2 ** round(math.log2(max(rows, 1) / 500)), 64), 1024),
@@ -55,48 +60,57 @@ def size_rule(rows, epochs, dropout, vocabulary):
             "accumulator": 0.01 * min(1, rows / FEW) ** 2}
 
 
-def parse_args():
-    parser = data.argument_parser(__doc__)
+def parse_args(argv=None):
+    parser = files.argument_parser(__doc__)
     add = parser.add_argument
 
     def default(name):
-        return "(default: " + ", ".join(f"{model} {knobs[name]}" for model, knobs in DEFAULTS.items()) + ")"
+        return "(default: " + ", ".join(
+            f"{model} {knobs[name]}" for model, knobs in DEFAULTS.items() if name in knobs) + ")"
 
     add("--data", type=Path, default=Path("data/prepared"), help="folder that prepare.py wrote")
     add("--model", choices=DEFAULTS, default="mlp", help="which module of model.py")
     add("--name", help="name of the run (default: model and number)")
     add("--runs", type=Path, default=Path("runs"), help="folder of all runs")
     add("--resume", metavar="NAME", help="go on with this run; its own settings hold")
-    add("--epochs", type=data.positive(int),
+    add("--epochs", type=files.positive(int),
         help="passes over the training rows (default: by size, see size_rule; half as many without any n-grams)")
-    add("--batch-size", type=data.positive(int), help="rows a step (default: by size, see size_rule)")
-    add("--lr", type=data.positive(float), help=f"Adam's rate, falling to 0 {default('lr')}")
-    add("--table-lr", type=data.positive(float), default=0.1, help="Adagrad's rate for word vectors, falling to 0")
-    add("--accumulator", type=data.not_negative(float),
+    add("--batch-size", type=files.positive(int), help="rows of a step (default: by size, see size_rule)")
+    add("--lr", type=files.positive(float), help=f"Adam's learning rate, falling to 0 {default('lr')}")
+    add("--table-lr", type=files.positive(float), default=0.1, help="Adagrad's rate for word vectors, falling to 0")
+    add("--accumulator", type=files.not_negative(float),
         help="where Adagrad's sums of squares begin (default: by size, see size_rule)")
-    add("--weight-decay", type=data.not_negative(float), default=0.0, help="L2 penalty on all but the word vectors")
-    add("--dim", type=data.positive(int), help="numbers in a word vector (default: the pretrained ones' or 100)")
-    add("--hidden", type=data.positive(int), nargs="*", help=f"widths of hidden layers {default('hidden')}")
-    add("--word-ngrams", type=data.positive(int), help=f"words of an n-gram at most {default('word_ngrams')}")
-    add("--minn", type=data.not_negative(int), default=3, help="characters of an n-gram at least")
-    add("--maxn", type=data.not_negative(int), default=4, help="characters of an n-gram at most; 0: no such n-grams")
-    add("--character-weight", type=data.positive(float),
+    add("--weight-decay", type=files.not_negative(float), default=0.0, help="L2 penalty on all but the word vectors")
+    add("--dim", type=files.positive(int), help="numbers in a word vector (default: the pretrained ones' or 100)")
+    add("--hidden", type=files.positive(int), nargs="*", help=f"widths of hidden layers {default('hidden')}")
+    add("--word-ngrams", type=files.positive(int), help=f"words of an n-gram at most {default('word_ngrams')}")
+    add("--minn", type=files.not_negative(int), default=3, help="characters of an n-gram at least")
+    add("--maxn", type=files.not_negative(int), default=4, help="characters of an n-gram at most; 0: no such n-grams")
+    add("--character-weight", type=files.positive(float),
         help="factor on the weights of n-grams of characters (default: by size, see size_rule)")
-    add("--buckets", type=data.positive(int), help="rows for hashed n-grams (default: by size, see size_rule)")
-    add("--filters", type=data.positive(int), default=100, help="cnn: filters of each width")
-    add("--widths", type=data.positive(int), nargs="+", default=[1, 2, 3], help="cnn: words a filter looks at")
-    add("--dropout", type=data.dropout, help="share left out in training (default: by size, see size_rule)")
+    add("--buckets", type=files.positive(int), help="rows for hashed n-grams (default: by size, see size_rule)")
+    add("--filters", type=files.positive(int), help=f"filters of each width {default('filters')}")
+    add("--widths", type=files.positive(int), nargs="+", help=f"words that a filter looks at {default('widths')}")
+    add("--units", type=files.positive(int), help=f"recurrent units in each direction {default('units')}")
+    add("--layers", type=files.positive(int), help=f"layers of attention {default('layers')}")
+    add("--heads", type=files.positive(int), help=f"heads of an attention layer {default('heads')}")
+    add("--dropout", type=files.fraction_or_zero, help="share left out in training (default: by size, see size_rule)")
     add("--freeze-embeddings", action="store_true", help="leave the word vectors as they are at the start")
     add("--balance", choices=("none", "logit", "weights"), default="logit",
         help="how rare categories get their due: log prior added to the logits in training, or weights on the loss")
-    add("--unreliable-weight", type=data.share_or_all, default=1.0, metavar="W",
+    add("--unreliable-weight", type=files.fraction_or_one, default=1.0, metavar="W",
         help="weight on the loss of rows whose label quality is not `reliable`")
-    add("--seed", type=data.seed, default=0, help="decides every random number")
-    return parser.parse_args()
+    add("--seed", type=files.seed, default=0, help="decides every random number")
+
+    argv = sys.argv[1:] if argv is None else argv
+    args = parser.parse_args(argv)
+    args.given = {flag.partition("=")[0] for flag in argv if flag.startswith("--")}
+    return args
 
 
 if __name__ == "__main__":
-    ARGS = data.run(parse_args)  # before JAX is loaded, so that --help answers at once
+    ARGS = files.run(parse_args)  # before JAX is loaded, so that --help answers at once
+    files.clean_environment()
 
 import jax
 import jax.numpy as jnp
@@ -104,12 +118,29 @@ import numpy as np
 import optax
 
 import model
+import runs
 
 # --- the step ---------------------------------------------------------------------------------------------------------
 
+def schedule(config):
+    """A function of the step: the factor on --lr and --table-lr."""
+    # EDIT: the schedule, of the dense part and of the table. It begins at step 0 and ends at config["steps"].
+    return optax.linear_schedule(1, 0, config["steps"])
+
+
 def make_optimizer(config):
-    rate = optax.linear_schedule(config["lr"], 0, config["steps"])
-    return optax.chain(optax.add_decayed_weights(config["weight_decay"]), optax.adam(rate))
+    """The optimizer of all parameters but the table, whose optimizer is model.update."""
+    factor = schedule(config)
+    # EDIT: the optimizer.
+    return optax.chain(optax.add_decayed_weights(config["weight_decay"]),
+                       optax.adam(lambda step: config["lr"] * factor(step)))
+
+
+def loss_of(config, logits, labels):
+    """The loss of every row: logits [..., C], labels [...] -> [...]. In training the logits hold the log prior, where
+    --balance asks for it; `config` is for settings of your own."""
+    # EDIT: the loss.
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
 def class_terms(balance, labels, classes):
@@ -118,6 +149,7 @@ def class_terms(balance, labels, classes):
     `logit` adds the log prior (Menon et al. 2021, Long-tail learning via logit adjustment), `weights` divides by the
     category's frequency as scikit-learn's class_weight="balanced".
     """
+    # A category without a training row counts as half a row, so that its logarithm is finite.
     count = np.bincount(labels, minlength=classes)
     shift, weight = np.zeros(classes, np.float32), np.ones(classes, np.float32)
     if balance == "logit":
@@ -127,37 +159,57 @@ def class_terms(balance, labels, classes):
     return shift, weight
 
 
-def make_train_chunk(config):
-    """The compiled loop: (state, features, titles [N, L], labels [N], doubtful [N] bool, order [S, B], shift [C],
-    weight [C], width) -> (state, mean loss); the titles of `order` have at most `width` words. The state is donated:
-    parameters and table change in place. What is drawn depends on seed and step alone."""
-    module, optimizer = model.build(config), make_optimizer(config)
+def training_arrays(config, features, rows):
+    """What the compiled loop reads, on the device: `features` as from model.feature_tables; of the training rows
+    `titles` [N, L] ids, `labels` [N] and their loss's weight `row_weight` [N]; `shift` [C] of the logits."""
+    # A row's weight on the loss is its category's times that of its label quality.
+    shift, class_weight = class_terms(config["balance"], rows["labels"], config["classes"])
+    row_weight = class_weight[rows["labels"]]
+    if "unreliable_weight" in config:
+        row_weight = np.where(rows["reliable"], row_weight, row_weight * np.float32(config["unreliable_weight"]))
+    return jax.device_put({"features": features, "titles": rows["titles"], "labels": rows["labels"],
+                           "row_weight": row_weight, "shift": shift})
 
-    def loss_of(params, vectors, weights, y, row_weight, key, shift):
-        z = module.apply({"params": params}, vectors, weights, train=True, rngs={"dropout": key}) + shift
-        loss = optax.softmax_cross_entropy_with_integer_labels(z, jnp.broadcast_to(y, z.shape[:-1]))
-        return jnp.mean(row_weight * loss)  # of several classifiers their mean
+
+def make_train_chunk(config):
+    """The compiled loop: (state, training_arrays, order [S, B] of rows, width) -> (state, mean loss). The titles of
+    `order` have at most `width` words. The state is donated: parameters and table change in place. What is drawn
+    depends on seed and step alone."""
+    module, optimizer, factor = model.build(config), make_optimizer(config), schedule(config)
 
     @functools.partial(jax.jit, donate_argnums=0, static_argnames="width")
-    def train_chunk(state, features, titles, labels, doubtful, order, shift, weight, width):
+    def train_chunk(state, arrays, order, width):
         run_key = jax.random.fold_in(jax.random.key(config["seed"], impl="rbg"), 1)  # rbg: quick, also to compile
 
         def step(state, rows):
-            ids, y = titles[rows, :width].astype(jnp.int32), labels[rows].astype(jnp.int32)
-            key = jax.random.fold_in(run_key, state["step"])
-            parts = model.draw_features(config, features, state["weights"], ids, key)
-            vectors, weights, used = model.lookup(state["table"], parts)
-            row_weight = weight[y] * jnp.where(doubtful[rows], config["unreliable_weight"], 1.0)
-            loss, (gradient, vector_gradient) = jax.value_and_grad(loss_of, (0, 1))(
-                state["params"], vectors, weights, y, row_weight, jax.random.fold_in(key, 1), shift)
-            updates, moments = optimizer.update(gradient, state["moments"], state["params"])
-            new = dict(state, params=optax.apply_updates(state["params"], updates), moments=moments,
-                       step=state["step"] + 1)
+            variables, optimizer_state = state["variables"], state["optimizer"]
+            number = optimizer_state["step"]
+            key = jax.random.fold_in(run_key, number)
+
+            # The batch: word ids, categories, and the rows of the table that make the words' vectors.
+            ids = arrays["titles"][rows, :width].astype(jnp.int32)
+            labels = arrays["labels"][rows].astype(jnp.int32)
+            drawn_rows = model.draw_features(config, arrays["features"], variables["weights"], ids, key)
+            vectors, weights, gathered = model.lookup(variables["table"], drawn_rows)
+
+            # The loss, and its gradient with respect to the parameters and to the vectors, not to the table.
+            def mean_loss(params, vectors):
+                dropout = {"dropout": jax.random.fold_in(key, 1)}
+                logits = module.apply({"params": params}, vectors, weights, train=True, rngs=dropout) + arrays["shift"]
+                loss = loss_of(config, logits, jnp.broadcast_to(labels, logits.shape[:-1]))
+                return jnp.mean(arrays["row_weight"][rows] * loss)  # of several heads their mean
+
+            loss, (gradient, vector_gradient) = jax.value_and_grad(mean_loss, (0, 1))(variables["params"], vectors)
+
+            # The update: dense parameters by optax, rows of the table in place.
+            updates, dense = optimizer.update(gradient, optimizer_state["dense"], variables["params"])
+            variables = variables | {"params": optax.apply_updates(variables["params"], updates)}
+            optimizer_state = optimizer_state | {"dense": dense, "step": number + 1}
             if not config["freeze_embeddings"]:
-                rate = config["table_lr"] * (1 - state["step"] / config["steps"])
-                new["table"], new["accumulator"] = model.update(
-                    state["table"], state["accumulator"], used, vector_gradient * len(rows), rate)
-            return new, loss
+                rate = config["table_lr"] * factor(number)
+                variables["table"], optimizer_state["accumulator"] = model.update(
+                    variables["table"], optimizer_state["accumulator"], gathered, vector_gradient * len(rows), rate)
+            return {"variables": variables, "optimizer": optimizer_state}, loss
 
         state, losses = jax.lax.scan(step, state, order)
         return state, losses.mean()
@@ -166,35 +218,35 @@ def make_train_chunk(config):
 
 
 def init_state(config, features, titles, vectors=None):
-    """The state before the first step; `titles` [N, L] give the rows' weights, `vectors` [V, D] (zero where not found)
-    the start of the words' own rows."""
+    """The state before the first step: `variables`, all that prediction needs, and `optimizer`, the rest.
+
+    titles [N, L] give the rows' weights; vectors [V, D] (zero where not found) are the start of the words' own rows.
+    """
+    # Made under jit, so that the table comes into being on the device.
     @jax.jit
     def start():
-        state = model.init(config, jax.random.key(config["seed"]))
-        return state | {"moments": make_optimizer(config).init(state["params"]), "step": jnp.zeros((), jnp.int32),
-                        "accumulator": jnp.full(len(state["table"]), config["accumulator"])}
+        variables = model.init(config, jax.random.key(config["seed"]))
+        return {"variables": variables, "optimizer": {
+            "dense": make_optimizer(config).init(variables["params"]), "step": jnp.zeros((), jnp.int32),
+            "accumulator": jnp.full(len(variables["table"]), config.get("accumulator", 0.0))}}  # none: frozen
 
     state = start()
-    state["weights"] = jax.device_put(model.row_weights(config, features, titles))
+    variables = state["variables"]
+    variables["weights"] = jax.device_put(model.row_weights(config, features, titles))
     if vectors is not None:
-        found = vectors.any(1, keepdims=True)
+        found, table = vectors.any(1, keepdims=True), variables["table"]
         if found.any():  # words without a vector start as long as the others
-            state["table"] *= vectors[found[:, 0]].std() / state["table"].std()
-        state["table"] = state["table"].at[:len(vectors)].set(jnp.where(found, vectors, state["table"][:len(vectors)]))
+            table *= vectors[found[:, 0]].std() / table.std()
+        variables["table"] = table.at[:len(vectors)].set(jnp.where(found, vectors, table[:len(vectors)]))
     return state
 
 
-def parts(state):
-    """A state as the two parts of a checkpoint: what prediction needs, and what only training needs."""
-    optimizer = {name: state[name] for name in ("moments", "accumulator", "step")}
-    return {"variables": {name: state[name] for name in state if name not in optimizer}, "optimizer": optimizer}
-
-
-def judge(module, ready, arrays, prefix):
+def evaluate_rows(predictor, arrays, prefix):
     """Loss, accuracy and balanced accuracy over every row of `arrays` (and over the reliable rows, where known)."""
-    result = model.score((module,), (ready,), (0.0,), arrays["titles"], arrays["labels"])
-    if not np.abs(result["loss"]).max() < 1e30:  # its sum would overflow; the caller stops
-        result["loss"][:] = np.inf
+    # A loss that is not finite must not pass for a number; the caller stops.
+    result = model.score((predictor,), (0.0,), arrays["titles"], arrays["labels"])
+    if not np.abs(result["loss"]).max() < 1e30:
+        result["loss"][:] = np.inf  # its sum would overflow
     row = {f"{prefix}_loss": float(result["loss"].mean()),
            f"{prefix}_accuracy": float((result["prediction"] == arrays["labels"]).mean()),
            f"{prefix}_balanced_accuracy": model.balanced_accuracy(arrays["labels"], result["prediction"])}
@@ -208,323 +260,283 @@ def judge(module, ready, arrays, prefix):
 
 # --- configuration ----------------------------------------------------------------------------------------------------
 
-def settings(args):
-    return {name: value for name, value in vars(args).items() if name not in ("data", "name", "runs", "resume")}
-
-
 def configure(args, meta, titles):
-    """All that decides the result, as one dictionary: the flags, defaults filled in, and the sizes the data gives."""
-    if args.unreliable_weight < 1 and meta["reliable_share"] is None:
-        raise UserError(f"--unreliable-weight: {args.data} says of no row how reliable its label is; leave it away")
-    if len(set(args.widths)) < len(args.widths):
-        raise UserError(f"--widths {' '.join(map(str, args.widths))}: the same width twice")
-    if 0 < args.maxn < args.minn:
-        raise UserError(f"--minn {args.minn}: larger than --maxn {args.maxn}")
-    rows = len(titles)
-    config = settings(args)
-    usual = DEFAULTS[args.model]
+    """All that decides the result, as one dictionary: the flags with defaults filled in, and the sizes that the data
+    gives. What this model does not use is not in it. Raises UserError where flags do not go together."""
+    rows, usual = len(titles), DEFAULTS[args.model]
+    fields = model.fields(args.model)
+    others = set().union(*map(model.fields, model.MODELS)) - fields.keys() - {"dropout", "word_ngrams"}  # all use these
+    config = {name: value for name, value in vars(args).items()
+              if name not in ("data", "name", "runs", "resume", "given")}
+
+    # An edit of DEFAULTS or of a module may forget the other.
+    for name in ("lr", "dropout", "word_ngrams", "epochs"):
+        if name not in usual:
+            raise UserError(f"train.py: DEFAULTS has no {name} for {args.model}")
+    for name in usual:
+        if name in others or name not in config.keys() | fields.keys():
+            raise UserError(f"train.py: DEFAULTS has {name} for {args.model}, which nothing uses")
+
+    # Settings that the flags leave open come from the model, then from the size of the data.
     longest = args.word_ngrams or usual["word_ngrams"]
-    if longest > 1 and usual["word_ngrams"] == 1:
-        raise UserError(f"--word-ngrams {args.word_ngrams}: {args.model} takes no n-grams of words")
     ngrams = args.maxn > 0 or longest > 1
     epochs = usual["epochs"] if ngrams else (usual["epochs"] + 1) // 2
     for name, value in (usual | size_rule(rows, epochs, usual["dropout"], len(meta["vocab"]))).items():
-        config[name] = value if config[name] is None else config[name]
+        config[name] = value if config.get(name) is None else config[name]
     config["batch_size"] = min(config["batch_size"], rows)
-    if not ngrams:
-        config["buckets"] = 0
     pretrained = meta["vectors"] is not None
-    if pretrained and args.dim not in (None, meta["vectors"].shape[1]):
+    config["dim"] = config["dim"] or (meta["vectors"].shape[1] if pretrained else 100)
+
+    # What nothing would use is left out, and refused if it was asked for.
+    unused = dict.fromkeys(others & config.keys(), f"{args.model} has no such setting")
+    if not args.maxn:
+        unused |= dict.fromkeys(("minn", "character_weight"), "--maxn 0 leaves no n-grams of characters")
+    if not ngrams:
+        unused["buckets"] = "there are no n-grams"
+    if args.freeze_embeddings:
+        unused |= dict.fromkeys(("table_lr", "accumulator"), "--freeze-embeddings leaves the table as it is")
+    if meta["reliable_share"] is None:
+        unused["unreliable_weight"] = f"{args.data} says of no row how reliable its label is"
+    for name, reason in unused.items():
+        flag = "--" + name.replace("_", "-")
+        if flag in args.given and not (name == "minn" and args.minn == 0):  # fastText's way to have none
+            raise UserError(f"{flag}: {reason}; leave it away")
+        config.pop(name, None)
+    config.setdefault("buckets", 0)
+
+    # What cannot be trained.
+    if len(set(config.get("widths", []))) < len(config.get("widths", [])):
+        raise UserError(f"--widths {' '.join(map(str, args.widths))}: the same width twice")
+    if 0 < args.maxn < args.minn:
+        raise UserError(f"--minn {args.minn}: larger than --maxn {args.maxn}")
+    if pretrained and config["dim"] != meta["vectors"].shape[1]:
         raise UserError(f"--dim {args.dim}: the prepared vectors have {meta['vectors'].shape[1]} numbers; leave --dim "
                         "away, or run prepare.py without --vectors")
-    config["dim"] = meta["vectors"].shape[1] if pretrained else args.dim or 100
-    groups = data.length_groups(titles, config["batch_size"], CHUNK)
-    steps = config["epochs"] * sum(chunks * steps for _, _, chunks, steps in groups)
+    groups = data.length_groups(titles, config["batch_size"], MAX_STEPS)
+    steps = config["epochs"] * sum(group.chunks * group.steps for group in groups)
     if steps >= 1 << 31:
         raise UserError(f"--epochs {config['epochs']}: more than 2^31 steps")
     if len(meta["vocab"]) + config["buckets"] >= 1 << 31:
         raise UserError(f"--buckets {config['buckets']}: a table of more than 2^31 rows")
-    return config | {
-        "format": data.FORMAT, "fingerprint": meta["fingerprint"], "synthetic": meta["synthetic"],
-        "files": {name: meta["files"][name] for name in ("vocab.txt", "labels.txt")},
-        "classes": len(meta["labels"]), "vocabulary": len(meta["vocab"]), "max_len": meta["max_len"],
-        "pretrained_vectors": pretrained, "rows": rows, "training_rows": meta["training_rows"],
-        "steps": steps}
+
+    # Sizes and identity of the data, and the fields that the module has a default for.
+    config |= {"classes": len(meta["labels"]), "vocabulary": len(meta["vocab"]), "max_len": meta["max_len"],
+               "rows": rows, "steps": steps, "pretrained_vectors": pretrained, "training_rows": meta["training_rows"],
+               "synthetic": meta["synthetic"], "fingerprint": meta["fingerprint"], "format": runs.FORMAT,
+               "files": {name: meta["files"][name] for name in ("vocab.txt", "labels.txt")},
+               "source": runs.source_checksums()}
+    for name, value in fields.items():
+        if config.get(name) is None:
+            if value is None:
+                raise UserError(f"train.py: DEFAULTS has no {name} for {args.model}, whose module needs it")
+            config[name] = value
+    return config
 
 
 def choose_run(args, meta, titles):
-    """(folder, config) of the run to begin or to resume; writes nothing."""
-    if args.resume is not None:
-        given = {flag.partition("=")[0] for flag in sys.argv[1:] if flag.startswith("--")}
-        if others := given - {"--resume", "--data", "--runs"}:
-            raise UserError(f"--resume goes on with the run's own settings; leave {' '.join(sorted(others))} away")
-        folder = args.runs / args.resume
-        if not (folder / "config.json").is_file():
-            raise UserError(f"{folder}: no such run to resume")
-        config, _, _ = data.load_run(folder, model.MODELS)
-        if unknown := settings(args).keys() - config.keys():
-            raise UserError(f"{folder}: was begun by another train.py, one without {', '.join(sorted(unknown))}; train "
-                            "again")
-        if config["fingerprint"] != meta["fingerprint"]:
-            raise UserError(f"{folder}: was trained on other data ({config['fingerprint']}) than {args.data} holds "
-                            f"({meta['fingerprint']}); name its data with --data")
-        return folder, config
-    name = args.name if args.name is not None else free_name(args)
-    if not re.fullmatch(r"\w[\w.-]*", name) or name in ("best", "latest"):
-        raise UserError(f"--name {name}: use letters, digits, '-', '_' and '.', and not best or latest")
-    if (args.runs / name).exists():
-        raise UserError(TAKEN.format(folder=args.runs / name))
-    return args.runs / name, data.signed(configure(args, meta, titles) | {"created": time.time()})
+    """(folder, config) of the run to begin or to resume; writes nothing. Raises UserError where it cannot be."""
+    if args.resume is None:
+        folder = runs.new_folder(args.runs, args.name, args.model)
+        return folder, files.with_checksum(configure(args, meta, titles) | {"created": time.time()})
+    if others := args.given - {"--resume", "--data", "--runs"}:
+        raise UserError(f"--resume goes on with the run's own settings; leave {' '.join(sorted(others))} away")
+    folder = args.runs / args.resume
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no such run to resume")
+    config, _, _ = runs.load(folder, model.MODELS)
+    if changed := runs.changed_source(folder, config):
+        raise UserError(f"{folder}: {' and '.join(changed)} changed since it was begun; go on with the scripts that it "
+                        f"keeps: python {folder / 'source/train.py'} {resume_flags(args, args.resume)}")
+    if config["fingerprint"] != meta["fingerprint"]:
+        raise UserError(f"{folder}: was trained on other data ({config['fingerprint']}) than {args.data} holds "
+                        f"({meta['fingerprint']}); name its data with --data")
+    return folder, config
 
 
-def free_name(args):
-    taken = {path.name for path in args.runs.iterdir()} if args.runs.exists() else set()
-    return next(name for i in range(1, len(taken) + 2) if (name := f"{args.model}-{i}") not in taken)
-
-
-def make_run(args, folder, config, meta):
-    """Make the folder of a new run, whole or not at all; without --name under the next name if this one was taken
-    meanwhile. Returns the folder."""
-    beside = data.neighbour(folder.with_name(f".{folder.name}"))
-    try:
-        beside.mkdir(parents=True)
-        data.write_json(beside / "config.json", config)
-        data.write_lines(beside / "vocab.txt", meta["vocab"])
-        data.write_lines(beside / "labels.txt", meta["labels"])
-        while folder.exists() or not renamed(beside, folder):
-            if args.name is not None:
-                raise UserError(TAKEN.format(folder=folder))
-            folder = args.runs / free_name(args)
-        return folder
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def renamed(source, target):
-    """Rename a folder; False where the target is there."""
-    try:
-        source.rename(target)
-    except OSError:
-        if not target.exists():
-            raise
-        return False
-    return True
-
-
-TAKEN = "{folder}: a run of this name is there; choose another --name, or go on with --resume {folder.name}"
-
-
-# --- MLflow -----------------------------------------------------------------------------------------------------------
-
-class Tracker:
-    """The MLflow run of a training, as a context. A server that stops answering costs warnings, not the training; what
-    could not be logged is logged with the next epoch, or by --resume."""
-
-    def __init__(self, client, experiment, folder, config, statistics):
-        """Start the MLflow run, or go on with the one that this training has in this store: it is found by its tag,
-        even if the training was killed just after it began the run. `folder`/mlflow.txt tells evaluate.py its id."""
-        from mlflow.entities import Param, RunTag
-        self.client, self.config, self.history, self.losses, self.logged = client, config, [], [], -1
-        key = f"{folder.name} {config['created']}"
-        with data.mlflow_needed():
-            begun = self.client.search_runs([experiment], f"tags.training = '{key}'")
-            self.run_id = (begun[0] if begun else self.client.create_run(
-                experiment, run_name=folder.name, tags={"training": key})).info.run_id
-        with data.write_beside(folder / "mlflow.txt") as file:
-            file.write(self.run_id + "\n")
-        with data.mlflow_warnings():
-            self.client.update_run(self.run_id, "RUNNING")
-            logged = self.client.get_metric_history(self.run_id, "valid_loss")
-            self.logged = max((m.step for m in logged), default=-1)
-            if not self.client.get_run(self.run_id).data.params:
-                self.client.log_batch(
-                    self.run_id, params=[Param(key, str(value)[:6000]) for key, value in (statistics | config).items()],
-                    tags=[RunTag("data", "synthetic" if config["synthetic"] else "real")])
-            if not self.client.list_artifacts(self.run_id, "source"):
-                for script in Path(__file__).parent.glob("*.py"):
-                    self.client.log_artifact(self.run_id, str(script), "source")
-
-    def log(self, history, losses):
-        """Log the epochs not yet logged, and the training loss [(step, loss)] of the chunks of the last one."""
-        from mlflow.entities import Metric
-        self.history, self.losses = history, [*self.losses, *losses]
-        now = int(time.time() * 1000)
-        metrics = [Metric(key, value, now, row["step"]) for row in history if row["step"] > self.logged
-                   for key, value in row.items() if key not in ("epoch", "step")]
-        metrics += [Metric("step_loss", float(loss), now, step) for step, loss in self.losses]
-        with data.mlflow_warnings():
-            data.log_metrics(self.client, self.run_id, metrics)
-            self.logged, self.losses = max([self.logged, *(row["step"] for row in history)]), []
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        with data.mlflow_warnings():
-            if self.history:
-                self.client.log_figure(self.run_id, loss_figure(self.history, self.config["synthetic"]), "loss.png")
-        with data.mlflow_warnings():
-            self.client.set_terminated(self.run_id, "FINISHED" if kind is None else "KILLED" if kind in (
-                SystemExit, KeyboardInterrupt) else "FAILED")
-
-
-def loss_figure(history, synthetic):
-    """Loss of the training and the validation split over the epochs, and their balanced accuracy."""
-    from matplotlib.figure import Figure
-    figure = Figure((9, 3.5), layout="constrained")
-    for axes, kind in zip(figure.subplots(1, 2), ("loss", "balanced_accuracy"), strict=True):
-        for split, name in (("train", "training (sample)"), ("valid", "validation")):
-            axes.plot([row["epoch"] for row in history], [row[f"{split}_{kind}"] for row in history], "o-", label=name)
-        axes.set(xlabel="epoch", ylabel="cross-entropy (nats)" if kind == "loss" else "balanced accuracy",
-                 title=("SYNTHETIC data: " if synthetic else "") + kind.replace("_", " "))
-        axes.legend()
-    return figure
+def resume_flags(args, name):
+    """The flags with which train.py goes on with a run, as a user types them."""
+    return f"--resume {name}" + "".join(f" --{flag} {shlex.quote(str(value))}" for flag, value, usual in (
+        ("runs", args.runs, "runs"), ("data", args.data, "data/prepared")) if str(value) != usual)
 
 
 # --- the loop ---------------------------------------------------------------------------------------------------------
 
 def train(args):
+    # All that can be refused is refused before anything is written.
+    device = files.require_device()
     meta, arrays = data.load_prepared(args.data, ("train", "valid"))
     folder, config = choose_run(args, meta, arrays["train"]["titles"])
-    connecting = data.in_background(data.mlflow_client)  # takes seconds; meanwhile we compile
+
+    # MLflow takes seconds to connect; meanwhile the loop is compiled.
+    connecting = files.in_background(runs.mlflow_client)
     features = model.feature_tables(config, meta["words"])
-    state, groups, train_chunk = compiled(config, features, arrays["train"], meta["vectors"])
-    mlflow = connecting.result()
+    state = init_state(config, features, arrays["train"]["titles"], meta["vectors"])
+    groups = data.length_groups(arrays["train"]["titles"], config["batch_size"], MAX_STEPS)
+    programs = compile_chunks(config, state, training_arrays(config, features, arrays["train"]), groups)
+    mlflow, features = connecting.result(), jax.device_put(features)
+
     if args.resume is None:
-        folder = make_run(args, folder, config, meta)
-    statistics = {key: meta[key] for key in
-                  ("source", "categories", "reliable_share", "unknown_share", "mean_words", "cut_share")}
-    with data.held(folder):
-        manager, history = data.checkpoint_manager(folder), []
+        folder = runs.create(folder, config, meta, named=args.name is not None)
+    statistics = {name: meta[name] for name in ("source", "categories", "reliable_share", "unknown_share",
+                                                "mean_words", "cut_share")} | {"device": str(device)}
+    with runs.training_lock(folder):
+        # A resumed run goes on from its latest checkpoint. A kill may have kept its last epochs from being logged.
+        manager, history = runs.checkpoint_manager(folder), []
         if manager.latest_step() is not None:
-            saved = data.restore_checkpoint(manager, manager.latest_step(), **parts(state), history=None)
-            state, history = saved["variables"] | saved["optimizer"], saved["history"]
-        with Tracker(*mlflow, folder, config, statistics | {"device": str(jax.devices()[0])}) as tracker:
-            loop(args, folder, config, jax.device_put(features), arrays, state, history, groups, train_chunk, manager,
-                 tracker)
+            state = runs.restore_checkpoint(manager, manager.latest_step(), **state, history=None)
+            history = state.pop("history")
+        with runs.Tracker(*mlflow, folder, config, statistics) as tracker:
+            if history:
+                runs.write_metrics(folder, history)
+                tracker.log(history, [])
+            introduce(folder.name, config, state)
+            sample = np.random.default_rng(config["seed"]).permutation(config["rows"])[:TRAIN_SAMPLE]
+            sample = {kind: array[sample] for kind, array in arrays["train"].items() if kind != "language"}
+            stop = stop_signals()
+            epoch_steps, step = config["steps"] // config["epochs"], int(state["optimizer"]["step"])
+            if step == 0:
+                ready = model.predictor(config, state["variables"], features)
+                print_epoch({"epoch": 0} | evaluate_rows(ready, arrays["valid"], "valid"))
+            print(f"ready after {time.time() - STARTED:.1f} s (reading, compiling)")
+            progress = Progress(config, step)
 
+            def watch(step, loss):
+                progress.show(step, loss)
+                return stop or not math.isfinite(loss)
 
-def compiled(config, features, arrays, vectors):
-    """The state before the first step, the groups of titles, and the compiled loop, with the arrays on the device:
-    {width of a group: (state, order) -> (state, loss)}."""
-    groups = data.length_groups(arrays["titles"], config["batch_size"], CHUNK)
-    state = init_state(config, features, arrays["titles"], vectors)
-    doubtful = ~arrays.get("reliable", np.ones(len(arrays["labels"]), bool))
-    device = jax.device_put([features, arrays["titles"], arrays["labels"], doubtful])
-    terms = jax.device_put(class_terms(config["balance"], arrays["labels"], config["classes"]))
-    train_chunk = make_train_chunk(config)
+            for epoch in range(step // epoch_steps, config["epochs"]):
+                # Train on every row once. Chunks that were done before this run was resumed are left out.
+                begun, done, chunks = time.time(), epoch * epoch_steps, []
+                for width, order in data.batches(groups, config["batch_size"], config["seed"], epoch):
+                    done += len(order)
+                    chunks += [(width, order)] if done > step else []
+                state, losses = train_chunks(programs, state, chunks, step, watch)
+                begun_step, step = step, losses[-1][0]
+                check_finite([loss for _, loss in losses], folder.name, config, step)
+                if step < done:  # a signal came
+                    runs.save_checkpoint(manager, step, state, history)
+                    tracker.log(history, losses)
+                    leave(args, folder.name, step, stop[0])
+                seconds = time.time() - begun
 
-    def bound(width, steps):
-        order = np.zeros((steps, config["batch_size"]), np.uint32)
-        program = train_chunk.lower(state, *device, order, *terms, width=width).compile()
-        return lambda state, order: program(state, *device, jax.device_put(order), *terms)
+                # Evaluate on a sample of the training rows and on all validation rows.
+                ready = model.predictor(config, state["variables"], features)
+                row = {"epoch": epoch + 1, "step": step} | evaluate_rows(ready, sample, "train") | evaluate_rows(
+                    ready, arrays["valid"], "valid")
+                check_finite([row["train_loss"], row["valid_loss"]], folder.name, config, step)
+                row |= {"titles_per_second": (step - begun_step) / epoch_steps * config["rows"] / seconds,
+                        "seconds": time.time() - STARTED}
+                history.append(row)
 
-    return state, groups, {width: bound(width, steps) for _, width, _, steps in groups}
+                # Save.
+                runs.save_checkpoint(manager, step, state, history, metrics=row)
+                runs.write_metrics(folder, history)
 
-
-def loop(args, folder, config, features, arrays, state, history, groups, train_chunk, manager, tracker):
-    name, rows, module = folder.name, config["rows"], model.build(config)
-    epoch_steps = config["steps"] // config["epochs"]
-    step = int(state["step"])
-    if history:  # a killed run may not have written and logged the epochs that it saved
-        write_metrics(folder, history)
-        tracker.log(history, [])
-
-    parameters = sum(x.size for x in jax.tree.leaves(state["params"]))
-    print(f"run {name}{' (SYNTHETIC DATA)' if config['synthetic'] else ''} on {jax.devices()[0]}: "
-          + ", ".join(f"{key}={value}" for key, value in config.items()
-                      if key not in ("checksum", "created", "files", "format", "training_rows")))
-    print(f"{rows:,} rows, {config['steps']:,} steps of {config['batch_size']}; {parameters:,} parameters and a table "
-          f"of {len(state['table']):,} x {config['dim']} ({state['table'].nbytes / 1e6:,.0f} MB); chance loss "
-          f"ln {config['classes']} = {math.log(config['classes']):.3f}")
-
-    sample = np.random.default_rng(config["seed"]).permutation(rows)[:TRAIN_SAMPLE]
-    sample = {kind: array[sample] for kind, array in arrays["train"].items() if kind != "language"}
-    if step == 0:
-        report_epoch({"epoch": 0} | judge(module, model.predictor(parts(state)["variables"], features), arrays["valid"],
-                                          "valid"))
-    print(f"ready after {time.time() - STARTED:.1f} s (reading, compiling)")
-
-    stop = []  # a signal that came; the loop answers at the end of a chunk
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: stop.append(number))
-
-    def save(metrics=None):
-        data.save_checkpoint(manager, step, **parts(state), history=history, metrics=metrics)
-
-    def check_finite(values):
-        if not all(map(math.isfinite, values)):
-            raise UserError(f"the loss is no longer finite at step {step:,} of run {name}; try a lower --lr (now "
-                            f"{config['lr']}) or --table-lr (now {config['table_lr']})")
-
-    def leave():
-        print(f"stopped at step {step:,}; go on with: python train.py --resume {name}"
-              + "".join(f" --{flag} {shlex.quote(str(value))}" for flag, value, usual in (
-                  ("runs", args.runs, "runs"), ("data", args.data, "data/prepared")) if str(value) != usual))
-        raise SystemExit(128 + stop[0])
-
-    begun, begun_step, printed = time.time(), step, 0
-    for epoch in range(step // epoch_steps, config["epochs"]):
-        losses, epoch_begun, epoch_step, end = [], time.time(), step, epoch * epoch_steps
-        for width, order in data.batches(groups, config["batch_size"], config["seed"], epoch):
-            end += len(order)
-            if end <= step:  # done before this run was resumed
-                continue
-            state, loss = train_chunk[width](state, order)
-            step = end
-            losses.append((step, loss))
-            loss = float(losses[max(0, len(losses) - 2)][1])  # the chunk before, so that the device is never idle
-            if not math.isfinite(loss):
-                break
-            if stop and step < (epoch + 1) * epoch_steps:
-                check_finite([float(loss) for _, loss in losses])
-                save()
+                # Log.
                 tracker.log(history, losses)
-                leave()
-            if time.time() - printed > (1 if sys.stdout.isatty() else 10):
-                printed, seconds = time.time(), time.time() - begun
-                done = (step - begun_step) / (config["steps"] - begun_step)
-                print(f"epoch {epoch + 1:>3}/{config['epochs']} {step / config['steps']:6.1%}  loss {loss:7.4f}  "
-                      f"lr {config['lr'] * (1 - step / config['steps']):.1e}  "
-                      f"{(step - begun_step) / epoch_steps * rows / seconds:9,.0f} titles/s  "
-                      f"{clock(seconds)} elapsed  {clock(seconds / done - seconds)} left", flush=True)
-        check_finite([float(loss) for _, loss in losses])
-        seconds = time.time() - epoch_begun
-        ready = model.predictor(parts(state)["variables"], features)
-        row = {"epoch": epoch + 1, "step": step} | judge(module, ready, sample, "train") | judge(
-            module, ready, arrays["valid"], "valid") | {
-            "titles_per_second": (step - epoch_step) / epoch_steps * rows / seconds, "seconds": time.time() - STARTED}
-        check_finite([row["train_loss"], row["valid_loss"]])
-        history.append(row)
-        save(row)
-        write_metrics(folder, history)
-        tracker.log(history, losses)
-        report_epoch(row)
-        if stop and epoch < config["epochs"] - 1:
-            leave()
-        begun += time.time() - epoch_begun - seconds  # judging and saving are not training time
+                print_epoch(row)
+                if stop and epoch < config["epochs"] - 1:
+                    leave(args, folder.name, step, stop[0])
+                progress.pause(time.time() - begun - seconds)  # evaluating and saving are not training time
+
     best = max(reversed(history), key=lambda row: row["valid_balanced_accuracy"])
     print(f"best epoch {best['epoch']}: validation balanced accuracy {best['valid_balanced_accuracy']:.4f}"
           f"{' on SYNTHETIC data' if config['synthetic'] else ''}; {time.time() - STARTED:.1f} s in all\n"
-          f"test it: python evaluate.py --ckpt {name}")
+          f"test it: python evaluate.py --ckpt {folder.name}")
+
+
+def compile_chunks(config, state, arrays, groups):
+    """{width of a group: (state, order) -> (state, loss)}: the compiled loop for each group of titles."""
+    train_chunk = make_train_chunk(config)
+
+    def compiled(group):
+        order = np.zeros((group.steps, config["batch_size"]), np.uint32)
+        program = train_chunk.lower(state, arrays, order, width=group.width).compile()
+        return lambda state, order: program(state, arrays, jax.device_put(order))
+
+    return {group.width: compiled(group) for group in groups}
+
+
+def train_chunks(programs, state, chunks, step, watch):
+    """Train on chunks [(width, order)], from `step` on, until `watch(step, loss)` is true. Returns the state and
+    [(step, loss)] of the chunks that were trained on."""
+    losses = []
+    for width, order in chunks:
+        state, loss = programs[width](state, order)
+        step += len(order)
+        losses.append((step, loss))
+        # The loss of the chunk before is looked at, so that the device is busy with this one meanwhile.
+        if watch(step, float(losses[max(0, len(losses) - 2)][1])):
+            break
+    return state, losses
+
+
+def check_finite(values, name, config, step):
+    """Raise UserError unless all these losses are numbers: nothing that came out of a broken step is saved."""
+    if not all(math.isfinite(float(value)) for value in values):
+        raise UserError(f"the loss is no longer finite at step {step:,} of run {name}; try a lower --lr (now "
+                        f"{config['lr']})" + (f" or --table-lr (now {config['table_lr']})" if "table_lr" in config
+                                              else ""))
+
+
+def stop_signals():
+    """A list that gets the number of every SIGINT and SIGTERM from now on; the loop looks at it after each chunk."""
+    stop = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: stop.append(number))
+    return stop
+
+
+def leave(args, name, step, number):
+    """End the program after a signal of this number."""
+    print(f"stopped at step {step:,}; go on with: python train.py {resume_flags(args, name)}")
+    raise SystemExit(128 + number)
+
+
+def introduce(name, config, state):
+    """Print what is trained: the configuration, sizes, and the loss that chance would give."""
+    variables = state["variables"]
+    parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
+    print(f"run {name}{' (SYNTHETIC DATA)' if config['synthetic'] else ''} on {jax.devices()[0]}: "
+          + ", ".join(f"{key}={value}" for key, value in config.items()
+                      if key not in ("checksum", "created", "files", "source", "format", "training_rows")))
+    print(f"{config['rows']:,} rows, {config['steps']:,} steps of {config['batch_size']}; {parameters:,} parameters "
+          f"and a table of {len(variables['table']):,} x {config['dim']} ({variables['table'].nbytes / 1e6:,.0f} MB); "
+          f"chance loss ln {config['classes']} = {math.log(config['classes']):.3f}")
+
+
+def print_epoch(row):
+    print(f"epoch {row['epoch']:>3}  " + "  ".join(
+        f"{key.replace('_', ' ')} {value:.4f}" for key, value in row.items() if "loss" in key or "balanced" in key))
+
+
+class Progress:
+    """Prints how far a training is: every second on a terminal, else every ten seconds."""
+
+    def __init__(self, config, step):
+        self.config, self.factor = config, jax.jit(schedule(config))  # one program instead of one for each operation
+        self.begun, self.first_step, self.printed = time.time(), step, 0
+
+    def pause(self, seconds):
+        """Take these seconds for no training time."""
+        self.begun += seconds
+
+    def show(self, step, loss):
+        if time.time() - self.printed < (1 if sys.stdout.isatty() else 10):
+            return
+        config, self.printed = self.config, time.time()
+        seconds, steps, left = self.printed - self.begun, step - self.first_step, self.config["steps"] - step
+        epoch_steps, factor = config["steps"] // config["epochs"], float(self.factor(step))
+        rates = f"{config['lr'] * factor:.1e}" + (f", table {config['table_lr'] * factor:.1e}" if "table_lr" in config
+                                                  else "")
+        print(f"epoch {-(-step // epoch_steps):>3}/{config['epochs']} {step / config['steps']:6.1%}  loss {loss:7.4f}  "
+              f"lr {rates}  {steps / epoch_steps * config['rows'] / seconds:9,.0f} titles/s  "
+              f"{clock(seconds)} elapsed  {clock(seconds / steps * left)} left", flush=True)
 
 
 def clock(seconds):
     return f"{seconds // 60:.0f}:{seconds % 60:02.0f}"
 
 
-def report_epoch(row):
-    print(f"epoch {row['epoch']:>3}  " + "  ".join(
-        f"{key.replace('_', ' ')} {value:.4f}" for key, value in row.items() if "loss" in key or "balanced" in key))
-
-
-def write_metrics(folder, history):
-    with data.write_beside(folder / "metrics.csv") as file:
-        names = list(dict.fromkeys(key for row in history for key in row))
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(history)
-
-
 if __name__ == "__main__":
-    data.run(lambda: train(ARGS))
+    files.run(lambda: train(ARGS))

@@ -244,32 +244,31 @@ def show_scores(result):
 def table_step(rows, small=50_000, large=2_000_000, batch_size=1024, width=9, repeats=25):
     """Milliseconds of an mlp step with a small and a large table, on the same batches: {table rows: ms}; medians of
     turns about."""
-    import jax
 
     import model
     import train
     draw = np.random.default_rng(0)
-    titles, labels = draw.integers(2, small, (rows, width)), draw.integers(0, 632, rows)
-    order = draw.integers(0, rows, (train.CHUNK, batch_size))
+    batch = {"titles": draw.integers(2, small, (rows, width)).astype(np.uint32),
+             "labels": draw.integers(0, 632, rows).astype(np.uint16)}
+    order = draw.integers(0, rows, (train.MAX_STEPS, batch_size))
+    flags = ["--dim", DIM, "--maxn", 0, "--word-ngrams", 1, "--dropout", 0.1]
     programs, times = {}, {}
     for vocabulary in (small, large):
-        config = {"model": "mlp", "vocabulary": vocabulary, "dim": DIM, "max_len": width, "classes": 632, "hidden": [],
-                  "word_ngrams": 1, "minn": 0, "maxn": 0, "character_weight": 1.0, "buckets": 0, "dropout": 0.1,
-                  "seed": 0, "lr": 1e-3, "table_lr": 0.1, "accumulator": 0.01, "weight_decay": 0.0, "steps": 10_000,
-                  "freeze_embeddings": False, "unreliable_weight": 1.0}
+        meta = {"vocab": range(vocabulary), "labels": range(632), "vectors": None, "reliable_share": None,
+                "max_len": width, "training_rows": [1] * 632, "synthetic": True, "fingerprint": "",
+                "files": {"vocab.txt": "", "labels.txt": ""}}
+        config = train.configure(train.parse_args([*map(str, flags)]), meta, batch["titles"])
         features = model.feature_tables(config, [""] * vocabulary)
-        state = train.init_state(config, features, titles)
-        terms = train.class_terms("logit", labels, 632)
-        programs[vocabulary] = train.make_train_chunk(config), state, jax.device_put(features), terms
+        state = train.init_state(config, features, batch["titles"])
+        programs[vocabulary] = train.make_train_chunk(config), state, train.training_arrays(config, features, batch)
         times[vocabulary] = []
-    arrays = jax.device_put((titles.astype(np.uint32), labels.astype(np.uint16), np.zeros(rows, bool)))
     for _ in range(repeats):
-        for vocabulary, (step, state, features, terms) in programs.items():
+        for vocabulary, (step, state, arrays) in programs.items():
             started = time.perf_counter()
-            state, loss = step(state, features, *arrays, order, *terms, width=width)
+            state, loss = step(state, arrays, order, width=width)
             loss.block_until_ready()
             times[vocabulary].append((time.perf_counter() - started) / len(order) * 1000)
-            programs[vocabulary] = step, state, features, terms
+            programs[vocabulary] = step, state, arrays
     return {vocabulary: float(np.median(found[2:])) for vocabulary, found in times.items()}
 
 

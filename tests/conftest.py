@@ -1,4 +1,10 @@
 """Fixtures: a tiny labelled set, and the scripts run as a user runs them."""
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
 import os
 import random
 import subprocess
@@ -11,10 +17,15 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 
-def run_script(name, *args, cwd, check=True, stdin="", env=None):
+def environment(**changes):
+    """The environment for a script: MLflow in the folder where it runs."""
+    return {**os.environ, "MLFLOW_TRACKING_URI": "", **changes}
+
+
+def run_script(name, *args, cwd, check=True, stdin="", env=None, root=ROOT):
     """Run a script of the project in a folder; returns the finished process. With check, it must have succeeded."""
-    done = subprocess.run([sys.executable, str(ROOT / f"{name}.py"), *map(str, args)], cwd=cwd, input=stdin,
-                          capture_output=True, text=True, env={**os.environ, "MLFLOW_TRACKING_URI": "", **(env or {})})
+    done = subprocess.run([sys.executable, str(root / f"{name}.py"), *map(str, args)], cwd=cwd, input=stdin,
+                          capture_output=True, text=True, env=environment(**(env or {})))
     if check:
         assert done.returncode == 0, done.stderr
     return done
@@ -28,6 +39,19 @@ def assert_one_line_error(done, *words):
         assert str(word) in done.stderr, done.stderr
 
 
+def config_of(*flags, titles=None, meta=None, **changes):
+    """The configuration that train.py makes of flags, for titles [N, L] of ids below 50; `changes` override it, `meta`
+    what the data says. No test spells out a configuration, so a new setting turns none red."""
+    import numpy as np
+
+    import train
+    titles = np.arange(2, 42).reshape(8, 5) if titles is None else titles
+    meta = {"vocab": [*map(str, range(50))], "labels": [*map(str, range(5))], "vectors": None, "reliable_share": 0.5,
+            "max_len": titles.shape[1], "training_rows": [len(titles) // 5] * 5, "synthetic": False, "fingerprint": "",
+            "files": {"vocab.txt": "", "labels.txt": ""}} | (meta or {})
+    return train.configure(train.parse_args([*map(str, flags)]), meta, titles) | changes
+
+
 def leaves_equal(first, second):
     import jax
     import numpy as np
@@ -38,8 +62,8 @@ def checkpoint(folder):
     """All that the latest checkpoint of a run holds, without the history's times."""
     import orbax.checkpoint as ocp
 
-    import data
-    manager = data.checkpoint_manager(folder, read_only=True)
+    import runs
+    manager = runs.checkpoint_manager(folder, read_only=True)
     saved = manager.restore(manager.latest_step(), args=ocp.args.Composite(
         variables=ocp.args.StandardRestore(), optimizer=ocp.args.StandardRestore(), history=ocp.args.JsonRestore()))
     history = [{key: value for key, value in row.items() if key not in ("seconds", "titles_per_second")}
@@ -92,3 +116,78 @@ def trained(tiny):
     run_script("train", "--name", "bag", "--epochs", 4, "--dim", 16, cwd=tiny)
     run_script("train", "--name", "filters", "--model", "cnn", "--epochs", 12, "--dim", 16, "--filters", 8, cwd=tiny)
     return tiny
+
+
+# --- files of titles --------------------------------------------------------------------------------------------------
+
+COLUMNS = ("title", "label_quality", "language", "category")
+PACKED = {"plain": bytes, "gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress}
+
+
+def save(path, content):
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def as_csv(rows, columns=COLUMNS, delimiter=",", newline="\n", quoting=csv.QUOTE_MINIMAL, names=None, extra=()):
+    """CSV of rows given in the order of COLUMNS, and of extra columns [(name, values)]."""
+    file = io.StringIO()
+    writer = csv.writer(file, delimiter=delimiter, lineterminator=newline, quoting=quoting)
+    writer.writerow([(names or {}).get(name, name) for name in columns] + [name for name, _ in extra])
+    for i, row in enumerate(rows):
+        writer.writerow([dict(zip(COLUMNS, row, strict=True))[name] for name in columns] + [x[i] for _, x in extra])
+    return file.getvalue()
+
+
+def as_json(rows, columns=COLUMNS, names=None, ascii_only=False, **extra):
+    return "".join(json.dumps({(names or {}).get(name, name): value for name, value in zip(COLUMNS, row, strict=True)
+                               if name in columns} | extra, ensure_ascii=ascii_only) + "\n" for row in rows)
+
+
+def as_fasttext(rows):
+    return "".join(f"__label__{row[3]} {' '.join(row[0].split())}\n" for row in rows)
+
+
+def corrupted(content):
+    """The bytes with zeros in their middle."""
+    middle = len(content) // 2
+    return content[:middle] + bytes(60) + content[middle + 60:]
+
+
+def snapshot(folder="."):
+    """What lies in a folder: {path: content, or None for a folder}."""
+    return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(Path(folder).rglob("*"))}
+
+
+@pytest.fixture
+def prep(tmp_path, monkeypatch, capsys):
+    """prepare.py as run_script runs it, but in this process; the working folder is empty at first."""
+    import files
+    import prepare
+
+    def prep(*args, check=True):
+        monkeypatch.setattr(sys, "argv", ["prepare.py", *map(str, args)])
+        capsys.readouterr()
+        status = 0
+        try:
+            files.run(prepare.main)
+        except SystemExit as stop:
+            status = stop.code
+        done = subprocess.CompletedProcess(args, status, *capsys.readouterr())
+        assert not check or status == 0, done.stderr
+        return done
+
+    monkeypatch.chdir(tmp_path)
+    return prep
+
+
+def meta(folder="data/prepared"):
+    """What meta.json says of a prepared folder."""
+    return json.loads((Path(folder) / "meta.json").read_text(encoding="utf-8"))
+
+
+def texts(split, folder="data/prepared"):
+    """The titles of a prepared split as they came."""
+    return (Path(folder) / f"{split}_text.txt").read_text(encoding="utf-8").split("\n")[:-1]

@@ -29,8 +29,9 @@ from conftest import run_script, tiny_rows, write_csv
 
 import data
 import evaluate
+import files
 import prepare
-from data import UserError
+from files import UserError
 
 TROUBLE = [b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b'"', b'""', b"\r", b"\n\n", b"\t", b",", b"\\", b"{", b"]", b"NaN",
            b"__label__", b"1e999", b"-1", b"999999999999999999999", "\u0301\u202e\U0001f600".encode(), b"\xed\xa0\x80",
@@ -75,7 +76,7 @@ def main_of(module, *args):
     errors, sys.argv = io.StringIO(), [f"{module.__name__}.py", *map(str, args)]
     with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO())):
         try:
-            data.run(module.main)
+            files.run(module.main)
             return 0, errors.getvalue()
         except SystemExit as leave:
             return leave.code or 0, errors.getvalue()

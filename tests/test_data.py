@@ -1,24 +1,25 @@
-"""The tokenizer against its specification, the prepared arrays against damage, and the order of batches."""
+"""data.py: the tokenizer against its specification, the prepared arrays against damage, vectors and batches."""
+import gzip
 import json
 import math
-import os
 import pickle
 import random
+import re
 import shutil
-import subprocess
-import sys
 import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import ROOT
+from conftest import PACKED, save
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import data
-from data import UserError
+import files
+import sources
+from files import UserError
 
 
 def bulk_words(titles):
@@ -189,16 +190,16 @@ def prepared(tiny, tmp_path):
 def rewrite_meta(folder, **changes):
     """Change meta.json as one who knows the format would, with a fingerprint that fits."""
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8")) | changes
-    meta["files"] = {name: data.checksum(folder / name) for name in meta["files"]}
-    meta["fingerprint"] = data.fingerprint(meta["files"])
-    data.write_json(folder / "meta.json", data.signed(meta))
+    meta["files"] = {name: files.checksum(folder / name) for name in meta["files"]}
+    meta["fingerprint"] = files.fingerprint(meta["files"])
+    files.write_json(folder / "meta.json", files.with_checksum(meta))
 
 
 def test_load_prepared_gives_what_the_files_hold(prepared):
     meta, arrays = data.load_prepared(prepared, text="test")
     assert list(arrays) == list(data.SPLITS) and len(arrays["test"]["text"]) == meta["rows"]["test"] > 0
     assert meta["vocab"][:2] == data.SPECIALS and meta["vectors"] is None
-    assert meta["labels"] == ["CELULARES", "FUNDAS", "MESAS", "SILLAS"] == data.read_lines(prepared / "labels.txt")
+    assert meta["labels"] == ["CELULARES", "FUNDAS", "MESAS", "SILLAS"] == files.read_lines(prepared / "labels.txt")
     longest = max(np.flatnonzero(np.load(prepared / f"{split}_titles.npy").any(0)).max() + 1 for split in data.SPLITS)
     assert longest < meta["max_len"]
     for split in data.SPLITS:
@@ -210,13 +211,13 @@ def test_load_prepared_gives_what_the_files_hold(prepared):
             assert array.flags.c_contiguous
             if kind == "titles":  # columns that are padding in every split are dropped
                 assert array.shape == (len(whole), longest) and not whole[:, longest:].any()
-                rare = whole == data.UNKNOWN
-                assert rare.any() == (split != "train")
-                numbers = np.load(prepared / f"{split}_rare.npy", allow_pickle=False)
-                whole[rare] = len(meta["vocab"]) + numbers.astype(int)
+                unknown = whole == data.UNKNOWN
+                assert unknown.any() == (split != "train")
+                numbers = np.load(prepared / f"{split}_oov.npy", allow_pickle=False)
+                whole[unknown] = len(meta["vocab"]) + numbers.astype(int)
                 whole = whole[:, :longest]
             np.testing.assert_array_equal(array, whole)
-    assert meta["words"] == meta["vocab"] + data.read_lines(prepared / "rare.txt")
+    assert meta["words"] == meta["vocab"] + files.read_lines(prepared / "oov.txt")
     index = {word: i for i, word in enumerate(meta["words"])}
     np.testing.assert_array_equal(data.encode(arrays["test"]["text"], index, longest)[0], arrays["test"]["titles"])
 
@@ -227,7 +228,7 @@ def test_load_prepared_reads_only_the_splits_asked_for(prepared):
 
 
 NAMES = ("train_titles.npy", "valid_labels.npy", "test_language.npy", "test_reliable.npy", "vocab.txt", "labels.txt",
-         "test_text.txt", "rare.txt", "valid_rare.npy")
+         "test_text.txt", "oov.txt", "valid_oov.npy")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -245,36 +246,40 @@ def test_a_damaged_file_is_named(prepared, name, damage):
     assert ("missing" in str(raised.value)) == (damage == "missing")
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format": 1}', '{"format": 1, "files": []}', "\udcff"],
-                         ids=ascii)
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format": 1}'])
 def test_a_broken_meta_file_is_named(prepared, content):
-    (prepared / "meta.json").write_bytes(content.encode("utf-8", "surrogateescape"))
-    with pytest.raises(UserError, match=r"meta\.json"):
+    (prepared / "meta.json").write_text(content)
+    with pytest.raises(UserError, match=r"meta\.json: "):
         data.load_prepared(prepared)
 
 
-def test_meta_that_lists_other_files_is_refused(prepared):
+def test_meta_that_lists_other_files_or_has_another_format_is_refused(prepared):
     meta = json.loads((prepared / "meta.json").read_text(encoding="utf-8"))
     del meta["files"]["test_reliable.npy"]
     (prepared / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-    with pytest.raises(UserError, match=r"meta\.json: changed"):
+    with pytest.raises(UserError, match=r"meta\.json: changed .*; run prepare.py again"):
         data.load_prepared(prepared)
+    rewrite_meta(prepared, format=3)
+    with pytest.raises(UserError, match=rf"meta\.json: format version 3, expected {data.FORMAT}; run prepare.py"):
+        data.load_prepared(prepared)
+
+
+def test_data_prepared_with_another_tokenizer_is_warned_of(prepared, capsys):
+    assert data.load_prepared(prepared)[0]["tokenizer"] == files.checksum(data.__file__)
+    assert capsys.readouterr().err == ""
+    rewrite_meta(prepared, tokenizer="0" * 32)
+    data.load_prepared(prepared)
+    assert capsys.readouterr().err == (f"warning: {prepared}: was prepared with another data.py; if its tokenizer was "
+                                       "changed, run prepare.py again\n")
 
 
 def test_meta_cannot_lead_outside_its_folder(prepared, tmp_path):
     np.save(tmp_path / "elsewhere.npy", np.zeros(3))
     (prepared / "test_").mkdir()
     meta = json.loads((prepared / "meta.json").read_text(encoding="utf-8"))
-    meta["files"]["test_/../../../elsewhere.npy"] = data.checksum(tmp_path / "elsewhere.npy")
-    data.write_json(prepared / "meta.json", data.signed(meta))
+    meta["files"]["test_/../../../elsewhere.npy"] = files.checksum(tmp_path / "elsewhere.npy")
+    files.write_json(prepared / "meta.json", files.with_checksum(meta))
     with pytest.raises(UserError, match=r"meta\.json: names a file outside"):
-        data.load_prepared(prepared)
-
-
-@pytest.mark.parametrize("version", [0, data.FORMAT + 1, None, "1"])
-def test_another_format_version_is_refused(prepared, version):
-    rewrite_meta(prepared, format=version)
-    with pytest.raises(UserError, match=f"meta.json: format version {version}, expected {data.FORMAT}; run prepare.py"):
         data.load_prepared(prepared)
 
 
@@ -307,129 +312,83 @@ def test_no_array_needs_pickle_and_none_is_unpickled(prepared, monkeypatch):
     assert not Path("executed").exists()
 
 
-# --- nothing is half-written ------------------------------------------------------------------------------------------
-
-class Killed(BaseException):
-    pass
-
-
-@pytest.mark.parametrize("renames", [0, 1, 2])
-def test_a_kill_within_swap_in_leaves_the_old_or_the_new_folder_whole(tmp_path, monkeypatch, renames):
-    folder, new = tmp_path / "prepared", tmp_path / "prepared.tmp-1"
-    for path, content in ((folder, "old"), (new, "new")):
-        path.mkdir()
-        (path / "content").write_text(content)
-    rename, done = Path.rename, []
-
-    def dying_rename(self, target):
-        if len(done) == renames:
-            raise Killed
-        done.append(rename(self, target))
-
-    def dying_rmtree(path, **options):
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", dying_rename)
-        patch.setattr(shutil, "rmtree", dying_rmtree)
-        with pytest.raises(Killed):
-            data.swap_in(new, folder)
-    for _ in range(2):  # settled is settled
-        data.settle(folder)
-        assert (folder / "content").read_text() == ("new" if renames == 2 else "old")
-        assert not (tmp_path / "prepared.tmp-old").exists()
-
-
-def test_swap_in_replaces_the_whole_folder(tmp_path):
-    folder, new = tmp_path / "prepared", tmp_path / "new"
-    for path, name in ((folder, "a"), (new, "b")):
-        path.mkdir()
-        (path / name).touch()
-    data.swap_in(new, folder)
-    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["prepared", "prepared/b"]
-
-
-def test_processes_may_replace_the_same_folder_at_once(tmp_path):
-    code = ("import sys, data; from pathlib import Path; folder = Path('folder')\nfor _ in range(300):\n"
-            " with data.folder_beside(folder) as beside: (beside / 'content').write_text(sys.argv[1])")
-    together = [subprocess.Popen([sys.executable, "-c", code, name], cwd=tmp_path, stderr=subprocess.PIPE,
-                                 env={**os.environ, "PYTHONPATH": str(ROOT)}) for name in ("one", "two")]
-    assert [process.communicate()[1] for process in together] == [b"", b""]
-    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
-    assert (tmp_path / "folder/content").read_text() in ("one", "two")
-
-
 def test_load_prepared_brings_back_what_a_killed_swap_left(prepared):
     prepared.rename(prepared.with_name("prepared.tmp-old"))
     meta, _ = data.load_prepared(prepared)
     assert meta["rows"]["train"] and not prepared.with_name("prepared.tmp-old").exists()
 
 
-def test_what_dead_processes_left_is_removed_and_what_others_write_is_not(tmp_path):
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    for process in (1, ended.pid, 10 ** 30, "x"):
-        (tmp_path / f"a.txt.tmp-{process}").touch()
-    data.write_lines(tmp_path / "a.txt", ["one"])
-    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "a.txt.tmp-1", "a.txt.tmp-x"}
-
-
-def test_a_pipe_is_written_as_utf8_whatever_the_locale():
-    code = "import data\nwith data.write_beside('/dev/stdout') as file: file.write('\\xdf\\u20ac')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True,
-                          env=os.environ | {"PYTHONUTF8": "0", "LC_ALL": "POSIX"})
-    assert (done.stdout.decode("utf-8", "replace"), done.stderr) == ("\xdf\u20ac", b"")
-
-
-def test_no_memory_on_the_device_is_one_line_and_other_errors_of_jax_are_not_hidden(capsys):
-    def fail(message):
-        raise RuntimeError(message)
-
-    with pytest.raises(RuntimeError, match="INTERNAL"):
-        data.run(lambda: fail("INTERNAL: a defect"))
-    with pytest.raises(SystemExit) as stop:
-        data.run(lambda: fail("RESOURCE_EXHAUSTED: Out of memory allocating 40 bytes."))
-    assert stop.value.code == 2
-    assert capsys.readouterr().err == "error: RESOURCE_EXHAUSTED: Out of memory allocating 40 bytes.\n"
-
-
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-@pytest.mark.parametrize("former", [None, "whole"])
-def test_write_beside_keeps_the_former_file_when_its_block_raises(tmp_path, error, former):
-    path = tmp_path / "a.json"
-    if former:
-        path.write_text(former)
-    with pytest.raises(error), data.write_beside(path) as file:
-        file.write("half")
-        file.flush()
-        raise error
-    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == ([("a.json", "whole")] if former else [])
-
-
-def test_write_beside_takes_the_name_at_the_end(tmp_path):
-    path = tmp_path / "new" / "a.txt"
-    with data.write_beside(path) as file:
-        file.write("ñ\r\n\n")
-        assert not path.exists()
-    assert path.read_bytes() == "ñ\r\n\n".encode() and len(list(path.parent.iterdir())) == 1
-    with data.write_beside(path, "wb") as file:
-        file.write(b"\xff")
-        assert path.read_bytes() == "ñ\r\n\n".encode()
-    assert path.read_bytes() == b"\xff"
-
-
-def test_lines_come_back_as_they_were_written(tmp_path):
-    lines = ["", "a b", "ñ\u2028手", "\x0b\x1c\x85", ""]
-    data.write_lines(tmp_path / "lines", lines)
-    assert data.read_lines(tmp_path / "lines") == lines
-    data.write_lines(tmp_path / "lines", [])
-    assert data.read_lines(tmp_path / "lines") == []
-
-
 @pytest.mark.parametrize(("largest", "dtype"), [(1, "uint8"), (255, "uint8"), (256, "uint16"), (65_535, "uint16"),
                                                 (65_536, "uint32"), (2**32 - 1, "uint32")])
 def test_smallest_uint_holds_the_largest_id(largest, dtype):
     assert data.smallest_uint(np.int64(largest)) == dtype and np.array(largest).astype(dtype) == largest
+
+
+# --- vectors ----------------------------------------------------------------------------------------------------------
+
+VOCAB = [*data.SPECIALS, "mesa", "telefono", "nandu", "x9", "nada", "silla"]
+VECTORS = ["mesa 1 2 3", "Mesa 9 9 9", "Teléfono 4 5 6", "TELÉFONO 8 8 8", "ñandú 7 7 7", "nandu -0.5 1e-3 .25",
+           "otra 1 1 1", ", 0 0 0", "new york 5 5 5", "silla 0.1 0.2 0.3"]
+EXPECTED = {"mesa": [1, 2, 3], "telefono": [4, 5, 6], "nandu": [-0.5, 1e-3, 0.25], "silla": [0.1, 0.2, 0.3]}
+
+
+@pytest.mark.parametrize("packed", PACKED)
+@pytest.mark.parametrize("header", [["10 3"], []], ids=["word2vec", "GloVe"])
+@pytest.mark.parametrize("end", ["\n", " \n", "\r\n"], ids=ascii)
+def test_vectors_are_read(tmp_path, packed, header, end):
+    path = save(tmp_path / "vectors.txt", PACKED[packed]("".join(line + end for line in header + VECTORS).encode()))
+    bad = sources.BadRows(0.01)
+    vectors = data.read_vectors(path, VOCAB, bad)
+    assert vectors.dtype == np.float32 and vectors.shape == (len(VOCAB), 3) and bad.count == 0
+    for word, vector in zip(VOCAB, vectors, strict=True):
+        np.testing.assert_array_equal(vector, np.float32(EXPECTED.get(word, [0, 0, 0])))
+
+
+def test_an_exact_word_wins_wherever_it_stands(tmp_path):
+    for lines in (["Mesa 9 9", "mesa 1 2"], ["mesa 1 2", "MESA 9 9"], ["MÉSA 8 8", "mesa 1 2", "Mesa 9 9"],
+                  ["mesa 1 2", "mesa 9 9"]):
+        path = save(tmp_path / "vectors.txt", "\n".join(lines))
+        assert data.read_vectors(path, VOCAB, sources.BadRows(1))[2].tolist() == [1, 2]
+
+
+def test_bad_lines_of_vectors_are_counted(tmp_path):
+    lines = [f"w{i} 1 2 3" for i in range(300)] + VECTORS
+    for place, line in ((250, "mesa 1 x 3"), (100, "silla 1 2"), (50, "x9 1 nan 3"), (20, "")):
+        lines.insert(place, line)
+    path = save(tmp_path / "vectors.txt", "\n".join(lines) + "\n")
+    bad = sources.BadRows(4)
+    vectors = data.read_vectors(path, VOCAB, bad)
+    assert (bad.count, bad.first) == (4, f"{path}:21: not a word and 3 numbers")
+    assert vectors[VOCAB.index("mesa")].tolist() == [1, 2, 3] and not vectors[VOCAB.index("x9")].any()
+    with pytest.raises(UserError, match=re.escape(f"{path}:21: not a word and 3 numbers (4 bad rows of 314; ")):
+        data.read_vectors(path, VOCAB, sources.BadRows(0.01))
+
+
+@pytest.mark.parametrize("header", [[], ["3 3\n"]])
+def test_vectors_of_another_length_are_bad_lines(tmp_path, header):
+    first = "mesa 1 2 3\n" if not header else "mesa 1 2\n"
+    path = save(tmp_path / "vectors.txt", "".join([*header, first, "silla 1 2 3 4 5\n", "azul 4 5 6\n", "x y 7 8 9\n"]))
+    bad = sources.BadRows(4)
+    vectors = data.read_vectors(path, ["<pad>", "<unknown>", "mesa", "silla", "azul"], bad)
+    assert bad.count == 1 + len(header) and vectors[4].tolist() == [4, 5, 6] and not vectors[3].any()
+
+
+def test_a_number_too_large_for_float32_makes_a_bad_line(tmp_path, recwarn):
+    bad = sources.BadRows(4)
+    vectors = data.read_vectors(save(tmp_path / "v.txt", "mesa 1 2\nx9 1e99 1\n"), VOCAB, bad)
+    assert bad.count == 1 and not vectors[VOCAB.index("x9")].any() and not recwarn.list
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (None, ": no such file"), ("", ": empty file"), ("id,title\n1,Silla\n", ":1: no vector here"),
+    ("2 3\nrueda 1 2 3\nluz 4 5 6\n", ": no word of the vocabulary"), (b"x" * 9_000_000, ":1: a line of more"),
+    ("mesa de color azul para el comedor\nlos nuevos son\n", ":1: not a word and 6 numbers"),
+    (gzip.compress(b"mesa 1 2\n" * 999)[:20], ": broken compressed file")], ids=lambda x: repr(x)[:20])
+def test_what_is_no_file_of_vectors_is_refused(tmp_path, content, message):
+    if content is not None:
+        save(tmp_path / "v.vec", content)
+    with pytest.raises(UserError, match=f"v.vec{message}"):
+        data.read_vectors(tmp_path / "v.vec", VOCAB, sources.BadRows(0.01))
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------
@@ -442,14 +401,10 @@ def titles_of(lengths, width=9):
 SHORT_AND_LONG = titles_of(np.random.default_rng(0).choice([0, 1, 2, 3, 8, 9], 2000))
 
 
-def plan_of(rows, batch_size, chunk):
-    return data.length_groups(titles_of(np.arange(rows) % 10), batch_size, chunk)
-
-
 def test_short_and_long_titles_are_parted_where_least_is_padded():
     groups = data.length_groups(SHORT_AND_LONG, 8, 10)
-    assert [width for _, width, *_ in groups] == [3, 9]
-    np.testing.assert_array_equal(np.sort(np.concatenate([rows for rows, *_ in groups])), np.arange(2000))
+    assert [group.width for group in groups] == [3, 9]
+    np.testing.assert_array_equal(np.sort(np.concatenate([group.rows for group in groups])), np.arange(2000))
     length = (SHORT_AND_LONG > 0).sum(1)
     for rows, width, *_ in groups:
         assert rows.dtype == np.uint32 and not SHORT_AND_LONG[rows, width:].any()
@@ -463,14 +418,14 @@ def test_titles_are_not_parted_where_a_part_would_be_small(lengths):
     assert rows.tolist() == list(range(len(lengths))) and width == 9
 
 
-@pytest.mark.parametrize(("rows", "batch_size", "chunk"), [
+@pytest.mark.parametrize(("rows", "batch_size", "max_steps"), [
     (1, 1, 1), (1, 8, 4), (7, 8, 50), (8, 8, 50), (9, 8, 50), (1000, 8, 50), (1001, 10, 7), (64, 1, 64), (65, 1, 64)])
-def test_an_epoch_visits_every_row(rows, batch_size, chunk):
-    groups = plan_of(rows, batch_size, chunk)
+def test_an_epoch_visits_every_row(rows, batch_size, max_steps):
+    groups = data.length_groups(titles_of(np.arange(rows) % 10), batch_size, max_steps)
     found = data.batches(groups, batch_size, seed=3, epoch=1)
     for members, width, chunks, steps in groups:
         needed = math.ceil(len(members) / batch_size)
-        assert 1 <= steps <= chunk and chunks == math.ceil(needed / chunk)  # no more chunks than `chunk` asks for
+        assert 1 <= steps <= max_steps and chunks == math.ceil(needed / max_steps)  # no more chunks than needed
         assert 0 <= chunks * steps - needed < chunks  # even: less than one step too many in each chunk
         mine = [order for own, order in found if own == width]
         assert [order.shape for order in mine] == [(steps, batch_size)] * chunks

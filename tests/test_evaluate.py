@@ -16,8 +16,9 @@ from sklearn import metrics
 
 import data
 import evaluate
+import files
 import model
-from data import UserError
+from files import UserError
 
 
 def read_csv(path):
@@ -52,7 +53,7 @@ def test_slices(reported):
     folder, scores = reported
     rows = read_csv(folder / "runs/filters/test-best/predictions.csv")
     prepared = folder / "data/prepared"
-    languages = data.read_json(prepared / "meta.json")["languages"]
+    languages = files.read_json(prepared / "meta.json")["languages"]
     masks = {f"language {name}": np.load(prepared / "test_language.npy") == i for i, name in enumerate(languages)}
     masks["reliable"] = np.load(prepared / "test_reliable.npy")
     assert set(masks) == set(scores["slices"]) and len(masks) == 3
@@ -99,36 +100,6 @@ def test_mlflow_gets_the_test_scores(reported):
 def test_printed_report(trained):
     text = run_script("evaluate", "--ckpt", "filters", "--split", "train", cwd=trained).stdout
     assert "balanced" in text and "reliable" in text and "language portuguese" in text and " taken for " in text
-
-
-def test_which_run(trained, tmp_path):
-    runs = tmp_path / "runs"
-    shutil.copytree(trained / "runs/bag", runs / "one")
-    shutil.copytree(trained / "runs/bag", runs / "two")
-    for name, best, created in (("one", 2.0, 1), ("two", 1.0, 2)):
-        config = data.read_json(runs / name / "config.json")
-        data.write_json(runs / name / "config.json", data.signed(config | {"created": created}))
-        (runs / name / "metrics.csv").write_text(f"epoch,valid_balanced_accuracy\n1,0.5\n2,{best}\n3,0\n")
-    mark = config["fingerprint"]
-    assert data.find_run("best", runs, mark) == (runs / "one", "best")
-    assert data.find_run("latest", runs, mark) == (runs / "two", "latest")
-    for ckpt, expected in {"two": "best", "two/best": "best", "two/latest": "latest", runs / "two": "best",
-                           f"{runs}/two/latest": "latest"}.items():
-        assert data.find_run(str(ckpt), runs, mark) == (runs / "two", expected)
-    for ckpt, fingerprint in (("best", "other data"), ("three", mark), ("../one", mark)):
-        with pytest.raises(data.UserError):
-            data.find_run(ckpt, runs, fingerprint)
-    for name, text in (("odd", "{}"), ("odder", '{"format": 1, "fingerprint": "' + mark + '"}')):
-        (runs / name).mkdir()
-        (runs / name / "config.json").write_text(text)
-        (runs / name / "metrics.csv").write_text("epoch,valid_balanced_accuracy\n")
-    shutil.copytree(runs / "one", runs / "begun")  # stopped in its first epoch, so without a row
-    (runs / "begun/metrics.csv").unlink()
-    data.write_json(runs / "begun/config.json", data.signed(config | {"created": 3}))
-    assert data.find_run("best", runs, mark) == (runs / "one", "best")
-    assert data.find_run("latest", runs, mark) == (runs / "begun", "latest")
-    data.write_json(runs / "one/config.json", data.signed(config | {"fingerprint": "other data"}))
-    assert data.find_run("best", runs, mark) == (runs / "two", "best")
 
 
 def test_best_and_latest_are_different_checkpoints(trained):
@@ -191,13 +162,15 @@ def test_predict_formats(trained, tmp_path):
 
 def test_broken_csv_loses_no_row_in_silence(trained, tmp_path):
     path = tmp_path / "titles.csv"
-    for text, words in (('id,title,language\n1,mesa,x\n2,"silla 14,x\n3,funda,x\n', "titles.csv:3: 2 columns"),
-                        ("id,title\n1,mesa\n2,silla,roja\n", "titles.csv:3: 3 columns")):
-        path.write_text(text)
-        done = run_script("evaluate", "--ckpt", "bag", "--predict", path, "--out", tmp_path / "out", cwd=trained,
-                          check=False)
-        assert_one_line_error(done, words)
-        assert not (tmp_path / "out").exists()
+    path.write_text("id,title\n1,mesa\n2,silla,roja\n")
+    done = run_script("evaluate", "--ckpt", "bag", "--predict", path, "--out", tmp_path / "out", cwd=trained,
+                      check=False)
+    assert_one_line_error(done, "titles.csv:3: 3 columns")
+    assert not (tmp_path / "out").exists()
+    path.write_text('id,title,language\n1,mesa,x\n2,"silla 14,x\n3,funda,x\n')
+    done = run_script("evaluate", "--ckpt", "bag", "--predict", path, cwd=trained)
+    assert done.stdout == "id,category\n1,MESAS\n2,SILLAS\n3,FUNDAS\n"
+    assert done.stderr.startswith("warning: ") and "titles.csv:3: an unclosed quote" in done.stderr
     path.write_bytes(b'id,title\r\n1,"mesa\rgrande, ""roja"""\r\n\r\n2,\xff silla\r\n')
     run_script("evaluate", "--ckpt", "bag", "--predict", path, "--out", tmp_path / "out", cwd=trained)
     assert (tmp_path / "out").read_text() == "id,category\n1,MESAS\n2,SILLAS\n"
@@ -256,19 +229,19 @@ def test_a_checkpoint_that_does_not_fit(trained, tmp_path):
         assert all(word in str(raised.value) for word in words)
 
     shutil.copytree(trained / "runs/bag", tmp_path / "bag")
-    config = data.read_json(tmp_path / "bag/config.json")
-    data.write_json(tmp_path / "bag/config.json", data.signed(config | {"dim": 17}))
+    config = files.read_json(tmp_path / "bag/config.json")
+    files.write_json(tmp_path / "bag/config.json", files.with_checksum(config | {"dim": 17}))
     fails("checkpoint")
-    data.write_json(tmp_path / "bag/config.json", data.signed(config | {"format": 0}))
+    files.write_json(tmp_path / "bag/config.json", files.with_checksum(config | {"format": 0}))
     fails("format version")
-    data.write_json(tmp_path / "bag/config.json", data.signed(config | {"model": "svm"}))
+    files.write_json(tmp_path / "bag/config.json", files.with_checksum(config | {"model": "svm"}))
     fails("svm", "model.py")
-    data.write_json(tmp_path / "bag/config.json", config | {"dim": 17})
+    files.write_json(tmp_path / "bag/config.json", config | {"dim": 17})
     fails("config.json", "changed")
-    data.write_json(tmp_path / "bag/config.json", data.signed(config | {"fingerprint": "other"}))
+    files.write_json(tmp_path / "bag/config.json", files.with_checksum(config | {"fingerprint": "other"}))
     done = run_script("evaluate", "--ckpt", tmp_path / "bag", cwd=trained, check=False)
     assert_one_line_error(done, "other data")
-    data.write_json(tmp_path / "bag/config.json", config)
+    files.write_json(tmp_path / "bag/config.json", config)
     words = (tmp_path / "bag/vocab.txt").read_text().split("\n")
     (tmp_path / "bag/vocab.txt").write_text("\n".join(words[:2] + words[3:1:-1] + words[4:]))
     fails("vocab.txt")
@@ -281,14 +254,39 @@ def test_a_checkpoint_that_does_not_fit(trained, tmp_path):
     fails("no best checkpoint")
 
 
+# --- from Python ------------------------------------------------------------------------------------------------------
+
+def test_the_classifier_for_python_and_the_command_line_are_one(trained, monkeypatch):
+    import pandas as pd
+    monkeypatch.chdir(trained)
+    titles = ["funda celular negro", None, "mesa, grande", float("nan"), "", "silla azul"]
+    classifier = evaluate.load("bag")
+    found = classifier.predict(titles, top=3)
+    present = [title for title in titles if isinstance(title, str)]
+    lines = run_script("evaluate", "--ckpt", "bag", "--predict", "-", "--top", 3, cwd=trained,
+                       stdin="\n".join(present) + "\n").stdout.splitlines()
+    assert found[1] == found[3] == []
+    assert ["\t".join(f"{category}\t{share:.6f}" for category, share in row) for row in found if row] == lines
+    assert classifier.predict(pd.Series(titles), top=3) == found
+    shares = classifier.predict_proba(titles)
+    assert shares.shape == (6, 4) and np.isnan(shares[[1, 3]]).all()
+    np.testing.assert_allclose(shares[[0, 2, 4, 5]].sum(1), 1, rtol=1e-5)
+    assert classifier.labels[shares[0].argmax()] == found[0][0][0] == "FUNDAS"
+    assert classifier.predict([]) == [] and classifier.predict_proba([]).shape == (0, 4)
+    assert len(classifier.predict(["mesa"], top=99)[0]) == 4
+    assert len(evaluate.load("bag", "filters").predict(["mesa"])[0]) == 1
+    with pytest.raises(UserError, match="nothing"):
+        evaluate.load("nothing")
+
+
 # --- several runs -----------------------------------------------------------------------------------------------------
 
 def logits_of(folder, name, split="test"):
     """([N, C] float64 logits, labels) of a run on a split, by the model alone."""
     config, _, _, variables, _ = evaluate.restore(folder / "runs" / name, "best")
     meta, arrays = data.load_prepared(folder / "data/prepared", (split,))
-    ready = model.predictor(variables, model.feature_tables(config, meta["words"]))
-    z = np.asarray(model.logits(model.build(config), ready, arrays[split]["titles"]), np.float64)
+    predictor = model.predictor(config, variables, model.feature_tables(config, meta["words"]))
+    z = np.asarray(model.logits(predictor, arrays[split]["titles"]), np.float64)
     return z, arrays[split]["labels"].astype(int)
 
 
@@ -305,7 +303,7 @@ def test_several_runs_are_averaged_as_log_probabilities(trained, tmp_path):
     assert (trained / "runs/bag/test-best+filters-best/report.json").is_file()
     titles = (trained / "data/prepared/test_text.txt").read_text(encoding="utf-8")
     text = run_script("evaluate", "--ckpt", "bag", "filters", "--predict", "-", cwd=trained, stdin=titles).stdout
-    names = data.read_lines(trained / "data/prepared/labels.txt")
+    names = files.read_lines(trained / "data/prepared/labels.txt")
     assert [line.split("\t")[0] for line in text.splitlines()] == [names[i] for i in mean.argmax(1)]
 
 
@@ -313,7 +311,7 @@ def test_the_prior_of_predictions_can_be_chosen(trained):
     """A run with --balance logit assumes equal frequencies; --prior training adds the log of the training ones."""
     scores = json.loads(run_script("evaluate", "--ckpt", "bag", "--prior", "training", "--json", cwd=trained).stdout)
     z, labels = logits_of(trained, "bag")
-    count = np.array(data.read_json(trained / "data/prepared/meta.json")["training_rows"])
+    count = np.array(files.read_json(trained / "data/prepared/meta.json")["training_rows"])
     shifted = log_softmax(z + np.log(count / count.sum()))
     assert scores["prior"] == "training" and scores["accuracy"] == (shifted.argmax(1) == labels).mean()
     np.testing.assert_allclose(scores["loss"], -shifted[np.arange(len(labels)), labels].mean(), rtol=1e-4)
@@ -327,11 +325,11 @@ def test_runs_that_do_not_go_together(trained, tmp_path):
         assert_one_line_error(done, "twice")
     other = tmp_path / "other"
     shutil.copytree(trained / "runs/bag", other)
-    config = data.read_json(other / "config.json")
-    labels = data.read_lines(other / "labels.txt")
-    data.write_lines(other / "labels.txt", [label.lower() for label in labels])
-    files = config["files"] | {"labels.txt": data.checksum(other / "labels.txt")}
-    data.write_json(other / "config.json", data.signed(config | {"files": files}))
+    config = files.read_json(other / "config.json")
+    labels = files.read_lines(other / "labels.txt")
+    files.write_lines(other / "labels.txt", [label.lower() for label in labels])
+    sums = config["files"] | {"labels.txt": files.checksum(other / "labels.txt")}
+    files.write_json(other / "config.json", files.with_checksum(config | {"files": sums}))
     done = run_script("evaluate", "--ckpt", "bag", other, cwd=trained, check=False)
     assert_one_line_error(done, "other labels")
 

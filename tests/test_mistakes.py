@@ -12,19 +12,21 @@ import pytest
 from conftest import run_script, write_csv
 from mlflow import MlflowClient
 from sklearn.metrics import balanced_accuracy_score
-from test_model import CONFIG, random_titles, random_variables
+from test_model import random_predictor, random_titles
 
 import data
+import files
 import model
+import runs
 import train
 
 
 @pytest.mark.parametrize("name", model.MODELS)
 def test_1_dropout_is_off_in_evaluation_and_on_in_training(name):  # of rows of the table, too: see test_model
-    module, variables = random_variables(name)
-    vectors, weights = model.inputs(module, variables, jnp.asarray(random_titles(50)))
+    ready = random_predictor(name)
+    vectors, weights = model.inputs(ready, jnp.asarray(random_titles(50)))
     for train_mode, same in ((False, True), (True, False)):
-        first, second = (module.apply({"params": variables["params"]}, vectors, weights, train=train_mode,
+        first, second = (ready.module.apply({"params": ready.params}, vectors, weights, train=train_mode,
                                       rngs={"dropout": jax.random.key(seed)}) for seed in (1, 2))
         assert np.array_equal(first, second) == same
 
@@ -38,10 +40,10 @@ def test_2_no_sigmoid_before_the_cross_entropy(trained):
 
 def test_3_balanced_accuracy_is_not_averaged_over_batches():
     """Rows sorted by category, so that each batch holds few categories and a mean over batches would be off."""
-    module, variables = random_variables("mlp")
+    ready = random_predictor("mlp")
     ids = random_titles(3000)
     labels = np.sort(np.random.default_rng(0).choice(5, 3000, p=[0.6, 0.2, 0.1, 0.07, 0.03]))
-    predictions = model.score((module,), (variables,), (0.0,), ids, labels)["prediction"]
+    predictions = model.score((ready,), (0.0,), ids, labels)["prediction"]
     exact = balanced_accuracy_score(labels, predictions)
     by_batch = [model.balanced_accuracy(labels[i:i + 1024], predictions[i:i + 1024]) for i in (0, 1024, 2048)]
     assert abs(model.balanced_accuracy(labels, predictions) - exact) < 1e-12
@@ -51,15 +53,15 @@ def test_3_balanced_accuracy_is_not_averaged_over_batches():
 @pytest.mark.parametrize("name", model.MODELS)
 def test_4_padding_is_never_pooled(name):
     """A huge vector in the place of padding changes nothing, neither the logits nor their gradient."""
-    module, variables = random_variables(name)
+    ready = random_predictor(name)
     ids = random_titles(40)
-    vectors, weights = model.inputs(module, variables, jnp.asarray(ids))
+    vectors, weights = model.inputs(ready, jnp.asarray(ids))
     padding = np.asarray(weights == 0)
     assert padding[:, :ids.shape[1]].sum() >= (ids == 0).sum()
     wild = jnp.where(padding[..., None], 1e6, vectors)
 
     def loss(vectors):
-        return module.apply({"params": variables["params"]}, vectors, weights)[..., 0].sum()
+        return ready.module.apply({"params": ready.params}, vectors, weights)[..., 0].sum()
 
     (one, gradient), (two, wild_gradient) = (jax.value_and_grad(loss)(x) for x in (vectors, wild))
     assert one == two
@@ -93,17 +95,17 @@ def test_7_the_logged_settings_are_the_used_ones(tiny):
                "--filters", 7, "--widths", 2, 4, "--hidden", 9, "--lr", 0.002, "--dropout", 0.25, "--seed", 5, cwd=tiny)
     logged = MlflowClient(f"sqlite:///{tiny}/mlflow.db").get_run(
         (tiny / "runs/odd/mlflow.txt").read_text().strip()).data.params
-    manager = data.checkpoint_manager(tiny / "runs/odd", read_only=True)
-    step, config = manager.latest_step(), data.read_json(tiny / "runs/odd/config.json")
+    manager = runs.checkpoint_manager(tiny / "runs/odd", read_only=True)
+    step, config = manager.latest_step(), files.read_json(tiny / "runs/odd/config.json")
     shapes = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
-    saved = data.restore_checkpoint(manager, step, variables=shapes)["variables"]
+    saved = runs.restore_checkpoint(manager, step, variables=shapes)["variables"]
     params = saved["params"]
     assert params["filters_2"].shape == (2, int(logged["dim"]), int(logged["filters"])) == (2, 12, 7)
-    assert set(params) == {"filters_2", "bias_2", "filters_4", "bias_4", "Pair_0"}
+    assert set(params) == {"filters_2", "bias_2", "filters_4", "bias_4", "TwoHeads_0"}
     assert logged["widths"] == "[2, 4]"
-    assert params["Pair_0"]["Head_0"]["Dense_0"]["kernel"].shape == (26, 9) and logged["hidden"] == "[9]"
-    groups = data.length_groups(np.load(tiny / "data/prepared/train_titles.npy"), 33, train.CHUNK)
-    steps_an_epoch = sum(chunks * steps for _, _, chunks, steps in groups)
+    assert params["TwoHeads_0"]["Head_0"]["Dense_0"]["kernel"].shape == (26, 9) and logged["hidden"] == "[9]"
+    groups = data.length_groups(np.load(tiny / "data/prepared/train_titles.npy"), 33, train.MAX_STEPS)
+    steps_an_epoch = sum(group.chunks * group.steps for group in groups)
     with open(tiny / "runs/odd/metrics.csv", newline="") as file:
         assert len(list(csv.DictReader(file))) == int(logged["epochs"]) == 2
     assert step == int(logged["steps"]) == 2 * steps_an_epoch and logged["batch_size"] == "33"
@@ -118,7 +120,7 @@ def test_7_the_logged_settings_are_the_used_ones(tiny):
 def test_8_the_curves_have_their_own_names():
     history = [{"epoch": i, "step": i, "train_loss": 1 / i, "valid_loss": 2 / i, "train_balanced_accuracy": 0.9,
                 "valid_balanced_accuracy": 0.8} for i in (1, 2, 3)]
-    loss, balanced = train.loss_figure(history, synthetic=True).axes
+    loss, balanced = runs.loss_figure(history, synthetic=True).axes
     curves = {line.get_label(): list(line.get_ydata()) for line in loss.get_lines()}
     assert curves == {"training (sample)": [1, 1 / 2, 1 / 3], "validation": [2, 1, 2 / 3]}
     assert {line.get_label(): line.get_ydata()[0] for line in balanced.get_lines()} == {
@@ -129,12 +131,12 @@ def test_8_the_curves_have_their_own_names():
 @pytest.mark.parametrize("rows", [1, 5, 1023, 1024, 1025, 2500])
 def test_9_every_row_is_judged_once(rows):
     """Whatever the batch size leaves over: the result of row i is that of row i judged alone."""
-    module, variables = random_variables("mlp")
-    ids, labels = random_titles(rows, seed=rows), np.random.default_rng(rows).integers(0, CONFIG["classes"], rows)
-    result = model.score((module,), (variables,), (0.0,), ids, labels)
+    ready = random_predictor("mlp")
+    ids, labels = random_titles(rows, seed=rows), np.random.default_rng(rows).integers(0, 5, rows)
+    result = model.score((ready,), (0.0,), ids, labels)
     assert {len(values) for values in result.values()} == {rows}
-    np.testing.assert_array_equal(result["prediction"], model.logits(module, variables, ids).argmax(1))
-    last = model.score((module,), (variables,), (0.0,), ids[-1:], labels[-1:])
+    np.testing.assert_array_equal(result["prediction"], model.logits(ready, ids).argmax(1))
+    last = model.score((ready,), (0.0,), ids[-1:], labels[-1:])
     np.testing.assert_allclose(result["loss"][-1], last["loss"][0], rtol=1e-5)
 
 

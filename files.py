@@ -1,0 +1,501 @@
+"""Nothing half-written, nothing trusted: what every script needs to deal with files, people and other processes.
+
+One-line errors and exit codes, argument types, atomic files and folders, locks, compressed input, checksums, downloads.
+What a title, a run or a model is does not belong here, and nothing here imports another room.
+"""
+import argparse
+import bz2
+import glob
+import gzip
+import hashlib
+import io
+import json
+import lzma
+import os
+import shutil
+import signal
+import sys
+import threading
+import zlib
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+# --- limits on input that nobody vouches for --------------------------------------------------------------------------
+MAX_EXPANSION = 100        # how many times its own size a compressed file may grow to, ...
+FREE_EXPANSION = 64 << 20  # ... beyond these bytes, which any file may grow to
+MAX_LINE = 8 << 20         # bytes of a line
+
+
+# --- errors and exit codes --------------------------------------------------------------------------------------------
+
+class UserError(Exception):
+    """Something the user can put right. The message names the file and says what to do."""
+
+
+def run(main):
+    """Call a script's `main` and turn what goes wrong into an exit status.
+
+    Errors that the user can put right (UserError, OSError, no memory) end in one line on standard error and status 2;
+    Ctrl-C in status 130; a reader of our output that has left in status 1. Defects keep their traceback.
+    """
+    # Output must not fail for a closed stream, or for a terminal that lacks a character.
+    signal.signal(signal.SIGINT, interrupt)
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+    sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        result = main()
+        sys.stdout.flush()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # in the imports that follow, Ctrl-C ends the program at once
+        return result
+    except BrokenPipeError:  # `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        exit_with(1)
+    except KeyboardInterrupt:
+        exit_with(130)
+    except (UserError, OSError, MemoryError, RuntimeError) as error:
+        # JAX reports "no memory on the device" as a RuntimeError; any other RuntimeError is a defect.
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        if isinstance(error, OSError) and error.strerror:
+            error = f"{error.filename or 'input/output'}: {error.strerror}"
+        print("error:", " ".join(str(error).split()) or "out of memory", file=sys.stderr)
+        exit_with(2)
+
+
+def interrupt(number, frame):
+    """The handler of Ctrl-C: raise KeyboardInterrupt. Python swallows exceptions that are raised while its garbage
+    collector calls JAX, so there the program ends at once."""
+    if frame is not None and frame.f_code.co_name == "_xla_gc_callback":
+        os._exit(130)
+    raise KeyboardInterrupt
+
+
+background_threads = []  # that `in_background` has started
+
+
+def exit_with(status):
+    """End the program. The interpreter's own way out crashes while a background thread is in the middle of an import,
+    so then the program ends without it."""
+    if any(thread.is_alive() for thread in background_threads):
+        with suppress(OSError):
+            sys.stdout.flush()
+        os._exit(status)
+    raise SystemExit(status) from None
+
+
+def in_background(function):
+    """Call `function` in a thread that the end of the program does not wait for. Returns its Future."""
+    future = Future()
+
+    def call():
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    background_threads.append(threading.Thread(target=call, daemon=True))
+    background_threads[-1].start()
+    return future
+
+
+# --- the environment --------------------------------------------------------------------------------------------------
+
+# Variables that change what JAX computes, or make it refuse what we do. Results must not depend on them.
+JAX_VARIABLES = [f"JAX_{name}" for name in (
+    "ENABLE_X64", "DEFAULT_DTYPE_BITS", "NUMPY_DTYPE_PROMOTION", "NUMPY_RANK_PROMOTION", "DEFAULT_MATMUL_PRECISION",
+    "DEFAULT_PRNG_IMPL", "THREEFRY_PARTITIONABLE", "ENABLE_CUSTOM_PRNG", "RANDOM_SEED_OFFSET", "LEGACY_PRNG_KEY",
+    "TRANSFER_GUARD", "TRANSFER_GUARD_HOST_TO_DEVICE", "TRANSFER_GUARD_DEVICE_TO_DEVICE",
+    "TRANSFER_GUARD_DEVICE_TO_HOST", "DISABLE_JIT", "DEBUG_NANS", "DEBUG_INFS", "CHECK_TRACER_LEAKS",
+    "DEBUG_KEY_REUSE", "SOFTMAX_CUSTOM_JVP")]
+
+
+def clean_environment():
+    """Take JAX_VARIABLES out of the environment; a script calls this before it imports JAX."""
+    for name in JAX_VARIABLES:
+        if os.environ.pop(name, None) is not None:
+            print(f"warning: {name} is ignored, so that results do not depend on it", file=sys.stderr)
+
+
+def require_device():
+    """The device that JAX computes on. Raises UserError where there is none, so that nothing else, such as a
+    checkpoint, is blamed for it later."""
+    import subprocess
+
+    # XLA ends the program where it does not know a flag, so a process of its own tries them.
+    if os.environ.get("XLA_FLAGS"):
+        probe = subprocess.run([sys.executable, "-c", "import jax; jax.devices()"], capture_output=True, text=True)
+        if probe.returncode:
+            last = [*probe.stderr.split("\n"), ""][-2] if probe.stderr else ""
+            raise UserError(f"XLA_FLAGS={os.environ['XLA_FLAGS']}: JAX does not start with it ({last[-200:]})")
+    import jax
+    try:
+        return jax.devices()[0]
+    except Exception as error:  # JAX raises RuntimeError, and AssertionError for a platform without its plugin
+        asked = os.environ.get("JAX_PLATFORMS")
+        raise UserError("JAX finds no device to compute on" + (f" with JAX_PLATFORMS={asked}" if asked else "")
+                        + (f": {error}" if str(error) else "")) from None
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, as all others are."""
+
+    def error(self, message):
+        print(f"error: {message}; see {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """A manual as it is written, and the default of every flag that has one."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+def argument_parser(manual):
+    """A parser with the script's docstring as manual."""
+    return Parser(description=manual, formatter_class=Help, allow_abbrev=False)
+
+
+def positive(kind, or_zero=False):
+    """An argparse type: a finite number of this kind (int or float) above 0."""
+    def number(text):
+        value = kind(text)
+        if not (0 < value < float("inf") or (or_zero and value == 0)):
+            raise ValueError
+        return value
+
+    number.__name__ = f"{'not negative' if or_zero else 'positive'} {kind.__name__}"  # argparse shows it in errors
+    return number
+
+
+def not_negative(kind):
+    """An argparse type: a finite number of this kind, 0 or above."""
+    return positive(kind, or_zero=True)
+
+
+def fraction(text):
+    """An argparse type: a number above 0 and below 1."""
+    if not 0 < float(text) < 1:
+        raise ValueError
+    return float(text)
+
+
+def fraction_or_one(text):
+    """An argparse type: a number above 0, up to 1."""
+    return 1.0 if float(text) == 1 else fraction(text)
+
+
+def fraction_or_zero(text):
+    """An argparse type: 0, or a number below 1."""
+    return 0.0 if float(text) == 0 else fraction(text)
+
+
+def seed(text):
+    """An argparse type: an integer that fits 32 bits."""
+    if not 0 <= int(text) < 2 ** 32:
+        raise ValueError
+    return int(text)
+
+
+def readable(path):
+    """What the shell or a file system gave, as text; bytes that are not UTF-8 become the replacement character."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
+# --- atomic files and folders -----------------------------------------------------------------------------------------
+# New content is written under a temporary name in the same folder and then renamed, so whoever reads sees the former
+# content or the new one, whole. Temporary names end in the number of the process, so that leftovers of killed
+# processes can be told from files that another process is writing.
+
+def is_running(process):
+    """Whether there is a process of this number."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def temporary_path(path):
+    """The temporary name for `path` that this process writes under. Removes what killed processes left there."""
+    for stale in path.parent.glob(f"{glob.escape(path.name)}.tmp-*"):
+        process = stale.name.rpartition("-")[2]
+        if process.isdigit() and not is_running(int(process)):
+            shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
+    return path.with_name(f"{path.name}.tmp-{os.getpid()}")
+
+
+@contextmanager
+def atomic_write(path, mode="w"):
+    """Open a temporary file that takes the name `path` only when the block ends without an error. What is no file,
+    such as /dev/null or a pipe, is written to directly."""
+    # UTF-8 and plain newlines, whatever the system prefers: the same bytes everywhere.
+    encoding, newline = (None, None) if "b" in mode else ("utf-8", "")
+    if Path(path).exists() and not Path(path).is_file():
+        with open(path, mode, encoding=encoding, newline=newline) as file:
+            yield file
+        return
+
+    # A link stays a link: the file that it points to is replaced.
+    path = Path(path).resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_path(path)
+    try:
+        with open(temporary, mode, encoding=encoding, newline=newline) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut could leave the new name with old content
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno:  # a write that fails does not say where
+            error.filename = error.filename or str(path)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(folder):
+    """A new folder to fill in the block; it takes the place of `folder` only when the block ends without an error.
+    Where `folder` is a link, what it points to is replaced."""
+    folder = Path(folder).resolve()
+    recover_folder(folder)
+    temporary = temporary_path(folder)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        replace_folder(temporary, folder)
+    except OSError as error:
+        if error.errno:
+            error.filename = error.filename or str(folder)
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_folder(new, folder):
+    """Rename the finished folder `new` to `folder`. A process killed between the two renames leaves `folder`.tmp-old,
+    which `recover_folder` brings back."""
+    # Folders cannot be exchanged in one step everywhere, so the former one makes room first.
+    old = folder.with_name(folder.name + ".tmp-old")
+    with locked(folder.parent):
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(folder):
+    """Finish what a process killed in `replace_folder` began: bring the former folder back, or remove it."""
+    old = folder.with_name(folder.name + ".tmp-old")
+    if old.exists():
+        with locked(folder.parent):
+            if old.exists():  # no other process was quicker
+                shutil.rmtree(old, ignore_errors=True) if folder.exists() else old.rename(folder)
+
+
+@contextmanager
+def locked(folder):
+    """Keep other processes out of such a block for the same folder. Linux and macOS alone have fcntl."""
+    import fcntl
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+# --- compressed and unknown input -------------------------------------------------------------------------------------
+
+class CountingStream(io.RawIOBase):
+    """A readable stream that counts the bytes read from `stream`; `check` is called after each read and may raise."""
+
+    def __init__(self, stream, check=lambda: None):
+        self.stream, self.check, self.size = stream, check, 0
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        read = self.stream.readinto(buffer)
+        self.size += read
+        self.check()
+        return read
+
+
+def decompressed(file):
+    """A readable stream over a buffered binary file: gzip, bzip2, xz or plain by its first bytes, whatever its name.
+    Its reads raise UserError when the output exceeds 64 MB and 100 times what was read of the file (a decompression
+    bomb)."""
+    def check():
+        if content.size > max(FREE_EXPANSION, MAX_EXPANSION * packed.size):
+            raise UserError(f"{getattr(file, 'name', 'input')}: grows more than {MAX_EXPANSION}-fold when "
+                            "decompressed; unpack it first if that is meant")
+
+    # The compressed side is counted, too, for its size on disk is not known of a pipe.
+    start = file.peek(6)
+    for magic, opener in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open)):
+        if start.startswith(magic):
+            packed = CountingStream(file)
+            content = CountingStream(opener(packed, "rb"), check)
+            return io.BufferedReader(content, 1 << 18)
+    return file
+
+
+@contextmanager
+def archive_errors(path, advice="fetch it again"):
+    """Turn what a broken compressed file raises while it is read into a UserError that names the file."""
+    try:
+        yield
+    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
+        raise UserError(f"{path}: broken compressed file ({error}); {advice}") from None
+    except OSError as error:
+        if error.errno is None:  # bz2 raises a bare OSError
+            raise UserError(f"{path}: broken compressed file ({error}); {advice}") from None
+        raise
+
+
+def bounded_lines(stream, path):
+    """The lines of a binary stream. Raises UserError where one is longer than MAX_LINE, which would fill the memory."""
+    number = 1
+    while line := stream.readline(MAX_LINE + 1):
+        if len(line) > MAX_LINE:
+            raise UserError(f"{path}:{number}: a line of more than {MAX_LINE >> 20} MB; is this a file of titles?")
+        yield line
+        number += 1
+
+
+def require_file(path):
+    """Raise UserError where `path` is not a file."""
+    if not path.is_file():
+        raise UserError(f"{path}: not a file" if path.exists() else f"{path}: no such file")
+
+
+# --- plain files, with checksums --------------------------------------------------------------------------------------
+
+def checksum(path):
+    """The BLAKE2 digest of a file's bytes, as hexadecimal text."""
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fingerprint(value):
+    """A digest of a value that can be written as JSON; of meta["files"] it is the identity of prepared data."""
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def with_checksum(value):
+    """The dictionary with its own digest as `checksum`, for `read_verified_json`."""
+    value = {key: value[key] for key in value if key != "checksum"}
+    return value | {"checksum": fingerprint(value)}
+
+
+def read_verified_json(path, version, advice):
+    """A dictionary that `with_checksum` made, from a JSON file. Raises UserError, which ends in `advice`, where it has
+    another format version or was changed."""
+    value = read_json(path)
+    if value.get("format") != version:
+        raise UserError(f"{path}: format version {value.get('format')}, expected {version}; {advice}")
+    if value != with_checksum(value):
+        raise UserError(f"{path}: changed since it was written; {advice}")
+    return value
+
+
+def read_json(path):
+    """The JSON object in a file, as a dictionary; raises UserError where it holds none."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); make it again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object; make it again")
+    return value
+
+
+def write_json(path, value):
+    with atomic_write(path) as file:
+        json.dump(value, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+
+
+def read_lines(path):
+    """The lines of a text file as `write_lines` wrote them."""
+    return Path(path).read_text(encoding="utf-8").split("\n")[:-1]
+
+
+def write_lines(path, lines):
+    with atomic_write(path) as file:
+        file.writelines(f"{line}\n" for line in lines)
+
+
+# --- downloads --------------------------------------------------------------------------------------------------------
+
+def download(url, path, size=None):
+    """Fetch `url` to `path` through `path`.part, going on where a broken download stopped. Returns `path`.
+
+    Raises UserError when the server cannot be reached, or when what came has not the announced (or given) size.
+    """
+    import http.client
+    import urllib.error
+    import urllib.request
+
+    from tqdm import tqdm
+    if path.exists():
+        return path
+    # What came before a break is kept, and the server asked for the rest.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    have = part.stat().st_size if part.exists() else 0
+    try:
+        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            have = have if answer.status == 206 else 0  # the server may send the whole file again
+            length = answer.headers.get("Content-Length")
+            total = have + int(length) if length else size
+            with open(part, "ab" if have else "wb") as file, tqdm(
+                    desc=path.name, total=total, initial=have, unit="B", unit_scale=True, disable=None) as bar:
+                while block := answer.read(1 << 20):
+                    file.write(block)
+                    bar.update(len(block))
+    except urllib.error.HTTPError as error:
+        # 416 means that nothing is left to send: .part is complete, or not this file. Its size decides.
+        if error.code != 416:
+            raise UserError(f"{url}: the server says {error.code} {error.reason}") from None
+        total = int((error.headers.get("Content-Range") or "/-1").rpartition("/")[2])
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ValueError) as error:
+        raise UserError(f"{url}: cannot be fetched ({getattr(error, 'reason', error)}); try again, or put the file "
+                        f"into {path.parent}/ yourself") from None
+
+    # Only a file of the right size takes the name.
+    for expected in (total, size):
+        if expected is not None and part.stat().st_size != expected:
+            raise UserError(f"{part}: {part.stat().st_size:,} bytes instead of {expected:,}; run again to go on, or "
+                            "delete it to start over")
+    part.replace(path)
+    return path
+
+
+def unpack(archive, folder):
+    """Unpack a tar archive into `folder`, whole or not at all. Raises UserError where it is broken, or where a member
+    is a device or would land outside the folder."""
+    import tarfile
+    advice = "delete it and fetch it again"
+    try:
+        with archive_errors(archive, advice), open(archive, "rb") as file, atomic_folder(folder) as temporary:
+            stream = decompressed(file)
+            with tarfile.open(fileobj=stream, mode="r|") as tar:
+                tar.extractall(temporary, filter="data")
+            while stream.read(1 << 20):  # what is broken behind the last member shows
+                pass
+    except tarfile.TarError as error:
+        raise UserError(f"{archive}: not a sound tar archive ({error}); {advice}") from None

@@ -1,0 +1,485 @@
+"""What a training leaves: run folders, their configuration and source, checkpoints, and the run in MLflow.
+
+runs/NAME/ holds
+
+    config.json        all that decided the result: settings, sizes, digests of data and source; signed with a checksum
+    vocab.txt, labels.txt    of the prepared data, so that the folder alone is enough to predict
+    source/            the scripts as they were; config.json has the checksums of those that train.py loaded
+    checkpoints/STEP/  Orbax checkpoints: the best by validation balanced accuracy, and the latest
+    metrics.csv, loss.png    one row, and one point of the curves, for every epoch
+    mlflow.txt         the id of the run in MLflow
+    SPLIT-WHICH/       reports of evaluate.py
+
+What is computed in a training or an evaluation does not belong here.
+"""
+import ast
+import csv
+import os
+import re
+import shutil
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import files
+from files import UserError
+
+FORMAT = 4  # of a run's folder: raise it when its files change their meaning
+TAKEN = "{folder}: a run of this name is there; choose another --name, or go on with --resume {folder.name}"
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+def free_name(runs, model):
+    """The first of MODEL-1, MODEL-2, ... that no run in the folder `runs` has."""
+    taken = {path.name for path in runs.iterdir()} if runs.exists() else set()
+    return next(name for i in range(1, len(taken) + 2) if (name := f"{model}-{i}") not in taken)
+
+
+def new_folder(runs, name, model):
+    """The folder for a new run: `name`, or a free name where that is None. Raises UserError where it cannot serve."""
+    if name is None:
+        return runs / free_name(runs, model)
+    if not re.fullmatch(r"\w[\w.-]*", name) or name in ("best", "latest"):
+        raise UserError(f"--name {name}: use letters, digits, '-', '_' and '.', and not best or latest")
+    if (runs / name).exists():
+        raise UserError(TAKEN.format(folder=runs / name))
+    return runs / name
+
+
+def create(folder, config, meta, named=True):
+    """Make the folder of a new run, whole or not at all, and return it.
+
+    meta: of the prepared data, as from data.load_prepared. named: whether the user chose the name; if not, and another
+    training has taken it meanwhile, the next free one is used.
+    """
+    # A name that begins with a dot is no run, so --ckpt never finds a folder that is being made.
+    temporary = files.temporary_path(folder.with_name(f".{folder.name}"))
+    try:
+        temporary.mkdir(parents=True)
+        files.write_json(temporary / "config.json", config)
+        files.write_lines(temporary / "vocab.txt", meta["vocab"])
+        files.write_lines(temporary / "labels.txt", meta["labels"])
+
+        # All scripts, so that source/train.py runs by itself.
+        (temporary / "source").mkdir()
+        for script in Path(__file__).parent.glob("*.py"):
+            shutil.copyfile(script, temporary / "source" / script.name)
+
+        while folder.exists() or not renamed(temporary, folder):
+            if named:
+                raise UserError(TAKEN.format(folder=folder))
+            folder = folder.parent / free_name(folder.parent, config["model"])
+        return folder
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def renamed(source, target):
+    """Rename a folder; False where the target is there."""
+    try:
+        source.rename(target)
+    except OSError:
+        if not target.exists():
+            raise
+        return False
+    return True
+
+
+def find(ckpt, runs, fingerprint=None):
+    """(folder of a run, "best" or "latest") that `--ckpt` means.
+
+    `best`: of all runs (on the data with this fingerprint, if given) the one with the highest validation balanced
+    accuracy. `latest`: the run begun last. Else the name or path of a run, with /best (the default) or /latest behind.
+    Raises UserError where there is none.
+    """
+    runs, ckpt = Path(runs), ckpt.rstrip("/")
+    if ckpt in ("best", "latest"):
+        found = []
+        # Folders of other formats, on other data, or without a checkpoint yet are passed over.
+        for folder in sorted(runs.iterdir() if runs.is_dir() else []):
+            config = files.read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+            if config.get("format") != FORMAT or fingerprint not in (None, config.get("fingerprint")):
+                continue
+            if ckpt == "best" and (folder / "metrics.csv").is_file():
+                found += [(max(scores), folder)] if (scores := validation_scores(folder)) else []
+            if ckpt == "latest" and any(path.name.isdigit() for path in (folder / "checkpoints").glob("*")):
+                found.append((config.get("created", 0), folder))
+        if not found:
+            raise UserError(f"{runs}: no trained run here{' on this data' if fingerprint else ''}; run train.py first")
+        return max(found, key=lambda item: item[0])[1], ckpt
+
+    # The name of a run, or a path to its folder.
+    path, which = Path(ckpt), "best"
+    if path.name in ("best", "latest"):
+        path, which = path.parent, path.name
+    for folder in (runs / path, path):
+        if (folder / "config.json").is_file():
+            return folder.resolve(), which
+    raise UserError(f"--ckpt {ckpt}: no run of this name in {runs}/, nor a path to the folder of a run")
+
+
+def load(folder, models):
+    """(config, vocab, labels) of a run: a dictionary, and two lists of str, verified to be those it was trained with.
+    Raises UserError where they are not, or where its model is not among `models`."""
+    config = files.read_verified_json(folder / "config.json", FORMAT, "train again")
+    if config["model"] not in models:
+        raise UserError(f"{folder}: its model {config['model']} is not in model.py")
+    for name in ("vocab.txt", "labels.txt"):
+        if not (folder / name).is_file() or files.checksum(folder / name) != config["files"][name]:
+            raise UserError(f"{folder / name}: missing, or not the one that this run was trained with")
+    return config, files.read_lines(folder / "vocab.txt"), files.read_lines(folder / "labels.txt")
+
+
+@contextmanager
+def training_lock(folder):
+    """Keep other trainings away from a run in this block; raises UserError where one is at work on it."""
+    # The lock is on the open file, so it ends with the process, however that ends.
+    import fcntl
+    with open(folder / "config.json") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another training is at work on this run") from None
+        yield
+
+
+# --- metrics ----------------------------------------------------------------------------------------------------------
+
+def write_metrics(folder, history):
+    """Write metrics.csv: one row for every dictionary of `history`, which has one for every epoch."""
+    with files.atomic_write(folder / "metrics.csv") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in history for key in row)))
+        writer.writeheader()
+        writer.writerows(history)
+
+
+def validation_scores(folder):
+    """The validation balanced accuracy of every epoch, from metrics.csv."""
+    try:
+        with open(folder / "metrics.csv", encoding="utf-8", newline="") as file:
+            return [float(row["valid_balanced_accuracy"]) for row in csv.DictReader(file)]
+    except (ValueError, TypeError, KeyError, csv.Error):
+        raise UserError(f"{folder}/metrics.csv: not what train.py wrote; name a run with --ckpt") from None
+
+
+def loss_figure(history, synthetic):
+    """Loss and balanced accuracy of the training and the validation split over the epochs."""
+    from matplotlib.figure import Figure
+    figure = Figure((9, 3.5), layout="constrained")
+    for axes, kind in zip(figure.subplots(1, 2), ("loss", "balanced_accuracy"), strict=True):
+        for split, name in (("train", "training (sample)"), ("valid", "validation")):
+            axes.plot([row["epoch"] for row in history], [row[f"{split}_{kind}"] for row in history], "o-", label=name)
+        axes.set(xlabel="epoch", ylabel="cross-entropy (nats)" if kind == "loss" else "balanced accuracy",
+                 title=("SYNTHETIC data: " if synthetic else "") + kind.replace("_", " "))
+        axes.legend()
+    return figure
+
+
+# --- source -----------------------------------------------------------------------------------------------------------
+
+def loaded_source():
+    """{file name: path} of the scripts in this folder that this process has loaded."""
+    # What is imported counts, so that modules of the user's own are included.
+    here = Path(__file__).resolve().parent
+    paths = [Path(module.__file__).resolve() for module in list(sys.modules.values()) if getattr(module, "__file__", 0)]
+    return {path.name: path for path in paths if path.parent == here}
+
+
+def source_checksums():
+    """{file name: checksum} of `loaded_source`, for config.json."""
+    return {name: files.checksum(path) for name, path in sorted(loaded_source().items())}
+
+
+def changed_source(folder, config):
+    """Names of the scripts that this process and the training of a run both use, but whose code differs now. Comments
+    and docstrings are no code."""
+    return [name for name, path in sorted(loaded_source().items())
+            if files.checksum(path) != config["source"].get(name, files.checksum(path))
+            and code_of(path) != code_of(folder / "source" / name)]
+
+
+def code_of(path):
+    """The syntax tree of a script without its docstrings, as text; None where the file is missing or broken."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, ValueError, SyntaxError):
+        return None
+    # Syntax trees know no comments; docstrings are their first statements.
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False):
+            node.body = node.body[1:]
+    return ast.dump(tree)
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+def file_checksums(step, part=""):
+    """{path in the folder of a checkpoint: checksum} of its files, or of those in its folder `part`."""
+    return {str(path.relative_to(step)): files.checksum(path) for path in sorted((step / part).rglob("*"))
+            if path.is_file() and path != step / "sums.json"}
+
+
+def verify_checkpoint(step, part=""):
+    """Raise UserError where files of a checkpoint's folder are not what `save_checkpoint` wrote: Orbax does not see
+    every change. A save that was killed at its very end has no sums.json, and is whole."""
+    if not (step / "sums.json").exists():
+        return
+    wanted, found = files.read_json(step / "sums.json"), file_checksums(step, part)
+    for name in sorted(found.keys() | {name for name in wanted if not part or name.startswith(f"{part}/")}):
+        if found.get(name) != wanted.get(name):
+            raise UserError(f"{step / name}: not what train.py saved (cut short, changed or missing); remove {step} to "
+                            "do without this checkpoint")
+
+
+def checkpoint_manager(folder, read_only=False):
+    """Orbax's manager of a run's checkpoints: keeps the latest and the best by validation balanced accuracy. Saves are
+    synchronous and atomic: a killed save leaves a temporary folder, which the next training removes. Raises UserError
+    where what tells the best from the others is damaged."""
+    import logging
+
+    import orbax.checkpoint as ocp
+    from orbax.checkpoint import checkpoint_managers as policies
+
+    # Orbax logs what it also raises. It trusts the metrics that tell the best checkpoint, so they are verified first.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    for step in (Path(folder) / "checkpoints").glob("[0-9]*"):
+        verify_checkpoint(step, "metrics")
+
+    def metric(metrics):
+        return metrics["valid_balanced_accuracy"]
+
+    # `best_fn` alone would keep the best and drop the latest, which --resume needs.
+    options = ocp.CheckpointManagerOptions(
+        read_only=read_only, best_fn=metric, best_mode="max", enable_async_checkpointing=False,
+        cleanup_tmp_directories=not read_only, preservation_policy=policies.AnyPreservationPolicy(
+            [policies.LatestN(1), policies.BestN(get_metric_fn=metric, n=1, keep_checkpoints_without_metrics=False)]))
+    try:
+        return ocp.CheckpointManager((Path(folder) / "checkpoints").absolute(), options=options)
+    except OSError:
+        raise
+    except Exception as error:  # Orbax raises many kinds for a damaged folder
+        raise UserError(f"{folder}/checkpoints: cannot be read ({str(error)[:200]}); remove the damaged step") from None
+
+
+def save_checkpoint(manager, step, state, history, metrics=None):
+    """Save all that --resume needs.
+
+    state: {"variables": what prediction needs, "optimizer": what only training needs}, two pytrees of arrays;
+    history: list of dictionaries, one for every epoch; metrics: of this epoch, or None within one.
+    Raises UserError where it cannot be written; the checkpoints before it stay.
+    """
+    import jax
+    import orbax.checkpoint as ocp
+
+    # Orbax's threads print tracebacks on a full disk, so look before.
+    need = 1.1 * sum(x.nbytes for x in jax.tree.leaves(state)) + (1 << 20)
+    free = shutil.disk_usage(manager.directory).free
+    saved, failure = False, None if free >= need else f"needs {need / 1e6:.1f} MB of disk, {free / 1e6:.1f} MB are free"
+    try:
+        saved = not failure and manager.save(step, metrics=metrics, force=True, args=ocp.args.Composite(
+            history=ocp.args.JsonSave(history), **{part: ocp.args.StandardSave(tree) for part, tree in state.items()}))
+        if saved:
+            folder = Path(manager.directory) / str(step)
+            files.write_json(folder / "sums.json", file_checksums(folder))
+    except (OSError, ValueError) as error:  # TensorStore raises ValueError where it cannot write
+        failure = str(error)[:200]
+    if not saved:
+        raise UserError(f"{manager.directory}: step {step} is not saved ({failure}); mend that, then go on with "
+                        f"train.py --resume {manager.directory.parent.name}")
+
+
+def restore_checkpoint(manager, step, **targets):
+    """Restore the named parts of a checkpoint: `variables`, `optimizer` with a pytree of shapes and dtypes that they
+    must have, `history` with None. Returns {part: value}. Raises UserError where a part cannot be read or differs."""
+    import jax
+    import orbax.checkpoint as ocp
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # not the device it was saved from
+
+    def on_this_device(x):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
+
+    def shapes(tree):
+        return sorted((x.shape, str(x.dtype)) for x in jax.tree.leaves(tree))
+
+    folder, arguments = Path(manager.directory) / str(step), {}
+    verify_checkpoint(folder)
+    try:
+        for part, target in targets.items():
+            if target is None:
+                arguments[part] = ocp.args.JsonRestore()
+                continue
+            # Shapes are compared before reading: Orbax's reading threads print tracebacks where they differ.
+            with ocp.StandardCheckpointer() as reader:
+                if shapes(reader.metadata(folder / part).item_metadata.tree) != shapes(target):
+                    raise ValueError("its arrays have other shapes than its config.json says")
+            arguments[part] = ocp.args.StandardRestore(jax.tree.map(on_this_device, target))
+        restored = manager.restore(step, args=ocp.args.Composite(**arguments))
+        return {part: restored[part] for part in targets}
+    except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged folder
+        raise UserError(f"{folder}: cannot be read as this run's checkpoint ({str(error)[:200]})") from None
+
+
+# --- MLflow -----------------------------------------------------------------------------------------------------------
+
+def mlflow_uri():
+    return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+
+
+def mlflow_client():
+    """(MLflow client, id of the experiment) at MLFLOW_TRACKING_URI, by default sqlite:///mlflow.db. Raises UserError
+    where it cannot be reached."""
+    import fcntl
+    import logging
+    # By default MLflow waits for minutes for a server that does not answer, and reports its use to its makers.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    name, uri = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "titles", mlflow_uri()
+    try:
+        from mlflow import MlflowClient
+        for noisy in ("alembic", "mlflow"):
+            logging.getLogger(noisy).setLevel(logging.CRITICAL)  # what fails is said in one line, see below
+        # Two processes that create the same database race in its migrations, so one waits for the other.
+        lock = f"{uri.removeprefix('sqlite:///')}.lock" if uri.startswith("sqlite:///") else os.devnull
+        with open(lock, "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            client = MlflowClient(uri)
+            experiment = client.get_experiment_by_name(name)
+            if experiment and experiment.lifecycle_stage == "deleted":
+                raise ValueError(f"the experiment {name} was deleted; restore it, or set MLFLOW_EXPERIMENT_NAME")
+            if experiment:
+                return client, experiment.experiment_id
+            # Files are kept beside the database, wherever a script is run.
+            beside = database_file() and (database_file().parent / "mlruns").as_uri()
+            return client, client.create_experiment(name, artifact_location=beside)
+    except Exception as error:
+        raise mlflow_error(error) from None
+
+
+def mlflow_error(error):
+    """What MLflow, its database or its connection raised, as a UserError."""
+    return UserError(f"MLflow at {mlflow_uri()}: {' '.join(str(error).split())[:300]}")
+
+
+@contextmanager
+def mlflow_warnings():
+    """Turn what MLflow raises in the block into a warning: a silent server should not cost a training or a report."""
+    try:
+        yield
+    except Exception as error:
+        print(f"warning: not logged to MLflow ({' '.join(str(error).split())[:200]})", file=sys.stderr)
+
+
+def log_metrics(client, run_id, metrics):
+    """Log MLflow metrics, 1,000 at a time: more it refuses."""
+    for start in range(0, len(metrics), 1000):
+        client.log_batch(run_id, metrics=metrics[start:start + 1000])
+
+
+def metric_names(names):
+    """{name: one that MLflow takes}, different for different names: a language may be anything."""
+    result = {}
+    for name in names:
+        plain = re.sub(r"[^\w.\- /]", "_", name)[:200]
+        taken = set(result.values())
+        result[name] = next(plain + end for i in range(len(taken) + 1)
+                            if plain + (end := f"_{i + 1}" if i else "") not in taken)
+    return result
+
+
+def log_report(client, folder, report, scores, step):
+    """Add scores {name: float} and the files in the folder `report` to the MLflow run of the training in `folder`."""
+    from mlflow.entities import Metric
+    run_id, now = (folder / "mlflow.txt").read_text().strip(), int(time.time() * 1000)
+    names = metric_names(scores)
+    log_metrics(client, run_id, [Metric(names[name], value, now, step) for name, value in scores.items()])
+    if artifacts_are_here(client, run_id):
+        client.log_artifacts(run_id, str(report), report.name)
+
+
+def artifacts_are_here(client, run_id):
+    """Whether files can be logged to a run without writing into another project. The database keeps absolute paths,
+    so a copy of a project still points to the original: then a warning says so."""
+    from mlflow.utils.file_utils import local_file_uri_to_path
+    place, database = client.get_run(run_id).info.artifact_uri, database_file()
+    if database is None or not place.startswith(("file:", "/")):
+        return True
+    path = Path(local_file_uri_to_path(place))
+    root = Path(*path.parts[:path.parts.index("mlruns")]) if "mlruns" in path.parts else path.parents[2]
+    if root == database.parent:
+        return True
+    print(f"warning: not logged to MLflow: its database {database} keeps files in {root}/, as if it had been copied or "
+          "moved from there", file=sys.stderr)
+    return False
+
+
+def database_file():
+    """The path of MLflow's database; None where it is no SQLite file."""
+    uri = mlflow_uri()
+    return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
+
+
+class Tracker:
+    """The MLflow run of a training, as a context. A server that stops answering costs warnings, not the training; what
+    could not be logged is logged with the next epoch, or by --resume."""
+
+    def __init__(self, client, experiment, folder, config, statistics):
+        """Start the MLflow run, or go on with the one that this training has in this store: it is found by its tag,
+        even if the training was killed just after it began the run. `statistics` are logged beside the configuration.
+        """
+        from mlflow.entities import Param, RunTag
+        self.client, self.folder, self.config = client, folder, config
+        self.history, self.losses, self.logged, self.keeps_files = [], [], -1, True
+
+        # The tag is written with the run, so a training killed just after finds it again.
+        key = f"{folder.name} {config['created']}"
+        try:
+            begun = client.search_runs([experiment], f"tags.training = '{key}'")
+            self.run_id = (begun[0] if begun else client.create_run(
+                experiment, run_name=folder.name, tags={"training": key})).info.run_id
+        except Exception as error:
+            raise mlflow_error(error) from None
+        with files.atomic_write(folder / "mlflow.txt") as file:
+            file.write(self.run_id + "\n")
+
+        # What this store already has is not logged again.
+        with mlflow_warnings():
+            client.update_run(self.run_id, "RUNNING")
+            logged = client.get_metric_history(self.run_id, "valid_loss")
+            self.logged = max((m.step for m in logged), default=-1)
+            if not client.get_run(self.run_id).data.params:
+                client.log_batch(
+                    self.run_id, params=[Param(key, str(value)[:6000]) for key, value in (statistics | config).items()],
+                    tags=[RunTag("data", "synthetic" if config["synthetic"] else "real")])
+            self.keeps_files = artifacts_are_here(client, self.run_id)
+            if self.keeps_files and not client.list_artifacts(self.run_id, "source"):
+                client.log_artifacts(self.run_id, str(folder / "source"), "source")
+
+    def log(self, history, losses):
+        """Log the epochs not yet logged, and the training loss [(step, loss)] of the chunks of the last one."""
+        from mlflow.entities import Metric
+        self.history, self.losses = history, [*self.losses, *losses]
+        now = int(time.time() * 1000)
+        metrics = [Metric(key, value, now, row["step"]) for row in history if row["step"] > self.logged
+                   for key, value in row.items() if key not in ("epoch", "step")]
+        metrics += [Metric("step_loss", float(loss), now, step) for step, loss in self.losses]
+        with mlflow_warnings():
+            log_metrics(self.client, self.run_id, metrics)
+            self.logged, self.losses = max([self.logged, *(row["step"] for row in history)]), []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        # Also after an error: the curves then show where it went wrong.
+        with mlflow_warnings():
+            if self.history:
+                figure = loss_figure(self.history, self.config["synthetic"])
+                with files.atomic_write(self.folder / "loss.png", "wb") as file:
+                    figure.savefig(file, format="png", dpi=120)
+                if self.keeps_files:
+                    self.client.log_artifact(self.run_id, str(self.folder / "loss.png"))
+        with mlflow_warnings():
+            self.client.set_terminated(self.run_id, "FINISHED" if kind is None else "KILLED" if kind in (
+                SystemExit, KeyboardInterrupt) else "FAILED")

@@ -1,0 +1,455 @@
+"""Rows out of any file of titles: CSV and TSV, JSON lines, fastText files and plain lists of titles.
+
+prepare.py reads labelled rows with `read_labelled`, evaluate.py titles alone with `read_titles`; both share the readers
+below. A file is read in blocks of whole lines. CSV goes through Arrow, which is quick, as long as a block is in order;
+a block with a row that is not is read again line by line by rules that lose no row (`parse_carefully`). What cannot be
+read is counted in a `BadRows`, with the line where it stands, or refused; no row vanishes unsaid.
+What a title means to a model (words, ids) does not belong here, and neither does which files make a data set.
+"""
+import csv
+import functools
+import itertools
+import re
+import sys
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+
+import files
+from files import UserError
+
+# --- knobs ------------------------------------------------------------------------------------------------------------
+BLOCK = 8 << 20      # bytes of a file in memory at a time, for each thread a few
+LINE_ROWS = 50_000   # rows of JSON lines and fastText files in a block at most
+ROW_BYTES = 1 << 18  # that a row with line ends in its fields may take
+
+COLUMNS = {"title": ("title", "text"), "category": ("category", "label"), "language": ("language",),
+           "quality": ("label_quality",), "split": ("split",), "id": ("id",)}
+LABELLED = ("title", "category", "language", "quality", "split")
+JSON = re.compile(r'\s*(\{\s*("|\}|$)|\[\s*([\[{"\]]|$))')  # but a title may begin with "[Oferta]"
+NOT_TEXT = (b"\xff\xfe", b"\xfe\xff", b"PK\3\4", b"\x1f\x8b")  # UTF-16, zip, gzip within a compressed file
+
+
+# --- what could not be read -------------------------------------------------------------------------------------------
+
+class BadRows:
+    """Counts the rows that had to be skipped, and notes what was read but is worth a warning; of each kind it
+    remembers the first."""
+
+    def __init__(self, limit):
+        """limit: the bad rows to allow, as a share of all rows (below 1) or as a number."""
+        self.limit, self.count, self.first, self.notes = limit, 0, None, {}
+
+    def add(self, path, line, what):
+        self.first = self.first or f"{path}:{line}: {what}"
+        self.count += 1
+
+    def note(self, path, line, what):
+        """Count a row that is kept, under what is odd about it."""
+        number, first = self.notes.get(what, (0, f"{path}:{line}"))
+        self.notes[what] = number + 1, first
+
+    def empty(self, path, line):
+        """What to do about an empty line in a table: nothing, it is no row."""
+
+    def check(self, rows):
+        """Raise UserError if more rows than the limit were skipped, beside this many that were read."""
+        limit = self.limit if self.limit >= 1 else self.limit * (rows + self.count)
+        if self.count > limit:
+            raise UserError(f"{self.first} ({self.count:,} bad rows of {rows + self.count:,}; mend them, or allow so "
+                            "many with --max-bad-rows)")
+
+    def warn(self):
+        """Print a line for each kind of odd rows."""
+        for what, (number, first) in self.notes.items():
+            print(f"warning: {first}: {what}" + (f" (and {number - 1:,} more)" if number > 1 else ""),
+                  file=sys.stderr)
+
+
+# --- blocks of lines --------------------------------------------------------------------------------------------------
+
+def line_blocks(stream, name, wait=True):
+    """Yield (number of the first line, bytes) of a binary stream: blocks of whole lines, each ended by a newline alone.
+
+    wait: fill every block; without it, a block holds what a pipe has brought so far.
+    Raises UserError where the content is no text, or a line longer than files.MAX_LINE.
+    """
+    # The last line of a piece may go on in the next one.
+    read, number, rest = stream.read if wait else stream.read1, 1, b""
+    while piece := read(BLOCK):
+        if number == 1 and ((rest + piece).startswith(NOT_TEXT) or b"\0" in piece[:1000]):
+            raise UserError(f"{name}: not text in UTF-8, plain or compressed once with gzip, bzip2 or xz")
+        whole = rest + piece
+        block, newline, rest = whole.rpartition(b"\n")
+        first = whole.find(b"\n") if newline else 0  # only the first line and the last can be that long
+        if max(first, len(rest)) > files.MAX_LINE:
+            number += 0 if first > files.MAX_LINE else block.count(b"\n") + len(newline)
+            raise UserError(f"{name}:{number}: a line of more than {files.MAX_LINE >> 20} MB; is this a file of "
+                            "titles?")
+        if newline:
+            yield number, plain_ends(block + newline, name, number)
+            number += block.count(b"\n") + 1
+    if rest:
+        yield number, plain_ends(rest + b"\n", name, number)
+
+
+def plain_ends(block, name, number):
+    """A block whose lines end in newlines alone. A carriage return within a line becomes a space; within the first
+    line it shows a file of an old Macintosh, whose lines cannot be told."""
+    if number == 1:
+        block = block.removeprefix(b"\xef\xbb\xbf")
+    if b"\r" in block:
+        block = block.replace(b"\r\n", b"\n")
+        if number == 1 and b"\r" in block.partition(b"\n")[0]:
+            raise UserError(f"{name}: a carriage return within the first line; end lines with newlines")
+        block = block.replace(b"\r", b" ")
+    return block
+
+
+def first_line(path):
+    """The first line of a file that may be compressed, as text; it tells the format."""
+    files.require_file(path)
+    with open(path, "rb") as raw, files.archive_errors(path):
+        first = files.decompressed(raw).readline(files.MAX_LINE).decode("utf-8-sig", "replace").strip(" \r\n")
+    if not first:
+        raise UserError(f"{path}: empty file, or its first line is empty")
+    return first
+
+
+def format_of(first):
+    """The format that the first line of a file tells: "json", "fasttext", or "text" for CSV and lists of titles."""
+    if JSON.match(first):
+        return "json"
+    return "fasttext" if first.startswith("__label__") else "text"
+
+
+# --- CSV --------------------------------------------------------------------------------------------------------------
+
+def read_header(line, fits):
+    """(delimiter, names in lower case) of the header of a CSV file: the first of comma, tab and semicolon with which
+    `fits(names)` holds, or comma."""
+    # Quotes count in a header, too, but a file may be anything.
+    def divided(delimiter):
+        try:
+            return [name.strip(" ").lower() for name in quoted_fields(line, delimiter)]  # a tab may delimit
+        except csv.Error:  # a carriage return within the line, as in binary files
+            return []
+
+    delimiter = next((delimiter for delimiter in ",\t;" if fits(divided(delimiter))), ",")
+    return delimiter, divided(delimiter)
+
+
+class Table(NamedTuple):
+    """How to read the rows behind a header."""
+    name: object          # of the file, for messages
+    delimiter: str
+    width: int            # columns of a row
+    columns: dict         # {column: position} of those wanted
+
+
+def read_table(first, name, wanted):
+    """The Table of a CSV file with this first line; only columns of `wanted` that the header names are in it."""
+    def positions(names):
+        found = {column: [names.index(spelling) for spelling in COLUMNS[column] if spelling in names]
+                 for column in wanted}
+        return {column: at[0] for column, at in found.items() if len(at) == 1 and names.count(names[at[0]]) == 1}
+
+    # A column that the header names twice, or under both of its names, is a doubt and not taken.
+    needed = {"title", "category"}.intersection(wanted)
+    delimiter, names = read_header(first, lambda names: needed <= positions(names).keys())
+    return Table(name, delimiter, len(names), positions(names))
+
+
+def read_csv(blocks, table, bad):
+    """Yield ({column: Arrow array of bytes}, line numbers [N]) for blocks of lines behind the header of `table`. Rows
+    of another width go to `bad`."""
+    # Lines that a block did not use wait for the next; the empty block at the end makes the last of them do.
+    rest, rest_number = b"", None
+    for number, block in itertools.chain(blocks, [(None, b"")]):
+        last = not block
+        if rest:
+            number, block = rest_number, rest + block
+        if not block:
+            return
+        found, rest = parse_quickly(block, table), b""
+        if found is not None:
+            yield found, np.arange(number, number + block.count(b"\n"))
+            continue
+        text = block.decode("latin-1")  # every byte is a character, so none is lost
+        rows, numbers, used = parse_carefully(text, number, table, bad, last)
+        rest, rest_number = block[used:], number + text.count("\n", 0, used)
+        if rows:
+            yield ({column: pa.array([row[position].encode("latin-1") for row in rows], pa.binary())
+                    for column, position in table.columns.items()}, np.array(numbers))
+
+
+def parse_quickly(block, table):
+    """{column: Arrow array of bytes} of a block of lines, or None unless every line is a row of the right width."""
+    # Arrow takes an empty line for a row of empty fields, which it is in a table of one column alone.
+    if table.width > 1 and (block.startswith(b"\n") or b"\n\n" in block):
+        return None
+
+    # Arrow takes a quote that stands between a space and a field as text. One that is left open swallows line ends, so
+    # that rows are too few; but not in the last line. Such lines are looked at one by one.
+    if b'"' in block:
+        tight, _, _ = row_patterns(table.delimiter)
+        for place in (len(block) - 1, *(found.end() for found in re.finditer(b' "', block))):
+            line = block[block.rfind(b"\n", 0, place) + 1:block.index(b"\n", place)]
+            if not tight.fullmatch(line.decode("latin-1")):
+                return None
+
+    # Columns are named by their position, and stay bytes: whether they are UTF-8 is for `clean` to say.
+    wanted = [str(position) for position in table.columns.values()]
+    try:
+        found = pa.csv.read_csv(
+            pa.BufferReader(block),
+            pa.csv.ReadOptions(use_threads=False, block_size=len(block) + 1,
+                               column_names=[str(position) for position in range(table.width)]),
+            pa.csv.ParseOptions(delimiter=table.delimiter, ignore_empty_lines=False),
+            pa.csv.ConvertOptions(column_types=dict.fromkeys(wanted, pa.binary()), include_columns=wanted))
+    except pa.ArrowInvalid:
+        return None
+    if len(found) != block.count(b"\n"):  # a row has swallowed another
+        return None
+
+    return {column: found.column(name).combine_chunks() for column, name in zip(table.columns, wanted, strict=True)}
+
+
+def parse_carefully(text, number, table, bad, last):
+    """The rows in a block of lines, however their quotes are broken.
+
+    A field in quotes may span lines where the quotes close as they should and the row then has the right width; but
+    where a line between is a row by itself, an unclosed quote has swallowed it. Such a quote is taken as text.
+
+    text: whole lines; number: of the first of them; last: whether no lines follow. Returns (rows, lists of fields;
+    their line numbers; how many characters were used: the others need the lines that follow).
+    """
+    delimiter, width = table.delimiter, table.width
+    _, complete, sound = row_patterns(delimiter)
+
+    def is_row(line):
+        return complete.fullmatch(line) and len(quoted_fields(line, delimiter)) == width
+
+    # A row is what a line gives when it is divided at the delimiters, unless its quotes say otherwise.
+    rows, numbers, position = [], [], 0
+    while position < len(text):
+        end = text.index("\n", position)
+        line, lines = text[position:end], 1
+        fields = line.split(delimiter)
+        if '"' in line and complete.fullmatch(line):
+            # A row of one line. Quotes are as in CSV where that fits, else they are text (`24" tv`).
+            fields = quoted if len(quoted := quoted_fields(line, delimiter)) == width else fields
+        elif '"' in line:
+            # A quote is open. Look for the end of the row, which may not be here yet.
+            found = sound.match(text, position, position + ROW_BYTES)
+            if not found and not last and len(text) - position < ROW_BYTES:
+                break
+            joined, between = [], []
+            if found:
+                joined, between = quoted_fields(found[0], delimiter), found[0].split("\n")[1:-1]
+            if len(joined) == width and not (width > 1 and any(map(is_row, between))):
+                fields, end, lines = joined, found.end(), len(between) + 2
+                bad.note(table.name, number, "a field in quotes spans lines; if it should not, a quote is unclosed")
+            elif len(fields) == width:
+                bad.note(table.name, number, "an unclosed quote was taken as text")
+        if len(fields) == width:
+            rows.append(fields)
+            numbers.append(number)
+        elif line.strip():
+            bad.add(table.name, number, f"{len(fields)} columns instead of {width}"
+                    + ("; is a quote unclosed?" if '"' in line else ""))
+        else:
+            bad.empty(table.name, number)
+        position, number = end + 1, number + lines
+    return rows, numbers, position
+
+
+csv.field_size_limit(1 << 30)  # lines have a limit of their own, files.MAX_LINE
+
+
+def quoted_fields(row, delimiter):
+    """The fields of a row of text, as CSV has quotes; spaces before a field are dropped."""
+    return next(csv.reader([row], delimiter=delimiter, skipinitialspace=True), [])
+
+
+@functools.cache
+def row_patterns(delimiter):
+    """Patterns of rows: (in one line, with no quote open at its end and none that stands between a space and a field;
+    in one line, with no quote open at its end; in any number of lines, with all quotes as they should be)."""
+    # Possessive repeats (*+) never try again what they have matched, so matching takes linear time.
+    stop = re.escape(delimiter)
+    quoted, plain = r'"(?:[^"]++|"")*+"', rf'(?! *+")[^{stop}\n]*+'
+
+    def row(field):
+        return rf"(?:{field})(?:{stop}(?:{field}))*+"
+
+    return (re.compile(row(rf"{quoted}[^{stop}\n]*+|{plain}")), re.compile(row(rf" *+{quoted}[^{stop}\n]*+|{plain}")),
+            re.compile(row(rf" *+{quoted}(?=[{stop}\n])|{plain}") + r"(?=\n)"))
+
+
+# --- JSON lines and fastText ------------------------------------------------------------------------------------------
+
+def parse_json(line):
+    """{column: text} of a line of JSON; raises ValueError where it is no object."""
+    import json
+    fields = json.loads(line)
+    if not isinstance(fields, dict):
+        raise ValueError("not a JSON object; wanted: JSON lines, an object each")
+    return {column: next((str(fields[name]) for name in COLUMNS[column] if fields.get(name) is not None), "")
+            for column in LABELLED}
+
+
+def parse_fasttext(line):
+    """{column: text} of a line of a fastText file; raises ValueError where it has no label, or several."""
+    label, title = [*line.split(None, 1), "", ""][:2]
+    if not label.startswith("__label__"):
+        raise ValueError("does not start with __label__")
+    if title.startswith("__label__"):
+        raise ValueError("has several labels; keep one")
+    return {"title": title, "category": label.removeprefix("__label__")}
+
+
+def read_lines(blocks, name, parse, bad):
+    """Yield ({column: Arrow array of bytes}, line numbers) for blocks with one record a line; `parse` reads a line."""
+    for number, block in blocks:
+        # A line that cannot be parsed is a bad row, an empty one none at all.
+        rows, numbers = [], []
+        for line in block.split(b"\n")[:-1]:
+            try:
+                if line.strip():
+                    rows.append({column: value.encode("utf-8", "replace")  # lone surrogates come from JSON's escapes
+                                 for column, value in parse(line.decode("utf-8")).items()})
+                    numbers.append(number)
+            except (ValueError, RecursionError) as error:
+                bad.add(name, number, f"{error}")
+            number += 1
+        for start in range(0, len(rows), LINE_ROWS):
+            part = rows[start:start + LINE_ROWS]
+            yield ({column: pa.array([row[column] for row in part], pa.binary()) for column in part[0]},
+                   np.array(numbers[start:start + LINE_ROWS]))
+
+
+# --- labelled rows ----------------------------------------------------------------------------------------------------
+
+def read_labelled(path, bad):
+    """Yield blocks of a file's labelled rows: {"title": Arrow string array, "category": ..., and, where the file has
+    them, "language", "quality", "split"}, each with one entry a row. Rows that lack a title or a category, or that
+    are not UTF-8, go to `bad`. Raises UserError where the file cannot be read at all."""
+    first = first_line(path)
+    with open_with_progress(path) as (stream, show):
+        blocks = line_blocks(stream, path)
+        if format_of(first) == "json":
+            found = read_lines(blocks, path, parse_json, bad)
+        elif format_of(first) == "fasttext":
+            found = read_lines(blocks, path, parse_fasttext, bad)
+        else:
+            table = read_table(first, path, LABELLED)
+            for column in ("title", "category"):
+                if column not in table.columns:
+                    raise UserError(f"{path}:1: the header needs one column {' or '.join(COLUMNS[column])}, and says "
+                                    f"{first[:80]!r} (JSON lines and fastText's __label__ lines are read too)")
+            found = read_csv(without_header(blocks), table, bad)
+        for block, numbers in found:
+            show()
+            yield clean(block, numbers, path, bad)
+
+
+@contextmanager
+def open_with_progress(path):
+    """(decompressed stream of a file, function that moves a progress bar to where the stream is)."""
+    from tqdm import tqdm
+    with open(path, "rb") as raw, files.archive_errors(path), tqdm(
+            desc=path.name, total=path.stat().st_size, unit="B", unit_scale=True, disable=None) as bar:
+        yield files.decompressed(raw), lambda: bar.update(raw.tell() - bar.n)
+
+
+def without_header(blocks):
+    """The blocks of lines without the first line."""
+    for number, block in blocks:
+        if number == 1:
+            number, block = 2, block.partition(b"\n")[2]
+        if block:
+            yield number, block
+
+
+def clean(block, numbers, path, bad):
+    """The cleaning step of all formats: columns of bytes become trimmed text, and rows that are not UTF-8, or lack a
+    title or a category, go to `bad` instead. Returns {column: Arrow string array}."""
+    import pyarrow.compute as pc
+    # A column is valid as a whole in nearly every block; where it is not, the rows that are at fault are looked for.
+    good = np.ones(len(numbers), bool)
+    for column, values in block.items():
+        try:
+            text = values.cast(pa.string())
+        except pa.ArrowInvalid:
+            text = pa.array([value.decode("utf-8", "ignore") for value in values.to_pylist()], pa.string())
+            broken = pc.not_equal(text.cast(pa.binary()), values).to_numpy(zero_copy_only=False)
+            for i in np.flatnonzero(broken & good):
+                bad.add(path, numbers[i], f"the {column} is not UTF-8")
+            good &= ~broken
+        block[column] = text = pc.utf8_trim_whitespace(text)
+        if column in ("title", "category"):
+            empty = pc.equal(text, "").to_numpy(zero_copy_only=False)
+            for i in np.flatnonzero(empty & good):
+                bad.add(path, numbers[i], f"no {column}")
+            good &= ~empty
+    return block if good.all() else {column: values.filter(pa.array(good)) for column, values in block.items()}
+
+
+# --- titles alone -----------------------------------------------------------------------------------------------------
+
+class NoBadRows(BadRows):
+    """Refuses the first bad row."""
+
+    def __init__(self):
+        super().__init__(0)
+
+    def add(self, path, line, what):
+        raise UserError(f"{path}:{line}: {what}")
+
+    def empty(self, path, line):
+        self.note(path, line, "an empty line in a table is no row, so nothing is written for it")
+
+
+def read_titles(stream, name, bad):
+    """Titles to classify, from a binary stream: (whether they have ids, blocks), a block being (titles, ids or None),
+    lists of str. Every line of a list, and every row of a CSV file with a column title (or text), gives one title; an
+    empty line does so in a list and in a table of one column. Bytes that are not UTF-8 become the replacement
+    character, and are noted. Raises UserError where the content is something else.
+    """
+    # What the first line shows decides how the rest is read.
+    blocks = line_blocks(stream, name, wait=not stream.isatty())
+    head = next(blocks, (1, b""))
+    first = head[1].partition(b"\n")[0].decode("utf-8", "replace").strip(" ")
+    if format_of(first) != "text":
+        raise UserError(f"{name}:1: JSON or labels; give titles, one a line, or CSV with a title column")
+    table = read_table(first, name, ("title", "id"))
+    is_table = "title" in table.columns
+    if not is_table and re.search(r"\.[ct]sv(\.|$)", str(name)):
+        raise UserError(f"{name}:1: no title (or text) column in the header ({first[:80]})")
+
+    # A title that cannot be decoded is classified all the same, for every row needs an answer.
+    def text(values, numbers):
+        try:
+            return values.cast(pa.string()).to_pylist()
+        except pa.ArrowInvalid:
+            found = [value.decode("utf-8", "replace") for value in values.to_pylist()]
+            for number, value in zip(numbers, found, strict=False):
+                if "\ufffd" in value:
+                    bad.note(name, number, "bytes that are not UTF-8 were replaced")
+            return found
+
+    def read():
+        whole = itertools.chain([head], blocks) if head[1] else []
+        if not is_table:
+            for number, block in whole:
+                lines = pa.array(block.split(b"\n")[:-1], pa.binary())
+                yield text(lines, itertools.count(number)), None
+            return
+        for block, numbers in read_csv(without_header(whole), table, bad):
+            yield text(block["title"], numbers), text(block["id"], numbers) if "id" in block else None
+
+    return is_table and "id" in table.columns, read()

@@ -1,0 +1,150 @@
+"""The scripts are made to be edited: the edits that README.md shows, and others, on a copy of the scripts. An edited
+program trains, predicts what it was trained to, and no earlier run changes its meaning in silence."""
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, assert_one_line_error, environment, run_script
+
+FOCAL_LOSS = """
+--- train.py
+@@
+-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
++    cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
++    return (1 - jnp.exp(-cross_entropy)) ** 2 * cross_entropy
+"""
+ATTENTION_POOLING = """
+--- model.py
+@@
+-        x = self.scale * bag(vectors, weights)
++        score = jnp.where(weights > 0, nn.Dense(1)(vectors)[..., 0], -1e9)
++        x = self.scale * bag(vectors, weights * jax.nn.softmax(score))
+"""
+COMMENT = """
+--- model.py
+@@
+-    scale: float = 5.0                                                  # length of the weight vector of a title
++    scale: float = 5.0  # a comment of mine
+"""
+OTHER_SCALE = """
+--- model.py
+@@
+-    scale: float = 5.0  # a comment of mine
++    scale: float = 7.0
+"""
+
+
+def readme_edits(name):
+    """The diffs that a README shows."""
+    return re.findall(r"```diff\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL)
+
+
+def apply(edit, folder):
+    """Apply a diff of the form above to the scripts in a folder; every hunk must fit in one place."""
+    for file, hunks in re.findall(r"^--- (\S+)\n(.*?)(?=^--- |\Z)", edit, re.DOTALL | re.MULTILINE):
+        text = (folder / file).read_text(encoding="utf-8")
+        for hunk in hunks.split("@@\n")[1:]:
+            old, new = ("".join(line[1:] + "\n" for line in hunk.splitlines() if line[:1] in kinds)
+                        for kinds in ((" ", "-"), (" ", "+")))
+            assert text.count(old) == 1, f"{file}: {old}"
+            text = text.replace(old, new)
+        (folder / file).write_text(text, encoding="utf-8")
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    """A copy of the scripts, with the prepared data and the runs of `trained`."""
+    for script in ROOT.glob("*.py"):
+        shutil.copy(script, tmp_path)
+    for name in ("data", "runs", "tiny.csv"):
+        (shutil.copytree if (trained / name).is_dir() else shutil.copy)(trained / name, tmp_path / name)
+    return tmp_path
+
+
+def run(copy, script, *args, check=True):
+    return run_script(script, *args, cwd=copy, check=check, root=copy)
+
+
+def train_and_evaluate(copy, *flags):
+    """Train and evaluate; what prediction computes must be what training computed. Returns (config, output)."""
+    output = run(copy, "train", "--name", "edited", "--epochs", 12, "--dim", 16, *flags).stdout
+    scores = json.loads(run(copy, "evaluate", "--ckpt", "edited", "--split", "valid", "--json").stdout)
+    with open(copy / "runs/edited/metrics.csv", newline="") as file:
+        rows = {int(row["step"]): row for row in csv.DictReader(file)}
+    assert scores["balanced_accuracy"] == float(rows[scores["step"]]["valid_balanced_accuracy"]) > 0.3
+    assert scores["loss"] == pytest.approx(float(rows[scores["step"]]["valid_loss"]), rel=1e-5)
+    assert run(copy, "evaluate", "--ckpt", "edited", "--predict", "-").stderr == ""
+    return json.loads((copy / "runs/edited/config.json").read_text()), output
+
+
+def test_both_readmes_show_the_same_edits():
+    assert len(readme_edits("README.md")) == 3
+    assert readme_edits("README.md") == readme_edits("README.es.md")
+
+
+def test_another_model(copy):
+    apply(readme_edits("README.md")[0], copy)
+    config, _ = train_and_evaluate(copy, "--model", "attention")
+    assert config["model"] == "attention" and config["word_ngrams"] == 2 and config["dropout"] == 0.3
+    assert not {"filters", "widths", "hidden", "scale", "layers"} & set(config)
+    done = run(copy, "train", "--model", "attention", "--hidden", 8, check=False)
+    assert_one_line_error(done, "--hidden", "attention")
+
+
+def test_another_optimizer_schedule_and_loss_with_a_flag(copy):
+    apply(readme_edits("README.md")[1], copy)
+    config, output = train_and_evaluate(copy, "--lr", 0.02, "--label-smoothing", 0.05)
+    assert config["label_smoothing"] == 0.05
+    first = next(line for line in output.splitlines() if " titles/s " in line)  # of the warm-up
+    step = round(float(re.search(r"([\d.]+)%", first)[1]) / 100 * config["steps"])
+    rate, table = (float(x) for x in re.search(r"lr (\S+), table (\S+)", first).groups())
+    assert step < (warm_up := config["steps"] // 10)
+    assert (rate, table) == pytest.approx((0.02 * step / warm_up, 0.1 * step / warm_up), rel=0.05)
+
+
+def test_another_tokenizer(copy):
+    apply(readme_edits("README.md")[2], copy)
+    for command in (["train", "--epochs", 1], ["evaluate", "--ckpt", "bag", "--data", "nowhere", "--predict", "-"]):
+        assert "data.py" in run(copy, *command).stderr  # both the data and the runs are of another tokenizer
+    run(copy, "prepare", "--data", "tiny.csv")
+    words = (copy / "data/prepared/vocab.txt").read_text().split()
+    assert "x00" in words and not any(digit in word for word in words for digit in "123456789")
+    train_and_evaluate(copy)
+
+
+@pytest.mark.parametrize("edit", [FOCAL_LOSS, ATTENTION_POOLING], ids=["focal loss", "attention pooling"])
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_edits_of_a_line_or_two(copy, edit, model):
+    apply(edit, copy)
+    train_and_evaluate(copy, "--model", model)
+
+
+def test_a_run_of_other_code_is_told(copy):
+    """The configuration keeps the fields of a module, so a run of the bag predicts what it did; that the code is
+    another one is told in a line. Comments are no code. Resuming is refused, but for the scripts that the run keeps."""
+    def predicted():
+        done = run(copy, "evaluate", "--ckpt", "bag", "--predict", "tiny.csv")
+        return done.stdout, done.stderr
+
+    before = predicted()
+    apply(COMMENT, copy)
+    run(copy, "train", "--resume", "bag")
+    assert predicted() == before and before[1] == ""
+    apply(OTHER_SCALE, copy)
+    lines, warning = predicted()
+    assert lines == before[0]
+    assert warning.count("\n") == 1 and "runs/bag: model.py changed" in warning
+    done = run(copy, "train", "--resume", "bag", check=False)
+    assert_one_line_error(done, "model.py", "runs/bag/source/train.py --resume bag")
+    subprocess.run([sys.executable, *done.stderr.partition(": python ")[2].split()], cwd=copy, check=True,
+                   capture_output=True, env=environment())
+
+
+def test_no_test_spells_out_a_configuration():
+    """A new flag must turn no test red: configurations come from the scripts, by conftest.config_of."""
+    for test in (ROOT / "tests").glob("test_*.py"):
+        assert not re.search(r'"weight_decay"' + r": *\d", test.read_text(encoding="utf-8")), test
