@@ -21,6 +21,7 @@ with --balance logit or weights aims at), or as frequent as in training (`traini
 default is the first run's own; --prior converts by adding or taking away the log prior.
 """
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -31,7 +32,6 @@ from files import UserError
 RESAMPLES = 2000      # of the bootstrap
 CONFUSIONS = 20       # pairs of categories that the report shows
 PREDICT_ROWS = 32768  # titles classified at a time
-PRIOR = {"none": "training", "logit": "equal", "weights": "equal"}  # what a --balance method assumes
 
 
 def parse_args():
@@ -97,18 +97,15 @@ class Classifier:
             if config["files"] != self.config["files"]:
                 raise UserError(f"{folder}: has another vocabulary or other labels than {self.folder}; average runs on "
                                 "the same prepared data")
-            if changed := runs.changed_source(folder, config):
-                print(f"warning: {folder}: {' and '.join(changed)} changed since it was trained; it may predict "
-                      f"otherwise than it did (its own scripts: {folder / 'source'}/)", file=sys.stderr)
             self.members.append((config, variables))
             self.steps.append(step)
 
-        # A run's probabilities are under the prior that its --balance aims at. Another one is had by adding the log
-        # prior of the training rows to the logits, or by taking it away.
-        self.prior = prior or PRIOR[self.config["balance"]]
+        # A run's probabilities are under the prior that its --balance aims at. Adding the log prior of the training
+        # rows to the logits, or subtracting it, converts from one to the other.
+        self.prior = prior or self.config["prior"]
         count = np.maximum(self.config["training_rows"], 0.5)
         log_prior = np.log(count / count.sum()).astype(np.float32)
-        sign = [(self.prior == "training") - (PRIOR[config["balance"]] == "training") for config, _ in self.members]
+        sign = [(self.prior == "training") - (config["prior"] == "training") for config, _ in self.members]
         self.shifts = tuple(int(s) * log_prior for s in sign)
 
     def predictors(self, words):
@@ -139,11 +136,11 @@ class Classifier:
     def predict(self, titles, top=1):
         """For every title a list of its `top` likeliest (category, probability), the likeliest first.
 
-        titles: any sequence of str, such as a pandas column; a missing value (None, NaN) gets an empty list.
+        titles: any sequence of str, such as a pandas column; a missing value (None, NaN) gets an empty list. Raises
+        TypeError where it is something else.
         """
         # A part at a time, so that memory does not grow with the titles.
-        titles = list(titles)
-        present = [i for i, title in enumerate(titles) if isinstance(title, str)]
+        titles, present = check_titles(titles)
         result, top = [[] for _ in titles], min(top, len(self.labels))
         for start in range(0, len(present), PREDICT_ROWS):
             part = present[start:start + PREDICT_ROWS]
@@ -152,9 +149,9 @@ class Classifier:
         return result
 
     def predict_proba(self, titles):
-        """The probability of every category, in the order of `labels`: [N, C] float32; NaN for missing titles."""
-        titles = list(titles)
-        present = [i for i, title in enumerate(titles) if isinstance(title, str)]
+        """The probability of every category, in the order of `labels`: [N, C] float32; NaN for missing titles. Titles
+        are as for `predict`."""
+        titles, present = check_titles(titles)
         result = np.full((len(titles), len(self.labels)), np.nan, np.float32)
         if present:
             found = self.in_batches(lambda predictors, ids: all_batch(predictors, self.shifts, ids),
@@ -163,13 +160,26 @@ class Classifier:
         return result
 
 
+def check_titles(titles):
+    """(list of titles, the positions of those that are not missing). Raises TypeError where they are no titles."""
+    if isinstance(titles, (str, bytes)) or hasattr(titles, "columns"):
+        raise TypeError("titles: wanted a list or a column of titles, not a single one or a table")
+    titles = titles.to_pylist() if hasattr(titles, "to_pylist") else list(titles)  # Arrow's own values are no str
+    present = [i for i, title in enumerate(titles) if isinstance(title, str)]
+    for title in titles:
+        if not isinstance(title, str) and title is not None and title == title and str(title) != "<NA>":
+            raise TypeError(f"titles: {title!r} is no title; wanted str, or None where one is missing")
+    return titles, present
+
+
 def load(*ckpt, folder="runs", prior=None, fingerprint=None):
-    """The Classifier of one or several checkpoints, named as for --ckpt ("cnn-1", "cnn-1/latest", "best").
+    """The Classifier of one or several checkpoints, named as for --ckpt ("cnn-1", "cnn-1/latest"; "best" if none is).
 
     folder: of all runs; fingerprint: of the prepared data that `best` and `latest` must have been trained on, or None.
     Raises UserError where a checkpoint cannot be found or read, or where they do not go together.
     """
     files.require_device()
+    ckpt = [os.fspath(name) for name in ckpt or ["best"]]
     found = [runs.find(name, folder, fingerprint) for name in ckpt]
     if len({(path.resolve(), which) for path, which in found}) < len(found):
         raise UserError(f"--ckpt {' '.join(ckpt)}: the same checkpoint twice")
@@ -179,8 +189,9 @@ def load(*ckpt, folder="runs", prior=None, fingerprint=None):
 def restore(folder, which):
     """(config, vocab, labels, variables, step) of a run's best or latest checkpoint."""
     config, vocab, labels = runs.load(folder, model.MODELS)
-    if config["balance"] not in PRIOR:
-        raise UserError(f"{folder}/config.json: unknown --balance {config['balance']}")
+    if changed := runs.changed_source(folder, config):
+        print(f"warning: {folder}: {' and '.join(changed)} changed since it was trained; it may predict otherwise than "
+              f"it did (its own scripts: {folder / 'source'}/)", file=sys.stderr)
     manager = runs.checkpoint_manager(folder, read_only=True)
     step = manager.best_step() if which == "best" else manager.latest_step()
     if step is None:
@@ -188,7 +199,11 @@ def restore(folder, which):
             f"; try {folder}/latest" if manager.latest_step() is not None else ""))
 
     # The configuration tells the shapes, so nothing but the weights is read.
-    shapes = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
+    try:
+        shapes = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
+    except KeyError as error:
+        raise UserError(f"{folder}: was trained without {error}, which its model needs now; use the scripts that it "
+                        f"keeps in {folder / 'source'}/") from None
     return config, vocab, labels, runs.restore_checkpoint(manager, step, variables=shapes)["variables"], step
 
 

@@ -293,6 +293,7 @@ def replace_folder(new, folder):
 
 def recover_folder(folder):
     """Finish what a process killed in `replace_folder` began: bring the former folder back, or remove it."""
+    folder = Path(folder).resolve()  # `.` has no name
     old = folder.with_name(folder.name + ".tmp-old")
     if old.exists():
         with locked(folder.parent):
@@ -380,8 +381,13 @@ def require_file(path):
 
 # --- plain files, with checksums --------------------------------------------------------------------------------------
 
+def checksum_of(content):
+    """The BLAKE2 digest of bytes, as hexadecimal text."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
 def checksum(path):
-    """The BLAKE2 digest of a file's bytes, as hexadecimal text."""
+    """The same of a file, which may be larger than memory."""
     digest = hashlib.blake2b(digest_size=16)
     with open(path, "rb") as file:
         while block := file.read(1 << 22):

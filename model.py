@@ -25,7 +25,8 @@ import data
 NGRAM_SAMPLES = 4  # of a word's character n-grams, in a training step; prediction uses all
 
 # --- modules ----------------------------------------------------------------------------------------------------------
-# Fields have no defaults: what a run trains with stands in its configuration, and prediction reads it there.
+# Fields have no defaults: DEFAULTS of train.py has them, a run's configuration keeps them, and prediction reads them
+# there.
 
 class Head(nn.Module):
     """Hidden layers (none: a linear classifier) and logits, which start at zero: the first loss is ln C."""
@@ -48,11 +49,11 @@ class MLP(nn.Module):
     classes: int
     hidden: Sequence[int]
     dropout: float                                                      # of hidden layers
-    scale: float = 5.0                                                  # length of the weight vector of a title
+    scale: float                                                        # length of the weight vector of a title
 
     @nn.compact
     def __call__(self, vectors, weights, train=False):                  # [B, P, D], [B, P] -> [B, C]
-        # EDIT: the pooling. Padding has weight 0 and must not count.
+        # EDIT: the pooling of the bag, also of that beside the other models. Padding has weight 0 and must not count.
         x = self.scale * bag(vectors, weights)
         return Head(self.classes, self.hidden, self.dropout)(x, train)
 
@@ -69,13 +70,14 @@ class TwoHeads(nn.Module):
     word_ngrams: int
     hidden: Sequence[int]
     dropout: float
+    scale: float                                                        # of the MLP
 
     @nn.compact
     def __call__(self, x, vectors, weights, train):                     # [B, F], [B, P, D], [B, P] -> [2, B, C]
         x = jnp.concatenate([x, bag(*words_alone(self, vectors, weights))], -1)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return jnp.stack([Head(self.classes, self.hidden, self.dropout)(x, train),
-                          MLP(self.classes, (), 0.0)(vectors, weights, train)])
+                          MLP(self.classes, (), 0.0, self.scale)(vectors, weights, train)])
 
 
 def words_alone(module, vectors, weights):
@@ -94,6 +96,7 @@ class CNN(nn.Module):
     widths: Sequence[int]                                               # in words
     hidden: Sequence[int]
     dropout: float
+    scale: float                                                        # of the MLP
 
     @nn.compact
     def __call__(self, vectors, weights, train=False):                  # [B, P, D], [B, P] -> [2, B, C]
@@ -113,7 +116,8 @@ class CNN(nn.Module):
                 windows += ahead @ kernel[offset]                       # [B, L, F]
             pooled.append(jnp.where(word, nn.relu(windows), 0).max(1))  # relu >= 0: an empty title pools to 0
         x = jnp.concatenate(pooled, -1)
-        return TwoHeads(self.classes, self.word_ngrams, self.hidden, self.dropout)(x, vectors, weights, train)
+        both = TwoHeads(self.classes, self.word_ngrams, self.hidden, self.dropout, self.scale)
+        return both(x, vectors, weights, train)
 
 
 class RNN(nn.Module):
@@ -124,6 +128,7 @@ class RNN(nn.Module):
     units: int                                                          # in each direction
     hidden: Sequence[int]
     dropout: float
+    scale: float                                                        # of the MLP
 
     @nn.compact
     def __call__(self, vectors, weights, train=False):                  # [B, P, D], [B, P] -> [2, B, C]
@@ -131,9 +136,10 @@ class RNN(nn.Module):
         words, word = words_alone(self, vectors, weights)
         word = word > 0
         length = (word * jnp.arange(1, word.shape[1] + 1)).max(1)
-        both = nn.Bidirectional(nn.RNN(nn.GRUCell(self.units)), nn.RNN(nn.GRUCell(self.units)))
-        x = masked_max(both(words * word[..., None], seq_lengths=length), word)
-        return TwoHeads(self.classes, self.word_ngrams, self.hidden, self.dropout)(x, vectors, weights, train)
+        directions = nn.Bidirectional(nn.RNN(nn.GRUCell(self.units)), nn.RNN(nn.GRUCell(self.units)))
+        x = masked_max(directions(words * word[..., None], seq_lengths=length), word)
+        both = TwoHeads(self.classes, self.word_ngrams, self.hidden, self.dropout, self.scale)
+        return both(x, vectors, weights, train)
 
 
 class Transformer(nn.Module):
@@ -145,6 +151,7 @@ class Transformer(nn.Module):
     heads: int
     hidden: Sequence[int]
     dropout: float
+    scale: float                                                        # of the MLP
 
     @nn.compact
     def __call__(self, vectors, weights, train=False):                  # [B, P, D], [B, P] -> [2, B, C]
@@ -163,11 +170,13 @@ class Transformer(nn.Module):
             x += drop(attention(nn.LayerNorm()(x), mask=nn.make_attention_mask(word, word)))
             x += drop(nn.Dense(dim)(nn.gelu(nn.Dense(4 * dim)(nn.LayerNorm()(x)))))
         x = masked_max(nn.LayerNorm()(x), word)
-        return TwoHeads(self.classes, self.word_ngrams, self.hidden, self.dropout)(x, vectors, weights, train)
+        both = TwoHeads(self.classes, self.word_ngrams, self.hidden, self.dropout, self.scale)
+        return both(x, vectors, weights, train)
 
 
 def masked_max(x, word):
     """x [B, L, F], word [B, L] bool -> [B, F], the maximum over the words; 0 where there are none."""
+    # EDIT: the pooling of rnn and transformer.
     # Taken by its position: the gradient of max() asks which entries equal it, and a compiler may have computed these
     # twice with other rounding, which then gives no gradient, or NaN.
     position = jax.lax.stop_gradient(jnp.where(word[..., None], x, -jnp.inf)).argmax(1)
@@ -175,13 +184,13 @@ def masked_max(x, word):
     return jnp.where(word.any(1, keepdims=True), best, 0)
 
 
+# EDIT: the models. Their settings stand in DEFAULTS of train.py.
 MODELS = {"mlp": MLP, "cnn": CNN, "rnn": RNN, "transformer": Transformer}
 
 
 def fields(name):
-    """{field: default, or None where it has none} of a model's module: the settings that it uses, and `classes`."""
-    found = {field.name: None if field.default is dataclasses.MISSING else field.default
-             for field in dataclasses.fields(MODELS[name])}
+    """{field: default, or dataclasses.MISSING} of a model's module: the settings that it uses, and `classes`."""
+    found = {field.name: field.default for field in dataclasses.fields(MODELS[name])}
     return {name: value for name, value in found.items() if name not in ("parent", "name")}
 
 
@@ -210,10 +219,11 @@ def feature_tables(config, words, known=None):
     # Rows of the table: first those of the vocabulary's words, then the buckets of all n-grams.
     own = np.arange(len(words), dtype=np.int32)
     known = config["vocabulary"] if known is None else known
-    start, bucket = data.character_ngrams(words, config.get("minn", 0), config["maxn"], max(config["buckets"], 1))
+    minn, weight = (config["minn"], config["character_weight"]) if config["maxn"] else (0, 1)
+    start, bucket = data.character_ngrams(words, minn, config["maxn"], max(config["buckets"], 1))
     ngrams = np.where(np.arange(len(bucket)) < start[-1], bucket + np.int32(config["vocabulary"]), 0)
     return {"own": np.where(own < known, own, data.UNKNOWN), "start": start, "ngrams": ngrams,
-            "character_weight": np.float32(config.get("character_weight", 1)), "hashes": data.word_hashes(words),
+            "character_weight": np.float32(weight), "hashes": data.word_hashes(words),
             "first": np.int32(config["vocabulary"]), "buckets": np.uint32(config["buckets"])}
 
 
@@ -294,6 +304,7 @@ def update(table, accumulator, gathered, gradients, rate):
     vectors, rate.
     Returns the new (table, accumulator); under jit with donation both are changed in place, without a copy.
     """
+    # EDIT: the optimizer of the table.
     # Rows that do not count get a number out of range, which the scatter drops.
     rows, weights, positions = gathered
     rows = jnp.where(weights == 0, len(table), rows)

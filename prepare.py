@@ -274,7 +274,7 @@ def given_split(path, split, values):
     other = [code for code in codes.values() if code >= 0 and split not in (None, code)]
     if other:
         raise UserError(f"{path}: its split column names {SPLITS[other[0]]} rows, but --test or the file's name makes "
-                        f"it the {SPLITS[split]} split; drop the column, or leave --test away")
+                        f"it the {SPLITS[split]} split; drop the column, or leave --test out")
     if split is not None or list(codes) == [""]:
         return np.full(len(values), -1 if split is None else split, np.int8)
     return np.array([codes[value] for value in values.to_pylist()], np.int8)

@@ -54,7 +54,7 @@ def create(folder, config, meta, named=True):
     meta: of the prepared data, as from data.load_prepared. named: whether the user chose the name; if not, and another
     training has taken it meanwhile, the next free one is used.
     """
-    # A name that begins with a dot is no run, so --ckpt never finds a folder that is being made.
+    # A name that begins with a dot is no run: --ckpt passes over a folder that is being made.
     temporary = files.temporary_path(folder.with_name(f".{folder.name}"))
     try:
         temporary.mkdir(parents=True)
@@ -64,8 +64,8 @@ def create(folder, config, meta, named=True):
 
         # All scripts, so that source/train.py runs by itself.
         (temporary / "source").mkdir()
-        for script in Path(__file__).parent.glob("*.py"):
-            shutil.copyfile(script, temporary / "source" / script.name)
+        for name, content in SOURCE.items():
+            (temporary / "source" / name).write_bytes(content)
 
         while folder.exists() or not renamed(temporary, folder):
             if named:
@@ -98,7 +98,7 @@ def find(ckpt, runs, fingerprint=None):
     if ckpt in ("best", "latest"):
         found = []
         # Folders of other formats, on other data, or without a checkpoint yet are passed over.
-        for folder in sorted(runs.iterdir() if runs.is_dir() else []):
+        for folder in sorted(runs.glob("[!.]*")):
             config = files.read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
             if config.get("format") != FORMAT or fingerprint not in (None, config.get("fingerprint")):
                 continue
@@ -179,32 +179,42 @@ def loss_figure(history, synthetic):
 
 # --- source -----------------------------------------------------------------------------------------------------------
 
-def loaded_source():
-    """{file name: path} of the scripts in this folder that this process has loaded."""
-    # What is imported counts, so that modules of the user's own are included.
-    here = Path(__file__).resolve().parent
-    paths = [Path(module.__file__).resolve() for module in list(sys.modules.values()) if getattr(module, "__file__", 0)]
-    return {path.name: path for path in paths if path.parent == here}
+# The scripts as they were when this process began: who edits them while a training runs does not change what it keeps.
+SOURCE = {path.name: path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))}
 
 
 def source_checksums():
-    """{file name: checksum} of `loaded_source`, for config.json."""
-    return {name: files.checksum(path) for name, path in sorted(loaded_source().items())}
+    """{file name: checksum} of the scripts that this process has loaded, modules of the user's own included."""
+    loaded = {Path(module.__file__).resolve() for module in list(sys.modules.values())
+              if getattr(module, "__file__", None)}
+    here = Path(__file__).parent
+    return {name: files.checksum_of(content) for name, content in SOURCE.items() if (here / name).resolve() in loaded}
 
 
 def changed_source(folder, config):
-    """Names of the scripts that this process and the training of a run both use, but whose code differs now. Comments
-    and docstrings are no code."""
-    return [name for name, path in sorted(loaded_source().items())
-            if files.checksum(path) != config["source"].get(name, files.checksum(path))
-            and code_of(path) != code_of(folder / "source" / name)]
+    """Names of the scripts that this process and the training of a run both use, but whose code differs. Comments and
+    docstrings are no code. A copy that is not what the run has kept cannot tell, so its script counts as changed."""
+    changed = []
+    for name, checksum in source_checksums().items():
+        kept = folder / "source" / name
+        intact = kept.is_file() and files.checksum(kept) == config["source"].get(name)
+        if checksum != config["source"].get(name, checksum) and not (
+                intact and code_of(kept.read_bytes()) == code_of(SOURCE[name])):
+            changed.append(name)
+    return changed
 
 
-def code_of(path):
-    """The syntax tree of a script without its docstrings, as text; None where the file is missing or broken."""
+def versions():
+    """{library: version} of those that compute: another one may round otherwise."""
+    from importlib.metadata import version
+    return {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
+
+
+def code_of(content):
+    """The syntax tree of a script without its docstrings, as text; None where it is broken."""
     try:
-        tree = ast.parse(path.read_bytes())
-    except (OSError, ValueError, SyntaxError):
+        tree = ast.parse(content)
+    except (ValueError, SyntaxError):
         return None
     # Syntax trees know no comments; docstrings are their first statements.
     for node in ast.walk(tree):
@@ -402,12 +412,14 @@ def artifacts_are_here(client, run_id):
     """Whether files can be logged to a run without writing into another project. The database keeps absolute paths,
     so a copy of a project still points to the original: then a warning says so."""
     from mlflow.utils.file_utils import local_file_uri_to_path
-    place, database = client.get_run(run_id).info.artifact_uri, database_file()
-    if database is None or not place.startswith(("file:", "/")):
+    location, database = client.get_run(run_id).info.artifact_uri, database_file()
+    if database is None or not location.startswith(("file:", "/")):
         return True
-    path = Path(local_file_uri_to_path(place))
-    root = Path(*path.parts[:path.parts.index("mlruns")]) if "mlruns" in path.parts else path.parents[2]
-    if root == database.parent:
+    # The files of a run lie in ROOT/mlruns/..., and ROOT is another project where it has a database of that name.
+    path = Path(local_file_uri_to_path(location))
+    at = len(path.parts) - path.parts[::-1].index("mlruns") - 1 if "mlruns" in path.parts else len(path.parts) - 3
+    root = Path(*path.parts[:at])
+    if root == database.parent or (root.is_dir() and not (root / database.name).exists()):
         return True
     print(f"warning: not logged to MLflow: its database {database} keeps files in {root}/, as if it had been copied or "
           "moved from there", file=sys.stderr)

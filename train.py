@@ -14,7 +14,9 @@ validation split is about 0.83 and 0.86.
 Where to edit: DEFAULTS, `schedule`, `make_optimizer` and `loss_of` here; modules and their pooling in model.py; the
 tokenizer in data.py. A flag added to `parse_args` is config["its_name"] everywhere.
 """
+import dataclasses
 import functools
+import json
 import math
 import shlex
 import signal
@@ -29,13 +31,16 @@ from files import UserError
 STARTED = time.time()
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
+# EDIT: the settings. Epochs and dropout shrink with the size of the data, see size_rule.
 DEFAULTS = {  # by model, the fields of its module among them; a flag overrides them
-    "mlp": {"lr": 1e-3, "dropout": 0.5, "word_ngrams": 2, "epochs": 25, "hidden": []},
-    "cnn": {"lr": 2e-3, "dropout": 0.4, "word_ngrams": 2, "epochs": 20, "hidden": [], "filters": 100,
-            "widths": [1, 2, 3]},
-    "rnn": {"lr": 2e-3, "dropout": 0.4, "word_ngrams": 2, "epochs": 15, "hidden": [], "units": 100},
-    "transformer": {"lr": 1e-3, "dropout": 0.3, "word_ngrams": 2, "epochs": 15, "hidden": [], "layers": 2, "heads": 4},
+    "mlp": {"lr": 1e-3, "dropout": 0.5, "word_ngrams": 2, "epochs": 25, "hidden": [], "scale": 5.0},
+    "cnn": {"lr": 2e-3, "dropout": 0.4, "word_ngrams": 2, "epochs": 20, "hidden": [], "scale": 5.0,
+            "filters": 100, "widths": [1, 2, 3]},
+    "rnn": {"lr": 2e-3, "dropout": 0.4, "word_ngrams": 2, "epochs": 15, "hidden": [], "scale": 5.0, "units": 100},
+    "transformer": {"lr": 1e-3, "dropout": 0.3, "word_ngrams": 2, "epochs": 15, "hidden": [], "scale": 5.0,
+                    "layers": 2, "heads": 4},
 }
+PRIOR = {"none": "training", "logit": "equal", "weights": "equal"}  # how frequent predictions take categories to be
 SMALL = 40_000         # training rows up to which these epochs and dropout hold, and characters weigh 1 (size_rule)
 FEW = 4000             # with fewer training rows Adagrad's sums begin lower, by the square of their share (size_rule)
 MAX_STEPS = 8          # of a chunk, which is one call of the compiled loop; titles of a chunk are all short or all long
@@ -85,19 +90,21 @@ def parse_args(argv=None):
     add("--hidden", type=files.positive(int), nargs="*", help=f"widths of hidden layers {default('hidden')}")
     add("--word-ngrams", type=files.positive(int), help=f"words of an n-gram at most {default('word_ngrams')}")
     add("--minn", type=files.not_negative(int), default=3, help="characters of an n-gram at least")
-    add("--maxn", type=files.not_negative(int), default=4, help="characters of an n-gram at most; 0: no such n-grams")
+    add("--maxn", type=files.not_negative(int), default=4,
+        help="characters of an n-gram at most; 0: no character n-grams")
     add("--character-weight", type=files.positive(float),
-        help="factor on the weights of n-grams of characters (default: by size, see size_rule)")
+        help="factor on the weights of character n-grams (default: by size, see size_rule)")
     add("--buckets", type=files.positive(int), help="rows for hashed n-grams (default: by size, see size_rule)")
     add("--filters", type=files.positive(int), help=f"filters of each width {default('filters')}")
     add("--widths", type=files.positive(int), nargs="+", help=f"words that a filter looks at {default('widths')}")
     add("--units", type=files.positive(int), help=f"recurrent units in each direction {default('units')}")
     add("--layers", type=files.positive(int), help=f"layers of attention {default('layers')}")
     add("--heads", type=files.positive(int), help=f"heads of an attention layer {default('heads')}")
-    add("--dropout", type=files.fraction_or_zero, help="share left out in training (default: by size, see size_rule)")
+    add("--dropout", type=files.fraction_or_zero,
+        help="share of features left out in training (default: by size, see size_rule)")
     add("--freeze-embeddings", action="store_true", help="leave the word vectors as they are at the start")
-    add("--balance", choices=("none", "logit", "weights"), default="logit",
-        help="how rare categories get their due: log prior added to the logits in training, or weights on the loss")
+    add("--balance", choices=PRIOR, default="logit",
+        help="against class imbalance: log prior added to the logits in training, or weights on the loss")
     add("--unreliable-weight", type=files.fraction_or_one, default=1.0, metavar="W",
         help="weight on the loss of rows whose label quality is not `reliable`")
     add("--seed", type=files.seed, default=0, help="decides every random number")
@@ -149,6 +156,7 @@ def class_terms(balance, labels, classes):
     `logit` adds the log prior (Menon et al. 2021, Long-tail learning via logit adjustment), `weights` divides by the
     category's frequency as scikit-learn's class_weight="balanced".
     """
+    # EDIT: the methods against class imbalance; PRIOR says what predictions then assume.
     # A category without a training row counts as half a row, so that its logarithm is finite.
     count = np.bincount(labels, minlength=classes)
     shift, weight = np.zeros(classes, np.float32), np.ones(classes, np.float32)
@@ -223,12 +231,14 @@ def init_state(config, features, titles, vectors=None):
     titles [N, L] give the rows' weights; vectors [V, D] (zero where not found) are the start of the words' own rows.
     """
     # Made under jit, so that the table comes into being on the device.
+    begin = 0.0 if config["freeze_embeddings"] else config["accumulator"]
+
     @jax.jit
     def start():
         variables = model.init(config, jax.random.key(config["seed"]))
         return {"variables": variables, "optimizer": {
             "dense": make_optimizer(config).init(variables["params"]), "step": jnp.zeros((), jnp.int32),
-            "accumulator": jnp.full(len(variables["table"]), config.get("accumulator", 0.0))}}  # none: frozen
+            "accumulator": jnp.full(len(variables["table"]), begin)}}
 
     state = start()
     variables = state["variables"]
@@ -275,43 +285,36 @@ def configure(args, meta, titles):
             raise UserError(f"train.py: DEFAULTS has no {name} for {args.model}")
     for name in usual:
         if name in others or name not in config.keys() | fields.keys():
-            raise UserError(f"train.py: DEFAULTS has {name} for {args.model}, which nothing uses")
+            raise UserError(f"train.py: DEFAULTS has {name} for {args.model}, which is neither a flag nor a field of "
+                            "its module")
 
-    # Settings that the flags leave open come from the model, then from the size of the data.
-    longest = args.word_ngrams or usual["word_ngrams"]
-    ngrams = args.maxn > 0 or longest > 1
-    epochs = usual["epochs"] if ngrams else (usual["epochs"] + 1) // 2
-    for name, value in (usual | size_rule(rows, epochs, usual["dropout"], len(meta["vocab"]))).items():
-        config[name] = value if config.get(name) is None else config[name]
+    # What flags leave open comes from the model, then from the size of the data.
+    config |= {name: value for name, value in usual.items() if flag_of(name) not in args.given}
+    ngrams = config["maxn"] > 0 or config["word_ngrams"] > 1
+    epochs = config["epochs"] if ngrams else (config["epochs"] + 1) // 2
+    for name, value in size_rule(rows, epochs, config["dropout"], len(meta["vocab"])).items():
+        if flag_of(name) not in args.given and (name not in usual or name in ("epochs", "dropout")):
+            config[name] = value
     config["batch_size"] = min(config["batch_size"], rows)
     pretrained = meta["vectors"] is not None
     config["dim"] = config["dim"] or (meta["vectors"].shape[1] if pretrained else 100)
+    config["prior"] = PRIOR[config["balance"]]
 
     # What nothing would use is left out, and refused if it was asked for.
-    unused = dict.fromkeys(others & config.keys(), f"{args.model} has no such setting")
-    if not args.maxn:
-        unused |= dict.fromkeys(("minn", "character_weight"), "--maxn 0 leaves no n-grams of characters")
-    if not ngrams:
-        unused["buckets"] = "there are no n-grams"
-    if args.freeze_embeddings:
-        unused |= dict.fromkeys(("table_lr", "accumulator"), "--freeze-embeddings leaves the table as it is")
-    if meta["reliable_share"] is None:
-        unused["unreliable_weight"] = f"{args.data} says of no row how reliable its label is"
-    for name, reason in unused.items():
-        flag = "--" + name.replace("_", "-")
-        if flag in args.given and not (name == "minn" and args.minn == 0):  # fastText's way to have none
-            raise UserError(f"{flag}: {reason}; leave it away")
+    for name, reason in unused(config, others, meta).items():
+        if flag_of(name) in args.given and not (name == "minn" and args.minn == 0):  # fastText's way to have none
+            raise UserError(f"{flag_of(name)}: {reason}; leave it out")
         config.pop(name, None)
     config.setdefault("buckets", 0)
 
     # What cannot be trained.
     if len(set(config.get("widths", []))) < len(config.get("widths", [])):
-        raise UserError(f"--widths {' '.join(map(str, args.widths))}: the same width twice")
-    if 0 < args.maxn < args.minn:
-        raise UserError(f"--minn {args.minn}: larger than --maxn {args.maxn}")
+        raise UserError(f"--widths {' '.join(map(str, config['widths']))}: the same width twice")
+    if config.get("minn", 0) > config["maxn"]:
+        raise UserError(f"--minn {config['minn']}: larger than --maxn {config['maxn']}")
     if pretrained and config["dim"] != meta["vectors"].shape[1]:
-        raise UserError(f"--dim {args.dim}: the prepared vectors have {meta['vectors'].shape[1]} numbers; leave --dim "
-                        "away, or run prepare.py without --vectors")
+        raise UserError(f"--dim {config['dim']}: the prepared vectors have {meta['vectors'].shape[1]} numbers; leave "
+                        "--dim out, or run prepare.py without --vectors")
     groups = data.length_groups(titles, config["batch_size"], MAX_STEPS)
     steps = config["epochs"] * sum(group.chunks * group.steps for group in groups)
     if steps >= 1 << 31:
@@ -324,13 +327,37 @@ def configure(args, meta, titles):
                "rows": rows, "steps": steps, "pretrained_vectors": pretrained, "training_rows": meta["training_rows"],
                "synthetic": meta["synthetic"], "fingerprint": meta["fingerprint"], "format": runs.FORMAT,
                "files": {name: meta["files"][name] for name in ("vocab.txt", "labels.txt")},
-               "source": runs.source_checksums()}
+               "source": runs.source_checksums(), "versions": runs.versions()}
     for name, value in fields.items():
         if config.get(name) is None:
-            if value is None:
+            if value is dataclasses.MISSING:
                 raise UserError(f"train.py: DEFAULTS has no {name} for {args.model}, whose module needs it")
             config[name] = value
+    for name, value in config.items():
+        try:
+            json.dumps(value)
+        except TypeError:
+            raise UserError(f"train.py: {name} is {value!r}, which config.json cannot hold; use numbers, text or lists"
+                            ) from None
     return config
+
+
+def flag_of(name):
+    return "--" + name.replace("_", "-")
+
+
+def unused(config, others, meta):
+    """{setting that nothing would use: why}. others: fields of other models' modules."""
+    found = dict.fromkeys(others & config.keys(), f"{config['model']} has no such setting")
+    if not config["maxn"]:
+        found |= dict.fromkeys(("minn", "character_weight"), "--maxn 0 leaves no character n-grams")
+        if config["word_ngrams"] == 1:
+            found["buckets"] = "there are no n-grams"
+    if config["freeze_embeddings"]:
+        found |= dict.fromkeys(("table_lr", "accumulator"), "--freeze-embeddings leaves the table as it is")
+    if meta["reliable_share"] is None:
+        found["unreliable_weight"] = "the prepared data says of no row how reliable its label is"
+    return found
 
 
 def choose_run(args, meta, titles):
@@ -339,14 +366,18 @@ def choose_run(args, meta, titles):
         folder = runs.new_folder(args.runs, args.name, args.model)
         return folder, files.with_checksum(configure(args, meta, titles) | {"created": time.time()})
     if others := args.given - {"--resume", "--data", "--runs"}:
-        raise UserError(f"--resume goes on with the run's own settings; leave {' '.join(sorted(others))} away")
+        raise UserError(f"--resume goes on with the run's own settings; leave {' '.join(sorted(others))} out")
     folder = args.runs / args.resume
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no such run to resume")
     config, _, _ = runs.load(folder, model.MODELS)
     if changed := runs.changed_source(folder, config):
         raise UserError(f"{folder}: {' and '.join(changed)} changed since it was begun; go on with the scripts that it "
-                        f"keeps: python {folder / 'source/train.py'} {resume_flags(args, args.resume)}")
+                        f"keeps: python {shlex.quote(str(folder / 'source/train.py'))} "
+                        + resume_flags(args, args.resume))
+    if (now := runs.versions()) != config["versions"]:
+        print(f"warning: {folder}: was begun with {config['versions']}, and goes on with {now}: its bits may differ",
+              file=sys.stderr)
     if config["fingerprint"] != meta["fingerprint"]:
         raise UserError(f"{folder}: was trained on other data ({config['fingerprint']}) than {args.data} holds "
                         f"({meta['fingerprint']}); name its data with --data")
@@ -355,7 +386,12 @@ def choose_run(args, meta, titles):
 
 def resume_flags(args, name):
     """The flags with which train.py goes on with a run, as a user types them."""
-    return f"--resume {name}" + "".join(f" --{flag} {shlex.quote(str(value))}" for flag, value, usual in (
+    return f"--resume {name}{other_folders(args)}"
+
+
+def other_folders(args):
+    """--runs and --data, as a user types them, where they are not the usual ones."""
+    return "".join(f" --{flag} {shlex.quote(str(value))}" for flag, value, usual in (
         ("runs", args.runs, "runs"), ("data", args.data, "data/prepared")) if str(value) != usual)
 
 
@@ -442,7 +478,7 @@ def train(args):
     best = max(reversed(history), key=lambda row: row["valid_balanced_accuracy"])
     print(f"best epoch {best['epoch']}: validation balanced accuracy {best['valid_balanced_accuracy']:.4f}"
           f"{' on SYNTHETIC data' if config['synthetic'] else ''}; {time.time() - STARTED:.1f} s in all\n"
-          f"test it: python evaluate.py --ckpt {folder.name}")
+          f"test it: python evaluate.py --ckpt {folder.name}{other_folders(args)}")
 
 
 def compile_chunks(config, state, arrays, groups):
@@ -489,7 +525,7 @@ def stop_signals():
 
 def leave(args, name, step, number):
     """End the program after a signal of this number."""
-    print(f"stopped at step {step:,}; go on with: python train.py {resume_flags(args, name)}")
+    print(f"stopped at step {step:,}; go on with: python {shlex.quote(sys.argv[0])} {resume_flags(args, name)}")
     raise SystemExit(128 + number)
 
 
@@ -499,7 +535,7 @@ def introduce(name, config, state):
     parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
     print(f"run {name}{' (SYNTHETIC DATA)' if config['synthetic'] else ''} on {jax.devices()[0]}: "
           + ", ".join(f"{key}={value}" for key, value in config.items()
-                      if key not in ("checksum", "created", "files", "source", "format", "training_rows")))
+                      if key not in ("checksum", "created", "files", "source", "versions", "format", "training_rows")))
     print(f"{config['rows']:,} rows, {config['steps']:,} steps of {config['batch_size']}; {parameters:,} parameters "
           f"and a table of {len(variables['table']):,} x {config['dim']} ({variables['table'].nbytes / 1e6:,.0f} MB); "
           f"chance loss ln {config['classes']} = {math.log(config['classes']):.3f}")

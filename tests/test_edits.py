@@ -27,14 +27,20 @@ ATTENTION_POOLING = """
 COMMENT = """
 --- model.py
 @@
--    scale: float = 5.0                                                  # length of the weight vector of a title
-+    scale: float = 5.0  # a comment of mine
+-NGRAM_SAMPLES = 4  # of a word's character n-grams, in a training step; prediction uses all
++NGRAM_SAMPLES = 4
 """
-OTHER_SCALE = """
+OTHER_CODE = """
 --- model.py
 @@
--    scale: float = 5.0  # a comment of mine
-+    scale: float = 7.0
+-NGRAM_SAMPLES = 4
++NGRAM_SAMPLES = 5
+"""
+OTHER_FIELD = """
+--- model.py
+@@
+     dropout: float                                                      # of hidden layers
++    power: float
 """
 
 
@@ -124,8 +130,8 @@ def test_edits_of_a_line_or_two(copy, edit, model):
 
 
 def test_a_run_of_other_code_is_told(copy):
-    """The configuration keeps the fields of a module, so a run of the bag predicts what it did; that the code is
-    another one is told in a line. Comments are no code. Resuming is refused, but for the scripts that the run keeps."""
+    """That the code is another one is told in a line. Comments are no code. Resuming is refused, but for the scripts
+    that the run keeps, and a copy of these that was changed is none."""
     def predicted():
         done = run(copy, "evaluate", "--ckpt", "bag", "--predict", "tiny.csv")
         return done.stdout, done.stderr
@@ -134,7 +140,7 @@ def test_a_run_of_other_code_is_told(copy):
     apply(COMMENT, copy)
     run(copy, "train", "--resume", "bag")
     assert predicted() == before and before[1] == ""
-    apply(OTHER_SCALE, copy)
+    apply(OTHER_CODE, copy)
     lines, warning = predicted()
     assert lines == before[0]
     assert warning.count("\n") == 1 and "runs/bag: model.py changed" in warning
@@ -142,6 +148,15 @@ def test_a_run_of_other_code_is_told(copy):
     assert_one_line_error(done, "model.py", "runs/bag/source/train.py --resume bag")
     subprocess.run([sys.executable, *done.stderr.partition(": python ")[2].split()], cwd=copy, check=True,
                    capture_output=True, env=environment())
+
+
+    apply(OTHER_FIELD, copy)
+    done = run(copy, "evaluate", "--ckpt", "bag", "--predict", "-", check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and "'power'" in done.stderr.splitlines()[-1]
+    kept = copy / "runs/bag/source/model.py"
+    kept.write_text(kept.read_text().replace("NGRAM_SAMPLES = 4", "NGRAM_SAMPLES = 3"))
+    done = run_script("train", "--resume", "bag", cwd=copy, check=False, root=copy / "runs/bag/source")
+    assert_one_line_error(done, "model.py changed")
 
 
 def test_no_test_spells_out_a_configuration():

@@ -94,7 +94,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tiny, long_run, number):
     status, output = interrupted(tiny, name, number, 20)
     assert status == (-9 if number == signal.SIGKILL else 128 + number), output
     if number != signal.SIGKILL:
-        assert f"go on with: python train.py --resume {name}" in output
+        assert f"train.py --resume {name}" in output
     assert not (tiny / f"runs/{name}/checkpoints/{checkpoint(long_run)[1][-1]['step']}").exists()
     run_script("train", "--resume", name, cwd=tiny)
     assert_same_run(long_run, tiny / "runs" / name)

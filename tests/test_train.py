@@ -164,7 +164,7 @@ def test_the_configuration_holds_what_is_used_and_nothing_else(name):
                                                               "accumulator")])
 def test_a_flag_that_nothing_uses_is_refused(flags, name):
     flag = "--" + name.replace("_", "-")
-    with pytest.raises(UserError, match=f"^{flag}: .*; leave it away"):
+    with pytest.raises(UserError, match=f"^{flag}: .*; leave it out"):
         config_of(*flags)
     at = next(i for i, given in enumerate(flags) if str(given).startswith(flag))
     rest = flags[:at] + flags[at + (1 if "=" in flags[at] else 2):]
@@ -184,13 +184,26 @@ def test_a_weight_for_unreliable_rows_needs_label_quality():
 
 def test_defaults_and_module_must_fit(monkeypatch):
     usual = train.DEFAULTS["mlp"]
-    for change, words in (({"filters": 3}, "has filters for mlp, which nothing uses"),
+    for change, words in (({"filters": 3}, "has filters for mlp, which is neither a flag nor a field"),
                           ({"lr": None}, "has no lr for mlp"),
                           ({"hidden": None}, "has no hidden for mlp, whose module")):
         changed = {name: value for name, value in (usual | change).items() if value is not None}
         monkeypatch.setitem(train.DEFAULTS, "mlp", changed)
         with pytest.raises(UserError, match=words):
             config_of()
+
+
+@pytest.mark.parametrize("name, value", [("table_lr", 0.3), ("maxn", 0), ("balance", "none"), ("batch_size", 4),
+                                         ("character_weight", 0.5), ("seed", 7)])
+def test_defaults_of_a_model_win_over_those_of_the_flags(name, value, monkeypatch):
+    """Who edits DEFAULTS gets what stands there; a flag on the command line wins over it."""
+    monkeypatch.setitem(train.DEFAULTS, "mlp", train.DEFAULTS["mlp"] | {name: value})
+    assert config_of()[name] == value
+    other = {"balance": "weights", "maxn": 5}.get(name, 1)
+    assert config_of(f"--{name.replace('_', '-')}", other)[name] == other
+    monkeypatch.setitem(train.DEFAULTS, "mlp", train.DEFAULTS["mlp"] | {"scale": np.zeros(3)})
+    with pytest.raises(UserError, match="config.json cannot hold"):
+        config_of()
 
 
 @pytest.mark.parametrize("start", [0, 0.25])
