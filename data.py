@@ -17,6 +17,7 @@ How files of titles are read (sources.py), what a model computes (model.py) and 
 here.
 """
 import functools
+import html
 import itertools
 import re
 import sys
@@ -44,19 +45,30 @@ SPECIALS = ["<pad>", "<unknown>"]  # the first two entries of a vocabulary; no t
 CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
 WORD = re.compile(f"(?!\\W)[{CJK}]|[^\\W_{CJK}]+")  # the block of Japanese letters holds punctuation too
 
+# HTML entities count only with their semicolon: `mouse&notebook` has none.
+ENTITY = re.compile("&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,31});")
+
+# Accents and other marks; soft hyphens, zero-width spaces, marks of direction and the like.
+DROPPED = {"Mn", "Mc", "Me", "Cf"}
+
 # ASCII letters and digits in lower case, other ASCII as spaces, bytes of other characters as they are.
 ASCII_PIECES = bytes(byte if byte > 127 or chr(byte).isalnum() else ord(" ") for byte in bytes(range(256)).lower())
 
 
 def tokenize(title):
-    """Words of a title: str -> list of str. Lower case, compatibility decomposition, accents dropped; letters and
-    digits of any script are kept, everything else separates. This is the specification: `bulk_tokenize` must give the
-    same words.
+    """Words of a title: str -> list of str. HTML entities are decoded; lower case, compatibility decomposition, accents
+    and invisible characters dropped; letters and digits of any script are kept, everything else separates. This is the
+    specification: `bulk_tokenize` must give the same words.
     """
     # EDIT: the tokenizer. Whatever changes what it returns needs prepare.py and train.py to run again. ASCII text
     # other than letters and digits must go on to separate, and capitals to count as small letters.
-    decomposed = unicodedata.normalize("NFKD", title.lower())
-    return WORD.findall("".join(c.lower() for c in decomposed if unicodedata.category(c)[0] != "M"))  # № became No
+    decomposed = unicodedata.normalize("NFKD", decode_entities(title).lower())
+    return WORD.findall("".join(c.lower() for c in decomposed if unicodedata.category(c) not in DROPPED))  # № became No
+
+
+def decode_entities(title):
+    """A title with its HTML entities decoded, once: `&amp;eacute;` becomes `&eacute;`."""
+    return ENTITY.sub(lambda found: html.unescape(found[0]), title)
 
 
 tokenize_piece = functools.lru_cache(1 << 18)(tokenize)  # most pieces come again and again
@@ -74,12 +86,13 @@ def bulk_tokenize(titles):
     """
     import pyarrow.compute as pc
 
-    # Capital sigma is the one letter whose lower case depends on what stands beyond a separator. Lower case twice is
-    # lower case once, so titles that hold one are lowered as a whole first.
-    sigma = pc.match_substring(titles, "Σ")
-    if pc.any(sigma).as_py():
-        lowered = [title.lower() for title in titles.filter(sigma).to_pylist()]
-        titles = pc.replace_with_mask(titles, sigma, pa.array(lowered, titles.type))
+    # Two things reach across a separator: HTML entities, and capital sigma, whose lower case depends on what stands
+    # behind it. Titles that hold one are decoded and made lower case as a whole first. Doing so twice would change
+    # nothing, for no piece of a title holds the ampersand that an entity begins with.
+    whole = pc.match_substring_regex(titles, "&[#0-9a-zA-Z]+;|Σ")
+    if pc.any(whole).as_py():
+        decoded = [decode_entities(title).lower() for title in titles.filter(whole).to_pylist()]
+        titles = pc.replace_with_mask(titles, whole, pa.array(decoded, titles.type))
 
     # The bytes of all titles one after the other, and where each title begins.
     _, offsets, content = titles.buffers()

@@ -12,7 +12,8 @@ recall, F1 and support of each), confusions.csv with example titles, recall.png 
 training's MLflow run. Of several runs it goes to the first one's, runs/NAME/SPLIT-WHICH+OTHER..., with --prior to
 SPLIT-WHICH-PRIOR. The interval of the balanced accuracy is a bootstrap within categories.
 
---predict reads a title a line, or a CSV with a `title` (or `text`) column, plain or compressed, `-` for standard input.
+--predict reads a title a line, or a CSV or Parquet file with a `title` (or `text`) column, plain or compressed, `-` for
+standard input; --title-column says which column it is, --encoding what is not UTF-8 (cp1252 is what Excel writes).
 It writes a line for each title, in order: category TAB probability, K times with --top K. A CSV with an `id` column,
 such as the challenge's test.csv, gives `id,category` instead. It needs nothing but the run's folder; best and latest
 are of the runs on --data, where that is there. Titles are classified 32,768 at a time, from a terminal one at a time.
@@ -24,6 +25,9 @@ import json
 import os
 import sys
 from pathlib import Path
+
+if sys.flags.safe_path:  # PYTHONSAFEPATH keeps Python from looking for modules beside the script
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import files
 from files import UserError
@@ -47,9 +51,13 @@ def parse_args():
     add("--predict", metavar="FILE", help="classify the titles in this file, or - for standard input")
     add("--top", type=files.positive(int), default=1, metavar="K", help="with --predict: the K likeliest categories")
     add("--out", type=Path, metavar="FILE", help="with --predict: write here instead of standard output")
+    add("--title-column", metavar="C", help="with --predict: name or number (from 1) of the column of titles")
+    add("--encoding", type=files.encoding, default="utf-8", help="with --predict: of the file, such as cp1252, utf-16")
     args = parser.parse_args()
     if args.out and args.predict is None:
         raise UserError("--out goes with --predict; a report goes to the run's folder")
+    if args.predict is None and (args.title_column or args.encoding != "utf-8"):
+        raise UserError("--title-column and --encoding go with --predict")
     if args.json and args.predict is not None:
         raise UserError("--json goes with a report, not with --predict")
     return args
@@ -57,7 +65,7 @@ def parse_args():
 
 if __name__ == "__main__":
     ARGS = files.run(parse_args)  # before JAX is loaded, so that --help answers at once
-    files.clean_environment()
+    files.run(files.clean_environment)
 
 import contextlib
 import csv
@@ -400,7 +408,8 @@ def named_scores(prefix, scores):
     """{name: number} of all scores, those of slices included, as MLflow's page shows them."""
     values = {f"{prefix}_{name}": value for name, value in scores.items() if isinstance(value, float)}
     for part, row in scores["slices"].items():
-        values |= {f"{prefix}_{part.replace(' ', '_')}_{name}": value for name, value in row.items()
+        part = part.replace(" ", "_", 1)  # a language that has a space keeps it: another may have "_" there
+        values |= {f"{prefix}_{part}_{name}": value for name, value in row.items()
                    if isinstance(value, float)}
     return values
 
@@ -455,7 +464,8 @@ def predict(args):
         stack.enter_context(files.archive_errors(args.predict))
         out = stack.enter_context(files.atomic_write(args.out)) if args.out else sys.stdout
         pool = stack.enter_context(ThreadPoolExecutor(1))
-        with_ids, blocks = sources.read_titles(files.decompressed(file), args.predict, bad)
+        with_ids, blocks = sources.read_titles(
+            files.decompressed(file), args.predict, bad, sources.format_from(args))
         if with_ids and args.top > 1:
             raise UserError(f"--top {args.top}: {args.predict} has ids, for which one category each is written")
         if with_ids:

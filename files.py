@@ -5,6 +5,7 @@ What a title, a run or a model is does not belong here, and nothing here imports
 """
 import argparse
 import bz2
+import codecs
 import glob
 import gzip
 import hashlib
@@ -77,8 +78,8 @@ background_threads = []  # that `in_background` has started
 
 def exit_with(status):
     """End the program. The interpreter's own way out crashes while a background thread is in the middle of an import,
-    so then the program ends without it."""
-    if any(thread.is_alive() for thread in background_threads):
+    and after Ctrl-C libraries print tracebacks of what they were at, so then the program ends without it."""
+    if status == 130 or any(thread.is_alive() for thread in background_threads):
         with suppress(OSError):
             sys.stdout.flush()
         os._exit(status)
@@ -108,14 +109,20 @@ JAX_VARIABLES = [f"JAX_{name}" for name in (
     "DEFAULT_PRNG_IMPL", "THREEFRY_PARTITIONABLE", "ENABLE_CUSTOM_PRNG", "RANDOM_SEED_OFFSET", "LEGACY_PRNG_KEY",
     "TRANSFER_GUARD", "TRANSFER_GUARD_HOST_TO_DEVICE", "TRANSFER_GUARD_DEVICE_TO_DEVICE",
     "TRANSFER_GUARD_DEVICE_TO_HOST", "DISABLE_JIT", "DEBUG_NANS", "DEBUG_INFS", "CHECK_TRACER_LEAKS",
-    "DEBUG_KEY_REUSE", "SOFTMAX_CUSTOM_JVP")]
+    "DEBUG_KEY_REUSE", "SOFTMAX_CUSTOM_JVP", "HIGH_DYNAMIC_RANGE_GUMBEL", "EXPLICIT_X64_DTYPES", "ENABLE_CHECKS",
+    "NO_TRACING", "NO_EXECUTION")]
 
 
 def clean_environment():
-    """Take JAX_VARIABLES out of the environment; a script calls this before it imports JAX."""
+    """Take JAX_VARIABLES out of the environment, and import JAX, which reads the others. Raises UserError where one of
+    them has a value that JAX does not know."""
     for name in JAX_VARIABLES:
         if os.environ.pop(name, None) is not None:
             print(f"warning: {name} is ignored, so that results do not depend on it", file=sys.stderr)
+    try:
+        import jax  # noqa: F401
+    except ValueError as error:
+        raise UserError(f"JAX does not start ({error}); unset that variable") from None
 
 
 def require_device():
@@ -199,6 +206,16 @@ def seed(text):
     if not 0 <= int(text) < 2 ** 32:
         raise ValueError
     return int(text)
+
+
+def encoding(text):
+    """An argparse type: the name of a text encoding that Python knows."""
+    try:
+        name = codecs.lookup(text).name
+        "".encode(name)
+    except (LookupError, TypeError):
+        raise ValueError from None
+    return name
 
 
 def readable(path):
@@ -348,6 +365,37 @@ def decompressed(file):
             content = CountingStream(opener(packed, "rb"), check)
             return io.BufferedReader(content, 1 << 18)
     return file
+
+
+class DecodedStream(io.RawIOBase):
+    """A readable stream of UTF-8 over a binary stream of text in another encoding."""
+
+    def __init__(self, stream, encoding, name):
+        self.stream, self.decoder, self.rest = stream, codecs.getincrementaldecoder(encoding)(), b""
+        self.encoding, self.name = encoding, name
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        piece = b"unread"
+        while piece and not self.rest:
+            piece = self.stream.read1(1 << 16)
+            try:
+                self.rest = self.decoder.decode(piece, final=not piece).encode("utf-8", "replace")
+            except UnicodeError as error:
+                raise UserError(f"{self.name}: not text in {self.encoding} ({error})") from None
+        content, self.rest = self.rest[:len(buffer)], self.rest[len(buffer):]
+        buffer[:len(content)] = content
+        return len(content)
+
+
+def decoded(stream, encoding, name):
+    """A buffered stream of UTF-8 over a buffered binary stream; its reads raise UserError where the content is not in
+    this encoding. UTF-8 itself is left as it is, so that single rows of it can be at fault."""
+    if encoding == "utf-8":
+        return stream
+    return io.BufferedReader(DecodedStream(stream, encoding, name), 1 << 18)
 
 
 @contextmanager

@@ -4,11 +4,12 @@
     python prepare.py --data titles.csv                 # your own file or folder
     python prepare.py --data train.csv --test test.csv  # with a test set of its own
     python prepare.py --download course                 # fetch the course's Spanish and Portuguese files first
+    python prepare.py --data export.csv --title-column Name --category-column 5 --encoding cp1252
 
 Reads, plain or compressed (gzip, bzip2, xz), told apart by content:
   - CSV or TSV with a header that names `title` (or `text`) and `category` (or `label`), in any order; `language`,
     `label_quality` (reliable, unreliable) and `split` (train, valid, test) are used where present
-  - JSON lines with the same names, and fastText files (`__label__x some text`)
+  - Parquet and JSON lines with the same names, and fastText files (`__label__x some text`)
   - a folder of such files whose names say train, valid or test
 Writes data/prepared/ (its files are described in data.py); a failed run leaves what was there before.
 Splits that the source does not give are drawn by --seed, stratified by category: 20 % test, then --valid of the rest;
@@ -19,13 +20,17 @@ import os
 import re
 import sys
 import time
-from collections import deque
+import unicodedata
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
+
+if sys.flags.safe_path:  # PYTHONSAFEPATH keeps Python from looking for modules beside the script
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import data
 import files
@@ -37,6 +42,9 @@ from files import UserError, readable
 # --- knobs ------------------------------------------------------------------------------------------------------------
 RAW = Path("data/raw")      # where --download writes and where data is looked for without --data
 TEST_SHARE = 0.2            # of the rows, where the source gives no test split
+GLUED = 12                  # labels that begin alike before a comma, of a fastText file, are a doubt, as are commas ...
+                            # ... in all of them; so is ...
+CUT_TITLES, CUT_SHARE = 8, 0.95  # ... a category of so many titles, whose first words stand nowhere else
 TOO_FEW = 5                 # categories with fewer distinct titles are not split: all their rows train
 SYNTHETIC_ROWS = 100_000    # size of the built-in set, unless --rows is given
 SYNTHETIC_CATEGORIES = 120
@@ -49,7 +57,7 @@ DOWNLOADS = {  # name -> (server folder, {file: size in bytes where it is known}
 }
 
 SPLIT_NAMES = {"train": 0, "training": 0, "valid": 1, "validation": 1, "val": 1, "dev": 1, "test": 2}
-SUFFIX = re.compile(r"\.(csv|tsv|jsonl|json|txt)(\.(gz|bz2|xz))?$", re.IGNORECASE)
+SUFFIX = re.compile(r"\.(csv|tsv|jsonl|json|txt|parquet)(\.(gz|bz2|xz))?$", re.IGNORECASE)
 OWN_FILES = re.compile(r"(train|valid|test)_((titles|oov|labels|language|reliable)\.npy|text\.txt)|"
                        r"(vocab|oov|labels)\.txt|vectors\.npy|meta\.json|"
                        r"(train|valid|test)_rare\.npy|rare\.txt")  # what may stand in --out when it is replaced
@@ -74,49 +82,46 @@ def split_of(path):
     return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
 
 
-def has_categories(first):
-    """Whether the rows of a file with this first line have a category."""
-    if sources.format_of(first) == "json":
-        return any(f'"{name}"' in first for name in sources.COLUMNS["category"])
-    table = sources.read_table(first, "", ("title", "category"))
-    return first.startswith("__label__") or "category" in table.columns
-
-
-def find_files(folder):
-    """[(path, split or None)] of the data set in a folder; raises UserError when it holds none or several."""
+def find_files(folder, form):
+    """[(path, split or None)] of the data set in a folder, whose files have this sources.Format; raises UserError when
+    it holds none or several."""
+    # What begins with a dot belongs to the system (`._train.csv` to a Mac's), `.tmp-` to a killed download.
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and SUFFIX.search(path.name)
-                   and ".tmp-" not in str(path.relative_to(folder)))  # what a killed download left
+                   and not path.name.startswith(".") and ".tmp-" not in str(path.relative_to(folder)))
     named = [(path, split_of(path)) for path in paths if split_of(path) is not None]
 
     # The challenge's test.csv has titles without categories.
     for path, split in named.copy():
-        if split == 2 and not has_categories(sources.first_line(path)):
+        if split == 2 and not sources.has_categories(path, form):
             print(f"{path}: has no category column, so it is no test split (python evaluate.py --predict reads it)")
             named.remove((path, split))
     if named and not any(split == 0 for _, split in named):
         raise UserError(f"{folder}: has no training file (no name says train); name one with --data")
     found = named or [(path, None) for path in paths]
     if not found:
-        raise UserError(f"{folder}: no .csv, .tsv, .jsonl or .txt file here")
+        raise UserError(f"{folder}: no .csv, .tsv, .jsonl, .txt or .parquet file here")
 
     # Files of several folders, several files without a split, or the same file twice, packed and not, are a doubt.
     distinct = {SUFFIX.sub(r".\1", str(path)) for path, _ in found}
     if len({path.parent for path, _ in found}) > 1 or (not named and len(found) > 1) or len(distinct) < len(found):
         raise UserError(f"{folder}: holds several data sets ({', '.join(str(path) for path, _ in found[:4])}, ...); "
                         "choose with --data")
+    print("reading " + ", ".join(f"{path} ({SPLITS[split]})" if split is not None else str(path)
+                                 for path, split in found))
     return found
 
 
 def choose_files(args):
     """The files to read: [(path, split or None)]."""
+    form = sources.format_from(args)
     if args.download and args.data:
         raise UserError("--download and --data: give one; --download prepares what it fetched")
     if args.download:
-        found = find_files(fetch(args.download, args.mirror))
+        found = find_files(fetch(args.download, args.mirror), form)
     elif args.data:
-        found = find_files(args.data) if args.data.is_dir() else [(args.data, None)]
+        found = find_files(args.data, form) if args.data.is_dir() else [(args.data, None)]
     elif RAW.is_dir() and any(SUFFIX.search(path.name) for path in RAW.rglob("*")):
-        found = find_files(RAW)
+        found = find_files(RAW, form)
     elif args.test:
         raise UserError("--test goes with --data or --download, or with data in data/raw/")
     else:
@@ -142,7 +147,7 @@ class Codes:
     def __call__(self, values):
         """values [N], an Arrow string array -> [N] codes, of the smallest unsigned type up to here."""
         encoded = values.dictionary_encode()
-        codes = self.number([" ".join(name.split()) for name in encoded.dictionary.to_pylist()])
+        codes = self.number(encoded.dictionary.to_pylist())
         return codes.astype(data.smallest_uint(len(self.index)))[encoded.indices.to_numpy()]
 
     def number(self, names):
@@ -178,7 +183,7 @@ def read_rows(args, chosen, bad, seen):
     # --rows is about training data: test files are read whole.
     left = args.rows
     for path, split in chosen:
-        for block in sources.read_labelled(path, bad):
+        for block in sources.read_labelled(path, bad, sources.format_from(args)):
             seen["rows"] += len(block["title"])
             if args.languages:
                 if "language" not in block:
@@ -238,8 +243,7 @@ def ingest(args, chosen, bad):
             columns["language"].append(languages(block.get("language", nothing)))
             if len(languages.index) > 256:
                 raise UserError(f"{path}: more than 256 languages; rename the column if it holds something else")
-            columns["reliable"].append(
-                pc.equal(block.get("quality", nothing), "reliable").to_numpy(zero_copy_only=False))
+            columns["reliable"].append(given_quality(path, block.get("quality", nothing)))
             columns["split"].append(given_split(path, split, block.get("split", nothing)))
             known.update(name for name in ("language", "quality")
                          if name in block and pc.any(pc.not_equal(block[name], "")).as_py())
@@ -262,6 +266,16 @@ def title_lines(titles):
     if text.count(b"\n") > len(titles) or b"\r" in text:
         text = title_lines(pc.replace_substring_regex(titles, r"[\r\n]+", " "))
     return text
+
+
+def given_quality(path, values):
+    """Whether each row of a block is marked reliable: [n] bool."""
+    import pyarrow.compute as pc
+    lowered = pc.utf8_lower(values)
+    wrong = [value for value in lowered.unique().to_pylist() if value not in ("", "reliable", "unreliable")]
+    if wrong:
+        raise UserError(f"{path}: label_quality says {wrong[0]!r}; use reliable or unreliable")
+    return pc.equal(lowered, "reliable").to_numpy(zero_copy_only=False)
 
 
 def given_split(path, split, values):
@@ -349,6 +363,55 @@ def choose_words(words, blocks, training, min_count, largest):
     ids[both] = len(data.SPECIALS) + np.arange(len(both))
     return (data.SPECIALS + [names[i] for i in order.tolist()], [names[i] for i in np.flatnonzero(oov).tolist()],
             ids[ranks])
+
+
+def conflicting(label, groups):
+    """Which rows have a title that also comes with another category: [N] bool. groups [N]: equal for equal titles."""
+    first = np.zeros(groups.max() + 1, label.dtype)
+    first[groups[::-1]] = label[::-1]
+    several = np.zeros(len(first), bool)
+    several[groups[label != first[groups]]] = True
+    return several[groups]
+
+
+def doubts(rows, names, label, bad, fasttext):
+    """Note in `bad` what makes categories look as if they were read wrongly: names that differ in case, accents or HTML
+    entities only, and labels of `fasttext` files that seem cut at a space or joined by commas."""
+    # Toys and toys are two categories, but seldom meant to be.
+    plain = {}
+    for name in names:
+        folded = unicodedata.normalize("NFKD", data.decode_entities(name).casefold())
+        folded = "".join(c for c in folded if not unicodedata.combining(c))
+        plain.setdefault(" ".join(folded.split()), []).append(name)
+    for same in plain.values():
+        if len(same) > 1:
+            bad.note(f"category {same[0]}", None, f"differs from {same[1]} in case, accents or HTML entities "
+                     "only; are they one?")
+    if not fasttext:
+        return
+
+    # `__label__a,b` is one label to fastText.
+    before = Counter(name.partition(",")[0] for name in names if "," in name)
+    for prefix, count in before.most_common(1):
+        if count >= GLUED or sum(before.values()) == len(names):
+            bad.note(f"category {prefix}", None, f"{count} categories begin with this and a comma, as if several "
+                     "labels were joined; keep one label a line")
+
+    # `__label__Home Decor lamp` is a title "Decor lamp" to fastText. Then few words begin all titles of a category,
+    # and stand nowhere else.
+    lengths = np.concatenate([lengths for _, lengths, _ in rows.blocks]).astype(np.int64)
+    numbers = np.concatenate([numbers for numbers, _, _ in rows.blocks])
+    begun = np.flatnonzero(lengths)
+    first = numbers[(np.cumsum(lengths) - lengths)[begun]]
+    often = np.bincount(numbers)
+    pairs, counts = np.unique(label[begun].astype(np.int64) * len(often) + first, return_counts=True)
+    category, word = np.divmod(pairs, len(often))
+    alone = np.where(counts >= CUT_SHARE * often[word], counts, 0)  # titles that begin with such a word
+    words, titles, alone = (np.bincount(category, weights, len(names)) for weights in (None, counts, alone))
+    cut = (titles >= CUT_TITLES) & (words <= titles / 4) & (alone >= CUT_SHARE * titles)
+    for name in np.array(names, object)[cut]:
+        bad.note(f"category {name}", None, "all its titles begin with a few words that stand nowhere else, as if the "
+                 "label had been cut at a space; write labels without spaces")
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -444,6 +507,9 @@ def write_arrays(args, chosen, bad, folder):
             raise UserError(f"{where}: the {name} split is empty" + (
                 "" if s == 0 else f"; no category has {TOO_FEW} different titles to hold some out"))
 
+    fasttext = any(sources.format_of(sources.first_line(path, args.encoding)) == "fasttext" for path, _ in chosen)
+    doubts(rows, labels, label, bad, fasttext)
+
     # The vocabulary, of the training rows alone; then titles as ids.
     vocab, oov, ids = choose_words(rows.words, rows.blocks, split == 0, args.min_count, args.vocab)
     if len(vocab) == len(data.SPECIALS):
@@ -484,6 +550,7 @@ def write_arrays(args, chosen, bad, folder):
         "unknown_share": dict(zip(SPLITS, unknown_share.tolist(), strict=True)),
         "cut_share": rows.cut / count,
         "mean_words": rows.word_count / count,
+        "conflicting_rows": int(conflicting(label, groups).sum()),
         "not_split_categories": int(((per_category[0] > 0) & (per_category[2] == 0)).sum()),
         "not_in_train_categories": int((per_category[0] == 0).sum()),
         "also_in_train": {name: float(in_train[groups[split == s]].mean()) for s, name in enumerate(SPLITS) if s},
@@ -505,6 +572,8 @@ def report(meta, out, written, seconds):
         "unknown words": ", ".join(f"{name} {percent(meta['unknown_share'][name])}" for name in SPLITS[1:]),
         "words a title": f"{meta['mean_words']:.1f}; {percent(meta['cut_share'])} of titles cut at "
                          f"{meta['max_len']} words",
+        "conflicting labels": meta["conflicting_rows"] and f"{meta['conflicting_rows']:,} rows have a title that comes "
+                              "with another category, too",
         "titles also in train": ", ".join(f"{name} {percent(x)}" for name, x in meta["also_in_train"].items()),
         "vectors found": None if meta["vectors_found"] is None else percent(meta["vectors_found"]) + " of words",
         "written": f"{written:,} bytes to {out}/, fingerprint {meta['fingerprint']}",
@@ -538,6 +607,9 @@ def main():
     add("--valid", type=files.fraction, default=0.1, help="share of the rest for validation, where the source has none")
     add("--seed", type=files.seed, default=0, help="decides the splits, and the synthetic titles")
     add("--vectors", type=Path, help="pretrained vectors: word2vec, GloVe or fastText text file, plain or compressed")
+    add("--title-column", metavar="C", help="name or number (from 1) of the column of titles (default: title or text)")
+    add("--category-column", metavar="C", help="the same of categories (default: category or label)")
+    add("--encoding", type=files.encoding, default="utf-8", help="of the files, such as cp1252 (Excel) or utf-16")
     add("--max-bad-rows", type=files.positive(float), default=0.01,
         help="bad rows to skip: a share below 1, or a count")
     add("--threads", type=files.positive(int), default=min(8, os.cpu_count()), help="threads that tokenize")

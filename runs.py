@@ -391,7 +391,7 @@ def metric_names(names):
     """{name: one that MLflow takes}, different for different names: a language may be anything."""
     result = {}
     for name in names:
-        plain = re.sub(r"[^\w.\- /]", "_", name)[:200]
+        plain = re.sub(r"[^\w.\- ]", "_", name)[:200]
         taken = set(result.values())
         result[name] = next(plain + end for i in range(len(taken) + 1)
                             if plain + (end := f"_{i + 1}" if i else "") not in taken)

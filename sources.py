@@ -1,4 +1,4 @@
-"""Rows out of any file of titles: CSV and TSV, JSON lines, fastText files and plain lists of titles.
+"""Rows out of any file of titles: CSV and TSV, JSON lines, Parquet, fastText files and plain lists of titles.
 
 prepare.py reads labelled rows with `read_labelled`, evaluate.py titles alone with `read_titles`; both share the readers
 below. A file is read in blocks of whole lines. CSV goes through Arrow, which is quick, as long as a block is in order;
@@ -8,9 +8,11 @@ What a title means to a model (words, ids) does not belong here, and neither doe
 """
 import csv
 import functools
+import io
 import itertools
 import re
 import sys
+import unicodedata
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -23,6 +25,7 @@ from files import UserError
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
 BLOCK = 8 << 20      # bytes of a file in memory at a time, for each thread a few
+SNIFFED = 20         # lines that show whether a file is a list of titles
 LINE_ROWS = 50_000   # rows of JSON lines and fastText files in a block at most
 ROW_BYTES = 1 << 18  # that a row with line ends in its fields may take
 
@@ -30,7 +33,10 @@ COLUMNS = {"title": ("title", "text"), "category": ("category", "label"), "langu
            "quality": ("label_quality",), "split": ("split",), "id": ("id",)}
 LABELLED = ("title", "category", "language", "quality", "split")
 JSON = re.compile(r'\s*(\{\s*("|\}|$)|\[\s*([\[{"\]]|$))')  # but a title may begin with "[Oferta]"
-NOT_TEXT = (b"\xff\xfe", b"\xfe\xff", b"PK\3\4", b"\x1f\x8b")  # UTF-16, zip, gzip within a compressed file
+DELIMITER_LINE = re.compile(rb'"?sep=([,;\t|])"?')  # above the header, for spreadsheets
+PARQUET = b"PAR1"
+MARK = b"\xef\xbb\xbf"  # the byte order mark in UTF-8
+NOT_TEXT = (PARQUET, b"\xff\xfe", b"\xfe\xff", b"PK\3\4", b"\x1f\x8b")  # UTF-16, zip, gzip within a compressed file
 
 
 # --- what could not be read -------------------------------------------------------------------------------------------
@@ -47,10 +53,10 @@ class BadRows:
         self.first = self.first or f"{path}:{line}: {what}"
         self.count += 1
 
-    def note(self, path, line, what):
-        """Count a row that is kept, under what is odd about it."""
-        number, first = self.notes.get(what, (0, f"{path}:{line}"))
-        self.notes[what] = number + 1, first
+    def note(self, path, line, what, times=1):
+        """Count a row that is kept, or a category (without a line), under what is odd about it."""
+        number, first = self.notes.get(what, (0, path if line is None else f"{path}:{line}"))
+        self.notes[what] = number + times, first
 
     def empty(self, path, line):
         """What to do about an empty line in a table: nothing, it is no row."""
@@ -71,17 +77,19 @@ class BadRows:
 
 # --- blocks of lines --------------------------------------------------------------------------------------------------
 
-def line_blocks(stream, name, wait=True):
+def line_blocks(stream, name, bad, wait=True):
     """Yield (number of the first line, bytes) of a binary stream: blocks of whole lines, each ended by a newline alone.
 
-    wait: fill every block; without it, a block holds what a pipe has brought so far.
+    bad: notes carriage returns that are no line ends. wait: fill every block; without it, a block holds what a pipe has
+    brought so far.
     Raises UserError where the content is no text, or a line longer than files.MAX_LINE.
     """
     # The last line of a piece may go on in the next one.
     read, number, rest = stream.read if wait else stream.read1, 1, b""
     while piece := read(BLOCK):
         if number == 1 and ((rest + piece).startswith(NOT_TEXT) or b"\0" in piece[:1000]):
-            raise UserError(f"{name}: not text in UTF-8, plain or compressed once with gzip, bzip2 or xz")
+            raise UserError(f"{name}: not text in UTF-8, plain or compressed once with gzip, bzip2 or xz; if it is "
+                            "text in another encoding, name that with --encoding, such as utf-16")
         whole = rest + piece
         block, newline, rest = whole.rpartition(b"\n")
         first = whole.find(b"\n") if newline else 0  # only the first line and the last can be that long
@@ -90,33 +98,45 @@ def line_blocks(stream, name, wait=True):
             raise UserError(f"{name}:{number}: a line of more than {files.MAX_LINE >> 20} MB; is this a file of "
                             "titles?")
         if newline:
-            yield number, plain_ends(block + newline, name, number)
+            yield number, plain_ends(block + newline, name, number, bad)
             number += block.count(b"\n") + 1
     if rest:
-        yield number, plain_ends(rest + b"\n", name, number)
+        yield number, plain_ends(rest + b"\n", name, number, bad)
 
 
-def plain_ends(block, name, number):
+def plain_ends(block, name, number, bad):
     """A block whose lines end in newlines alone. A carriage return within a line becomes a space; within the first
-    line it shows a file of an old Macintosh, whose lines cannot be told."""
-    if number == 1:
-        block = block.removeprefix(b"\xef\xbb\xbf")
+    line it shows a file of an old Macintosh, whose lines cannot be told. Files put together from several have a byte
+    order mark before the first line of each; it is dropped."""
+    if MARK in block:
+        block = block.removeprefix(MARK).replace(b"\n" + MARK, b"\n")
     if b"\r" in block:
         block = block.replace(b"\r\n", b"\n")
         if number == 1 and b"\r" in block.partition(b"\n")[0]:
             raise UserError(f"{name}: a carriage return within the first line; end lines with newlines")
-        block = block.replace(b"\r", b" ")
+        if times := block.count(b"\r"):
+            bad.note(name, number + block.count(b"\n", 0, block.index(b"\r")),
+                     "a carriage return within a line was taken as a space; if it ends a title, end it with a newline",
+                     times)
+            block = block.replace(b"\r", b" ")
     return block
 
 
-def first_line(path):
-    """The first line of a file that may be compressed, as text; it tells the format."""
+def first_line(path, encoding="utf-8"):
+    """The first line of a file that may be compressed, as text; it tells the format. A spreadsheet's line `sep=;` is
+    passed over."""
     files.require_file(path)
     with open(path, "rb") as raw, files.archive_errors(path):
-        first = files.decompressed(raw).readline(files.MAX_LINE).decode("utf-8-sig", "replace").strip(" \r\n")
+        stream = files.decompressed(raw)
+        if is_parquet(stream):
+            return PARQUET.decode()
+        stream = files.decoded(stream, encoding, path)
+        first = stream.readline(files.MAX_LINE).removeprefix(MARK).strip(b" \r\n")
+        if DELIMITER_LINE.fullmatch(first):
+            first = stream.readline(files.MAX_LINE).strip(b" \r\n")
     if not first:
         raise UserError(f"{path}: empty file, or its first line is empty")
-    return first
+    return first.decode("utf-8", "replace")
 
 
 def format_of(first):
@@ -126,41 +146,86 @@ def format_of(first):
     return "fasttext" if first.startswith("__label__") else "text"
 
 
+# --- columns ----------------------------------------------------------------------------------------------------------
+
+class Format(NamedTuple):
+    """How a user says that files are to be read."""
+    names: dict = COLUMNS       # {column: names that it may have in the source, or its number from 1}
+    encoding: str = "utf-8"
+
+
+def format_from(args):
+    """The Format that --title-column, --category-column and --encoding ask for."""
+    names = dict(COLUMNS)
+    for column in ("title", "category"):
+        if asked := getattr(args, f"{column}_column", None):
+            names[column] = (int(asked),) if re.fullmatch("[0-9]{1,6}", asked) else (asked.strip(),)
+    return Format(names, args.encoding)
+
+
+def locate(header, wanted, names):
+    """{column: position} of those of `wanted` that a header has, in any case. A column that it names twice, or under
+    two of its names, is a doubt and not taken."""
+    found = {}
+    for column in wanted:
+        spellings = [str(name).lower() for name in names[column] if isinstance(name, str)]
+        at = [i for i, name in enumerate(header) if name.lower() in spellings or i + 1 in names[column]]
+        if len(at) == 1:
+            found[column] = at[0]
+    if len({*found.values()}) < len(found):
+        raise UserError(f"the same column for {' and '.join(found)}: {header[min(found.values())]}; see --title-column "
+                        "and --category-column")
+    return found
+
+
+def tidy(name):
+    """A category or language so that names that look the same are the same: composed (NFC), without invisible
+    characters, with single spaces."""
+    return " ".join("".join(c for c in unicodedata.normalize("NFC", name)
+                            if c.isspace() or unicodedata.category(c) not in ("Cc", "Cf")).split())
+
+
 # --- CSV --------------------------------------------------------------------------------------------------------------
-
-def read_header(line, fits):
-    """(delimiter, names in lower case) of the header of a CSV file: the first of comma, tab and semicolon with which
-    `fits(names)` holds, or comma."""
-    # Quotes count in a header, too, but a file may be anything.
-    def divided(delimiter):
-        try:
-            return [name.strip(" ").lower() for name in quoted_fields(line, delimiter)]  # a tab may delimit
-        except csv.Error:  # a carriage return within the line, as in binary files
-            return []
-
-    delimiter = next((delimiter for delimiter in ",\t;" if fits(divided(delimiter))), ",")
-    return delimiter, divided(delimiter)
-
 
 class Table(NamedTuple):
     """How to read the rows behind a header."""
     name: object          # of the file, for messages
     delimiter: str
-    width: int            # columns of a row
+    header: list          # names of the columns, as they stand
     columns: dict         # {column: position} of those wanted
 
+    @property
+    def width(self):
+        return len(self.header)
 
-def read_table(first, name, wanted):
-    """The Table of a CSV file with this first line; only columns of `wanted` that the header names are in it."""
-    def positions(names):
-        found = {column: [names.index(spelling) for spelling in COLUMNS[column] if spelling in names]
-                 for column in wanted}
-        return {column: at[0] for column, at in found.items() if len(at) == 1 and names.count(names[at[0]]) == 1}
 
-    # A column that the header names twice, or under both of its names, is a doubt and not taken.
-    needed = {"title", "category"}.intersection(wanted)
-    delimiter, names = read_header(first, lambda names: needed <= positions(names).keys())
-    return Table(name, delimiter, len(names), positions(names))
+def take_header(blocks):
+    """(first line as text, the delimiter that a spreadsheet's line `sep=;` before it tells or None, blocks behind)."""
+    number, block = next(blocks, (1, b""))
+    line, _, block = block.partition(b"\n")
+    told = DELIMITER_LINE.fullmatch(line.strip(b" "))
+    if told:
+        number, (line, _, block) = number + 1, block.partition(b"\n")
+    behind = itertools.chain([(number + 1, block)] if block else [], blocks)
+    return line.decode("utf-8", "replace").strip(" "), told and told[1].decode(), behind
+
+
+def read_table(first, name, wanted, names=COLUMNS, delimiter=None):
+    """The Table of a CSV file with this first line; only columns of `wanted` that the header names are in it. Unless
+    it is known, the delimiter is the first of comma, tab and semicolon with which the header has a title (and a
+    category, if wanted), or comma."""
+    # Quotes count in a header, too, but a file may be anything.
+    def divided(delimiter):
+        try:
+            return [field.strip(" ") for field in quoted_fields(first, delimiter)]  # a tab may delimit
+        except csv.Error:  # a carriage return within the line, as in binary files
+            return []
+
+    needed, tables = {"title", "category"}.intersection(wanted), []
+    for candidate in delimiter or ",\t;":
+        header = divided(candidate)
+        tables.append(Table(name, candidate, header, locate(header, wanted, names)))
+    return next((table for table in tables if needed <= table.columns.keys()), tables[0])
 
 
 def read_csv(blocks, table, bad):
@@ -292,28 +357,49 @@ def row_patterns(delimiter):
 
 # --- JSON lines and fastText ------------------------------------------------------------------------------------------
 
-def parse_json(line):
-    """{column: text} of a line of JSON; raises ValueError where it is no object."""
+def parse_json(line, names):
+    """{column: text} of a line of JSON; `names` are those that each column may have. Raises ValueError where it
+    is no object, or has a value that is no text."""
     import json
     fields = json.loads(line)
     if not isinstance(fields, dict):
         raise ValueError("not a JSON object; wanted: JSON lines, an object each")
-    return {column: next((str(fields[name]) for name in COLUMNS[column] if fields.get(name) is not None), "")
-            for column in LABELLED}
+    row = {}
+    for column, spellings in names.items():
+        found = [name for name in spellings if fields.get(name) is not None]
+        if len(found) > 1:
+            raise ValueError(f"has both {' and '.join(found)}; name one with --{column}-column")
+        row[column] = json_text(found[0], fields[found[0]]) if found else ""
+    return row
 
 
-def parse_fasttext(line):
+def json_text(name, value):
+    """A JSON value as text. Whole numbers and booleans are names, too; NaN is a missing value, as pandas writes it."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value != value:
+        return ""
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        return str(int(value))
+    kinds = {list: "a list", dict: "an object", float: "not a whole number"}
+    raise ValueError(f"the {name} is {kinds.get(type(value), type(value).__name__)}; wanted: text")
+
+
+def parse_fasttext(line, names):
     """{column: text} of a line of a fastText file; raises ValueError where it has no label, or several."""
     label, title = [*line.split(None, 1), "", ""][:2]
     if not label.startswith("__label__"):
         raise ValueError("does not start with __label__")
-    if title.startswith("__label__"):
+    if line.count("__label__") > 1:
         raise ValueError("has several labels; keep one")
     return {"title": title, "category": label.removeprefix("__label__")}
 
 
 def read_lines(blocks, name, parse, bad):
-    """Yield ({column: Arrow array of bytes}, line numbers) for blocks with one record a line; `parse` reads a line."""
+    """Yield ({column: Arrow array of bytes}, line numbers) for blocks with one record a line; `parse` gives the columns
+    of a line, or raises ValueError."""
     for number, block in blocks:
         # A line that cannot be parsed is a bad row, an empty one none at all.
         rows, numbers = [], []
@@ -332,29 +418,116 @@ def read_lines(blocks, name, parse, bad):
                    np.array(numbers[start:start + LINE_ROWS]))
 
 
+# --- Parquet ----------------------------------------------------------------------------------------------------------
+
+def is_parquet(stream):
+    return stream.peek(len(PARQUET)).startswith(PARQUET)
+
+
+def open_parquet(stream):
+    """A Parquet file, from a stream. The description of its columns stands at its end, so what cannot go back is read
+    whole."""
+    from pyarrow.parquet import ParquetFile
+    raw = isinstance(stream, io.BufferedReader) and isinstance(stream.raw, io.FileIO) and stream.seekable()
+    return ParquetFile(stream if raw else io.BytesIO(stream.read()))
+
+
+@contextmanager
+def parquet_errors(name):
+    """Turn what a broken Parquet file raises while it is read into a UserError that names it."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise UserError(f"{name}: not a sound Parquet file ({' '.join(str(error).split())[:200]})") from None
+
+
+def read_parquet(stream, name, wanted, names, bad):
+    """Yield ({column: Arrow array of bytes}, row numbers [n]) for blocks of a Parquet file. Values are as in JSON."""
+    number = 1
+    with parquet_errors(name):
+        file = open_parquet(stream)
+        header = file.schema_arrow.names
+        columns = locate(header, wanted, names)
+        require_columns(name, columns, wanted, names, ", ".join(header)[:80])
+        for batch in file.iter_batches(LINE_ROWS, columns=[header[position] for position in columns.values()]):
+            block, good = {}, np.ones(len(batch), bool)
+            for column, position in columns.items():
+                block[column], wrong = parquet_text(column, batch.column(header[position]))
+                for i in [i for i in wrong if good[i]]:
+                    bad.add(name, number + i, wrong[i])
+                    good[i] = False
+            numbers = number + np.flatnonzero(good)
+            number += len(batch)
+            yield {column: values.filter(pa.array(good)) for column, values in block.items()}, numbers
+
+
+def parquet_text(column, values):
+    """(a column of a Parquet file as an Arrow array of bytes, {index of a value that is no text: what it is})."""
+    kind = values.type
+    if pa.types.is_dictionary(kind):
+        values, kind = values.dictionary_decode(), kind.value_type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
+        return values.cast(pa.binary()).fill_null(b""), {}
+    text, wrong = [], {}
+    for i, value in enumerate(values.to_pylist()):
+        try:
+            text.append("" if value is None else json_text(column, value))
+        except ValueError as error:
+            text.append("")
+            wrong[i] = str(error)
+    return pa.array([value.encode() for value in text], pa.binary()), wrong
+
+
 # --- labelled rows ----------------------------------------------------------------------------------------------------
 
-def read_labelled(path, bad):
+def read_labelled(path, bad, form=None):
     """Yield blocks of a file's labelled rows: {"title": Arrow string array, "category": ..., and, where the file has
     them, "language", "quality", "split"}, each with one entry a row. Rows that lack a title or a category, or that
-    are not UTF-8, go to `bad`. Raises UserError where the file cannot be read at all."""
-    first = first_line(path)
+    are not UTF-8, go to `bad`. Raises UserError where the file cannot be read at all.
+
+    form: a Format, where the user has asked for one.
+    """
+    names, encoding = form or Format()
+    first, header = first_line(path, encoding), None
     with open_with_progress(path) as (stream, show):
-        blocks = line_blocks(stream, path)
-        if format_of(first) == "json":
-            found = read_lines(blocks, path, parse_json, bad)
-        elif format_of(first) == "fasttext":
-            found = read_lines(blocks, path, parse_fasttext, bad)
+        if is_parquet(stream):
+            found = read_parquet(stream, path, LABELLED, names, bad)
+        elif (kind := format_of(first)) != "text":
+            parse = functools.partial({"json": parse_json, "fasttext": parse_fasttext}[kind],
+                                      names={column: names[column] for column in LABELLED})
+            found = read_lines(line_blocks(files.decoded(stream, encoding, path), path, bad), path, parse, bad)
         else:
-            table = read_table(first, path, LABELLED)
-            for column in ("title", "category"):
-                if column not in table.columns:
-                    raise UserError(f"{path}:1: the header needs one column {' or '.join(COLUMNS[column])}, and says "
-                                    f"{first[:80]!r} (JSON lines and fastText's __label__ lines are read too)")
-            found = read_csv(without_header(blocks), table, bad)
+            line, delimiter, blocks = take_header(line_blocks(files.decoded(stream, encoding, path), path, bad))
+            table = read_table(line, path, LABELLED, names, delimiter)
+            require_columns(path, table.columns, LABELLED, names, f"{line[:80]!r} (JSON lines and fastText's __label__ "
+                            "lines are read too)")
+            header = {column: table.header[position] for column, position in table.columns.items()}
+            found = read_csv(blocks, table, bad)
         for block, numbers in found:
             show()
-            yield clean(block, numbers, path, bad)
+            yield clean(block, numbers, path, bad, header)
+
+
+def require_columns(path, columns, wanted, names, header):
+    """Raise UserError unless the title, and the category if wanted, are among the columns that a header has."""
+    for column in ("title", "category"):
+        if column in wanted and column not in columns:
+            raise UserError(f"{path}:1: the header needs one column {' or '.join(map(str, names[column]))}, and says "
+                            f"{header}; name it with --{column}-column")
+
+
+def has_categories(path, form=None):
+    """Whether the rows of a file have a category, by its first line."""
+    names, encoding = form or Format()
+    first = first_line(path, encoding)
+    if first == PARQUET.decode():
+        with open(path, "rb") as raw, files.archive_errors(path), parquet_errors(path):
+            return "category" in locate(open_parquet(files.decompressed(raw)).schema_arrow.names, ("category",), names)
+    if format_of(first) == "json":
+        return any(f'"{name}"' in first for name in names["category"])
+    return first.startswith("__label__") or "category" in read_table(first, path, LABELLED, names).columns
 
 
 @contextmanager
@@ -366,18 +539,10 @@ def open_with_progress(path):
         yield files.decompressed(raw), lambda: bar.update(raw.tell() - bar.n)
 
 
-def without_header(blocks):
-    """The blocks of lines without the first line."""
-    for number, block in blocks:
-        if number == 1:
-            number, block = 2, block.partition(b"\n")[2]
-        if block:
-            yield number, block
-
-
-def clean(block, numbers, path, bad):
-    """The cleaning step of all formats: columns of bytes become trimmed text, and rows that are not UTF-8, or lack a
-    title or a category, go to `bad` instead. Returns {column: Arrow string array}."""
+def clean(block, numbers, path, bad, header=None):
+    """The cleaning step of all formats: columns of bytes become trimmed text, categories and languages tidy, and rows
+    that are not UTF-8, lack a title or a category, or repeat the `header` ({column: its name}) go to `bad` instead.
+    Returns {column: Arrow string array}."""
     import pyarrow.compute as pc
     # A column is valid as a whole in nearly every block; where it is not, the rows that are at fault are looked for.
     good = np.ones(len(numbers), bool)
@@ -390,12 +555,24 @@ def clean(block, numbers, path, bad):
             for i in np.flatnonzero(broken & good):
                 bad.add(path, numbers[i], f"the {column} is not UTF-8")
             good &= ~broken
-        block[column] = text = pc.utf8_trim_whitespace(text)
+        text = pc.utf8_trim_whitespace(text)
+        if column in ("category", "language"):
+            encoded = text.dictionary_encode()
+            text = pa.array([tidy(name) for name in encoded.dictionary.to_pylist()], pa.string()).take(encoded.indices)
+        block[column] = text
         if column in ("title", "category"):
             empty = pc.equal(text, "").to_numpy(zero_copy_only=False)
             for i in np.flatnonzero(empty & good):
                 bad.add(path, numbers[i], f"no {column}")
             good &= ~empty
+
+    # Files put together from several keep the header of each.
+    if header:
+        repeated = np.logical_and(*(pc.equal(block[column], tidy(header[column])).to_numpy(zero_copy_only=False)
+                                    for column in ("title", "category")))
+        for i in np.flatnonzero(repeated & good):
+            bad.add(path, numbers[i], "repeats the header")
+        good &= ~repeated
     return block if good.all() else {column: values.filter(pa.array(good)) for column, values in block.items()}
 
 
@@ -414,23 +591,14 @@ class NoBadRows(BadRows):
         self.note(path, line, "an empty line in a table is no row, so nothing is written for it")
 
 
-def read_titles(stream, name, bad):
+def read_titles(stream, name, bad, form=None):
     """Titles to classify, from a binary stream: (whether they have ids, blocks), a block being (titles, ids or None),
-    lists of str. Every line of a list, and every row of a CSV file with a column title (or text), gives one title; an
-    empty line does so in a list and in a table of one column. Bytes that are not UTF-8 become the replacement
+    lists of str. Every line of a list, and every row of a CSV or Parquet file with a column title (or text), gives one
+    title; an empty line does so in a list and in a table of one column. Bytes that are not UTF-8 become the replacement
     character, and are noted. Raises UserError where the content is something else.
-    """
-    # What the first line shows decides how the rest is read.
-    blocks = line_blocks(stream, name, wait=not stream.isatty())
-    head = next(blocks, (1, b""))
-    first = head[1].partition(b"\n")[0].decode("utf-8", "replace").strip(" ")
-    if format_of(first) != "text":
-        raise UserError(f"{name}:1: JSON or labels; give titles, one a line, or CSV with a title column")
-    table = read_table(first, name, ("title", "id"))
-    is_table = "title" in table.columns
-    if not is_table and re.search(r"\.[ct]sv(\.|$)", str(name)):
-        raise UserError(f"{name}:1: no title (or text) column in the header ({first[:80]})")
 
+    form: a Format, where the user has asked for one.
+    """
     # A title that cannot be decoded is classified all the same, for every row needs an answer.
     def text(values, numbers):
         try:
@@ -439,17 +607,51 @@ def read_titles(stream, name, bad):
             found = [value.decode("utf-8", "replace") for value in values.to_pylist()]
             for number, value in zip(numbers, found, strict=False):
                 if "\ufffd" in value:
-                    bad.note(name, number, "bytes that are not UTF-8 were replaced")
+                    bad.note(name, number, "bytes that are not UTF-8 were replaced; --encoding cp1252 reads what Excel "
+                             "writes")
             return found
 
-    def read():
-        whole = itertools.chain([head], blocks) if head[1] else []
-        if not is_table:
-            for number, block in whole:
-                lines = pa.array(block.split(b"\n")[:-1], pa.binary())
-                yield text(lines, itertools.count(number)), None
-            return
-        for block, numbers in read_csv(without_header(whole), table, bad):
+    def columns(found):
+        for block, numbers in found:
             yield text(block["title"], numbers), text(block["id"], numbers) if "id" in block else None
 
-    return is_table and "id" in table.columns, read()
+    names, encoding = form or Format()
+    if is_parquet(stream):
+        found = read_parquet(stream, name, ("title", "id"), names, bad)
+        head = next(found, ({"title": pa.array([], pa.binary())}, []))
+        return "id" in head[0], columns(itertools.chain([head], found))
+
+    # What the first lines show decides how the rest is read.
+    blocks = line_blocks(files.decoded(stream, encoding, name), name, bad, wait=not stream.isatty())
+    head = next(blocks, (1, b""))
+    lines = head[1].decode("utf-8", "replace").split("\n")[:SNIFFED]
+    if format_of(lines[0].strip()) != "text" or re.match("<(?:[?!]|rss|html)", lines[0]):
+        raise UserError(f"{name}:1: JSON, XML or labels; give titles, one a line, or CSV with a title column")
+    first, delimiter, behind = take_header(itertools.chain([head], blocks))
+    table = read_table(first, name, ("title", "id"), names, delimiter)
+    if "title" in table.columns:
+        return "id" in table.columns, columns(read_csv(behind, table, bad))
+    if (names["title"] != COLUMNS["title"] or re.search(r"\.[ct]sv(\.|$)", str(name), re.IGNORECASE)
+            or looks_like_a_table(lines)):
+        raise UserError(f"{name}:1: no title (or text) column in the header ({first[:80]}); name the column of titles "
+                        "with --title-column")
+
+    def listed():
+        for number, block in itertools.chain([head] if head[1] else [], blocks):
+            yield text(pa.array(block.split(b"\n")[:-1], pa.binary()), itertools.count(number)), None
+
+    return False, listed()
+
+
+def looks_like_a_table(lines):
+    """Whether lines are rows of a table rather than titles: the first names columns that we know, or all have as many
+    fields as it has, and there are some."""
+    lines = [line for line in lines if line.strip()]
+    for delimiter, least_fields, least_lines in (("\t", 2, 2), (";", 2, 2), ("|", 3, 2), (",", 3, 3)):
+        fields = [quoted_fields(line, delimiter) for line in lines]
+        names = {name.strip().lower() for name in fields[0]} if lines else set()
+        if len(names) > 1 and names & {"id", "label_quality", *COLUMNS["category"]}:
+            return True
+        if len(lines) >= least_lines and len(fields[0]) >= least_fields and len({*map(len, fields)}) == 1:
+            return True
+    return False

@@ -20,6 +20,7 @@ linear SVM on words, 0.84 on words and word pairs (class weights balanced). Wron
 import configparser
 import random
 import re
+import sys
 import time
 import unicodedata
 from collections import deque, namedtuple
@@ -28,6 +29,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+
+if sys.flags.safe_path:  # PYTHONSAFEPATH keeps Python from looking for modules beside the script
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import files
 from files import UserError

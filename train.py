@@ -24,6 +24,9 @@ import sys
 import time
 from pathlib import Path
 
+if sys.flags.safe_path:  # PYTHONSAFEPATH keeps Python from looking for modules beside the script
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+
 import data
 import files
 from files import UserError
@@ -117,7 +120,7 @@ def parse_args(argv=None):
 
 if __name__ == "__main__":
     ARGS = files.run(parse_args)  # before JAX is loaded, so that --help answers at once
-    files.clean_environment()
+    files.run(files.clean_environment)
 
 import jax
 import jax.numpy as jnp

@@ -7,6 +7,8 @@ import json
 import lzma
 import os
 import random
+import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +30,39 @@ def run_script(name, *args, cwd, check=True, stdin="", env=None, root=ROOT):
                           capture_output=True, text=True, env=environment(**(env or {})))
     if check:
         assert done.returncode == 0, done.stderr
+    return done
+
+
+def run_here(name, *args, cwd, check=True, stdin="", env=None):
+    """As run_script, but in this process, where JAX, MLflow and the others are loaded: a second instead of ten. It
+    cannot show what a process does: signals, its end, what libraries write past sys.stderr, what another hash seed
+    changes. Tests of that take run_script, and so does one test at least of each flag."""
+    import files
+    stdin = io.TextIOWrapper(io.BufferedReader(io.BytesIO(stdin.encode())), encoding="utf-8")
+    stdout, stderr, status = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), io.StringIO(), 0
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with pytest.MonkeyPatch.context() as patch:
+        # MLflow keeps its connection to an address, so a relative one would lead to the folder of an earlier call.
+        database = f"sqlite:///{Path(cwd).resolve()}/mlflow.db"
+        for variable, value in {"MLFLOW_TRACKING_URI": database, **(env or {})}.items():
+            patch.setenv(variable, value)
+        patch.chdir(cwd)
+        for attribute, value in (("argv", [f"{name}.py", *map(str, args)]), ("stdin", stdin), ("stdout", stdout),
+                                 ("stderr", stderr)):
+            patch.setattr(sys, attribute, value)
+        patch.setattr(files, "exit_with", sys.exit)  # the original may end the process at once
+        try:
+            runpy.run_path(str(ROOT / f"{name}.py"), run_name="__main__")
+        except SystemExit as stop:
+            status = stop.code or 0
+        finally:
+            for thread in files.background_threads:  # each belongs to this folder
+                thread.join()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    stdout.flush()
+    done = subprocess.CompletedProcess(args, status, stdout.buffer.getvalue().decode(), stderr.getvalue())
+    assert not check or status == 0, done.stderr
     return done
 
 
@@ -169,6 +204,7 @@ def prep(tmp_path, monkeypatch, capsys):
 
     def prep(*args, check=True):
         monkeypatch.setattr(sys, "argv", ["prepare.py", *map(str, args)])
+        monkeypatch.setattr(files, "exit_with", sys.exit)  # the original may end the process at once
         capsys.readouterr()
         status = 0
         try:

@@ -14,10 +14,11 @@ import sources
 
 def parsed(text, width=2, delimiter=",", block=8 << 20):
     """({line: cells} of CSV without a header, a Recorder), read in blocks of so many bytes."""
-    table = sources.Table("x.csv", delimiter, width, {str(i): i for i in range(width)})
+    table = sources.Table("x.csv", delimiter, [*"abcde"[:width]], {str(i): i for i in range(width)})
     bad, found = Recorder(), {}
     with mock.patch.object(sources, "BLOCK", block):
-        for cells, numbers in sources.read_csv(sources.line_blocks(io.BytesIO(text.encode()), "x.csv"), table, bad):
+        blocks = sources.line_blocks(io.BytesIO(text.encode()), "x.csv", bad)
+        for cells, numbers in sources.read_csv(blocks, table, bad):
             columns = [[cell.decode().strip() for cell in cells[str(i)].to_pylist()] for i in range(width)]
             found |= zip(numbers.tolist(), zip(*columns, strict=True), strict=True)
     return found, bad
@@ -123,7 +124,7 @@ def test_no_line_vanishes_unsaid(lines, width, delimiter):
 @example(["a,b", "", "c,d"], 2, ",")
 def test_the_quick_path_agrees_with_the_careful_one(lines, width, delimiter):
     block = "".join(f"{line}\n" for line in lines)
-    table, bad = sources.Table("x", delimiter, width, {str(i): i for i in range(width)}), Recorder()
+    table, bad = sources.Table("x", delimiter, [*"abcde"[:width]], {str(i): i for i in range(width)}), Recorder()
     quick = sources.parse_quickly(block.encode(), table)
     careful, _, used = sources.parse_carefully(block, 1, table, bad, last=True)
     assert used == len(block)

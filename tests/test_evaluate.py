@@ -10,7 +10,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from conftest import assert_one_line_error, run_script
+from conftest import assert_one_line_error, run_here, run_script
 from mlflow import MlflowClient
 from sklearn import metrics
 
@@ -98,13 +98,13 @@ def test_mlflow_gets_the_test_scores(reported):
 
 
 def test_printed_report(trained):
-    text = run_script("evaluate", "--ckpt", "filters", "--split", "train", cwd=trained).stdout
+    text = run_here("evaluate", "--ckpt", "filters", "--split", "train", cwd=trained).stdout
     assert "balanced" in text and "reliable" in text and "language portuguese" in text and " taken for " in text
 
 
 def test_best_and_latest_are_different_checkpoints(trained):
-    scores = {which: json.loads(run_script("evaluate", "--ckpt", f"bag/{which}", "--split", "valid", "--json",
-                                           cwd=trained).stdout) for which in ("best", "latest")}
+    scores = {which: json.loads(run_here("evaluate", "--ckpt", f"bag/{which}", "--split", "valid", "--json",
+                                         cwd=trained).stdout) for which in ("best", "latest")}
     rows = read_csv(trained / "runs/bag/metrics.csv")
     values = {int(row["step"]): float(row["valid_balanced_accuracy"]) for row in rows}
     assert scores["latest"]["step"] == max(values)
@@ -218,7 +218,7 @@ def test_output_may_be_a_pipe_and_a_report_a_link(trained, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "bag/test-best").symlink_to(tmp_path / "elsewhere")
     for _ in range(2):
-        run_script("evaluate", "--ckpt", tmp_path / "bag", cwd=trained)
+        run_here("evaluate", "--ckpt", tmp_path / "bag", cwd=trained)
         assert (tmp_path / "elsewhere/report.json").exists() and (tmp_path / "bag/test-best").is_symlink()
 
 
@@ -239,7 +239,7 @@ def test_a_checkpoint_that_does_not_fit(trained, tmp_path):
     files.write_json(tmp_path / "bag/config.json", config | {"dim": 17})
     fails("config.json", "changed")
     files.write_json(tmp_path / "bag/config.json", files.with_checksum(config | {"fingerprint": "other"}))
-    done = run_script("evaluate", "--ckpt", tmp_path / "bag", cwd=trained, check=False)
+    done = run_here("evaluate", "--ckpt", tmp_path / "bag", cwd=trained, check=False)
     assert_one_line_error(done, "other data")
     files.write_json(tmp_path / "bag/config.json", config)
     words = (tmp_path / "bag/vocab.txt").read_text().split("\n")
@@ -302,7 +302,7 @@ def test_several_runs_are_averaged_as_log_probabilities(trained, tmp_path):
     np.testing.assert_allclose(scores["loss"], -mean[np.arange(len(labels)), labels].mean(), rtol=1e-4)
     assert (trained / "runs/bag/test-best+filters-best/report.json").is_file()
     titles = (trained / "data/prepared/test_text.txt").read_text(encoding="utf-8")
-    text = run_script("evaluate", "--ckpt", "bag", "filters", "--predict", "-", cwd=trained, stdin=titles).stdout
+    text = run_here("evaluate", "--ckpt", "bag", "filters", "--predict", "-", cwd=trained, stdin=titles).stdout
     names = files.read_lines(trained / "data/prepared/labels.txt")
     assert [line.split("\t")[0] for line in text.splitlines()] == [names[i] for i in mean.argmax(1)]
 
@@ -315,13 +315,13 @@ def test_the_prior_of_predictions_can_be_chosen(trained):
     shifted = log_softmax(z + np.log(count / count.sum()))
     assert scores["prior"] == "training" and scores["accuracy"] == (shifted.argmax(1) == labels).mean()
     np.testing.assert_allclose(scores["loss"], -shifted[np.arange(len(labels)), labels].mean(), rtol=1e-4)
-    same = json.loads(run_script("evaluate", "--ckpt", "bag", "--prior", "equal", "--json", cwd=trained).stdout)
-    assert same["loss"] == json.loads(run_script("evaluate", "--ckpt", "bag", "--json", cwd=trained).stdout)["loss"]
+    same = json.loads(run_here("evaluate", "--ckpt", "bag", "--prior", "equal", "--json", cwd=trained).stdout)
+    assert same["loss"] == json.loads(run_here("evaluate", "--ckpt", "bag", "--json", cwd=trained).stdout)["loss"]
 
 
 def test_runs_that_do_not_go_together(trained, tmp_path):
     for again in ("bag/best", "best"):  # `filters` has the best score
-        done = run_script("evaluate", "--ckpt", "bag", "filters", again, cwd=trained, check=False)
+        done = run_here("evaluate", "--ckpt", "bag", "filters", again, cwd=trained, check=False)
         assert_one_line_error(done, "twice")
     other = tmp_path / "other"
     shutil.copytree(trained / "runs/bag", other)
@@ -330,7 +330,7 @@ def test_runs_that_do_not_go_together(trained, tmp_path):
     files.write_lines(other / "labels.txt", [label.lower() for label in labels])
     sums = config["files"] | {"labels.txt": files.checksum(other / "labels.txt")}
     files.write_json(other / "config.json", files.with_checksum(config | {"files": sums}))
-    done = run_script("evaluate", "--ckpt", "bag", other, cwd=trained, check=False)
+    done = run_here("evaluate", "--ckpt", "bag", other, cwd=trained, check=False)
     assert_one_line_error(done, "other labels")
 
 

@@ -3,6 +3,7 @@ import bz2
 import gzip
 import lzma
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import time
 import fuzz
 import pytest
 import torture
-from conftest import ROOT, assert_one_line_error, assert_same_run, environment, run_script
+from conftest import ROOT, assert_one_line_error, assert_same_run, environment, run_here, run_script
 from mlflow import MlflowClient
 
 import data
@@ -31,8 +32,8 @@ def test_a_decompression_bomb_stops(trained, tmp_path, name, packer):
             file.write((b" " * 9999 + b"\n") * 100)
     flags = ["--vectors", bomb, "--data", trained / "tiny.csv"] if name == "words.vec" else ["--data", bomb]
     if name == "new.txt":
-        done = run_script("evaluate", "--ckpt", "bag", "--predict", bomb, "--out", tmp_path / "out", cwd=trained,
-                          check=False)
+        done = run_here("evaluate", "--ckpt", "bag", "--predict", bomb, "--out", tmp_path / "out", cwd=trained,
+                        check=False)
     else:
         done = run_script("prepare", *flags, "--out", tmp_path / "out", "--max-bad-rows", 10_000_000, cwd=tmp_path,
                           check=False)
@@ -47,10 +48,10 @@ def test_an_endless_line_is_not_read_into_memory(trained, tmp_path):
         assert_one_line_error(done, "titles:1", "8 MB")
     for start, line in ((b"", 1), (b"funda\n", 2), (b"title\nfunda\n", 3)):
         (tmp_path / "titles").write_bytes(start + b"x" * (9 << 20) + b"\n")
-        done = run_script("evaluate", "--ckpt", "bag", "--predict", tmp_path / "titles", cwd=trained, check=False)
+        done = run_here("evaluate", "--ckpt", "bag", "--predict", tmp_path / "titles", cwd=trained, check=False)
         assert_one_line_error(done, f"titles:{line}", "8 MB")
     (tmp_path / "titles").write_bytes(b'title\nfunda\n"' + (b"x" * 99 + b"\n") * 100_000)
-    done = run_script("evaluate", "--ckpt", "bag", "--predict", tmp_path / "titles", cwd=trained)
+    done = run_here("evaluate", "--ckpt", "bag", "--predict", tmp_path / "titles", cwd=trained)
     assert "titles:3: an unclosed quote" in done.stderr and done.stdout.count("\n") == 100_001
 
 
@@ -66,7 +67,7 @@ def test_a_report_is_the_former_or_the_new_one_whole(trained, tmp_path):
     flags, report = ("--ckpt", tmp_path / "bag", "--split", "valid"), tmp_path / "bag/valid-best"
     with torture.disk_in(tmp_path) as mounted:
         shutil.copytree(trained / "runs/bag", tmp_path / "bag")
-        run_script("evaluate", *flags, cwd=trained)
+        run_here("evaluate", *flags, cwd=trained)
         (report / "notes.txt").write_text("mine")
         (report / "report.json").write_text("older")
         former, files = content(), os.listdir(report.parent)
@@ -75,11 +76,11 @@ def test_a_report_is_the_former_or_the_new_one_whole(trained, tmp_path):
             fails("valid-best", "space")
             torture.remount(tmp_path, "ro")
             fails("valid-best", "Read-only file system")
-            assert run_script("evaluate", "--ckpt", tmp_path / "bag", "--predict", "-", cwd=trained,
-                              stdin="funda\n").stdout.startswith("FUNDAS")
+            assert run_here("evaluate", "--ckpt", tmp_path / "bag", "--predict", "-", cwd=trained,
+                            stdin="funda\n").stdout.startswith("FUNDAS")
             torture.remount(tmp_path, f"rw,size={torture.DISK}")
         report.rename(report.with_name("valid-best.tmp-old"))
-        run_script("evaluate", *flags, cwd=trained)
+        run_here("evaluate", *flags, cwd=trained)
         assert content().keys() == former.keys() and content()["notes.txt"] == b"mine"
         assert content()["report.json"] != b"older"
         assert sorted(os.listdir(report.parent)) == sorted(files)
@@ -89,20 +90,20 @@ def test_nothing_is_unpickled(trained, tmp_path):
     """Not by a script, nor by a library that it calls: Python's audit sees every class that a pickle asks for."""
     shutil.copytree(trained / "data", tmp_path / "data")
     shutil.copytree(trained / "runs/bag", tmp_path / "runs/bag")
-    audited = ("import os, runpy, sys; del sys.argv[0]; sys.path.insert(0, os.path.dirname(sys.argv[0]));"
+    audited = ("import os, runpy, shlex, sys; sys.path.insert(0, sys.argv[1]); commands = sys.argv[2:];"
                "sys.addaudithook(lambda event, args: os._exit(99) if event == 'pickle.find_class' else None);"
-               "runpy.run_path(sys.argv[0], run_name='__main__')")
+               "[runpy.run_path(sys.argv[0], run_name='__main__') for sys.argv in map(shlex.split, commands)]")
 
-    def status(script, *args):
-        return subprocess.run([sys.executable, "-c", audited, script, *args], cwd=tmp_path, stdout=subprocess.DEVNULL,
-                              env=environment()).returncode
+    def status(*commands):
+        return subprocess.run([sys.executable, "-c", audited, ROOT, *commands], cwd=tmp_path,
+                              stdout=subprocess.DEVNULL, env=environment()).returncode
 
     (tmp_path / "trap.py").write_text("import collections, pickle; pickle.loads(pickle.dumps(collections.Counter()))")
     assert status("trap.py") == 99
-    assert status(ROOT / "train.py", "--resume", "bag") == 0
-    assert status(ROOT / "evaluate.py", "--ckpt", "bag") == 0
-    assert status(ROOT / "evaluate.py", "--ckpt", "bag", "--predict", "data/prepared/test_text.txt") == 0
-    assert status(ROOT / "prepare.py", "--data", trained / "tiny.csv") == 0
+    assert status(*(shlex.join([f"{ROOT}/{script}.py", *args]) for script, *args in (
+        ("train", "--resume", "bag"), ("evaluate", "--ckpt", "bag"),
+        ("evaluate", "--ckpt", "bag", "--predict", "data/prepared/test_text.txt"),
+        ("prepare", "--data", f"{trained}/tiny.csv")))) == 0
 
 
 def background(name, *args, cwd):
@@ -190,7 +191,7 @@ def test_two_trainings_and_an_evaluation_at_the_same_time(trained, tmp_path):
                 background("evaluate", "--ckpt", "bag", "--json", cwd=tmp_path)]
     output = [process.communicate() for process in together]
     assert [process.returncode for process in together] == [0, 0, 0], output
-    assert output[2][0] == run_script("evaluate", "--ckpt", "bag", "--json", cwd=tmp_path).stdout
+    assert output[2][0] == run_here("evaluate", "--ckpt", "bag", "--json", cwd=tmp_path).stdout
     assert_same_run(tmp_path / "runs/one", trained / "runs/bag")
     assert mlflow_status(tmp_path, "one") == mlflow_status(tmp_path, "two") == ["FINISHED"]
     same = [background("train", "--name", "same", *flags, cwd=tmp_path) for _ in range(2)]

@@ -24,10 +24,11 @@ from files import UserError
     (MemoryError(), 2, "error: out of memory\n"),
     (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), 2, "error: RESOURCE_EXHAUSTED: Out of memory\n"),  # of a device
     (KeyboardInterrupt(), 130, "")], ids=repr)
-def test_what_goes_wrong_ends_in_one_line_and_a_status(capsys, error, status, line):
+def test_what_goes_wrong_ends_in_one_line_and_a_status(capsys, monkeypatch, error, status, line):
     def main():
         raise error
 
+    monkeypatch.setattr(files.os, "_exit", sys.exit)  # after Ctrl-C, which would end the tests
     with pytest.raises(SystemExit) as stop:
         files.run(main)
     assert (stop.value.code, capsys.readouterr().err) == (status, line)

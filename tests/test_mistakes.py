@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import run_script, write_csv
+from conftest import run_here, run_script, write_csv
 from mlflow import MlflowClient
 from sklearn.metrics import balanced_accuracy_score
 from test_model import random_predictor, random_titles
@@ -73,7 +73,7 @@ def test_5_one_vocabulary_from_the_training_titles_alone(tmp_path):
     rows = [(f"mesa roja {i}", "MESAS") for i in range(40)] + [(f"silla azul {i}", "SILLAS") for i in range(40)]
     write_csv(tmp_path / "train.csv", rows, "title,category")
     write_csv(tmp_path / "test.csv", [("mesa inédita", "MESAS"), ("inédita silla", "SILLAS")], "title,category")
-    run_script("prepare", "--data", "train.csv", "--test", "test.csv", cwd=tmp_path)
+    run_here("prepare", "--data", "train.csv", "--test", "test.csv", cwd=tmp_path)
     meta, arrays = data.load_prepared(tmp_path / "data/prepared")
     assert "inedita" not in meta["vocab"]
     mesa, silla = meta["vocab"].index("mesa"), meta["vocab"].index("silla")
@@ -144,12 +144,12 @@ def test_10_training_never_sees_the_test_split_and_judges_every_category(trained
     shutil.copytree(trained / "data", tmp_path / "data")
     for path in (tmp_path / "data/prepared").glob("test_*"):
         path.unlink()
-    run_script("train", "--name", "bag", "--epochs", 4, "--dim", 16, cwd=tmp_path)
+    run_here("train", "--name", "bag", "--epochs", 4, "--dim", 16, cwd=tmp_path)
     timeless = [[{key: row[key] for key in row if key not in ("seconds", "titles_per_second")}
                  for row in csv.DictReader((folder / "runs/bag/metrics.csv").read_text().splitlines())]
                 for folder in (trained, tmp_path)]
     assert timeless[0] == timeless[1] and len(timeless[0]) == 4
     valid = np.load(tmp_path / "data/prepared/valid_labels.npy")
     assert len(np.unique(valid)) == json.loads((tmp_path / "data/prepared/meta.json").read_text())["categories"]
-    done = run_script("evaluate", "--ckpt", "bag", "--json", "--split", "valid", cwd=tmp_path)
+    done = run_here("evaluate", "--ckpt", "bag", "--json", "--split", "valid", cwd=tmp_path)
     assert json.loads(done.stdout)["rows"] == len(valid)

@@ -7,6 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from conftest import (
     COLUMNS,
@@ -295,8 +297,8 @@ def test_a_folder_whose_names_tell_the_splits(prep, names):
     ("title;label_quality", False), ("id,title,language", False), ("Text\tLABEL", True), ("category,title", True),
     ('{"title": "a", "label_quality": "reliable"}', False), ('{"label": "b", "title": "a"}', True),
     ("__label__a b", True)])
-def test_what_names_categories(first, expected):
-    assert prepare.has_categories(first) == expected
+def test_what_names_categories(tmp_path, first, expected):
+    assert sources.has_categories(save(tmp_path / "x", first + "\n")) == expected
 
 
 def test_the_folder_of_the_challenge(prep):
@@ -328,17 +330,103 @@ def test_a_folder_without_training_data_is_named(prep):
     save("folder/test.csv", as_csv(ROWS))
     assert_one_line_error(prep("--data", "folder", check=False), "folder: has no training file", "--data")
     save("empty/notes.md", "no data")
-    assert_one_line_error(prep("--data", "empty", check=False), "empty: no .csv, .tsv, .jsonl or .txt file here")
+    assert_one_line_error(prep("--data", "empty", check=False),
+                          "empty: no .csv, .tsv, .jsonl, .txt or .parquet file here")
+
+
+def test_the_files_that_are_read_are_named_and_hidden_ones_are_not_read(prep):
+    save("folder/train.csv", as_csv(ROWS[:120]))
+    save("folder/train copy.csv", as_csv(ROWS[120:]))
+    save("folder/._train.csv", b"\0\5\26\7")
+    save("folder/.DS_Store", b"\0\0\0\1Bud1")
+    save("folder/.hidden/test.csv", "x\n")
+    done = prep("--data", "folder")
+    assert "reading folder/train copy.csv (train), folder/train.csv (train)\n" in done.stdout
+    assert sum(meta()["rows"].values()) == len(ROWS)
+
+
+@pytest.mark.parametrize("form", ["Parquet", "UTF-16", "named column", "numbered column"])
+def test_a_test_split_of_a_folder_is_known_by_its_categories(prep, form):
+    """In whatever form it is; a file without categories is none."""
+    rows, flags, names = [(row[0], row[3]) for row in ROWS[:150]], [], ["title", "category"]
+    if "column" in form:
+        names = ["Name", "Kind"]
+        flags = ["--title-column", "Name", "--category-column", "Kind" if form == "named column" else 2]
+    for name, part in (("train", rows[:100]), ("test", rows[100:])):
+        if form == "Parquet":
+            Path("folder").mkdir(exist_ok=True)
+            table = pa.table(dict(zip(names, map(list, zip(*part, strict=True)), strict=True)))
+            pa.parquet.write_table(table, f"folder/{name}.parquet")
+        else:
+            content = "".join(f"{title},{category}\n" for title, category in [names, *part])
+            save(f"folder/{name}.csv", content.encode("utf-16" if form == "UTF-16" else "utf-8"))
+    prep("--data", "folder", *flags, *(["--encoding", "utf-16"] if form == "UTF-16" else []))
+    assert texts("test") == [title for title, _ in rows[100:]]
+
+
+# --- what the labels look like ----------------------------------------------------------------------------------------
+
+def test_quality_is_read_in_any_case_and_nothing_else(prep):
+    rows = [(f"{title} {i}", ("Reliable", "UNRELIABLE", " unreliable", "reliable")[i % 4], "", category)
+            for i, (title, _, _, category) in enumerate(ROWS[:100])]
+    save("titles.csv", as_csv(rows))
+    prep("--data", "titles.csv")
+    assert meta()["reliable_share"] == 0.5
+    save("titles.csv", as_csv([*rows, ("mesa", "gold", "", "MESAS")]))
+    assert_one_line_error(prep("--data", "titles.csv", check=False), "titles.csv: label_quality says 'gold'",
+                          "use reliable or unreliable")
+
+
+def test_a_title_with_two_categories_is_counted(prep):
+    more = (("Silla rara!", "SILLAS"), ("silla  RARA", "MESAS"), ("silla rara", "MESAS"), ("mesa igual", "MESAS"),
+            ("Mesa igual", "MESAS"))
+    rows = ROWS[:100] + [(title, "", "", category) for title, category in more]
+    save("titles.csv", as_csv(rows))
+    done = prep("--data", "titles.csv")
+    assert meta()["conflicting_rows"] == 3
+    assert "3 rows have a title that comes with another category, too" in done.stdout
+    save("titles.csv", as_csv(ROWS[:100]))
+    assert "conflicting" not in prep("--data", "titles.csv").stdout and meta()["conflicting_rows"] == 0
+
+
+def labelled_as(*names, separator=","):
+    """fastText lines under these labels in turn, whose titles share their words."""
+    words = ("roja", "azul", "nueva", "grande")
+    return "".join(f"__label__{names[i % len(names)]}{separator}{words[i % 4]} {words[i // 4 % 4]} x{i}\n"
+                   for i in range(240))
+
+
+DOUBTS = {  # what stands in the file -> what the first warning says, or None
+    "accents": (labelled_as("Sofás", "Sofas", "Mesas", separator=" "), "category Sofas: differs from Sofás in case"),
+    "case": (labelled_as("CAMAS", "camas", "Camas", separator=" "), "category CAMAS: differs from Camas in case"),
+    "entities": (labelled_as("M&amp;M", "M&M", separator=" "), "category M&M: differs from M&amp;M in case"),
+    "glued": (labelled_as(*(f"Hogar,{i}" for i in range(12)), "Mesas", separator=" "),
+              "category Hogar: 12 categories begin with this and a comma"),
+    "all glued": (labelled_as("Sillas", "Mesas", separator=","), "categories begin with this and a comma"),
+    "cut": (labelled_as("Home Decor", "Home Linen", "Mesas", separator=" "),
+            "category Home: all its titles begin with a few words that stand nowhere else"),
+    "a few commas": (labelled_as("Sillas,2", "Sillas,4", "Mesas", separator=" "), None),
+    "clean": (labelled_as("Sillas", "Mesas", "Home", separator=" "), None),
+}
+
+
+@pytest.mark.parametrize("name", DOUBTS)
+def test_categories_that_look_wrongly_read_are_warned_of(prep, name):
+    content, expected = DOUBTS[name]
+    save("titles.txt", content)
+    errors = prep("--data", "titles.txt").stderr
+    assert errors == "" if expected is None else errors.startswith("warning: category ") and expected in errors
+    assert errors.count("\n") <= 1
 
 
 def test_one_file_is_not_read_twice(tmp_path):
     """A file and its compressed twin, or what a killed unpacking left, never double the rows in silence."""
     save(tmp_path / "raw/train.csv", as_csv(ROWS))
     save(tmp_path / "raw/unpacked.tmp-123/train.csv", as_csv(ROWS))
-    assert len(prepare.find_files(tmp_path / "raw")) == 1
+    assert len(prepare.find_files(tmp_path / "raw", sources.Format())) == 1
     save(tmp_path / "raw/train.csv.gz", gzip.compress(as_csv(ROWS).encode()))
     with pytest.raises(UserError, match="several data sets"):
-        prepare.find_files(tmp_path / "raw")
+        prepare.find_files(tmp_path / "raw", sources.Format())
 
 
 def test_names_that_are_not_utf8(tmp_path):

@@ -10,7 +10,16 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, assert_one_line_error, assert_same_run, checkpoint, environment, leaves_equal, run_script
+from conftest import (
+    ROOT,
+    assert_one_line_error,
+    assert_same_run,
+    checkpoint,
+    environment,
+    leaves_equal,
+    run_here,
+    run_script,
+)
 from mlflow import MlflowClient
 
 import files
@@ -107,7 +116,7 @@ def test_same_command_same_bits(tiny, long_run, tmp_path):
     shutil.copytree(tiny / "data", tmp_path / "data")
     run_script("train", "--name", "again", "--epochs", 20, "--dim", 16, cwd=tmp_path)
     assert_same_run(long_run, tmp_path / "runs/again")
-    run_script("train", "--name", "other", "--epochs", 20, "--dim", 16, "--seed", 1, cwd=tmp_path)
+    run_here("train", "--name", "other", "--epochs", 20, "--dim", 16, "--seed", 1, cwd=tmp_path)
     assert not leaves_equal(checkpoint(long_run)[0], checkpoint(tmp_path / "runs/other")[0])
 
 
@@ -160,7 +169,7 @@ def test_mlflow_server(tiny, tmp_path):
             time.sleep(0.5)
         env = {"MLFLOW_TRACKING_URI": uri}
         run_script("train", "--name", "served", "--epochs", 2, cwd=tmp_path, env=env)
-        run_script("evaluate", "--ckpt", "served", cwd=tmp_path, env=env)
+        run_here("evaluate", "--ckpt", "served", cwd=tmp_path, env=env)
         run = MlflowClient(uri).get_run((tmp_path / "runs/served/mlflow.txt").read_text().strip())
         assert run.info.status == "FINISHED" and "test_balanced_accuracy" in run.data.metrics
         assert "loss.png" in [item.path for item in MlflowClient(uri).list_artifacts(run.info.run_id)]
@@ -183,7 +192,7 @@ def test_a_full_disk_leaves_what_was_saved(tiny, tmp_path):
         assert len(list((small / "runs/big/checkpoints").iterdir())) in (1, 2)  # best and latest may be one
         subprocess.run(["mount", "-o", "remount,size=30m", small], check=True)
         run_script("train", "--resume", "big", "--runs", small / "runs", cwd=tiny)
-        run_script("train", "--name", "roomy", *flags[2:], cwd=tiny)
+        run_here("train", "--name", "roomy", *flags[2:], cwd=tiny)
         assert_same_run(small / "runs/big", tiny / "runs/roomy")
     finally:
         subprocess.run(["umount", small], check=True)
@@ -191,9 +200,10 @@ def test_a_full_disk_leaves_what_was_saved(tiny, tmp_path):
 
 def test_bad_input(trained, tmp_path):
     def fails(*args, words, cwd=trained):
-        assert_one_line_error(run_script("train", *args, cwd=cwd, check=False), *words)
+        assert_one_line_error(run_here("train", *args, cwd=cwd, check=False), *words)
 
-    fails("--data", "nowhere", words=["nowhere", "prepare.py"])
+    for flags, words in ((("--data", "nowhere"), ["nowhere", "prepare.py"]), (("--epochs", 0), ["--epochs"])):
+        assert_one_line_error(run_script("train", *flags, cwd=trained, check=False), *words)
     fails("--name", "bag", words=["bag", "--resume bag"])
     fails("--name", "../escape", words=["--name ../escape"])
     fails("--name", "best", words=["--name best"])
@@ -225,8 +235,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny):
 
 def test_a_single_wild_step_is_not_saved(tiny):
     """One step an epoch: its own loss is finite, what it left is not."""
-    done = run_script("train", "--name", "wilder", "--lr", "1e38", "--batch-size", 9999, "--hidden", 8, cwd=tiny,
-                      check=False)
+    done = run_here("train", "--name", "wilder", "--lr", "1e38", "--batch-size", 9999, "--hidden", 8, cwd=tiny,
+                    check=False)
     assert_one_line_error(done, "no longer finite")
     assert not list((tiny / "runs/wilder/checkpoints").iterdir()) and not (tiny / "runs/wilder/metrics.csv").exists()
 
@@ -248,7 +258,7 @@ def test_what_mlflow_missed_is_logged_by_resume(tiny, tmp_path):
     """Its store of artifacts is broken; the run is finished all the same, and nothing is logged twice."""
     shutil.copytree(tiny / "data", tmp_path / "data")
     (tmp_path / "mlruns").write_text("no folder")
-    done = run_script("train", "--name", "lame", "--epochs", 2, "--dim", 8, cwd=tmp_path)
+    done = run_here("train", "--name", "lame", "--epochs", 2, "--dim", 8, cwd=tmp_path)
     assert all(line.startswith("warning: not logged to MLflow") for line in done.stderr.splitlines())
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     run_id = (tmp_path / "runs/lame/mlflow.txt").read_text().strip()

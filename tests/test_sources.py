@@ -5,6 +5,7 @@ import lzma
 import os
 import random
 import re
+from types import SimpleNamespace
 
 import pytest
 from conftest import COLUMNS, PACKED, as_csv, as_fasttext, as_json, corrupted, save, tiny_rows
@@ -29,15 +30,21 @@ class Recorder(sources.BadRows):
         super().add(path, line, what)
         self.skipped[int(line)] = what
 
-    def note(self, path, line, what):
-        super().note(path, line, what)
+    def note(self, path, line, what, times=1):
+        super().note(path, line, what, times)
         self.odd[int(line)] = what
 
 
-def labelled(path, limit=1e9):
+def form(encoding="utf-8", **columns):
+    """The Format that flags such as --title-column ask for."""
+    return sources.format_from(SimpleNamespace(encoding=encoding, **{f"{name}_column": columns.get(name)
+                                                                     for name in ("title", "category")}))
+
+
+def labelled(path, limit=1e9, **asked):
     """([(title, label_quality, language, category)] of a file, "" for columns that it lacks; a Recorder)."""
     bad, rows = Recorder(limit), []
-    for block in sources.read_labelled(path, bad):
+    for block in sources.read_labelled(path, bad, form(**asked)):
         nothing = [""] * len(block["title"])
         rows += zip(*(block[name].to_pylist() if name in block else nothing
                       for name in ("title", "quality", "language", "category")), strict=True)
@@ -174,16 +181,16 @@ BAD = {  # name: (content of bad.csv, how the message begins, what else is in it
     "two titles": (b"title,title,category\na,b,c\n", ":1: the header needs one column title or text"),
     "title and text": (b"title,category,text\na,b,c\n", ":1: the header needs one column title or text"),
     "no header": (b"silla,SILLAS\nmesa,MESAS\n", ":1: the header", "silla,SILLAS"),
-    "CR line ends": (GOOD.replace(b"\n", b"\r"), ":1: "),
-    "CR within the header": (b"id\r,title,category\na,b,c\n", ":1: the header"),
+    "CR line ends": (GOOD.replace(b"\n", b"\r"), ": a carriage return within the first line"),
+    "CR within the header": (b"id\r,title,category\na,b,c\n", ": a carriage return within the first line"),
     "CR within the first line": (b"__label__a b\r__label__c d\n", ": a carriage return within the first line"),
     "a very long first line": (b"x" * 300_000, ":1: "),
-    "UTF-16": (GOOD.decode().encode("utf-16"), ":1: the header"),
+    "UTF-16": (GOOD.decode().encode("utf-16"), ": not text in UTF-8", "--encoding, such as utf-16"),
     "NUL": (GOOD[:60] + b"\0" + GOOD[60:], ": not text in UTF-8"),
-    "compressed twice": (lzma.compress(lzma.compress(GOOD)), ":1: the header"),
-    "binary": (b"\x7fELF" + random.Random(1).randbytes(100_000), ":1: "),
-    "binary with CR": (b"\x00\r\xff\r" + bytes(range(256)) * 99, ":1: "),
-    "zip archive": (b"PK\x03\x04\x14\x00" + random.Random(2).randbytes(5000), ":1: "),
+    "compressed twice": (lzma.compress(lzma.compress(GOOD)), ": not text in UTF-8, plain or compressed once"),
+    "binary": (b"\x7fELF" + random.Random(1).randbytes(100_000), ": not text"),
+    "binary with CR": (b"\x00\r\xff\r" + bytes(range(256)) * 99, ": not text"),
+    "zip archive": (b"PK\x03\x04\x14\x00" + random.Random(2).randbytes(5000), ": not text"),
     "broken JSON line": (as_json(tiny_rows(9)).encode() + b'{"title": "a", \n', ":10: ", "--max-bad-rows"),
     "JSON without objects": (as_json(tiny_rows(2)).encode() + b"[1]\n", ":3: not a JSON object"),
     "a JSON array": (b'[{"title": "a", "category": "b"}]\n', ":1: not a JSON object; wanted: JSON lines"),
@@ -271,14 +278,16 @@ def test_a_carriage_return_or_a_nul_within_a_row_separates(tmp_path):
     rows = "".join(f"title {i},A\n" for i in range(200))
     found, bad = labelled(save(tmp_path / "x.csv", "title,category\n" + rows + "a\rb,A\r\nc\0d,A\n"))
     assert [row[0] for row in found[200:]] == ["a b", "c\0d"] and not bad.skipped
+    assert [*bad.odd] == [202] and "a carriage return within a line was taken as a space" in bad.odd[202]
+    assert [*titles_of("a\r\nb\rc\r\n")[2].odd] == [2]
 
 
 # --- titles alone -----------------------------------------------------------------------------------------------------
 
-def titles_of(content, name="titles"):
+def titles_of(content, name="titles", **asked):
     """(titles, ids or None, a Recorder) of titles to classify."""
     content, bad = content if isinstance(content, bytes) else content.encode(), Recorder()
-    with_ids, blocks = sources.read_titles(io.BytesIO(content), name, bad)
+    with_ids, blocks = sources.read_titles(io.BufferedReader(io.BytesIO(content)), name, bad, form(**asked))
     found = list(blocks)
     titles = [title for block, _ in found for title in block]
     assert all((ids is not None) == with_ids for _, ids in found)
@@ -308,7 +317,7 @@ def test_titles_with_ids():
         assert titles_of(content)[:2] == (["b", "c, d"], ["a", "7"])
     assert titles_of("id,title\n\n1,a\n\n2,\n")[:2] == (["a", ""], ["1", "2"])  # where an empty line is no row
     assert titles_of("id,title\n")[:2] == ([], []) and titles_of("")[:2] == ([], None)
-    assert titles_of("id,name\na,b\n")[:2] == (["id,name", "a,b"], None)
+    assert titles_of("silla,name\na,b\n")[:2] == (["silla,name", "a,b"], None)
 
 
 def test_a_list_of_titles_knows_no_quotes():
@@ -323,6 +332,21 @@ def test_titles_behind_broken_quotes_are_kept_and_noted():
     assert bad.odd == {2: AS_TEXT, 5: SPANS}
 
 
+TABLES = ["id,name\n1,silla\n", "nombre;precio\nsilla;2\n", "sku\tname\n1\tsilla\n", "a;b;c\n1;2;3\n",
+          "1,silla,5\n2,mesa,6\n3,funda,7\n", '1,"silla, roja",5\n2,mesa,6\n3,funda,7\n', "name,label\n",
+          "p|q|r\n1|2|3\n"]
+LISTS = ["silla, roja, grande\nmesa\n", "silla\n", "silla, roja, 24\nmesa, azul, 15\n", "a | b\nc | d\n", "label\nx\n",
+         "<b>silla</b>\n", "mesa, roja\nsilla, azul\nfunda, negra\n"]
+
+
+def test_what_is_a_table_and_what_is_a_list():
+    for content in TABLES:
+        with pytest.raises(UserError, match=r"titles:1: no title .*name the column of titles with --title-column"):
+            titles_of(content)
+    for content in LISTS:
+        assert titles_of(content)[0] == content.split("\n")[:-1]
+
+
 @pytest.mark.parametrize("content", [b"title,x\na,b\n\xe1,b\n\xe2,b\n", b"\na\n\xe1\n\xe2\n"])
 def test_titles_that_are_not_utf8_are_replaced_and_noted(content):
     titles, _, bad = titles_of(content)
@@ -330,8 +354,9 @@ def test_titles_that_are_not_utf8_are_replaced_and_noted(content):
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    (b'{"title": "a"}\n', ":1: JSON or labels"), (b'[\n{"title": "a"}]\n', ":1: JSON or labels"),
-    (b"__label__a b\n", ":1: JSON or labels"), (b"name,kind\na,b\n", r":1: no title \(or text\) column in the header"),
+    (b'{"title": "a"}\n', ":1: JSON, XML or labels"), (b'[\n{"title": "a"}]\n', ":1: JSON, XML or labels"),
+    (b"__label__a b\n", ":1: JSON, XML or labels"), (b'<?xml version="1.0"?>\n<rss/>\n', ":1: JSON, XML or labels"),
+    (b"name,kind\na,b\n", r":1: no title \(or text\) column in the header"),
     (b"title,title\na,b\n", ":1: no title"), (b"a\rb\r", ": a carriage return"), (b"a\0b\n", ": not text in UTF-8"),
     ("a\n".encode("utf-16"), ": not text in UTF-8"), (lzma.compress(b"a\n"), ": not text|:1: no title")], ids=ascii)
 def test_what_is_no_file_of_titles_is_refused(content, message):
@@ -340,7 +365,8 @@ def test_what_is_no_file_of_titles_is_refused(content, message):
 
 
 def test_the_first_bad_row_of_titles_is_refused():
-    _, blocks = sources.read_titles(io.BytesIO(b"id,title\n1,a\n2,b,c\n"), "x.csv", sources.NoBadRows())
+    _, blocks = sources.read_titles(
+        io.BufferedReader(io.BytesIO(b"id,title\n1,a\n2,b,c\n")), "x.csv", sources.NoBadRows())
     with pytest.raises(UserError, match=r"x\.csv:3: 3 columns"):
         list(blocks)
 
@@ -349,7 +375,7 @@ def test_lines_of_a_pipe_are_read_as_they_come():
     """What a terminal has brought is a block, though more may come."""
     reading, writing = os.pipe()
     with open(reading, "rb") as pipe:
-        blocks = sources.line_blocks(pipe, "-", wait=False)
+        blocks = sources.line_blocks(pipe, "-", Recorder(), wait=False)
         for number, line in enumerate((b"a\n", b"b\nc\n"), 1):
             os.write(writing, line)
             assert next(blocks) == (number, line)

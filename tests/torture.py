@@ -28,7 +28,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from conftest import ROOT, assert_one_line_error, assert_same_run, run_script, tiny_rows, write_csv
+from conftest import ROOT, assert_one_line_error, assert_same_run, run_here, run_script, tiny_rows, write_csv
 
 import data
 
@@ -114,8 +114,8 @@ def metrics(folder):
 
 
 def predictions(folder, name):
-    return run_script("evaluate", "--ckpt", name, "--predict", "data/prepared/valid_text.txt", "--top", 3,
-                      cwd=folder).stdout
+    return run_here("evaluate", "--ckpt", name, "--predict", "data/prepared/valid_text.txt", "--top", 3,
+                    cwd=folder).stdout
 
 
 def prepare_round(folder, draw, cost, wanted):

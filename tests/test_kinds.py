@@ -1,0 +1,150 @@
+"""What breaks for people: devices, environment variables, moved projects, odd names and odd files, by the scripts."""
+import gzip
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from conftest import assert_one_line_error, assert_same_run, run_script, save, snapshot, tiny_rows, write_csv
+from mlflow import MlflowClient
+
+TITLES = ["funda azul ñandú", "teléfono móvil", "mesa 24\" café", "silla"]
+
+
+def predicted(folder, *args, stdin="", env=None, check=True):
+    return run_script("evaluate", "--ckpt", "bag", "--predict", *args, cwd=folder, stdin=stdin, env=env, check=check)
+
+
+@pytest.fixture(scope="module")
+def expected(trained):
+    """What TITLES are classified as, a line each."""
+    return predicted(trained, "-", stdin="".join(f"{title}\n" for title in TITLES)).stdout
+
+
+# --- the environment --------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("name", "value", "word"), [
+    ("JAX_PLATFORMS", "cuda", "no device to compute on with JAX_PLATFORMS=cuda"),
+    ("JAX_PLATFORMS", "abacus", "no device to compute on with JAX_PLATFORMS=abacus"),
+    ("XLA_FLAGS", "--xla_make_coffee=1", "XLA_FLAGS=--xla_make_coffee=1: JAX does not start with it"),
+    ("JAX_LOG_COMPILES", "perhaps", "JAX does not start (invalid truth value 'perhaps'"),
+    ("JAX_TRACEBACK_FILTERING", "7", "JAX does not start (")])
+def test_what_the_environment_forbids_is_not_blamed_on_the_data(trained, name, value, word):
+    before = snapshot(trained / "runs")
+    assert_one_line_error(predicted(trained, "-", stdin="silla\n", env={name: value}, check=False), word)
+    if value == "cuda":  # the others go the same way
+        assert_one_line_error(run_script("train", "--name", "never", cwd=trained, env={name: value}, check=False), word)
+    assert snapshot(trained / "runs") == before
+
+
+STRICT = {"JAX_ENABLE_X64": "1", "JAX_NUMPY_RANK_PROMOTION": "raise", "JAX_TRANSFER_GUARD": "disallow",
+          "JAX_NUMPY_DTYPE_PROMOTION": "strict", "JAX_DEFAULT_PRNG_IMPL": "rbg", "JAX_DEBUG_NANS": "1"}
+
+
+def test_results_do_not_depend_on_jax_variables(trained, tmp_path, expected):
+    warnings = sorted(f"warning: {name} is ignored, so that results do not depend on it" for name in STRICT)
+    done = predicted(trained, "-", stdin="".join(f"{title}\n" for title in TITLES), env=STRICT)
+    assert done.stdout == expected and sorted(done.stderr.splitlines()) == warnings
+    shutil.copytree(trained / "data", tmp_path / "data")
+    done = run_script("train", "--name", "bag", "--epochs", 4, "--dim", 16, cwd=tmp_path, env=STRICT)
+    assert_same_run(trained / "runs/bag", tmp_path / "runs/bag")
+
+
+def test_flags_that_xla_knows_are_taken(trained, expected):
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    assert predicted(trained, "-", stdin="".join(f"{title}\n" for title in TITLES), env=flags).stdout == expected
+
+
+def test_scripts_find_their_modules_on_a_safe_path(trained, tmp_path, expected):
+    safe = {"PYTHONSAFEPATH": "1"}
+    run_script("synthetic", "--rows", 300, "--out", "titles.csv", cwd=tmp_path, env=safe)
+    run_script("prepare", "--data", "titles.csv", cwd=tmp_path, env=safe)
+    assert "--dropout" in run_script("train", "--help", cwd=tmp_path, env=safe).stdout
+    assert predicted(trained, "-", stdin="".join(f"{title}\n" for title in TITLES), env=safe).stdout == expected
+
+
+# --- a project that was copied ----------------------------------------------------------------------------------------
+
+def test_a_copied_project_leaves_the_original_alone(trained, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    before = snapshot(trained)
+    done = run_script("evaluate", "--ckpt", "bag", "--split", "valid", cwd=copy)
+    assert snapshot(trained) == before and (copy / "runs/bag/valid-best/report.json").is_file()
+    assert done.stderr.startswith("warning: not logged to MLflow: its database ") and str(trained) in done.stderr
+    run_script("evaluate", "--ckpt", "bag", "--split", "valid", cwd=trained)
+    assert [*(trained / "mlruns").rglob("valid-best/report.json")]
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+NAMES = {"FUNDAS": "$5 a $10", "CELULARES": "手机/电话", "MESAS": "_^{\\frac", "SILLAS": "Café <b> & \"x\""}
+LANGUAGES = {"spanish": "pt br", "portuguese": "pt_br"}
+
+
+def test_categories_and_languages_may_have_any_name(tmp_path):
+    rows = [json.dumps({"title": title, "language": LANGUAGES[language], "category": NAMES[category]})
+            for title, _, language, category in tiny_rows()]
+    save(tmp_path / "titles.jsonl", "\n".join(rows))
+    run_script("prepare", "--data", "titles.jsonl", cwd=tmp_path)
+    run_script("train", "--name", "odd", "--epochs", 2, "--dim", 8, cwd=tmp_path)
+    done = run_script("evaluate", "--ckpt", "odd", cwd=tmp_path)
+    assert done.stderr == "" and {path.name for path in (tmp_path / "runs/odd/test-best").iterdir()} == {
+        "report.json", "predictions.csv", "categories.csv", "confusions.csv", "recall.png", "confusions.png"}
+    scores = json.loads((tmp_path / "runs/odd/test-best/report.json").read_text())["slices"]
+    logged = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(
+        (tmp_path / "runs/odd/mlflow.txt").read_text().strip()).data.metrics
+    for name in LANGUAGES.values():
+        assert logged[f"test_language_{name}_loss"] == pytest.approx(scores[f"language {name}"]["loss"])
+
+
+# --- files to classify ------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-8-sig"])
+def test_titles_in_another_encoding(trained, tmp_path, expected, encoding):
+    for name, content in (("list.txt", "".join(f"{title}\r\n" for title in TITLES)),
+                          ("table.txt", "x\ttitle\r\n" + "".join(f"1\t{title}\r\n" for title in TITLES))):
+        path = save(tmp_path / name, content.encode(encoding))
+        assert predicted(trained, path, "--encoding", encoding).stdout == expected
+    if encoding == "cp1252":  # without the flag, bytes that are not UTF-8 are told
+        done = predicted(trained, tmp_path / "list.txt")
+        assert done.stdout.count("\n") == len(TITLES)
+        assert f"warning: {tmp_path}/list.txt:1: bytes that are not UTF-8 were replaced" in done.stderr
+        assert "(and 2 more)" in done.stderr and "--encoding cp1252" in done.stderr
+    if encoding == "utf-16":
+        assert_one_line_error(predicted(trained, tmp_path / "list.txt", check=False), "not text in UTF-8", "--encoding")
+
+
+@pytest.mark.parametrize("column", ["Nombre", "2"])
+def test_the_column_of_titles_may_be_named_or_numbered(trained, tmp_path, expected, column):
+    table = pa.table({"price": np.arange(len(TITLES)) / 3, "Nombre": TITLES})
+    pa.parquet.write_table(table, tmp_path / "titles.parquet")
+    save(tmp_path / "titles.parquet.gz", gzip.compress((tmp_path / "titles.parquet").read_bytes()))
+    save(tmp_path / "titles.csv", "price;Nombre\n" + "".join(f"1;{title}\n" for title in TITLES))
+    for name in ("titles.parquet", "titles.parquet.gz", "titles.csv"):
+        assert predicted(trained, tmp_path / name, "--title-column", column).stdout == expected
+        assert_one_line_error(predicted(trained, tmp_path / name, check=False), tmp_path / name, "--title-column")
+
+
+def test_flags_that_go_with_predict(trained):
+    for flags in (("--title-column", "x"), ("--encoding", "utf-16")):
+        assert_one_line_error(run_script("evaluate", *flags, cwd=trained, check=False), "go with --predict")
+    done = run_script("evaluate", "--predict", "-", "--encoding", "utf-17", cwd=trained, check=False)
+    assert_one_line_error(done, "argument --encoding: invalid encoding value: 'utf-17'")
+
+
+def test_columns_of_training_data_may_be_named_or_numbered(tmp_path):
+    rows = [(row[0], row[3]) for row in tiny_rows(100)]
+    for flags in (("Name", "Kind"), (1, 2)):
+        write_csv(tmp_path / "titles.csv", rows, "Name,Kind")
+        pa.parquet.write_table(pa.table({"Name": [row[0] for row in rows], "Kind": [row[1] for row in rows]}),
+                               tmp_path / "titles.parquet")
+        for name in ("titles.csv", "titles.parquet"):
+            run_script("prepare", "--data", name, "--title-column", flags[0], "--category-column", flags[1],
+                       "--out", name[7:], cwd=tmp_path)
+        first, second = ((tmp_path / name / "train_text.txt").read_text() for name in ("csv", "parquet"))
+        assert first == second and first.count("\n") > 60
+    assert_one_line_error(run_script("prepare", "--data", "titles.parquet", cwd=tmp_path, check=False),
+                          "titles.parquet:1: the header needs one column title or text, and says Name, Kind")
