@@ -332,8 +332,8 @@ def report(args):
 
     # The report's folder is replaced whole; what else is kept there stays.
     title = f"{'SYNTHETIC data, ' if meta['synthetic'] else ''}{folder.name}, {args.split} split"
-    tables, figures = make_tables(meta, rows, result), {}
     found = confusions(labels, result["prediction"])
+    tables, figures = make_tables(meta, rows, result, found), {}
     support, size = tables["categories.csv"]["support"], np.array(meta["training_rows"])
     figures["recall.png"] = recall_figure(
         tables["categories.csv"]["recall"][support > 0], size[support > 0], title)
@@ -359,8 +359,8 @@ def report(args):
         print(f"report: {out}/")
 
 
-def make_tables(meta, rows, result):
-    """The tables of a report: {file: {column: values}}."""
+def make_tables(meta, rows, result, found):
+    """The tables of a report: {file: {column: values}}; found as from `confusions`."""
     from sklearn import metrics
     # Categories that nobody predicted have no precision; it counts as 0, as in macro-F1.
     names, text = np.array(meta["labels"], object), rows["text"]
@@ -369,7 +369,6 @@ def make_tables(meta, rows, result):
         labels, predictions, labels=np.arange(len(names)), zero_division=0)
 
     # A confusion is easier to understand with a few of its titles.
-    found = confusions(labels, predictions)
     examples = [[text[i] for i in np.flatnonzero((labels == true) & (predictions == wrong))[:3]]
                 for true, wrong, _ in found]
     return {
