@@ -18,6 +18,7 @@ import data
 import evaluate
 import files
 import model
+import report
 from files import UserError
 
 
@@ -340,7 +341,7 @@ def test_interval_narrows_with_rows():
     for rows in (200, 20_000):
         labels = draw.integers(0, 5, rows)
         predictions = np.where(draw.random(rows) < 0.7, labels, (labels + 1) % 5)
-        low, high = evaluate.interval(labels, predictions)
+        low, high = report.interval(labels, predictions)
         assert low < metrics.balanced_accuracy_score(labels, predictions) < high
         widths.append(high - low)
     assert 8 < widths[0] / widths[1] < 12  # 1 / sqrt(rows)
@@ -356,12 +357,12 @@ def test_the_interval_covers_the_true_value(categories, rows, recall):
         size, truth = draw.integers(*rows, categories), draw.uniform(*recall, categories)
         labels = np.repeat(np.arange(categories), size)
         predictions = np.where(draw.random(len(labels)) < truth[labels], labels, -1)
-        low, high = evaluate.interval(labels, predictions, resamples=300)
+        low, high = report.interval(labels, predictions, resamples=300)
         covered += low <= truth.mean() <= high
     assert covered / 300 > 0.91
 
 
 def test_the_interval_of_a_perfect_score_has_a_width():
     labels = np.repeat(np.arange(4), 10)
-    low, high = evaluate.interval(labels, labels)
+    low, high = report.interval(labels, labels)
     assert 0.85 < low < 0.99 and high == 1
