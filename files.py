@@ -13,8 +13,10 @@ import io
 import json
 import lzma
 import os
+import select
 import shutil
 import signal
+import stat
 import sys
 import threading
 import zlib
@@ -199,6 +201,14 @@ def fraction_or_one(text):
 def fraction_or_zero(text):
     """An argparse type: 0, or a number below 1."""
     return 0.0 if float(text) == 0 else fraction(text)
+
+
+def fold(text):
+    """An argparse type: `2/5` -> (2, 5), the second of five parts."""
+    part, parts = map(int, text.split("/"))
+    if not 1 <= part <= parts or parts < 2:
+        raise ValueError
+    return part, parts
 
 
 def seed(text):
@@ -396,6 +406,26 @@ def decoded(stream, encoding, name):
     if encoding == "utf-8":
         return stream
     return io.BufferedReader(DecodedStream(stream, encoding, name), 1 << 18)
+
+
+def is_patient(file):
+    """Whether a stream gives all it has without waiting for another program or a person."""
+    try:
+        return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+    except (OSError, AttributeError):  # content in memory, or decompressed
+        return True
+
+
+def read_ready(stream, size):
+    """Up to `size` bytes of a buffered binary stream: those that have come, without waiting for more than the first."""
+    pieces = [stream.read1(size)]
+    try:
+        number = stream.fileno()
+    except (OSError, AttributeError):  # of decompressed content nobody can say
+        return pieces[0]
+    while pieces[-1] and sum(map(len, pieces)) < size and select.select([number], [], [], 0)[0]:
+        pieces.append(stream.read1(size))
+    return b"".join(pieces)
 
 
 @contextmanager

@@ -20,9 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import calibration
 import data
 
 NGRAM_SAMPLES = 4  # of a word's character n-grams, in a training step; prediction uses all
+BATCH_SIZES = (1, 64, 1024)  # of prediction
 
 # --- modules ----------------------------------------------------------------------------------------------------------
 # Fields have no defaults: DEFAULTS of train.py has them, a run's configuration keeps them, and prediction reads them
@@ -391,36 +393,39 @@ class Predictor:
     params: dict
     table: jax.Array       # [V, D]
     weights: jax.Array     # [V] of its rows
-    vectors: jax.Array     # [W, D] of words
-    norms: jax.Array       # [W] their weights
+    words: tuple           # of all words the vectors [W, D] and their weights [W]
+    further: tuple | None  # the same of words behind those, see `extended`
     features: dict         # `hashes` of words, `first` row and number of `buckets` for word n-grams
 
 
 def predictor(config, variables, features):
     """The Predictor of a run's configuration, its variables as from `init`, and `feature_tables` of words."""
-    vectors, norms = compose(variables["table"], variables["weights"], features)
+    words = compose(variables["table"], variables["weights"], features)
+    kept = {name: features[name] for name in ("hashes", "first", "buckets")}
     return Predictor(build(config), config["word_ngrams"], variables["params"], variables["table"],
-                     variables["weights"], vectors, norms,
-                     {name: features[name] for name in ("hashes", "first", "buckets")})
+                     variables["weights"], words, None, kept)
 
 
 def extended(config, predictor, words):
     """A Predictor that knows further words (list of str), by the ids behind those it knows."""
     # Filled up to a power of two, so that few sizes are compiled.
-    spare = [""] * ((1 << len(words).bit_length()) - len(words))
+    spare = [""] * (max(8, 1 << len(words).bit_length()) - len(words))
     features = feature_tables(config, [*data.SPECIALS, *words, *spare], known=0)
-    vectors, norms = compose(predictor.table, predictor.weights, features)
-    new = slice(len(data.SPECIALS), None)
-    return predictor.replace(
-        vectors=jnp.concatenate([predictor.vectors, vectors[new]]),
-        norms=jnp.concatenate([predictor.norms, norms[new]]),
-        features=predictor.features | {
-            "hashes": jnp.concatenate([predictor.features["hashes"], features["hashes"][new]])})
+    vectors, weights = compose(predictor.table, predictor.weights, features)
+    hashes = jnp.concatenate([predictor.features["hashes"], features["hashes"][len(data.SPECIALS):]])
+    return predictor.replace(further=(vectors[len(data.SPECIALS):], weights[len(data.SPECIALS):]),
+                             features=predictor.features | {"hashes": hashes})
 
 
 def inputs(predictor, ids):
     """What a module takes, for [B, L] word ids: vectors [B, P, D], weights [B, P]; as in training, without dropout."""
-    vectors, weights = predictor.vectors[ids], predictor.norms[ids]
+    vectors, weights = (of_all[ids] for of_all in predictor.words)
+    if predictor.further:
+        # Looked up apart: to append them to the vectors of all words would copy these.
+        behind = ids.astype(jnp.int32) - len(predictor.words[1])
+        more, more_weights = (of_all[jnp.maximum(behind, 0)] for of_all in predictor.further)
+        vectors = jnp.where(behind[..., None] < 0, vectors, more)
+        weights = jnp.where(behind < 0, weights, more_weights)
     if predictor.word_ngrams > 1:
         rows = word_ngrams(predictor.features, ids, predictor.word_ngrams)
         vectors = jnp.concatenate([vectors, predictor.table[rows]], 1)
@@ -435,21 +440,43 @@ def logits(predictor, ids):
     return z if z.ndim == 2 else jax.nn.log_softmax(z).mean(0)
 
 
-def combined(predictors, shifts, ids):
-    """[B, L] word ids -> [B, C] logits of several models together: the mean of their log-probabilities, each with its
-    shift [C] added to the logits first (such as the log prior)."""
-    z = [logits(predictor, ids) + shift for predictor, shift in zip(predictors, shifts, strict=True)]
-    return z[0] if len(z) == 1 else sum(map(jax.nn.log_softmax, z)) / len(z)
+@flax.struct.dataclass
+class Ensemble:
+    """One or several Predictors that classify together: as one model whose logits are the weighted sum of theirs."""
+    predictors: tuple
+    weights: jax.Array     # [M] of their logits; of a single one 1 / its temperature
+    shifts: tuple          # what is added to the logits of each before [C], such as the log prior
+    smoothing: float       # share of the probability that is spread evenly over all categories
+
+
+def alone(predictor):
+    """An Ensemble of one, with its logits as they are."""
+    return Ensemble((predictor,), jnp.ones(1), (0.0,), 0.0)
+
+
+def combined(ensemble, ids):
+    """[B, L] word ids -> [B, C] logits, their weighted sum; [B, C] the models' log-probabilities without weights,
+    averaged."""
+    shifted = [logits(predictor, ids) + shift for predictor, shift in zip(
+        ensemble.predictors, ensemble.shifts, strict=True)]
+    return (sum(weight * z for weight, z in zip(ensemble.weights, shifted, strict=True)),
+            sum(map(jax.nn.log_softmax, shifted)) / len(shifted))
 
 
 @jax.jit
-def score_batch(predictors, shifts, ids, labels):
-    z = combined(predictors, shifts, ids)
-    true = jnp.take_along_axis(z, labels[:, None], 1)
-    log_sum = jax.nn.logsumexp(z, 1)
-    top, prediction = first_maximum(z)
-    return {"prediction": prediction, "loss": log_sum - true[:, 0], "rank": (z > true).sum(1),
-            "probability": jnp.exp(top - log_sum)}
+def score_batch(ensemble, ids, labels):
+    z, raw = combined(ensemble, ids)
+    probabilities = calibration.smoothed(z, ensemble.smoothing)
+
+    def of_label(values):
+        return jnp.take_along_axis(values, labels[:, None], 1)[:, 0]
+
+    # As the logarithm of a sum, which stays finite where the probability is too small for its type.
+    given, smoothing = of_label(probabilities), ensemble.smoothing
+    loss = -jnp.logaddexp(jnp.log1p(-smoothing) + of_label(jax.nn.log_softmax(z)), jnp.log(smoothing / z.shape[1]))
+    return {"prediction": first_maximum(z)[1], "rank": (z > of_label(z)[:, None]).sum(1),
+            "probability": probabilities.max(1), "given_probability": given, "loss": loss,
+            "raw_loss": -of_label(raw), "brier": (probabilities ** 2).sum(1) - 2 * given + 1}
 
 
 def first_maximum(z):
@@ -459,11 +486,13 @@ def first_maximum(z):
     return top, jnp.where(z == top[:, None], jnp.arange(z.shape[1]), z.shape[1] - 1).min(1)
 
 
-def in_batches(function, ids, *others, batch_size=1024):
+def in_batches(function, ids, *others, batch_size=None):
     """Call `function` on the rows of ids [N, L] and other arrays [N, ...] in batches of one size (the last one repeats
-    rows). Titles of up to L / 2 words come apart from longer ones, so that two programs are compiled and little
-    padding is computed. Returns its dictionary of results as [N, ...]."""
+    rows), by default the smallest of BATCH_SIZES that holds all, or the largest. Titles of up to L / 2 words come apart
+    from longer ones, so that two programs are compiled and little padding is computed. Returns its dictionary of
+    results as [N, ...]."""
     # Short titles need half the columns.
+    batch_size = batch_size or next((size for size in BATCH_SIZES if size >= len(ids)), BATCH_SIZES[-1])
     half = -(-ids.shape[1] // 2)
     long = ids[:, half:].any(1)
     order, results = [np.zeros(0, int)], []
@@ -479,12 +508,14 @@ def in_batches(function, ids, *others, batch_size=1024):
                                   zip(results, order[1:], strict=True)])[back] for name in results[0]}
 
 
-def score(predictors, shifts, titles, labels):
-    """Evaluate one or several Predictors (see `combined`) on every row once: dictionary of [N] arrays `prediction`,
-    `loss` (cross-entropy, nats), `rank` of the true category (0 = first) and `probability` of the prediction.
+def score(ensemble, titles, labels):
+    """Evaluate an Ensemble on every row once: a dictionary of [N] arrays.
 
-    titles [N, L] word ids, labels [N]."""
-    return in_batches(lambda ids, y: score_batch(predictors, shifts, ids, y), titles, labels.astype(np.int32))
+    `prediction`, its `probability`, `given_probability` of the label and its `rank` (0 = first), `loss` (cross-entropy,
+    nats) and `brier` score of the probabilities, `raw_loss` without temperatures and smoothing. titles [N, L] word ids,
+    labels [N].
+    """
+    return in_batches(lambda ids, y: score_batch(ensemble, ids, y), titles, labels.astype(np.int32))
 
 
 def balanced_accuracy(labels, predictions):

@@ -132,6 +132,8 @@ def choose_files(args):
         synthetic.write_csv(path, rows, SYNTHETIC_CATEGORIES, args.seed)
         found = [(path, None)]
     if args.test:
+        if args.fold:
+            raise UserError("--fold and --test: give one, both name the test split")
         found = [(path, split or 0) for path, split in found if split != 2] + [(args.test, 2)]
     return found
 
@@ -307,11 +309,12 @@ def number_equal(keys):
     return numbers
 
 
-def draw_splits(labels, groups, given, valid_share, seed):
+def draw_splits(labels, groups, given, valid_share, seed, fold=None):
     """Which split each row belongs to: [N] int8 indices into SPLITS.
 
     Rows with a given split keep it, but a split that the source does not name is drawn from the training rows:
-    stratified by category, equal titles (equal groups) together, under the category of the first of them.
+    stratified by category, equal titles (equal groups) together, under the category of the first of them. With fold
+    (i, k) the test split is the i-th of k parts, the same parts for every i.
     """
     # What is drawn is a group of equal titles.
     pool = given <= 0
@@ -322,13 +325,21 @@ def draw_splits(labels, groups, given, valid_share, seed):
 
     # How many groups of each category go to which split.
     size = np.bincount(category[drawable])
-    test = np.round(TEST_SHARE * size) if not (given == 2).any() else 0 * size
+    first = 0 * size
+    if fold:
+        first, test = size * (fold[0] - 1) // fold[1], size * fold[0] // fold[1] - size * (fold[0] - 1) // fold[1]
+    else:
+        test = np.round(TEST_SHARE * size) if not (given == 2).any() else 0 * size
     valid = np.maximum(1, np.round(valid_share * (size - test))) if not (given == 1).any() else 0 * size
     test, valid = np.where(size < TOO_FEW, 0, (test, valid)).astype(np.int64)
 
     # Shuffle, sort by category, and cut each category into test, validation and training.
     order = np.random.default_rng(seed).permutation(np.flatnonzero(drawable).astype(groups.dtype))
     order = order[np.argsort(category[order], kind="stable")]
+    if fold:  # each category begins with the part that is held out
+        position = np.arange(len(order)) - np.repeat(np.cumsum(size) - size, size)
+        turned = (position - first[category[order]]) % size[category[order]]
+        order = order[np.lexsort((turned, category[order]))]
     side = np.zeros(len(drawable), np.int8)
     side[order] = np.repeat(np.tile(np.array([2, 1, 0], np.int8), len(size)),
                             np.stack([test, valid, size - test - valid], 1).ravel())
@@ -500,7 +511,10 @@ def write_arrays(args, chosen, bad, folder):
     labels, ranks = rows.labels.alphabetical()
     label = ranks.astype(data.smallest_uint(len(labels) - 1))[rows.label]
     groups = number_equal(rows.key)
-    split = draw_splits(label, groups, given, args.valid, args.seed)
+    if args.fold and (given == 2).any():
+        raise UserError(f"{where}: has a test split; --fold holds out a part of the training rows instead, so name "
+                        "their file alone with --data")
+    split = draw_splits(label, groups, given, args.valid, args.seed, args.fold)
     sizes = np.bincount(split, minlength=3)
     for s, name in enumerate(SPLITS):
         if not sizes[s]:
@@ -604,6 +618,8 @@ def main():
     add("--vocab", type=files.positive(int), default=1_000_000, help="keep at most so many words, the most frequent")
     add("--min-count", type=files.positive(int), default=1, help="drop words rarer than this in the training split")
     add("--max-len", type=files.positive(int), default=20, help="cut titles to so many words")
+    add("--fold", type=files.fold, metavar="I/K",
+        help="make the test split of the I-th of K equal parts, so that K runs see every row once as a test row")
     add("--valid", type=files.fraction, default=0.1, help="share of the rest for validation, where the source has none")
     add("--seed", type=files.seed, default=0, help="decides the splits, and the synthetic titles")
     add("--vectors", type=Path, help="pretrained vectors: word2vec, GloVe or fastText text file, plain or compressed")

@@ -8,12 +8,15 @@ import warnings
 
 import numpy as np
 
+import calibration
 import files
 import model
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
 RESAMPLES = 2000      # of the bootstrap
 CONFUSIONS = 20       # pairs of categories that the report shows
+FILES = ("report.json", "predictions.csv", "categories.csv", "confusions.csv", "suspects.csv", "unknown.csv",
+         "recall.png", "confusions.png", "reliability.png")  # of a report, which replaces them all
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------
@@ -34,25 +37,39 @@ def interval(labels, predictions, seed=0, resamples=RESAMPLES):
 
 
 def summarize(labels, result):
-    """The scores of some rows: labels [N], result as model.score returns it."""
+    """The scores of some rows: labels [N], result as model.score returns it. The losses and the Brier score (Brier
+    1950, summed over the categories) are means over the rows that have them, whose category is known."""
     from sklearn import metrics
     predictions = result["prediction"]
+    known = np.isfinite(result["brier"])
+    means = {name: float(result[name][known].mean(dtype=np.float64)) if known.any() else None
+             for name in ("loss", "raw_loss", "brier")}
     return {
-        "rows": len(labels), "loss": float(result["loss"].mean(dtype=np.float64)),
-        "accuracy": float((predictions == labels).mean()),
+        "rows": len(labels), **means, "accuracy": float((predictions == labels).mean()),
         "balanced_accuracy": model.balanced_accuracy(labels, predictions),
         "balanced_accuracy_interval": interval(labels, predictions),
         "macro_f1": float(metrics.f1_score(labels, predictions, average="macro", zero_division=0)),
-        "top5_accuracy": float((result["rank"] < 5).mean())}
+        "top5_accuracy": float((result["rank"] < 5).mean()),
+        "expected_calibration_error": calibration.expected_error(result["probability"], predictions == labels)}
 
 
-def slices(meta, arrays):
-    """Named subsets of a split's rows: {"language spanish": [N] bool, ..., "reliable": [N] bool}."""
-    masks = {}
-    for i, name in enumerate(meta["languages"] or []):
-        masks[f"language {name}"] = arrays["language"] == i
-    if "reliable" in arrays:
-        masks["reliable"] = arrays["reliable"]
+def promises(threshold_of, labels, result):
+    """{precision: {"threshold", and here "coverage" and "precision"}} for calibration.PRECISIONS; a threshold is what
+    threshold_of(precision) promises, or None."""
+    found = {}
+    for precision in calibration.PRECISIONS:
+        threshold = threshold_of(precision)
+        coverage, kept = calibration.coverage_and_precision(
+            result["probability"], result["prediction"] == labels, threshold)
+        found[f"{precision:.2f}"] = {"threshold": threshold, "coverage": coverage, "precision": kept}
+    return found
+
+
+def slices(rows):
+    """Named subsets of rows as from evaluate.read_rows: {"language spanish": [N] bool, ..., "reliable": [N] bool}."""
+    masks = {f"language {name}": rows.language == i for i, name in enumerate(rows.languages or [])}
+    if rows.reliable is not None:
+        masks["reliable"] = rows.reliable
     return {name: mask for name, mask in masks.items() if mask.any()}
 
 
@@ -101,38 +118,77 @@ def confusion_figure(labels, predictions, names, pairs, title):
     return figure
 
 
-def make_tables(meta, rows, result, found):
-    """The tables of a report: {file: {column: values}}; found as from `confusions`."""
+def reliability_figure(confidence, right, title):
+    """The share of right predictions over their probability, in bins of equally many rows."""
+    sure, hits, _ = zip(*calibration.reliability(confidence, right), strict=True)
+    figure = new_figure(4.5, 4.5)
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="gray", linewidth=1, label="as it should be")
+    axes.plot(sure, hits, "o-", label="found")
+    axes.set(xlabel="probability of the category", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1), title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def make_figures(rows, categories, result, title):
+    """The figures of a report: {file: figure}; categories as from `make_tables`."""
+    support = categories["support"] > 0
+    figures = {"recall.png": recall_figure(categories["recall"][support], categories["training_rows"][support], title),
+               "reliability.png": reliability_figure(result["probability"], result["prediction"] == rows.labels, title)}
+    if found := confusions(rows.labels, result["prediction"]):
+        figures["confusions.png"] = confusion_figure(rows.labels, result["prediction"], rows.names, found, title)
+    return figures
+
+
+def make_tables(rows, training_rows, result):
+    """The tables of a report: {file: {column: values}}. rows as from evaluate.read_rows; training_rows [C] of each
+    category that the run knows; result as model.score returns it."""
     from sklearn import metrics
     # Categories that nobody predicted have no precision; it counts as 0, as in macro-F1.
-    names, text = np.array(meta["labels"], object), rows["text"]
-    labels, predictions = rows["labels"].astype(np.int64), result["prediction"]
+    names, text, labels, predictions = np.array(rows.names, object), rows.text, rows.labels, result["prediction"]
     precision, recall, f1, support = metrics.precision_recall_fscore_support(
         labels, predictions, labels=np.arange(len(names)), zero_division=0)
 
     # A confusion is easier to understand with a few of its titles.
+    found = confusions(labels, predictions)
     examples = [[text[i] for i in np.flatnonzero((labels == true) & (predictions == wrong))[:3]]
                 for true, wrong, _ in found]
+
+    # Labels that the model finds least likely, where it knows them and is of another opinion.
+    unknown = labels >= len(training_rows)
+    suspect = np.flatnonzero(~unknown & (predictions != labels))
+    suspect = suspect[np.argsort(result["given_probability"][suspect], kind="stable")]
+    unknown = np.flatnonzero(unknown)
+    given, probability = result["given_probability"].astype(float), result["probability"].astype(float)
     return {
         "predictions.csv": {"title": text, "category": names[labels], "predicted": names[predictions],
-                            "probability": result["probability"].astype(float)},
+                            "probability": probability},
         "categories.csv": {"category": names, "precision": precision, "recall": recall, "f1": f1, "support": support,
-                           "training_rows": meta["training_rows"]},
+                           "training_rows": np.pad(training_rows, (0, len(names) - len(training_rows)))},
         "confusions.csv": {"category": [names[true] for true, _, _ in found],
                            "predicted": [names[wrong] for _, wrong, _ in found],
                            "rows": [count for _, _, count in found],
                            "share_of_category": [count / support[true] for true, _, count in found],
-                           "examples": [" | ".join(titles) for titles in examples]}}
+                           "examples": [" | ".join(titles) for titles in examples]},
+        "suspects.csv": {"row": rows.lines[suspect], "category": names[labels[suspect]],
+                         "category_probability": given[suspect], "predicted": names[predictions[suspect]],
+                         "probability": probability[suspect], "title": [text[i] for i in suspect]},
+        "unknown.csv": {"row": rows.lines[unknown], "category": names[labels[unknown]],
+                        "predicted": names[predictions[unknown]], "probability": probability[unknown],
+                        "title": [text[i] for i in unknown]}}
 
 
-def write_report(folder, scores, tables, figures):
+def write(folder, scores, tables, figures):
     """Write report.json, the tables and the figures into a folder."""
     import pandas as pd
     import pyarrow as pa
     import pyarrow.csv
     files.write_json(folder / "report.json", scores)
     for file, columns in tables.items():
-        pa.csv.write_csv(pa.Table.from_pandas(pd.DataFrame(columns).round(4), preserve_index=False), folder / file)
+        if file != "unknown.csv" or len(columns["row"]):
+            frame = pd.DataFrame(columns).round(6 if "probability" in columns else 4)
+            pa.csv.write_csv(pa.Table.from_pandas(frame, preserve_index=False), folder / file)
     for file, figure in figures.items():
         # Categories may be in a script that the font lacks, or break it: that costs a warning, never the tables.
         try:
@@ -152,20 +208,35 @@ def named_scores(prefix, scores):
         part = part.replace(" ", "_", 1)  # a language that has a space keeps it: another may have "_" there
         values |= {f"{prefix}_{part}_{name}": value for name, value in row.items()
                    if isinstance(value, float)}
+    for precision, row in scores["thresholds"].items():
+        values |= {f"{prefix}_{precision}_{name}": value for name, value in row.items() if value is not None}
     return values
 
 
-def print_report(scores, found):
-    """Print the scores of all rows and of their slices, and the most frequent confusions."""
+def show(scores, found):
+    """Print the scores of all rows and of their slices, the promises kept, and the most frequent confusions."""
     print(f"  {'':<22}{'rows':>10}{'loss':>8}{'accuracy':>10}{'balanced':>10}{'95 % interval':>18}{'macro-F1':>10}"
           f"{'top-5':>8}")
     for name, row in {"all": scores, **scores["slices"]}.items():
         low, high = row["balanced_accuracy_interval"]
-        print(f"  {name:<22}{row['rows']:>10,}{row['loss']:>8.3f}{row['accuracy']:>10.4f}"
+        loss = "-" if row["loss"] is None else f"{row['loss']:.3f}"
+        print(f"  {name:<22}{row['rows']:>10,}{loss:>8}{row['accuracy']:>10.4f}"
               f"{row['balanced_accuracy']:>10.4f}{f'{low:.4f} to {high:.4f}':>18}{row['macro_f1']:>10.4f}"
               f"{row['top5_accuracy']:>8.4f}")
-    print("loss, probabilities and predictions take all categories to be "
-          + ("equally frequent" if scores["prior"] == "equal" else "as frequent as in training") + " (see --prior)")
+    print("predictions take all categories to be "
+          + ("equally frequent" if scores["prior"] == "equal" else "as frequent as in training")
+          + f" (see --prior); calibration error of their probabilities {scores['expected_calibration_error']:.4f}")
+    for precision, row in scores["thresholds"].items():
+        if row["threshold"] is None:
+            print(f"promised {float(precision):.0%} right: by no probability, on these validation rows")
+        else:
+            kept = "-" if row["precision"] is None else f"{row['precision']:.1%}"
+            print(f"promised {float(precision):.0%} right: from probability {row['threshold']:.4f} on; here "
+                  f"{row['coverage']:.1%} of the titles, {kept} of them right")
+    for name, what in (("unknown_category_rows", "have a category that the run does not know, and count as wrong"),
+                       ("unknown_title_rows", "have no word or n-gram that training has seen")):
+        if scores[name]:
+            print(f"{scores[name]:,} of {scores['rows']:,} rows {what}")
     print("most frequent confusions:")
     for true, wrong, count, share, examples in itertools.islice(zip(*found.values(), strict=True), 8):
         print(f"  {count:>5} x {true} taken for {wrong} ({share:.0%} of its rows), such as: "

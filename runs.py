@@ -25,7 +25,7 @@ from pathlib import Path
 import files
 from files import UserError
 
-FORMAT = 4  # of a run's folder: raise it when its files change their meaning
+FORMAT = 5  # of a run's folder: raise it when its files change their meaning
 TAKEN = "{folder}: a run of this name is there; choose another --name, or go on with --resume {folder.name}"
 
 

@@ -80,13 +80,13 @@ class BadRows:
 def line_blocks(stream, name, bad, wait=True):
     """Yield (number of the first line, bytes) of a binary stream: blocks of whole lines, each ended by a newline alone.
 
-    bad: notes carriage returns that are no line ends. wait: fill every block; without it, a block holds what a pipe has
-    brought so far.
+    bad: notes carriage returns that are no line ends. wait: fill every block; without it, a block holds what a pipe or
+    a terminal has brought so far.
     Raises UserError where the content is no text, or a line longer than files.MAX_LINE.
     """
     # The last line of a piece may go on in the next one.
-    read, number, rest = stream.read if wait else stream.read1, 1, b""
-    while piece := read(BLOCK):
+    number, rest = 1, b""
+    while piece := stream.read(BLOCK) if wait else files.read_ready(stream, BLOCK):
         if number == 1 and ((rest + piece).startswith(NOT_TEXT) or b"\0" in piece[:1000]):
             raise UserError(f"{name}: not text in UTF-8, plain or compressed once with gzip, bzip2 or xz; if it is "
                             "text in another encoding, name that with --encoding, such as utf-16")
@@ -267,7 +267,7 @@ def parse_quickly(block, table):
                 return None
 
     # Columns are named by their position, and stay bytes: whether they are UTF-8 is for `clean` to say.
-    wanted = [str(position) for position in table.columns.values()]
+    wanted = sorted({str(position) for position in table.columns.values()})
     try:
         found = pa.csv.read_csv(
             pa.BufferReader(block),
@@ -280,7 +280,7 @@ def parse_quickly(block, table):
     if len(found) != block.count(b"\n"):  # a row has swallowed another
         return None
 
-    return {column: found.column(name).combine_chunks() for column, name in zip(table.columns, wanted, strict=True)}
+    return {column: found.column(str(position)).combine_chunks() for column, position in table.columns.items()}
 
 
 def parse_carefully(text, number, table, bad, last):
@@ -443,15 +443,21 @@ def parquet_errors(name):
         raise UserError(f"{name}: not a sound Parquet file ({' '.join(str(error).split())[:200]})") from None
 
 
-def read_parquet(stream, name, wanted, names, bad):
-    """Yield ({column: Arrow array of bytes}, row numbers [n]) for blocks of a Parquet file. Values are as in JSON."""
+def read_parquet(stream, name, wanted, names, bad, keep=False):
+    """Yield ({column: Arrow array of bytes}, row numbers [n]) for blocks of a Parquet file. Values are as in JSON.
+
+    keep: add all columns as they are, as `kept`, an Arrow record batch; the first block may have no rows then.
+    """
     number = 1
     with parquet_errors(name):
         file = open_parquet(stream)
         header = file.schema_arrow.names
         columns = locate(header, wanted, names)
         require_columns(name, columns, wanted, names, ", ".join(header)[:80])
-        for batch in file.iter_batches(LINE_ROWS, columns=[header[position] for position in columns.values()]):
+        if keep:
+            yield {"kept": file.schema_arrow.empty_table()}, []
+        needed = None if keep else [header[position] for position in columns.values()]
+        for batch in file.iter_batches(LINE_ROWS, columns=needed):
             block, good = {}, np.ones(len(batch), bool)
             for column, position in columns.items():
                 block[column], wrong = parquet_text(column, batch.column(header[position]))
@@ -460,6 +466,7 @@ def read_parquet(stream, name, wanted, names, bad):
                     good[i] = False
             numbers = number + np.flatnonzero(good)
             number += len(batch)
+            block |= {"kept": pa.Table.from_batches([batch])} if keep else {}
             yield {column: values.filter(pa.array(good)) for column, values in block.items()}, numbers
 
 
@@ -483,9 +490,9 @@ def parquet_text(column, values):
 # --- labelled rows ----------------------------------------------------------------------------------------------------
 
 def read_labelled(path, bad, form=None):
-    """Yield blocks of a file's labelled rows: {"title": Arrow string array, "category": ..., and, where the file has
-    them, "language", "quality", "split"}, each with one entry a row. Rows that lack a title or a category, or that
-    are not UTF-8, go to `bad`. Raises UserError where the file cannot be read at all.
+    """Yield blocks of a file's labelled rows: {"title": Arrow string array, "category": ..., "line": number, and, where
+    the file has them, "language", "quality", "split"}, each with one entry a row. Rows that lack a title or a category,
+    or that are not UTF-8, go to `bad`. Raises UserError where the file cannot be read at all.
 
     form: a Format, where the user has asked for one.
     """
@@ -573,6 +580,7 @@ def clean(block, numbers, path, bad, header=None):
         for i in np.flatnonzero(repeated & good):
             bad.add(path, numbers[i], "repeats the header")
         good &= ~repeated
+    block["line"] = pa.array(numbers)
     return block if good.all() else {column: values.filter(pa.array(good)) for column, values in block.items()}
 
 
@@ -591,38 +599,48 @@ class NoBadRows(BadRows):
         self.note(path, line, "an empty line in a table is no row, so nothing is written for it")
 
 
-def read_titles(stream, name, bad, form=None):
-    """Titles to classify, from a binary stream: (whether they have ids, blocks), a block being (titles, ids or None),
-    lists of str. Every line of a list, and every row of a CSV or Parquet file with a column title (or text), gives one
-    title; an empty line does so in a list and in a table of one column. Bytes that are not UTF-8 become the replacement
-    character, and are noted. Raises UserError where the content is something else.
+def read_titles(stream, name, bad, form=None, keep=False):
+    """Titles to classify, from a binary stream: (header, blocks), a block being (titles, list of str; kept columns, an
+    Arrow table). Every line of a list, and every row of a CSV or Parquet file with a column title (or text), gives one
+    title; an empty line does so in a list and in a table of one column. What is kept is the column `id`, where there is
+    one, or with `keep` all columns; header names these, and where there are none both are None. Bytes that are not
+    UTF-8 become the replacement character, and are noted. Raises UserError where the content is something else.
 
     form: a Format, where the user has asked for one.
     """
     # A title that cannot be decoded is classified all the same, for every row needs an answer.
     def text(values, numbers):
         try:
-            return values.cast(pa.string()).to_pylist()
+            return values.cast(pa.string())
         except pa.ArrowInvalid:
             found = [value.decode("utf-8", "replace") for value in values.to_pylist()]
             for number, value in zip(numbers, found, strict=False):
                 if "\ufffd" in value:
                     bad.note(name, number, "bytes that are not UTF-8 were replaced; --encoding cp1252 reads what Excel "
                              "writes")
-            return found
+            return pa.array(found, pa.string())
 
-    def columns(found):
+    def columns(found, kept):
+        """kept: {name: key in a block}, or None where a block has the kept columns as they are."""
         for block, numbers in found:
-            yield text(block["title"], numbers), text(block["id"], numbers) if "id" in block else None
+            if kept is None:
+                table = block["kept"]
+            else:
+                table = pa.Table.from_arrays([text(block[key], numbers) for _, key in kept], [one for one, _ in kept])
+            yield text(block["title"], numbers).to_pylist(), table if kept != [] else None
 
     names, encoding = form or Format()
     if is_parquet(stream):
-        found = read_parquet(stream, name, ("title", "id"), names, bad)
+        found = read_parquet(stream, name, ("title", "id"), names, bad, keep)
         head = next(found, ({"title": pa.array([], pa.binary())}, []))
-        return "id" in head[0], columns(itertools.chain([head], found))
+        if keep:
+            return head[0]["kept"].column_names, columns(found, None)
+        kept = [("id", "id")] if "id" in head[0] else []
+        return ["id"] if kept else None, columns(itertools.chain([head], found), kept)
 
     # What the first lines show decides how the rest is read.
-    blocks = line_blocks(files.decoded(stream, encoding, name), name, bad, wait=not stream.isatty())
+    wait = files.is_patient(stream)
+    blocks = line_blocks(files.decoded(stream, encoding, name), name, bad, wait)
     head = next(blocks, (1, b""))
     lines = head[1].decode("utf-8", "replace").split("\n")[:SNIFFED]
     if format_of(lines[0].strip()) != "text" or re.match("<(?:[?!]|rss|html)", lines[0]):
@@ -630,17 +648,23 @@ def read_titles(stream, name, bad, form=None):
     first, delimiter, behind = take_header(itertools.chain([head], blocks))
     table = read_table(first, name, ("title", "id"), names, delimiter)
     if "title" in table.columns:
-        return "id" in table.columns, columns(read_csv(behind, table, bad))
+        kept = [("id", "id")] if "id" in table.columns else []
+        if keep:
+            kept = [(column, position) for position, column in enumerate(table.header)]
+            table = table._replace(columns=table.columns | {position: position for _, position in kept})
+        return [column for column, _ in kept] or None, columns(read_csv(behind, table, bad), kept)
     if (names["title"] != COLUMNS["title"] or re.search(r"\.[ct]sv(\.|$)", str(name), re.IGNORECASE)
             or looks_like_a_table(lines)):
         raise UserError(f"{name}:1: no title (or text) column in the header ({first[:80]}); name the column of titles "
                         "with --title-column")
+    if keep:
+        raise UserError(f"{name}: a list of titles; --keep goes with a table, whose header names the column of titles")
 
     def listed():
         for number, block in itertools.chain([head] if head[1] else [], blocks):
-            yield text(pa.array(block.split(b"\n")[:-1], pa.binary()), itertools.count(number)), None
+            yield text(pa.array(block.split(b"\n")[:-1], pa.binary()), itertools.count(number)).to_pylist(), None
 
-    return False, listed()
+    return None, listed()
 
 
 def looks_like_a_table(lines):

@@ -127,6 +127,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import calibration
 import model
 import runs
 
@@ -257,18 +258,28 @@ def init_state(config, features, titles, vectors=None):
 def evaluate_rows(predictor, arrays, prefix):
     """Loss, accuracy and balanced accuracy over every row of `arrays` (and over the reliable rows, where known)."""
     # A loss that is not finite must not pass for a number; the caller stops.
-    result = model.score((predictor,), (0.0,), arrays["titles"], arrays["labels"])
-    if not np.abs(result["loss"]).max() < 1e30:
-        result["loss"][:] = np.inf  # its sum would overflow
-    row = {f"{prefix}_loss": float(result["loss"].mean()),
+    result = model.score(model.alone(predictor), arrays["titles"], arrays["labels"])
+    if not np.abs(result["raw_loss"]).max() < 1e30:
+        result["raw_loss"][:] = np.inf  # its sum would overflow
+    row = {f"{prefix}_loss": float(result["raw_loss"].mean()),
            f"{prefix}_accuracy": float((result["prediction"] == arrays["labels"]).mean()),
            f"{prefix}_balanced_accuracy": model.balanced_accuracy(arrays["labels"], result["prediction"])}
     reliable = arrays.get("reliable", np.zeros(0, bool))
     if reliable.any():
-        row[f"{prefix}_reliable_loss"] = float(result["loss"][reliable].mean())
+        row[f"{prefix}_reliable_loss"] = float(result["raw_loss"][reliable].mean())
         row[f"{prefix}_reliable_balanced_accuracy"] = model.balanced_accuracy(
             arrays["labels"][reliable], result["prediction"][reliable])
     return row
+
+
+def calibrate(predictor, rows):
+    """What a checkpoint keeps so that its probabilities can be trusted: of some validation rows (`titles`, `labels`)
+    the `logits` [n, C] float16, minus the largest of each row, and the `labels`; `temperature` and `smoothing`."""
+    logits = model.in_batches(lambda ids: {"logits": model.logits(predictor, ids)}, rows["titles"])["logits"]
+    logits = logits - logits.max(1, keepdims=True)
+    temperature, smoothing = map(np.float32, calibration.fit(logits, rows["labels"]))
+    return {"logits": logits.astype(np.float16), "labels": rows["labels"].astype(np.int32),
+            "temperature": temperature, "smoothing": smoothing}
 
 
 # --- configuration ----------------------------------------------------------------------------------------------------
@@ -327,8 +338,9 @@ def configure(args, meta, titles):
 
     # Sizes and identity of the data, and the fields that the module has a default for.
     config |= {"classes": len(meta["labels"]), "vocabulary": len(meta["vocab"]), "max_len": meta["max_len"],
-               "rows": rows, "steps": steps, "pretrained_vectors": pretrained, "training_rows": meta["training_rows"],
-               "synthetic": meta["synthetic"], "fingerprint": meta["fingerprint"], "format": runs.FORMAT,
+               "rows": rows, "calibration_rows": min(calibration.ROWS, meta["rows"]["valid"]), "steps": steps,
+               "pretrained_vectors": pretrained, "training_rows": meta["training_rows"], "synthetic": meta["synthetic"],
+               "fingerprint": meta["fingerprint"], "format": runs.FORMAT,
                "files": {name: meta["files"][name] for name in ("vocab.txt", "labels.txt")},
                "source": runs.source_checksums(), "versions": runs.versions()}
     for name, value in fields.items():
@@ -431,6 +443,9 @@ def train(args):
             introduce(folder.name, config, state)
             sample = np.random.default_rng(config["seed"]).permutation(config["rows"])[:TRAIN_SAMPLE]
             sample = {kind: array[sample] for kind, array in arrays["train"].items() if kind != "language"}
+            # The same validation rows for all runs, so that several can be weighted against each other.
+            drawn = np.random.default_rng(0).permutation(meta["rows"]["valid"])[:config["calibration_rows"]]
+            calibration_rows = {kind: arrays["valid"][kind][drawn] for kind in ("titles", "labels")}
             stop = stop_signals()
             epoch_steps, step = config["steps"] // config["epochs"], int(state["optimizer"]["step"])
             if step == 0:
@@ -452,23 +467,27 @@ def train(args):
                 state, losses = train_chunks(programs, state, chunks, step, watch)
                 begun_step, step = step, losses[-1][0]
                 check_finite([loss for _, loss in losses], folder.name, config, step)
-                if step < done:  # a signal came
-                    runs.save_checkpoint(manager, step, state, history)
-                    tracker.log(history, losses)
-                    leave(args, folder.name, step, stop[0])
                 seconds = time.time() - begun
 
-                # Evaluate on a sample of the training rows and on all validation rows.
+                # Calibrate: a checkpoint holds what its probabilities mean.
                 ready = model.predictor(config, state["variables"], features)
+                validation = calibrate(ready, calibration_rows)
+                if step < done:  # a signal came
+                    runs.save_checkpoint(manager, step, state | {"validation": validation}, history)
+                    tracker.log(history, losses)
+                    leave(args, folder.name, step, stop[0])
+
+                # Evaluate on a sample of the training rows and on all validation rows.
                 row = {"epoch": epoch + 1, "step": step} | evaluate_rows(ready, sample, "train") | evaluate_rows(
                     ready, arrays["valid"], "valid")
                 check_finite([row["train_loss"], row["valid_loss"]], folder.name, config, step)
-                row |= {"titles_per_second": (step - begun_step) / epoch_steps * config["rows"] / seconds,
-                        "seconds": time.time() - STARTED}
+                row |= {name: float(validation[name]) for name in ("temperature", "smoothing")} | {
+                            "titles_per_second": (step - begun_step) / epoch_steps * config["rows"] / seconds,
+                            "seconds": time.time() - STARTED}
                 history.append(row)
 
                 # Save.
-                runs.save_checkpoint(manager, step, state, history, metrics=row)
+                runs.save_checkpoint(manager, step, state | {"validation": validation}, history, metrics=row)
                 runs.write_metrics(folder, history)
 
                 # Log.

@@ -138,7 +138,7 @@ def test_predict_formats(trained, tmp_path):
     for line in lines:
         fields = line.split("\t")
         shares = [float(share) for share in fields[1::2]]
-        assert len(fields) == 6 and shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1.000002
+        assert len(fields) == 6 and shares == sorted(shares, reverse=True) and 0 <= sum(shares) <= 1.000002
     assert [line.split("\t")[0] for line in lines[:2]] == ["FUNDAS", "MESAS"]
     assert len(predict("-", "--top", 99, stdin="mesa\n").split("\t")) == 8  # as many as there are
     assert predict("-", stdin="") == ""
@@ -283,41 +283,58 @@ def test_the_classifier_for_python_and_the_command_line_are_one(trained, monkeyp
 # --- several runs -----------------------------------------------------------------------------------------------------
 
 def logits_of(folder, name, split="test"):
-    """([N, C] float64 logits, labels) of a run on a split, by the model alone."""
-    config, _, _, variables, _ = evaluate.restore(folder / "runs" / name, "best")
+    """([N, C] float64 logits, labels) of a run on a split, by the model alone, from the prepared arrays."""
+    config, _, _, saved, _ = evaluate.restore(folder / "runs" / name, "best")
     meta, arrays = data.load_prepared(folder / "data/prepared", (split,))
-    predictor = model.predictor(config, variables, model.feature_tables(config, meta["words"]))
+    predictor = model.predictor(config, saved["variables"], model.feature_tables(config, meta["words"]))
     z = np.asarray(model.logits(predictor, arrays[split]["titles"]), np.float64)
     return z, arrays[split]["labels"].astype(int)
+
+
+def loss_of(z, labels, scores):
+    """Mean cross-entropy of logits after their temperature, smoothed as the scores say."""
+    shares = np.exp(log_softmax(z)) * (1 - scores["smoothing"]) + scores["smoothing"] / z.shape[1]
+    return -np.log(shares[np.arange(len(labels)), labels]).mean()
+
+
+def log_prior_of(folder):
+    count = np.array(files.read_json(folder / "data/prepared/meta.json")["training_rows"])
+    return np.log(count / count.sum())
 
 
 def log_softmax(z):
     return z - np.log(np.exp(z - z.max(1, keepdims=True)).sum(1, keepdims=True)) - z.max(1, keepdims=True)
 
 
-def test_several_runs_are_averaged_as_log_probabilities(trained, tmp_path):
+def test_several_runs_are_averaged_after_their_temperatures(trained, tmp_path):
     scores = json.loads(run_script("evaluate", "--ckpt", "bag", "filters", "--json", cwd=trained).stdout)
     (first, labels), (second, _) = logits_of(trained, "bag"), logits_of(trained, "filters")
-    mean = log_softmax((log_softmax(first) + log_softmax(second)) / 2)
-    assert scores["accuracy"] == (mean.argmax(1) == labels).mean()
-    np.testing.assert_allclose(scores["loss"], -mean[np.arange(len(labels)), labels].mean(), rtol=1e-4)
+    one, other = (member["weight"] / member["temperature"] for member in scores["members"].values())
+    assert sum(member["weight"] for member in scores["members"].values()) == pytest.approx(1)
+    z = (one * first + other * second) / (one + other) / scores["temperature"]
+    assert scores["accuracy"] == (z.argmax(1) == labels).mean()
+    np.testing.assert_allclose(scores["loss"], loss_of(z, labels, scores), rtol=1e-4)
+    raw = (log_softmax(first) + log_softmax(second)) / 2
+    np.testing.assert_allclose(scores["raw_loss"], -raw[np.arange(len(labels)), labels].mean(), rtol=1e-4)
     assert (trained / "runs/bag/test-best+filters-best/report.json").is_file()
     titles = (trained / "data/prepared/test_text.txt").read_text(encoding="utf-8")
     text = run_here("evaluate", "--ckpt", "bag", "filters", "--predict", "-", cwd=trained, stdin=titles).stdout
     names = files.read_lines(trained / "data/prepared/labels.txt")
-    assert [line.split("\t")[0] for line in text.splitlines()] == [names[i] for i in mean.argmax(1)]
+    assert [line.split("\t")[0] for line in text.splitlines()] == [names[i] for i in z.argmax(1)]
 
 
 def test_the_prior_of_predictions_can_be_chosen(trained):
-    """A run with --balance logit assumes equal frequencies; --prior training adds the log of the training ones."""
-    scores = json.loads(run_script("evaluate", "--ckpt", "bag", "--prior", "training", "--json", cwd=trained).stdout)
+    """A run with --balance logit assumes equal frequencies; --prior training adds the log of the training ones. Each is
+    calibrated."""
     z, labels = logits_of(trained, "bag")
-    count = np.array(files.read_json(trained / "data/prepared/meta.json")["training_rows"])
-    shifted = log_softmax(z + np.log(count / count.sum()))
-    assert scores["prior"] == "training" and scores["accuracy"] == (shifted.argmax(1) == labels).mean()
-    np.testing.assert_allclose(scores["loss"], -shifted[np.arange(len(labels)), labels].mean(), rtol=1e-4)
-    same = json.loads(run_here("evaluate", "--ckpt", "bag", "--prior", "equal", "--json", cwd=trained).stdout)
-    assert same["loss"] == json.loads(run_here("evaluate", "--ckpt", "bag", "--json", cwd=trained).stdout)["loss"]
+    for flags, shift in (((), 0), (("--prior", "equal"), 0), (("--prior", "training"), log_prior_of(trained))):
+        scores = json.loads(run_here("evaluate", "--ckpt", "bag", *flags, "--json", cwd=trained).stdout)
+        assert scores["prior"] == (flags or ("", "equal"))[1]
+        assert scores["accuracy"] == ((z + shift).argmax(1) == labels).mean()
+        calibrated = loss_of((z + shift) / scores["temperature"], labels, scores)
+        np.testing.assert_allclose(scores["loss"], calibrated, rtol=1e-4)
+        raw = log_softmax(z + shift)
+        np.testing.assert_allclose(scores["raw_loss"], -raw[np.arange(len(labels)), labels].mean(), rtol=1e-4)
 
 
 def test_runs_that_do_not_go_together(trained, tmp_path):

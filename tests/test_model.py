@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import config_of
 from sklearn.feature_extraction.text import TfidfTransformer
-from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, brier_score_loss, log_loss, top_k_accuracy_score
 
 import data
 import model
@@ -156,9 +156,9 @@ def test_composed_vectors_equal_plain_python():
     ready = random_predictor("cnn")
     for i in range(2, len(WORDS)):
         vector, norm = word_vector(ready, rows_of_word(i))
-        np.testing.assert_allclose(ready.vectors[i], vector, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(ready.norms[i], norm, rtol=1e-5)
-    assert not ready.norms[0] and not ready.vectors[0].any()
+        np.testing.assert_allclose(ready.words[0][i], vector, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(ready.words[1][i], norm, rtol=1e-5)
+    assert not ready.words[1][0] and not ready.words[0][0].any()
 
 
 def test_words_added_later_are_like_words_known_before():
@@ -166,7 +166,7 @@ def test_words_added_later_are_like_words_known_before():
     config, ready = small_config(), random_predictor("mlp")
     variables = {"params": ready.params, "table": ready.table, "weights": ready.weights}
     short = model.predictor(config, variables, model.feature_tables(config, WORDS[:50]))
-    ids = random_titles(30)
+    ids = random_titles(30).astype(np.uint32)  # as data.encode gives them
     assert (ids >= 50).any()
     np.testing.assert_allclose(model.logits(model.extended(config, short, WORDS[50:]), ids),
                                model.logits(ready, ids), rtol=1e-4, atol=1e-4)
@@ -306,20 +306,33 @@ def test_in_batches_gives_every_row_its_own_result(rows):
     np.testing.assert_array_equal(result["sum"], ids.sum(1))
     np.testing.assert_array_equal(result["other"], np.arange(rows))
     assert widths <= {(8, -(-ids.shape[1] // 2)), (8, ids.shape[1])}
+    model.in_batches(function, ids, np.arange(rows))
+    assert widths & {(1 if rows == 1 else 64, -(-ids.shape[1] // 2)), (1 if rows == 1 else 64, ids.shape[1])}
 
 
 def test_score_equals_float64_and_scikit_learn():
     ready = random_predictor("mlp")
     ids, labels = random_titles(2500), np.random.default_rng(1).choice([0, 1, 3, 4], 2500)  # 2 is absent
-    result = model.score((ready,), (0.0,), ids, labels)
+    result = model.score(model.alone(ready), ids, labels)
     logits = np.asarray(model.logits(ready, ids), np.float64)
     shares = np.exp(logits - logits.max(1, keepdims=True))
     shares /= shares.sum(1, keepdims=True)
     np.testing.assert_array_equal(result["prediction"], logits.argmax(1))
     np.testing.assert_allclose(result["loss"], -np.log(shares[np.arange(2500), labels]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(result["raw_loss"], result["loss"], rtol=1e-5, atol=1e-6)
+    likely = shares[np.arange(2500), labels] > 1e-12  # scikit-learn clips
+    np.testing.assert_allclose(result["loss"][likely].mean(dtype=np.float64),
+                               log_loss(labels[likely], shares[likely], labels=range(5)), rtol=1e-5)
+    np.testing.assert_allclose(result["brier"].mean(), brier_score_loss(
+        labels, shares, labels=range(5), scale_by_half=False), rtol=1e-5)
+    np.testing.assert_allclose(result["given_probability"], shares[np.arange(2500), labels], rtol=1e-4, atol=1e-30)
     np.testing.assert_allclose(result["probability"], shares.max(1), rtol=1e-5)
     order = np.argsort(-logits, 1)
     np.testing.assert_array_equal(result["rank"], np.argmax(order == labels[:, None], 1))
+    mixed = model.score(model.alone(ready).replace(smoothing=0.3), ids, labels)
+    np.testing.assert_allclose(mixed["given_probability"], 0.7 * shares[np.arange(2500), labels] + 0.06, rtol=1e-4)
+    np.testing.assert_allclose(mixed["loss"], -np.log(mixed["given_probability"]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(mixed["raw_loss"], result["loss"], rtol=1e-5, atol=1e-6)
     for k in (1, 2, 4):
         assert (result["rank"] < k).mean() == top_k_accuracy_score(labels, logits, k=k, labels=range(5))
 

@@ -287,11 +287,11 @@ def test_a_carriage_return_or_a_nul_within_a_row_separates(tmp_path):
 def titles_of(content, name="titles", **asked):
     """(titles, ids or None, a Recorder) of titles to classify."""
     content, bad = content if isinstance(content, bytes) else content.encode(), Recorder()
-    with_ids, blocks = sources.read_titles(io.BufferedReader(io.BytesIO(content)), name, bad, form(**asked))
+    header, blocks = sources.read_titles(io.BufferedReader(io.BytesIO(content)), name, bad, form(**asked))
     found = list(blocks)
     titles = [title for block, _ in found for title in block]
-    assert all((ids is not None) == with_ids for _, ids in found)
-    return titles, [each for _, ids in found for each in ids] if with_ids else None, bad
+    assert header in (None, ["id"]) and all((kept is not None) == (header is not None) for _, kept in found)
+    return titles, [each for _, kept in found for each in kept["id"].to_pylist()] if header else None, bad
 
 
 TITLES = ["mesa roja", "", "日本語", 'silla 24"', "  \ufb01ltro, 2", ""]

@@ -33,6 +33,36 @@ def test_drawn_splits_are_stratified():
         assert valid == (max(1, round(0.1 * (size - test))) if size >= 5 else 0) and train > 0
 
 
+@pytest.mark.parametrize("parts", [2, 3, 7])
+def test_folds_hold_out_every_row_once(parts):
+    draw = np.random.default_rng(parts)
+    labels = np.repeat(np.arange(20), draw.integers(1, 60, 20))
+    groups = draw.permutation(len(labels))
+    folds = [prepare.draw_splits(labels, groups, np.full(len(labels), NOT_GIVEN, np.int8), 0.1, 0, (part, parts))
+             for part in range(1, parts + 1)]
+    held_out = sum((split == 2).astype(int) for split in folds)
+    enough = np.bincount(labels)[labels] >= 5
+    np.testing.assert_array_equal(held_out, enough)  # categories with too few titles train in all folds
+    for split in folds:
+        for label, size in enumerate(np.bincount(labels)):
+            test = (split[labels == label] == 2).sum()
+            assert test in ((size // parts, -(-size // parts)) if size >= 5 else (0,))
+
+
+def test_folds_from_the_command_line(prep):
+    rows = tiny_rows(60)
+    save("titles.csv", as_csv(rows))
+    held_out = []
+    for part in (1, 2, 3):
+        prep("--data", "titles.csv", "--fold", f"{part}/3")
+        held_out += texts("test")
+    assert sorted(held_out) == sorted(row[0] for row in rows if Counter(r[3] for r in rows)[row[3]] >= 5)
+    for flags, words in ((("--fold", "4/3"), ["--fold"]), (("--fold", "1/3", "--test", "titles.csv"), ["give one"])):
+        assert_one_line_error(prep("--data", "titles.csv", *flags, check=False), *words)
+    save("split.csv", as_csv(rows, extra=[("split", ["train", "train", "valid", "test"] * 15)]))
+    assert_one_line_error(prep("--data", "split.csv", "--fold", "1/3", check=False), "has a test split")
+
+
 def test_equal_titles_stay_on_one_side():
     draw = np.random.default_rng(1)
     groups, labels = draw.integers(0, 300, 3000), draw.integers(0, 6, 3000)  # equal titles under several categories

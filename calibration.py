@@ -1,0 +1,129 @@
+"""What a probability means: from the logits of validation rows to calibrated probabilities, weights and thresholds.
+
+A classifier that was trained until it fits its rows is far too sure of itself. Two numbers mend that: the temperature
+that divides its logits (Guo et al. 2017, On Calibration of Modern Neural Networks), and the smoothing, a share of the
+probability that is spread over all categories, as a part of the labels may be plainly wrong. Both are fitted to whether
+the likeliest category is right, for that is what its probability should say of titles like the validation rows. The
+order of the categories stays. Thresholds then say from which probability on so many of a hundred titles are right.
+How logits are made (model.py) and how a report looks (report.py) do not belong here.
+"""
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# --- knobs ------------------------------------------------------------------------------------------------------------
+ROWS = 5000                       # validation rows, drawn at random, that a checkpoint keeps logits of
+BINS = 15                         # of the calibration error, with as many rows in each
+PRECISIONS = (0.9, 0.95, 0.99)    # that a report gives thresholds for
+STEPS = 20                        # shares of the titles that a threshold may let through: 5 %, 10 %, ...
+CERTAINTY = 0.99                  # that a threshold keeps its promise on further rows of the same kind
+
+
+def log_prior(training_rows):
+    """Logarithm of the share of each category among so many training rows [C]; none counts as half a row."""
+    count = np.maximum(training_rows, 0.5)
+    return np.log(count / count.sum()).astype(np.float32)
+
+
+@jax.jit
+def cross_entropy(logits, labels):
+    """[..., C] logits, [...] labels -> [...] nats."""
+    return jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, labels[..., None], -1)[..., 0]
+
+
+def smoothed(logits, smoothing):
+    """[..., C] logits after their temperature -> probabilities, of which the share `smoothing` is spread evenly."""
+    return (1 - smoothing) * jax.nn.softmax(logits) + smoothing / logits.shape[-1]
+
+
+@jax.jit
+@jax.value_and_grad
+def calibration_loss(values, logits, right):
+    """Minus the log-likelihood of `right` [N], whether the largest of logits [N, C] is that of the label, under the
+    probability that (log temperature, log odds of the smoothing) give it."""
+    sure = jnp.clip(smoothed(logits * jnp.exp(-values[0]), jax.nn.sigmoid(values[1])).max(-1), 1e-6, 1 - 1e-6)
+    return -jnp.where(right, jnp.log(sure), jnp.log1p(-sure)).mean()
+
+
+@jax.jit
+@jax.value_and_grad
+def pooled_loss(weights, logits, labels):
+    """Weights [M], logits of several models [M, N, C] -> the loss of their weighted sum."""
+    return cross_entropy(jnp.einsum("m,mnc->nc", weights, logits), labels).mean()
+
+
+def minimized(function, start, *arrays, **options):
+    """Where `function(values, *arrays)`, which returns value and gradient, is least."""
+    from scipy.optimize import minimize
+
+    def in_float64(values):
+        value, gradient = function(jnp.asarray(values, jnp.float32), *arrays)
+        return float(value), np.asarray(gradient, np.float64)
+
+    return minimize(in_float64, start, jac=True, **options).x
+
+
+def fit(logits, labels):
+    """(temperature, smoothing) that make the probability of the likeliest category the chance that it is right, for
+    logits [N, C] of rows with these labels [N]; see `calibration_loss`."""
+    logits = jnp.asarray(logits, jnp.float32)
+    log_temperature, odds = minimized(calibration_loss, np.array([0.5, -4.0]), logits, logits.argmax(1) == labels,
+                                      method="L-BFGS-B", bounds=[(-3, 4), (-12, 0)])
+    return float(np.exp(log_temperature)), float(1 / (1 + np.exp(-odds)))
+
+
+def fit_weights(logits, labels):
+    """Weights [M] of several models, not negative and 1 in sum, for their logits [M, N, C] after temperature: those
+    whose weighted sum has the least cross-entropy, or equal ones where that gains no more than its standard error."""
+    logits, labels = jnp.asarray(logits, jnp.float32), jnp.asarray(labels)
+    equal = np.full(len(logits), 1 / len(logits))
+    best = minimized(pooled_loss, equal, logits, labels, method="SLSQP", bounds=[(0, 1)] * len(equal),
+                     constraints={"type": "eq", "fun": lambda weights: weights.sum() - 1})
+    best = np.clip(best, 0, 1) / np.clip(best, 0, 1).sum()
+
+    # Weights that are as good as equal ones by chance would only add noise.
+    before, after = (np.asarray(cross_entropy(jnp.einsum("m,mnc->nc", jnp.asarray(weights, jnp.float32), logits),
+                                              labels), np.float64) for weights in (equal, best))
+    gain = before - after
+    return best if gain.mean() > gain.std() / np.sqrt(len(gain)) else equal
+
+
+# --- promises ---------------------------------------------------------------------------------------------------------
+
+def threshold(confidence, right, precision):
+    """The probability from which on at least this share of predictions are right; None where no threshold promises it.
+
+    confidence [N] of validation rows, right [N] bool. Of thresholds that let 5 %, 10 %, ... of the rows through it is
+    the lowest where the precision's lower bound, exact for a binomial share (Clopper and Pearson 1934), is high enough.
+    The bound holds with a certainty of 99 % and not the usual 95 %, because the best of twenty is taken.
+    """
+    from scipy.stats import beta
+    order = np.argsort(-confidence, kind="stable")
+    sorted_right = np.cumsum(right[order])
+    for share in range(STEPS, 0, -1):
+        rows = len(order) * share // STEPS
+        hits = sorted_right[rows - 1] if rows else 0
+        if hits and beta.ppf(1 - CERTAINTY, hits, rows - hits + 1) >= precision:
+            return float(confidence[order[rows - 1]])
+    return None
+
+
+def coverage_and_precision(confidence, right, threshold):
+    """(share of rows with at least this confidence, share of these that are right or None where there are none)."""
+    passed = confidence >= threshold if threshold is not None else np.zeros(len(confidence), bool)
+    return float(passed.mean()), float(right[passed].mean()) if passed.any() else None
+
+
+# --- calibration error ------------------------------------------------------------------------------------------------
+
+def reliability(confidence, right):
+    """[(mean confidence, share that is right, rows)] of at most BINS bins of equally many rows, in rising order."""
+    order = np.argsort(confidence, kind="stable")
+    return [(float(confidence[part].mean(dtype=np.float64)), float(right[part].mean()), len(part))
+            for part in np.array_split(order, min(BINS, len(order)))]
+
+
+def expected_error(confidence, right):
+    """The expected calibration error: by how much confidence and share of right predictions differ, on average over
+    the rows of all bins (Naeini et al. 2015, with bins of equally many rows)."""
+    return sum(rows * abs(sure - hits) for sure, hits, rows in reliability(confidence, right)) / len(confidence)

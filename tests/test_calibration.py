@@ -1,0 +1,136 @@
+"""Temperature, smoothing, weights, thresholds and calibration error, against SciPy and plain Python."""
+import math
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+from scipy.special import expit, softmax
+from scipy.stats import binom
+
+import calibration
+
+
+def rows_of(temperature, smoothing=0.0, n=4000, classes=5, seed=0):
+    """(logits [n, C], labels drawn from the probabilities that these two numbers make of them)."""
+    draw = np.random.default_rng(seed)
+    logits = draw.normal(size=(n, classes)) * 4
+    shares = (1 - smoothing) * softmax(logits / temperature, 1) + smoothing / classes
+    return logits.astype(np.float32), (shares.cumsum(1) > draw.random((n, 1))).argmax(1).astype(np.int32)
+
+
+def likelihood(logits, labels, temperature, smoothing):
+    """In float64: the mean log-likelihood of the largest logit's being right or wrong."""
+    sure = ((1 - smoothing) * softmax(logits.astype(np.float64) / temperature, 1).max(1) + smoothing / logits.shape[1])
+    sure = np.clip(sure, 1e-6, 1 - 1e-6)
+    return np.where(logits.argmax(1) == labels, np.log(sure), np.log(1 - sure)).mean()
+
+
+@pytest.mark.parametrize(("temperature", "smoothing"), [(0.5, 0.0), (1.0, 0.2), (3.0, 0.0), (2.0, 0.1)])
+def test_temperature_and_smoothing_are_the_likeliest(temperature, smoothing):
+    logits, labels = rows_of(temperature, smoothing)
+    found = calibration.fit(logits, labels)
+    best = minimize(lambda x: -likelihood(logits, labels, np.exp(x[0]), expit(x[1])), [0.0, -2.0], method="Nelder-Mead")
+    assert likelihood(logits, labels, *found) >= -best.fun - 1e-4
+    assert found[0] == pytest.approx(temperature, rel=0.2) and found[1] == pytest.approx(smoothing, abs=0.04)
+    sure = np.asarray(calibration.smoothed(logits / found[0], found[1]))
+    np.testing.assert_allclose(sure.sum(1), 1, rtol=1e-5)
+    assert calibration.expected_error(sure.max(1), sure.argmax(1) == labels) < 0.03
+
+
+def test_a_classifier_that_errs_nowhere_or_everywhere_has_finite_numbers():
+    logits, _ = rows_of(1.0, n=50)
+    for labels in (logits.argmax(1), logits.argmin(1)):
+        temperature, smoothing = calibration.fit(logits, labels)
+        assert 0.04 < temperature < 60 and 0 < smoothing <= 0.5
+
+
+def test_weights_go_to_the_better_model():
+    logits, labels = rows_of(1.0)
+    noise = np.random.default_rng(1).normal(size=logits.shape).astype(np.float32) * 4
+    weights = calibration.fit_weights(np.stack([noise, logits, noise[::-1]]), labels)
+    assert weights.sum() == pytest.approx(1) and (weights >= 0).all() and weights[1] > 0.95
+
+
+def test_weights_are_equal_where_others_are_no_better():
+    logits, labels = rows_of(1.0, n=300)
+    noise = np.random.default_rng(1).normal(size=(2, *logits.shape)).astype(np.float32) * 0.1
+    np.testing.assert_array_equal(calibration.fit_weights(logits + noise, labels), [0.5, 0.5])
+
+
+def test_log_prior_counts_a_category_without_rows_as_half_a_row():
+    np.testing.assert_allclose(calibration.log_prior([3, 0, 1]), np.log([3 / 4.5, 0.5 / 4.5, 1 / 4.5]), rtol=1e-6)
+
+
+# --- promises ---------------------------------------------------------------------------------------------------------
+
+def plain_threshold(confidence, right, precision):
+    """By the definition: the lowest precision under which so many hits are not yet a surprise, for each share."""
+    rows = sorted(zip(confidence, right, strict=True), key=lambda row: -row[0])
+    for share in range(20, 0, -1):
+        passed = rows[:len(rows) * share // 20]
+        hits = sum(hit for _, hit in passed)
+        # The exact bound reaches the precision if at that precision so many hits come in 1 % of the cases at most.
+        if passed and binom.sf(hits - 1, len(passed), precision) <= 0.01:
+            return passed[-1][0]
+    return None
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("n", [30, 400, 3000])
+def test_thresholds_equal_the_plain_definition(seed, n):
+    draw = np.random.default_rng(seed)
+    confidence = draw.random(n)
+    right = draw.random(n) < confidence ** 0.3
+    for precision in (0.8, 0.9, 0.95, 0.99):
+        assert calibration.threshold(confidence, right, precision) == plain_threshold(confidence, right, precision)
+
+
+def test_a_promise_is_kept_on_new_rows():
+    """Validation rows drawn again and again from a population of which we know the precision above any threshold."""
+    kept = []
+    for seed in range(300):
+        draw = np.random.default_rng(seed)
+        confidence = draw.random(1000) ** 0.2
+        t = calibration.threshold(confidence, draw.random(1000) < confidence, 0.9)
+        kept.append((1 - t ** 6) / 1.2 / (1 - t ** 5) >= 0.9)  # the mean of the confidences above t
+    assert sum(kept) >= 290
+
+
+def test_what_cannot_be_promised_has_no_threshold():
+    assert calibration.threshold(np.full(40, 0.9), np.ones(40, bool), 0.95) is None  # too few rows to know
+    assert calibration.threshold(np.full(400, 0.9), np.ones(400, bool), 0.95) == 0.9
+    assert calibration.threshold(np.full(400, 0.9), np.zeros(400, bool), 0.95) is None
+    assert calibration.threshold(np.zeros(0), np.zeros(0, bool), 0.95) is None
+
+
+def test_coverage_and_precision():
+    confidence, right = np.array([0.2, 0.6, 0.8, 0.8]), np.array([True, True, False, True])
+    assert calibration.coverage_and_precision(confidence, right, 0.8) == (0.5, 0.5)
+    assert calibration.coverage_and_precision(confidence, right, 0.6) == (0.75, 2 / 3)
+    assert calibration.coverage_and_precision(confidence, right, 0.9) == (0.0, None)
+    assert calibration.coverage_and_precision(confidence, right, None) == (0.0, None)
+
+
+# --- calibration error ------------------------------------------------------------------------------------------------
+
+def test_calibration_error_by_hand(monkeypatch):
+    monkeypatch.setattr(calibration, "BINS", 2)
+    confidence = np.array([0.9, 0.1, 0.8, 0.3])
+    right = np.array([True, False, False, True])
+    # Bins (0.1, 0.3) and (0.8, 0.9): mean confidence 0.2 and 0.85, half of each right.
+    assert calibration.expected_error(confidence, right) == pytest.approx((2 * 0.3 + 2 * 0.35) / 4)
+    assert calibration.reliability(confidence, right) == [(pytest.approx(0.2), 0.5, 2), (pytest.approx(0.85), 0.5, 2)]
+
+
+@pytest.mark.parametrize("n", [1, 14, 15, 1000])
+def test_calibration_error_equals_plain_python(n):
+    draw = np.random.default_rng(n)
+    confidence = draw.random(n)
+    right = draw.random(n) < confidence
+    rows, error, start = sorted(zip(confidence, right, strict=True)), 0.0, 0
+    bins = min(15, n)
+    for i in range(bins):  # the first bins are larger by one row where they cannot be equal
+        part = rows[start:start + n // bins + (i < n % bins)]
+        start += len(part)
+        error += abs(math.fsum(c for c, _ in part) - sum(hit for _, hit in part)) / n
+    assert calibration.expected_error(confidence, right) == pytest.approx(error)

@@ -1,0 +1,221 @@
+"""Titles to act on: thresholds, whole tables, pipes, explanations, and one title at a time."""
+import csv
+import io
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from conftest import ROOT, assert_one_line_error, environment, run_here, save
+from pyarrow import parquet
+
+import data
+import evaluate
+import files
+import model
+
+TITLES = ["funda celular negro", "mesa, grande", "qwzzk", "", "silla azul", "celular funda"]
+
+
+@pytest.fixture(scope="session")
+def classifier(trained):
+    return evaluate.load("filters", folder=trained / "runs")
+
+
+@pytest.fixture
+def predict(trained):
+    def predict(*args, stdin="", check=True):
+        return run_here("evaluate", "--ckpt", "filters", "--predict", *args, cwd=trained, stdin=stdin, check=check)
+
+    return predict
+
+
+def lines_of(done):
+    return [line.split("\t") for line in done.stdout.splitlines()]
+
+
+def listed(titles):
+    return "".join(f"{title}\n" for title in titles)
+
+
+# --- thresholds -------------------------------------------------------------------------------------------------------
+
+def test_categories_below_the_threshold_are_left_empty(predict, classifier):
+    plain = lines_of(predict("-", stdin=listed(TITLES)))
+    chances = sorted(float(chance) for _, chance in plain)
+    threshold = (chances[3] + chances[4]) / 2
+    done = predict("-", "--threshold", threshold, stdin=listed(TITLES))
+    assert lines_of(done) == [[name if float(chance) >= threshold else "", chance] for name, chance in plain]
+    assert f"4 of 6 titles left without a category: its probability is below {threshold:.4f}" in done.stderr
+    found = classifier.predict(TITLES, threshold=threshold)
+    assert [row[0][0] for row in found] == [name or None for name, _ in lines_of(done)]
+
+
+def test_precision_takes_the_threshold_that_promises_it(predict, classifier):
+    threshold = classifier.threshold(0.6)  # the tiny set has few validation rows
+    assert 0 < threshold < 1
+    assert predict("-", "--precision", 0.6, stdin=listed(TITLES)).stdout == predict(
+        "-", "--threshold", threshold, stdin=listed(TITLES)).stdout
+    assert_one_line_error(predict("-", "--precision", 0.9999, stdin="mesa\n", check=False), "--precision 0.9999")
+    assert_one_line_error(predict("-", "--precision", 0.9, "--threshold", 0.9, check=False), "give one")
+    assert_one_line_error(predict("-", "--threshold", 1.5, check=False), "--threshold")
+
+
+def test_a_title_of_which_nothing_is_known_has_probability_0(predict, classifier):
+    done = predict("-", "--top", 2, stdin=listed(TITLES))
+    assert [line[1] for line in lines_of(done)].count("0.000000") == 2  # qwzzk and the empty one
+    assert "2 of 6 titles of which training has seen no word" in done.stderr
+    for title in ("qwzzk", "", "???"):
+        assert classifier.predict([title], threshold=0.0001)[0][0] == (None, 0.0)
+    assert lines_of(predict("-", "--threshold", 0.0001, stdin="qwzzk\n"))[0][0] == ""
+
+
+# --- whole tables -----------------------------------------------------------------------------------------------------
+
+TABLE = [("sku", "Title", "category", "note"),
+         *((f"00{i}", title, "old", 'a "b", c') for i, title in enumerate(TITLES))]
+
+
+def as_text(table):
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows(table)
+    return file.getvalue()
+
+
+def test_tables_are_passed_through(predict, tmp_path):
+    plain = lines_of(predict("-", "--top", 2, stdin=listed(TITLES)))
+    expected = [[*TABLE[0], "predicted_category", "probability", "category_2", "probability_2"],
+                *([*row, *line] for row, line in zip(TABLE[1:], plain, strict=True))]
+    path = save(tmp_path / "table.csv", as_text(TABLE))
+    assert list(csv.reader(predict(path, "--keep", "--top", 2).stdout.splitlines())) == expected
+    assert predict(path, "--keep", "--top", 2, "--out", tmp_path / "out.csv").stdout == ""
+    assert list(csv.reader((tmp_path / "out.csv").read_text().splitlines())) == expected
+    piped = predict("-", "--keep", "--top", 2, stdin=as_text(TABLE))
+    assert list(csv.reader(piped.stdout.splitlines())) == expected
+
+
+def test_parquet_goes_in_and_out_with_its_types(predict, tmp_path):
+    plain = lines_of(predict("-", stdin=listed(TITLES)))
+    table = pa.table({"id": range(6), "text": TITLES, "price": [1.5, None, 3.0, 4.0, 5.0, 6.0]})
+    parquet.write_table(table, tmp_path / "in.parquet")
+    predict(tmp_path / "in.parquet", "--keep", "--out", tmp_path / "out.parquet")
+    found = parquet.read_table(tmp_path / "out.parquet")
+    assert found.select(table.column_names) == table and found["probability"].type in (pa.float64(), pa.float32())
+    assert found["category"].to_pylist() == [name for name, _ in plain]
+    np.testing.assert_allclose(found["probability"].to_pylist(), [float(chance) for _, chance in plain], atol=1e-6)
+
+    save(tmp_path / "table.csv", as_text(TABLE))
+    predict(tmp_path / "table.csv", "--keep", "--out", tmp_path / "again.parquet")
+    assert parquet.read_table(tmp_path / "again.parquet")["sku"].to_pylist() == [row[0] for row in TABLE[1:]]
+    save(tmp_path / "empty.csv", "title,x\n")
+    predict(tmp_path / "empty.csv", "--keep", "--out", tmp_path / "none.parquet")
+    assert parquet.read_table(tmp_path / "none.parquet").column_names == ["title", "x", "category", "probability"]
+
+
+def test_ids_are_kept_with_the_table(predict, tmp_path):
+    save(tmp_path / "ids.csv", "id,title\n7,mesa\n8,silla\n")
+    assert predict(tmp_path / "ids.csv").stdout == "id,category\n7,MESAS\n8,SILLAS\n"
+    rows = list(csv.reader(predict(tmp_path / "ids.csv", "--keep").stdout.splitlines()))
+    assert [row[:3] for row in rows] == [["id", "title", "category"], ["7", "mesa", "MESAS"], ["8", "silla", "SILLAS"]]
+
+
+def test_what_cannot_be_kept_is_refused(predict, tmp_path):
+    assert_one_line_error(predict("-", "--keep", stdin="mesa\nsilla\n", check=False), "list of titles", "--keep")
+    path = save(tmp_path / "in.csv", "title\nmesa\n")
+    assert_one_line_error(predict(path, "--out", tmp_path / "x.parquet", check=False), "--keep")
+    broken = save(tmp_path / "broken.csv", "title,x\nmesa,1\nsilla\n")
+    assert_one_line_error(predict(broken, "--keep", "--out", tmp_path / "y.csv", check=False), "broken.csv:3")
+    assert not (tmp_path / "y.csv").exists()
+
+
+# --- explanations -----------------------------------------------------------------------------------------------------
+
+def test_the_words_that_spoke_most(predict, classifier):
+    done = predict("-", "--explain", stdin="silla azul nuevo\n\nqwzzk\n")
+    (name, _, words), *others = lines_of(done)
+    assert name == "SILLAS" and words.split(" ")[0].startswith("silla:")
+    assert [line[2] for line in others] == ["", ""]
+
+    # By the definition: the logarithm of the probability with and without the word.
+    at = classifier.labels.index("SILLAS")
+    for word, gain in (found.split(":") for found in words.split(" ")):
+        rest = " ".join(each for each in ["silla", "azul", "nuevo"] if each != word)
+        both = classifier.predict_proba(["silla azul nuevo", rest])[:, at]
+        assert float(gain) == pytest.approx(np.log(both[0] / both[1]), abs=0.006)
+
+
+# --- pipes ------------------------------------------------------------------------------------------------------------
+
+def test_a_line_is_answered_while_the_producer_pauses(trained):
+    command = [sys.executable, str(ROOT / "evaluate.py"), "--ckpt", "bag", "--predict", "-"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=trained, env=environment(), **pipes) as done:
+        for title, category in (("mesa", "MESAS"), ("silla", "SILLAS"), ("celular x1", "CELULARES")):
+            done.stdin.write(f"{title}\n".encode())
+            done.stdin.flush()
+            assert done.stdout.readline().decode().split("\t")[0] == category  # hangs if it is not answered
+        done.stdin.close()
+        assert not done.stdout.read() and done.wait() == 0
+
+
+def test_a_fast_pipe_is_read_in_large_blocks():
+    """What has come by the time it is read is one block."""
+    reading, writing = os.pipe()
+    with open(reading, "rb") as pipe, open(writing, "wb", buffering=0) as producer:
+        for _ in range(3):
+            producer.write(b"x" * 9000 + b"\n")
+        assert len(files.read_ready(pipe, 1 << 20)) == 27_003
+        producer.write(b"y" * 9000)
+        assert len(files.read_ready(pipe, 5000)) == 5000
+
+
+# --- from Python ------------------------------------------------------------------------------------------------------
+
+def test_a_pandas_column_is_classified_as_the_readme_says(classifier):
+    frame = pd.DataFrame({"title": ["mesa grande", None, "funda negro"]})
+    frame["category"] = [found[0][0] if found else None for found in classifier.predict(frame["title"])]
+    assert frame["category"].tolist()[::2] == ["MESAS", "FUNDAS"] and pd.isna(frame["category"][1])
+
+
+def test_one_title_at_a_time_gives_what_many_give(classifier):
+    titles = [*TITLES, "teléfono nuevo x3 mesa", "una cosa que nadie vio nunca jamas"]
+    many = classifier.predict(titles, top=2)
+    for title, expected in zip(titles, many, strict=True):
+        (found,) = classifier.predict([title], top=2)
+        assert [name for name, _ in found] == [name for name, _ in expected]
+        np.testing.assert_allclose([p for _, p in found], [p for _, p in expected], atol=1e-5)
+
+
+def test_one_title_compiles_nothing_after_the_first(classifier):
+    """A shop asks for one title at a time: only calls of compiled programs, whatever words it has."""
+    import jax
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append(event))
+    for title in ("mesa azul", "mesa xyzw nueva qqq", "una mesa muy grande y otra cosa mas larga aun que sigue"):
+        classifier.predict([title])
+    assert [event for event in compiled if event.endswith("backend_compile_duration")]
+    compiled.clear()
+    classifier.predict(["silla xyzq vieja rrr"])
+    classifier.predict(["otra silla"])
+    assert not [event for event in compiled if event.endswith("backend_compile_duration")]
+
+
+def test_new_words_do_not_copy_the_vectors_of_the_others(classifier):
+    index, ensemble = classifier.known
+    ids, words = data.encode(["mesa zzzyx"], index, 5)
+    assert words == ["zzzyx"] and ids.max() == len(index)
+    extended = model.extended(classifier.config, ensemble.predictors[0], words)
+    assert extended.words[0] is ensemble.predictors[0].words[0]
+
+
+def test_importing_the_scripts_has_no_effect(tmp_path):
+    """No file, no flag parsed, nothing printed, no signal handler set."""
+    code = ("import signal, sys; sys.argv = ['x', '--nonsense']; before = signal.getsignal(signal.SIGINT)\n"
+            "import calibration, data, evaluate, files, model, prepare, report, runs, sources, synthetic, train\n"
+            "assert signal.getsignal(signal.SIGINT) is before")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+                          env=environment(PYTHONPATH=str(ROOT), PYTHONDONTWRITEBYTECODE="1"))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "") and not list(tmp_path.iterdir())

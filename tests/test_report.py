@@ -1,0 +1,122 @@
+"""Reports on any labelled file, suspects, promises and calibration, as a user gets them."""
+import csv
+import json
+
+import numpy as np
+import pytest
+from conftest import assert_one_line_error, run_here, run_script, save, tiny_rows, write_csv
+
+import calibration
+import evaluate
+import files
+
+
+def read_csv(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def scores_of(folder, *flags):
+    return json.loads(run_here("evaluate", *flags, "--json", cwd=folder).stdout)
+
+
+def test_a_labelled_file_is_scored_like_the_split_it_equals(trained, tmp_path):
+    """The rows of the test split, written as CSV: every score is the same."""
+    split = scores_of(trained, "--ckpt", "filters")
+    titles = (trained / "data/prepared/test_text.txt").read_text(encoding="utf-8").splitlines()
+    given = {row[0]: row for row in tiny_rows()}
+    path = write_csv(tmp_path / "last week$.csv", [given[title] for title in titles])
+    scores = scores_of(trained, "--ckpt", "filters", "--test", path)
+    assert scores.pop("split") == "last_week_.csv" and split.pop("split") == "test"
+    assert scores == split
+    report = trained / "runs/filters/last_week_.csv-best"
+    assert (report / "predictions.csv").read_bytes() == (
+        trained / "runs/filters/test-best/predictions.csv").read_bytes()
+    assert not (report / "unknown.csv").exists()
+    assert [row["row"] for row in read_csv(report / "suspects.csv")] == [
+        str(int(row["row"]) + 1) for row in read_csv(trained / "runs/filters/test-best/suspects.csv")]  # the header
+
+
+def test_categories_that_the_run_does_not_know_are_wrong_and_listed(trained, tmp_path):
+    rows = [{"text": "funda negro", "label": "FUNDAS"}, {"text": "mesa azul", "label": "PUERTAS"},
+            {"text": "mesa azul", "label": "MESAS"}, {"text": "silla", "label": "VENTANAS"}]
+    save(tmp_path / "new.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    done = run_here("evaluate", "--ckpt", "filters", "--test", tmp_path / "new.jsonl", cwd=trained)
+    assert "2 of 4 rows have a category that the run does not know" in done.stdout
+    scores = files.read_json(trained / "runs/filters/new.jsonl-best/report.json")
+    assert scores["rows"] == 4 and scores["accuracy"] == 0.5 and scores["unknown_category_rows"] == 2
+    assert scores["balanced_accuracy"] == 0.5  # of four categories two are known and right
+    assert 0 < scores["loss"] < 1 and scores["top5_accuracy"] == 0.5
+    unknown = read_csv(trained / "runs/filters/new.jsonl-best/unknown.csv")
+    assert [(row["row"], row["category"], row["predicted"]) for row in unknown] == [
+        ("2", "PUERTAS", "MESAS"), ("4", "VENTANAS", "SILLAS")]
+    table = {row["category"]: row for row in read_csv(trained / "runs/filters/new.jsonl-best/categories.csv")}
+    assert table["PUERTAS"]["support"] == "1" and table["PUERTAS"]["training_rows"] == "0"
+
+
+def test_labelled_files_that_do_not_serve(trained, tmp_path):
+    def fails(content, *words, flags=()):
+        path = save(tmp_path / "bad.csv", content)
+        done = run_here("evaluate", "--ckpt", "bag", "--test", path, *flags, cwd=trained, check=False)
+        assert_one_line_error(done, *words)
+
+    fails("", "bad.csv: empty")
+    fails("title,price\nmesa,2\n", "bad.csv:1", "category")
+    fails("title,category\n", "no rows")
+    fails("title,category\nmesa\nsilla\n", "bad.csv:2", "2 bad rows of 2")
+    fails("title,category\nmesa,MESAS\n", "--test and --split", flags=("--split", "valid"))
+    fails("title,category\nmesa,MESAS\n", "--top", flags=("--top", 2))
+    done = run_script("evaluate", "--ckpt", "bag", "--test", tmp_path / "none.csv", cwd=trained, check=False)
+    assert_one_line_error(done, "none.csv: no such file")
+
+
+def test_columns_and_encoding_of_a_labelled_file(trained, tmp_path):
+    save(tmp_path / "export.csv", "Nombre;Familia\nteléfono negro;CELULARES\nmesa;MESAS\n".encode("cp1252"))
+    scores = scores_of(trained, "--ckpt", "bag", "--test", tmp_path / "export.csv", "--title-column", "Nombre",
+                       "--category-column", 2, "--encoding", "cp1252")
+    assert scores["accuracy"] == 1.0 and scores["rows"] == 2
+
+
+def test_suspects_begin_with_the_labels_that_are_least_likely(trained, tmp_path):
+    """Two labels are exchanged for wrong ones: the report finds them."""
+    right = [("funda estuche negro", "FUNDAS"), ("mesa escritorio", "MESAS"), ("celular teléfono", "CELULARES")] * 5
+    rows = [(title, "reliable", "spanish", category) for title, category in right]
+    rows[3] = (*rows[3][:3], "SILLAS")
+    rows[7] = (*rows[7][:3], "CELULARES")
+    path = write_csv(tmp_path / "wrong.csv", rows)
+    scores = scores_of(trained, "--ckpt", "filters", "--test", path)
+    suspects = read_csv(trained / "runs/filters/wrong.csv-best/suspects.csv")
+    assert {int(row["row"]) for row in suspects} == {3 + 2, 7 + 2} and scores["accuracy"] == 13 / 15
+    likely = [float(row["category_probability"]) for row in suspects]
+    assert likely == sorted(likely) and likely[1] < 0.3
+    classifier = evaluate.load("filters", folder=trained / "runs")
+    for row, chance in zip(suspects, likely, strict=True):
+        given = classifier.predict_proba([row["title"]])[0, classifier.labels.index(row["category"])]
+        assert chance == pytest.approx(given, abs=2e-6)
+
+
+def test_calibration_and_promises_in_the_report(trained):
+    scores = scores_of(trained, "--ckpt", "filters")
+    rows = read_csv(trained / "runs/filters/test-best/predictions.csv")
+    confidence = np.array([float(row["probability"]) for row in rows])
+    right = np.array([row["category"] == row["predicted"] for row in rows])
+    error = calibration.expected_error(confidence, right)
+    assert scores["expected_calibration_error"] == pytest.approx(error, abs=1e-5)
+    assert 0.04 < scores["temperature"] < 60 and 0 <= scores["smoothing"] <= 0.5
+    classifier = evaluate.load("filters", folder=trained / "runs")
+    assert list(scores["thresholds"]) == ["0.90", "0.95", "0.99"]
+    for precision, row in scores["thresholds"].items():
+        assert row["threshold"] == classifier.threshold(float(precision))
+        passed = confidence >= (row["threshold"] or np.inf) - 1e-6
+        assert row["coverage"] == pytest.approx(passed.mean(), abs=1e-9)
+        assert row["precision"] == (pytest.approx(right[passed].mean()) if passed.any() else None)
+    assert (trained / "runs/filters/test-best/reliability.png").stat().st_size > 5000
+
+
+def test_what_a_checkpoint_keeps_to_calibrate_with_are_its_validation_rows(trained):
+    """The thresholds of the report come from the very rows that evaluating the validation split shows."""
+    scores_of(trained, "--ckpt", "filters", "--split", "valid")
+    rows = read_csv(trained / "runs/filters/valid-best/predictions.csv")
+    confidence, right = evaluate.load("filters", folder=trained / "runs").validated
+    np.testing.assert_allclose(np.sort(confidence), np.sort([float(row["probability"]) for row in rows]), atol=2e-3)
+    assert right.sum() == sum(row["category"] == row["predicted"] for row in rows)
