@@ -57,7 +57,7 @@ def minimized(function, start, *arrays, **options):
     from scipy.optimize import minimize
 
     def in_float64(values):
-        value, gradient = function(jnp.asarray(values, jnp.float32), *arrays)
+        value, gradient = function(values.astype(np.float32), *arrays)
         return float(value), np.asarray(gradient, np.float64)
 
     return minimize(in_float64, start, jac=True, **options).x
@@ -65,9 +65,9 @@ def minimized(function, start, *arrays, **options):
 
 def fit(logits, labels):
     """(temperature, smoothing) that make the probability of the likeliest category the chance that it is right, for
-    logits [N, C] of rows with these labels [N]; see `calibration_loss`."""
-    logits = jnp.asarray(logits, jnp.float32)
-    log_temperature, odds = minimized(calibration_loss, np.array([0.5, -4.0]), logits, logits.argmax(1) == labels,
+    logits [N, C] float32 of rows with these labels [N]; see `calibration_loss`. NumPy arrays."""
+    right = logits.argmax(1) == labels
+    log_temperature, odds = minimized(calibration_loss, np.array([0.5, -4.0]), *jax.device_put((logits, right)),
                                       method="L-BFGS-B", bounds=[(-3, 4), (-12, 0)])
     return float(np.exp(log_temperature)), float(1 / (1 + np.exp(-odds)))
 
@@ -75,7 +75,7 @@ def fit(logits, labels):
 def fit_weights(logits, labels):
     """Weights [M] of several models, not negative and 1 in sum, for their logits [M, N, C] after temperature: those
     whose weighted sum has the least cross-entropy, or equal ones where that gains no more than its standard error."""
-    logits, labels = jnp.asarray(logits, jnp.float32), jnp.asarray(labels)
+    logits, labels = jax.device_put((logits, labels))
     equal = np.full(len(logits), 1 / len(logits))
     best = minimized(pooled_loss, equal, logits, labels, method="SLSQP", bounds=[(0, 1)] * len(equal),
                      constraints={"type": "eq", "fun": lambda weights: weights.sum() - 1})

@@ -287,7 +287,7 @@ class Classifier:
             return []
         found, at, result = self.score(variants, np.array(labels)), 0, []
         for title in words:
-            effects = found["loss"][at + 1:at + len(title) + 1] - found["loss"][at]
+            effects = found["calibrated_loss"][at + 1:at + len(title) + 1] - found["calibrated_loss"][at]
             effects = effects.tolist() if found["known"][at] else []  # nothing speaks for a guess
             result.append(sorted(((word, gain) for word, gain in zip(title, effects, strict=False) if gain > 0),
                                  key=lambda item: -item[1])[:EXPLAINED])
@@ -424,7 +424,7 @@ def evaluate(args):
     result = classifier.score(rows.text, np.minimum(rows.labels, classes - 1))
     unknown = rows.labels >= classes
     result["rank"][unknown] = np.iinfo(np.int32).max
-    for name in ("loss", "raw_loss", "brier"):
+    for name in ("loss", "calibrated_loss", "brier"):
         result[name][unknown] = np.nan
 
     # The scores of all rows and of every slice of them, and what thresholds from validation rows give here.
@@ -505,8 +505,9 @@ def predict(args):
         header, blocks = sources.read_titles(
             files.decompressed(file), args.predict, bad, sources.format_from(args), args.keep)
         if header == ["id"] and not args.keep and (top > 1 or args.explain):
-            raise UserError(f"{args.predict}: has ids, for which one category each is written; leave --top and "
-                            "--explain out, or write whole tables with --keep")
+            flag = f"--top {args.top}" if top > 1 else "--explain"
+            raise UserError(f"{flag}: {args.predict} has ids, for which one category each is written; --keep writes "
+                            "whole tables")
         write = stack.enter_context(writer(args, header, top))
         pool = stack.enter_context(ThreadPoolExecutor(1))
 

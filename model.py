@@ -455,12 +455,12 @@ def alone(predictor):
 
 
 def combined(ensemble, ids):
-    """[B, L] word ids -> [B, C] logits, their weighted sum; [B, C] the models' log-probabilities without weights,
-    averaged."""
+    """[B, L] word ids -> [B, C] logits, their weighted sum; [B, C] logits without weights: the average of the models'
+    log-probabilities, of one its logits."""
     shifted = [logits(predictor, ids) + shift for predictor, shift in zip(
         ensemble.predictors, ensemble.shifts, strict=True)]
     return (sum(weight * z for weight, z in zip(ensemble.weights, shifted, strict=True)),
-            sum(map(jax.nn.log_softmax, shifted)) / len(shifted))
+            shifted[0] if len(shifted) == 1 else sum(map(jax.nn.log_softmax, shifted)) / len(shifted))
 
 
 @jax.jit
@@ -473,10 +473,12 @@ def score_batch(ensemble, ids, labels):
 
     # As the logarithm of a sum, which stays finite where the probability is too small for its type.
     given, smoothing = of_label(probabilities), ensemble.smoothing
-    loss = -jnp.logaddexp(jnp.log1p(-smoothing) + of_label(jax.nn.log_softmax(z)), jnp.log(smoothing / z.shape[1]))
+    calibrated = -jnp.logaddexp(jnp.log1p(-smoothing) + of_label(jax.nn.log_softmax(z)),
+                                jnp.log(smoothing / z.shape[1]))
     return {"prediction": first_maximum(z)[1], "rank": (z > of_label(z)[:, None]).sum(1),
-            "probability": probabilities.max(1), "given_probability": given, "loss": loss,
-            "raw_loss": -of_label(raw), "brier": (probabilities ** 2).sum(1) - 2 * given + 1}
+            "probability": probabilities.max(1), "given_probability": given,
+            "loss": jax.nn.logsumexp(raw, 1) - of_label(raw), "calibrated_loss": calibrated,
+            "brier": (probabilities ** 2).sum(1) - 2 * given + 1}
 
 
 def first_maximum(z):
@@ -511,9 +513,9 @@ def in_batches(function, ids, *others, batch_size=None):
 def score(ensemble, titles, labels):
     """Evaluate an Ensemble on every row once: a dictionary of [N] arrays.
 
-    `prediction`, its `probability`, `given_probability` of the label and its `rank` (0 = first), `loss` (cross-entropy,
-    nats) and `brier` score of the probabilities, `raw_loss` without temperatures and smoothing. titles [N, L] word ids,
-    labels [N].
+    `prediction`, its `probability`, `given_probability` of the label and its `rank` (0 = first),
+    `calibrated_loss` (cross-entropy, nats) and `brier` score of the probabilities, `loss` without temperatures, weights
+    and smoothing, as in training. titles [N, L] word ids, labels [N].
     """
     return in_batches(lambda ids, y: score_batch(ensemble, ids, y), titles, labels.astype(np.int32))
 

@@ -43,7 +43,7 @@ def summarize(labels, result):
     predictions = result["prediction"]
     known = np.isfinite(result["brier"])
     means = {name: float(result[name][known].mean(dtype=np.float64)) if known.any() else None
-             for name in ("loss", "raw_loss", "brier")}
+             for name in ("loss", "calibrated_loss", "brier")}
     return {
         "rows": len(labels), **means, "accuracy": float((predictions == labels).mean()),
         "balanced_accuracy": model.balanced_accuracy(labels, predictions),

@@ -259,14 +259,14 @@ def evaluate_rows(predictor, arrays, prefix):
     """Loss, accuracy and balanced accuracy over every row of `arrays` (and over the reliable rows, where known)."""
     # A loss that is not finite must not pass for a number; the caller stops.
     result = model.score(model.alone(predictor), arrays["titles"], arrays["labels"])
-    if not np.abs(result["raw_loss"]).max() < 1e30:
-        result["raw_loss"][:] = np.inf  # its sum would overflow
-    row = {f"{prefix}_loss": float(result["raw_loss"].mean()),
+    if not np.abs(result["loss"]).max() < 1e30:
+        result["loss"][:] = np.inf  # its sum would overflow
+    row = {f"{prefix}_loss": float(result["loss"].mean()),
            f"{prefix}_accuracy": float((result["prediction"] == arrays["labels"]).mean()),
            f"{prefix}_balanced_accuracy": model.balanced_accuracy(arrays["labels"], result["prediction"])}
     reliable = arrays.get("reliable", np.zeros(0, bool))
     if reliable.any():
-        row[f"{prefix}_reliable_loss"] = float(result["raw_loss"][reliable].mean())
+        row[f"{prefix}_reliable_loss"] = float(result["loss"][reliable].mean())
         row[f"{prefix}_reliable_balanced_accuracy"] = model.balanced_accuracy(
             arrays["labels"][reliable], result["prediction"][reliable])
     return row

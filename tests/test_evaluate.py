@@ -313,9 +313,9 @@ def test_several_runs_are_averaged_after_their_temperatures(trained, tmp_path):
     assert sum(member["weight"] for member in scores["members"].values()) == pytest.approx(1)
     z = (one * first + other * second) / (one + other) / scores["temperature"]
     assert scores["accuracy"] == (z.argmax(1) == labels).mean()
-    np.testing.assert_allclose(scores["loss"], loss_of(z, labels, scores), rtol=1e-4)
-    raw = (log_softmax(first) + log_softmax(second)) / 2
-    np.testing.assert_allclose(scores["raw_loss"], -raw[np.arange(len(labels)), labels].mean(), rtol=1e-4)
+    np.testing.assert_allclose(scores["calibrated_loss"], loss_of(z, labels, scores), rtol=1e-4)
+    raw = log_softmax((log_softmax(first) + log_softmax(second)) / 2)
+    np.testing.assert_allclose(scores["loss"], -raw[np.arange(len(labels)), labels].mean(), rtol=1e-4)
     assert (trained / "runs/bag/test-best+filters-best/report.json").is_file()
     titles = (trained / "data/prepared/test_text.txt").read_text(encoding="utf-8")
     text = run_here("evaluate", "--ckpt", "bag", "filters", "--predict", "-", cwd=trained, stdin=titles).stdout
@@ -332,9 +332,9 @@ def test_the_prior_of_predictions_can_be_chosen(trained):
         assert scores["prior"] == (flags or ("", "equal"))[1]
         assert scores["accuracy"] == ((z + shift).argmax(1) == labels).mean()
         calibrated = loss_of((z + shift) / scores["temperature"], labels, scores)
-        np.testing.assert_allclose(scores["loss"], calibrated, rtol=1e-4)
+        np.testing.assert_allclose(scores["calibrated_loss"], calibrated, rtol=1e-4)
         raw = log_softmax(z + shift)
-        np.testing.assert_allclose(scores["raw_loss"], -raw[np.arange(len(labels)), labels].mean(), rtol=1e-4)
+        np.testing.assert_allclose(scores["loss"], -raw[np.arange(len(labels)), labels].mean(), rtol=1e-4)
 
 
 def test_runs_that_do_not_go_together(trained, tmp_path):

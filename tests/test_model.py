@@ -319,7 +319,7 @@ def test_score_equals_float64_and_scikit_learn():
     shares /= shares.sum(1, keepdims=True)
     np.testing.assert_array_equal(result["prediction"], logits.argmax(1))
     np.testing.assert_allclose(result["loss"], -np.log(shares[np.arange(2500), labels]), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(result["raw_loss"], result["loss"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(result["calibrated_loss"], result["loss"], rtol=1e-5, atol=1e-6)
     likely = shares[np.arange(2500), labels] > 1e-12  # scikit-learn clips
     np.testing.assert_allclose(result["loss"][likely].mean(dtype=np.float64),
                                log_loss(labels[likely], shares[likely], labels=range(5)), rtol=1e-5)
@@ -331,8 +331,8 @@ def test_score_equals_float64_and_scikit_learn():
     np.testing.assert_array_equal(result["rank"], np.argmax(order == labels[:, None], 1))
     mixed = model.score(model.alone(ready).replace(smoothing=0.3), ids, labels)
     np.testing.assert_allclose(mixed["given_probability"], 0.7 * shares[np.arange(2500), labels] + 0.06, rtol=1e-4)
-    np.testing.assert_allclose(mixed["loss"], -np.log(mixed["given_probability"]), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(mixed["raw_loss"], result["loss"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(mixed["calibrated_loss"], -np.log(mixed["given_probability"]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(mixed["loss"], result["loss"], rtol=1e-5, atol=1e-6)
     for k in (1, 2, 4):
         assert (result["rank"] < k).mean() == top_k_accuracy_score(labels, logits, k=k, labels=range(5))
 

@@ -1,6 +1,7 @@
 """Reports on any labelled file, suspects, promises and calibration, as a user gets them."""
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def test_categories_that_the_run_does_not_know_are_wrong_and_listed(trained, tmp
     scores = files.read_json(trained / "runs/filters/new.jsonl-best/report.json")
     assert scores["rows"] == 4 and scores["accuracy"] == 0.5 and scores["unknown_category_rows"] == 2
     assert scores["balanced_accuracy"] == 0.5  # of four categories two are known and right
-    assert 0 < scores["loss"] < 1 and scores["top5_accuracy"] == 0.5
+    assert 0 < scores["calibrated_loss"] < 1 and scores["top5_accuracy"] == 0.5
     unknown = read_csv(trained / "runs/filters/new.jsonl-best/unknown.csv")
     assert [(row["row"], row["category"], row["predicted"]) for row in unknown] == [
         ("2", "PUERTAS", "MESAS"), ("4", "VENTANAS", "SILLAS")]
@@ -113,10 +114,11 @@ def test_calibration_and_promises_in_the_report(trained):
     assert (trained / "runs/filters/test-best/reliability.png").stat().st_size > 5000
 
 
-def test_what_a_checkpoint_keeps_to_calibrate_with_are_its_validation_rows(trained):
+def test_what_a_checkpoint_keeps_to_calibrate_with_are_its_validation_rows(trained, tmp_path):
     """The thresholds of the report come from the very rows that evaluating the validation split shows."""
-    scores_of(trained, "--ckpt", "filters", "--split", "valid")
-    rows = read_csv(trained / "runs/filters/valid-best/predictions.csv")
+    shutil.copytree(trained, tmp_path / "copy")
+    scores_of(tmp_path / "copy", "--ckpt", "filters", "--split", "valid")
+    rows = read_csv(tmp_path / "copy/runs/filters/valid-best/predictions.csv")
     confidence, right = evaluate.load("filters", folder=trained / "runs").validated
     np.testing.assert_allclose(np.sort(confidence), np.sort([float(row["probability"]) for row in rows]), atol=2e-3)
     assert right.sum() == sum(row["category"] == row["predicted"] for row in rows)
