@@ -7,9 +7,12 @@ and divided by the norm of the weights, which is the word's weight. The table is
 the rows that a batch needs, the gradient is taken with respect to the words' vectors, and `update` adds to the rows in
 place, so a step costs the same however large the table is.
 
+An encoder (encoder.py) reads pieces of words instead: words without n-grams, with weight 1.
+
 To add a model, write a module with the same call, name it in MODELS, and give its settings in DEFAULTS of train.py.
 """
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -184,14 +187,73 @@ def masked_max(x, word):
     return jnp.where(word.any(1, keepdims=True), best, 0)
 
 
+class SentenceEncoder(nn.Module):
+    """The layers of Google's Universal Sentence Encoder multilingual v3 (Yang et al. 2020), for the arrays of
+    encoder.py: vectors of pieces and their weights, of which 0 leaves a piece out -> a vector of length 1."""
+
+    @nn.compact
+    def __call__(self, vectors, weights):                               # [B, P, 512], [B, P] -> [B, 512]
+        # What is left out is zero, as is what lies beyond the title, and does not count.
+        piece = (weights > 0)[..., None]
+        count = jnp.maximum(piece.sum(1), 1)                            # [B, 1]
+        norm = functools.partial(nn.LayerNorm, epsilon=1e-12, use_fast_variance=False)
+
+        # Each width has 256 numbers of its own for every piece, and two layers that look at windows of them.
+        x, features = norm(name="norm")(nn.Dense(3 * 256, name="project")(vectors)) * piece, [vectors]
+        for part, width, before in zip(jnp.split(x, 3, -1), (2, 3, 5), (0, 1, 2), strict=True):
+            part = (nn.relu(nn.Dense(256, name=f"window1_{width}")(windows(part, width, before))) + part) * piece
+            features.append(nn.relu(nn.Dense(256, name=f"window2_{width}")(windows(part, width, before))) + part)
+
+        # The sum over the pieces, divided by the root of their number, as is the bias of each piece.
+        x = norm(name="norm_all")(jnp.concatenate(features, -1)) * piece
+        x = jnp.sqrt(count) * nn.Dense(512, name="average")(x.sum(1) / count)
+
+        # Dense layers that also add to the layer after the next.
+        def dense(name, size):
+            return nn.Dense(size, use_bias=False, name=name)
+
+        y = nn.relu(dense("p1", 320)(x) + dense("d1", 320)(nn.relu(dense("d0", 320)(x))))
+        z = jnp.tanh(dense("p3", 512)(y) + dense("d3", 512)(nn.relu(dense("d2", 512)(y))))
+        return z / jnp.sqrt(jnp.maximum(jnp.sum(z ** 2, -1, keepdims=True), 1e-12))
+
+
+def windows(x, width, before):
+    """[B, P, F] -> [B, P, width F]: each position with its neighbours, from `before` ahead of it on; 0 beyond the
+    ends."""
+    padded = jnp.pad(x, ((0, 0), (before, width - 1 - before), (0, 0)))
+    return jnp.concatenate([padded[:, offset:offset + x.shape[1]] for offset in range(width)], -1)
+
+
+class Encoder(nn.Module):
+    """A pretrained encoder below a linear classifier. It reads pieces, whose vectors are rows of the table as they are,
+    instead of words. With its layers frozen it takes the vector of a title, made once before the training, as the only
+    vector."""
+    classes: int
+    dropout: float                                                      # of the title's vector
+    scale: float                                                        # length of that vector
+    freeze_layers: bool
+    encoder, dim = "use", 512                                           # of encoder.py; numbers in a piece's vector
+
+    @nn.compact
+    def __call__(self, vectors, weights, train=False):                  # [B, P, D], [B, P] -> [B, C]
+        x = vectors[:, 0] if self.freeze_layers else SentenceEncoder(name="layers")(vectors, weights)
+        x = nn.Dropout(self.dropout, deterministic=not train)(self.scale * x)
+        return Head(self.classes, (), 0.0, name="head")(x)
+
+
 # EDIT: the models. Their settings stand in DEFAULTS of train.py.
-MODELS = {"mlp": MLP, "cnn": CNN, "rnn": RNN, "transformer": Transformer}
+MODELS = {"mlp": MLP, "cnn": CNN, "rnn": RNN, "transformer": Transformer, "encoder": Encoder}
 
 
 def fields(name):
     """{field: default, or dataclasses.MISSING} of a model's module: the settings that it uses, and `classes`."""
     found = {field.name: field.default for field in dataclasses.fields(MODELS[name])}
     return {name: value for name, value in found.items() if name not in ("parent", "name")}
+
+
+def reads(name):
+    """What a model reads of a title: ids of "titles", which are words, or of "pieces", if it has an encoder."""
+    return "pieces" if hasattr(MODELS[name], "encoder") else "titles"
 
 
 def build(config):
@@ -270,6 +332,13 @@ def draw_features(config, features, weights, ids, key):
     keep = 1 - config["dropout"]
     return [(rows, jnp.where(jax.random.bernoulli(drop_key, keep, rows.shape), weight, 0))
             for drop_key, (rows, weight) in zip(drop_keys, drawn_rows, strict=False)]
+
+
+def draw_pieces(config, ids, key):
+    """The same for ids [B, P] of pieces, whose rows of the table have weight 1: some are left out, but never the first
+    of a title, so that one stays."""
+    keep = jax.random.bernoulli(key, 1 - config.get("piece_dropout", 0.0), ids.shape).at[:, 0].set(True)
+    return [(ids[..., None], jnp.where(keep & (ids > 0), 1.0, 0.0)[..., None])]
 
 
 class Gathered(NamedTuple):
@@ -375,8 +444,15 @@ def idf(count, titles):
 # --- prediction -------------------------------------------------------------------------------------------------------
 
 def init(config, key):
-    """All that prediction needs, from random numbers: {"params", "table" [V, D], "weights" [V] of the table's rows}."""
+    """All that prediction needs, from random numbers: {"params", "table" [V, D], "weights" [V] of the table's rows}. Of
+    an encoder what training changes: "params", and "table" with the "pieces" [V] of its rows, unless it is frozen."""
     table_key, key = jax.random.split(key)
+    if "encoder" in config:
+        vectors = jnp.zeros((1, config["encoder"]["max_len"], MODELS[config["model"]].dim))
+        variables = {"params": build(config).init(key, vectors, vectors[..., 0])["params"]}
+        return variables if config["freeze_embeddings"] else variables | {
+            "table": jnp.zeros((config["pieces"], vectors.shape[-1])),
+            "pieces": jnp.zeros(config["pieces"], jnp.int32)}
     table = init_table(table_key, config["vocabulary"] + config["buckets"], config["dim"])
     vectors = jnp.zeros((1, config["max_len"] * config["word_ngrams"], config["dim"]))
     params = build(config).init(key, vectors, vectors[..., 0])["params"]
@@ -397,7 +473,12 @@ class Predictor:
 
 
 def predictor(config, variables, features):
-    """The Predictor of a run's configuration, its variables as from `init`, and `feature_tables` of words."""
+    """The Predictor of a run's configuration, its variables as from `init`, and `feature_tables` of words. An encoder's
+    variables are the whole "params" and "table"; the features are not used."""
+    if "encoder" in config:
+        table = jnp.asarray(variables["table"])
+        weights = jnp.ones(len(table)).at[0].set(0)
+        return Predictor(build(config), 1, variables["params"], table, weights, table, weights, {})
     vectors, norms = compose(variables["table"], variables["weights"], features)
     return Predictor(build(config), config["word_ngrams"], variables["params"], variables["table"],
                      variables["weights"], vectors, norms,
@@ -430,15 +511,15 @@ def inputs(predictor, ids):
 
 @jax.jit
 def logits(predictor, ids):
-    """[B, L] word ids -> [B, C] logits; of several heads the mean of their log-probabilities."""
+    """[B, L] ids -> [B, C] logits; of several heads the mean of their log-probabilities."""
     z = predictor.module.apply({"params": predictor.params}, *inputs(predictor, ids))
     return z if z.ndim == 2 else jax.nn.log_softmax(z).mean(0)
 
 
 def combined(predictors, shifts, ids):
-    """[B, L] word ids -> [B, C] logits of several models together: the mean of their log-probabilities, each with its
-    shift [C] added to the logits first (such as the log prior)."""
-    z = [logits(predictor, ids) + shift for predictor, shift in zip(predictors, shifts, strict=True)]
+    """Ids [B, L] for each of several models -> [B, C] logits of them together: the mean of their log-probabilities,
+    each with its shift [C] added to the logits first (such as the log prior)."""
+    z = [logits(*each) + shift for *each, shift in zip(predictors, ids, shifts, strict=True)]
     return z[0] if len(z) == 1 else sum(map(jax.nn.log_softmax, z)) / len(z)
 
 
@@ -460,18 +541,20 @@ def first_maximum(z):
 
 
 def in_batches(function, ids, *others, batch_size=1024):
-    """Call `function` on the rows of ids [N, L] and other arrays [N, ...] in batches of one size (the last one repeats
-    rows). Titles of up to L / 2 words come apart from longer ones, so that two programs are compiled and little
-    padding is computed. Returns its dictionary of results as [N, ...]."""
+    """Call `function` on the rows of ids, a tuple of [N, L] for each model, and other arrays [N, ...] in batches of one
+    size (the last one repeats rows). Titles of up to L / 2 words come apart from longer ones, so that two programs are
+    compiled and little padding is computed. Returns its dictionary of results as [N, ...]."""
     # Short titles need half the columns.
-    half = -(-ids.shape[1] // 2)
-    long = ids[:, half:].any(1)
+    widths = [array.shape[1] for array in ids]
+    halves = [-(-width // 2) for width in widths]
+    long = np.any([array[:, half:].any(1) for array, half in zip(ids, halves, strict=True)], 0)
     order, results = [np.zeros(0, int)], []
-    for rows, width in ((np.flatnonzero(~long), half), (np.flatnonzero(long), ids.shape[1])):
+    for rows, widths in ((np.flatnonzero(~long), halves), (np.flatnonzero(long), widths)):
         for start in range(0, len(rows), batch_size):
             order.append(rows[start:start + batch_size])
             batch = np.resize(order[-1], batch_size)
-            results.append(function(ids[batch, :width], *(array[batch] for array in others)))
+            results.append(function(tuple(array[batch, :width] for array, width in zip(ids, widths, strict=True)),
+                                    *(array[batch] for array in others)))
 
     # Results in the order of the rows again, without those that filled up a batch.
     back = np.argsort(np.concatenate(order))
@@ -479,12 +562,12 @@ def in_batches(function, ids, *others, batch_size=1024):
                                   zip(results, order[1:], strict=True)])[back] for name in results[0]}
 
 
-def score(predictors, shifts, titles, labels):
+def score(predictors, shifts, ids, labels):
     """Evaluate one or several Predictors (see `combined`) on every row once: dictionary of [N] arrays `prediction`,
     `loss` (cross-entropy, nats), `rank` of the true category (0 = first) and `probability` of the prediction.
 
-    titles [N, L] word ids, labels [N]."""
-    return in_batches(lambda ids, y: score_batch(predictors, shifts, ids, y), titles, labels.astype(np.int32))
+    ids: a tuple of [N, L] for each Predictor; labels [N]."""
+    return in_batches(lambda ids, y: score_batch(predictors, shifts, ids, y), ids, labels.astype(np.int32))
 
 
 def balanced_accuracy(labels, predictions):
