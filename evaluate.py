@@ -81,6 +81,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import data
+import encoder
 import model
 import runs
 import sources
@@ -118,8 +119,8 @@ class Classifier:
 
     def predictors(self, words):
         """A model.Predictor for every run, which knows these words."""
-        return tuple(model.predictor(config, variables, model.feature_tables(config, words))
-                     for config, variables in self.members)
+        return tuple(model.predictor(config, variables, None if "encoder" in config else model.feature_tables(
+            config, words)) for config, variables in self.members)
 
     @functools.cached_property
     def known(self):
@@ -128,13 +129,26 @@ class Classifier:
 
     def in_batches(self, function, titles):
         """Call `function(predictors, ids)` on titles (list of str) in batches; see model.in_batches."""
-        # Words out of vocabulary get vectors from their n-grams, for this call.
-        index, predictors = self.known
-        ids, others = data.encode(titles, index, self.config["max_len"])
-        if others:
-            predictors = tuple(model.extended(config, predictor, others)
-                               for (config, _), predictor in zip(self.members, predictors, strict=True))
-        return model.in_batches(lambda batch: function(predictors, batch), ids)
+        # An encoder reads pieces. To the others words out of vocabulary get vectors from their n-grams, for this call.
+        (index, known), predictors, ids = self.known, [], []
+        words = functools.cache(lambda max_len: data.encode(titles, index, max_len))
+        for (config, _), predictor in zip(self.members, known, strict=True):
+            if "encoder" in config:
+                mine, others = encoder.pieces(config["encoder"]["name"], titles, config["encoder"]["max_len"]), []
+            else:
+                mine, others = words(config["max_len"])
+            predictors.append(model.extended(config, predictor, others) if others else predictor)
+            ids.append(mine)
+        return model.in_batches(lambda batch: function(tuple(predictors), batch), tuple(ids))
+
+    def ids(self, meta, rows):
+        """The ids [N, L] that each member reads, of a split's arrays. Raises UserError where there are none."""
+        for config, _ in self.members:
+            if config.get("encoder", meta.get("encoder")) != meta.get("encoder"):
+                name = config["encoder"]["name"]
+                raise UserError(f"--data: holds no pieces as encoder {name} of a run reads them; run prepare.py again, "
+                                f"with --encoder {name}")
+        return tuple(rows[model.reads(config["model"])] for config, _ in self.members)
 
     def likeliest(self, titles, top):
         """The `top` likeliest categories of titles (list of str): (ids [N, top], probabilities [N, top])."""
@@ -197,6 +211,8 @@ def load(*ckpt, folder="runs", prior=None, fingerprint=None):
 def restore(folder, which):
     """(config, vocab, labels, variables, step) of a run's best or latest checkpoint."""
     config, vocab, labels = runs.load(folder, model.MODELS)
+    if "encoder" in config:
+        encoder.require(config["encoder"], folder)
     if changed := runs.changed_source(folder, config):
         print(f"warning: {folder}: {' and '.join(changed)} changed since it was trained; it may predict otherwise than "
               f"it did (its own scripts: {folder / 'source'}/)", file=sys.stderr)
@@ -212,7 +228,10 @@ def restore(folder, which):
     except KeyError as error:
         raise UserError(f"{folder}: was trained without {error}, which its model needs now; use the scripts that it "
                         f"keeps in {folder / 'source'}/") from None
-    return config, vocab, labels, runs.restore_checkpoint(manager, step, variables=shapes)["variables"], step
+    variables = runs.restore_checkpoint(manager, step, variables=shapes)["variables"]
+    if "encoder" in config:
+        config, variables = encoder.complete(config, variables)
+    return config, vocab, labels, variables, step
 
 
 @functools.partial(jax.jit, static_argnames="top")
@@ -324,7 +343,8 @@ def report(args):
 
     # Score every row, and every slice of them.
     labels = rows["labels"].astype(np.int64)
-    result = model.score(classifier.predictors(meta["words"]), classifier.shifts, rows["titles"], labels)
+    ids = classifier.ids(meta, rows)
+    result = model.score(classifier.predictors(meta["words"]), classifier.shifts, ids, labels)
     scores = {"run": folder.name, "checkpoint": classifier.name, "step": classifier.steps[0], "split": args.split,
               "prior": classifier.prior, "synthetic": meta["synthetic"]} | summarize(labels, result)
     scores["slices"] = {name: summarize(labels[mask], {key: value[mask] for key, value in result.items()})

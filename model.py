@@ -232,11 +232,11 @@ class Encoder(nn.Module):
     dropout: float                                                      # of the title's vector
     scale: float                                                        # length of that vector
     freeze_layers: bool
-    encoder, dim = "use", 512                                           # of encoder.py; numbers in a piece's vector
+    encoder, below, dim = "use", SentenceEncoder, 512                   # its name, layers and numbers of a piece
 
     @nn.compact
     def __call__(self, vectors, weights, train=False):                  # [B, P, D], [B, P] -> [B, C]
-        x = vectors[:, 0] if self.freeze_layers else SentenceEncoder(name="layers")(vectors, weights)
+        x = vectors[:, 0] if self.freeze_layers else self.below(name="layers")(vectors, weights)
         x = nn.Dropout(self.dropout, deterministic=not train)(self.scale * x)
         return Head(self.classes, (), 0.0, name="head")(x)
 
@@ -261,6 +261,18 @@ def build(config):
     values = {name: config[name] for name in fields(config["model"])}
     return MODELS[config["model"]](**{
         name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def title_vectors(config, table, layers, ids):
+    """[N, D] vectors of titles as the layers of an encoder make them: table [V, D], their parameters, ids [N, P]."""
+    module = MODELS[config["model"]].below()
+
+    @jax.jit
+    def vectors(table, layers, ids):
+        return {"vectors": module.apply({"params": layers}, table[ids], (ids > 0).astype(jnp.float32))}
+
+    table, layers = jax.device_put((table, layers))
+    return in_batches(lambda ids: vectors(table, layers, ids[0]), (ids,))["vectors"]
 
 
 # --- the embedding table ----------------------------------------------------------------------------------------------
