@@ -204,7 +204,8 @@ def load_prepared(folder, splits=SPLITS, text=None):
     Args: text, the split whose titles are wanted as they came, or None.
     Returns: (meta, arrays). meta: the content of meta.json with `vocab`, `words` (vocab, then oov.txt), `labels` and
     `vectors` (or None) added. arrays[split][kind]: `titles` [N, L] ids in `words`, columns that are padding in every
-    row cut off; `labels`; where there are any `language`, `reliable` and `pieces` (left on the disk); `text`, a list of str.
+    row cut off; `labels`; where there are any `language`, `reliable` and `pieces` (left on the disk); `text`, a list of
+    str.
     Raises UserError where the folder holds no prepared data, or not what prepare.py wrote.
     """
     folder, again = Path(folder), "run prepare.py again"
@@ -260,8 +261,8 @@ def load_array(path, mmap_mode=None):
 
 
 def compact(arrays):
-    """Ids that are few of many, numbered anew: arrays [[N, L], ...] -> (the ids that occur, 0 first [K]; the arrays with
-    the position of each id there, columns that are 0 in every row cut off)."""
+    """Ids that are few of many, numbered anew: arrays [[N, L], ...] -> (the ids that occur, 0 first [K]; the arrays
+    with the position of each id there, columns that are 0 in every row cut off)."""
     # A table of flags instead of a sort: there may be hundreds of millions of them.
     used = np.zeros(1 + max(int(array.max(initial=0)) for array in arrays), bool)
     used[0] = True

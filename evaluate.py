@@ -139,7 +139,8 @@ class Classifier:
                 mine, others = words(config["max_len"])
             predictors.append(model.extended(config, predictor, others) if others else predictor)
             ids.append(mine)
-        return model.in_batches(lambda batch: function(tuple(predictors), batch), tuple(ids))
+        return model.in_batches(lambda batch: function(tuple(predictors), batch), tuple(ids),
+                                batch_size=model.batch_size(predictors))
 
     def ids(self, meta, rows):
         """The ids [N, L] that each member reads, of a split's arrays. Raises UserError where there are none."""

@@ -26,6 +26,7 @@ import numpy as np
 import data
 
 NGRAM_SAMPLES = 4  # of a word's character n-grams, in a training step; prediction uses all
+ENCODER_BATCH = 64  # titles that an encoder predicts at a time
 
 # --- modules ----------------------------------------------------------------------------------------------------------
 # Fields have no defaults: DEFAULTS of train.py has them, a run's configuration keeps them, and prediction reads them
@@ -272,7 +273,7 @@ def title_vectors(config, table, layers, ids):
         return {"vectors": module.apply({"params": layers}, table[ids], (ids > 0).astype(jnp.float32))}
 
     table, layers = jax.device_put((table, layers))
-    return in_batches(lambda ids: vectors(table, layers, ids[0]), (ids,))["vectors"]
+    return in_batches(lambda ids: vectors(table, layers, ids[0]), (ids,), batch_size=ENCODER_BATCH)["vectors"]
 
 
 # --- the embedding table ----------------------------------------------------------------------------------------------
@@ -552,16 +553,22 @@ def first_maximum(z):
     return top, jnp.where(z == top[:, None], jnp.arange(z.shape[1]), z.shape[1] - 1).min(1)
 
 
+def batch_size(predictors):
+    """How many titles are classified at a time: each costs an encoder some thousand times as much, and a single title
+    is filled up to a batch."""
+    return ENCODER_BATCH if any(hasattr(predictor.module, "encoder") for predictor in predictors) else 1024
+
+
 def in_batches(function, ids, *others, batch_size=1024):
     """Call `function` on the rows of ids, a tuple of [N, L] for each model, and other arrays [N, ...] in batches of one
     size (the last one repeats rows). Titles of up to L / 2 words come apart from longer ones, so that two programs are
     compiled and little padding is computed. Returns its dictionary of results as [N, ...]."""
     # Short titles need half the columns.
-    widths = [array.shape[1] for array in ids]
-    halves = [-(-width // 2) for width in widths]
-    long = np.any([array[:, half:].any(1) for array, half in zip(ids, halves, strict=True)], 0)
+    whole = [array.shape[1] for array in ids]
+    half = [-(-width // 2) for width in whole]
+    long = np.any([array[:, width:].any(1) for array, width in zip(ids, half, strict=True)], 0)
     order, results = [np.zeros(0, int)], []
-    for rows, widths in ((np.flatnonzero(~long), halves), (np.flatnonzero(long), widths)):
+    for rows, widths in ((np.flatnonzero(~long), half), (np.flatnonzero(long), whole)):
         for start in range(0, len(rows), batch_size):
             order.append(rows[start:start + batch_size])
             batch = np.resize(order[-1], batch_size)
@@ -579,7 +586,8 @@ def score(predictors, shifts, ids, labels):
     `loss` (cross-entropy, nats), `rank` of the true category (0 = first) and `probability` of the prediction.
 
     ids: a tuple of [N, L] for each Predictor; labels [N]."""
-    return in_batches(lambda ids, y: score_batch(predictors, shifts, ids, y), ids, labels.astype(np.int32))
+    return in_batches(lambda ids, y: score_batch(predictors, shifts, ids, y), ids, labels.astype(np.int32),
+                      batch_size=batch_size(predictors))
 
 
 def balanced_accuracy(labels, predictions):

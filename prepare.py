@@ -624,7 +624,8 @@ def report(meta, out, written, seconds):
                               "with another category, too",
         "titles also in train": ", ".join(f"{name} {percent(x)}" for name, x in meta["also_in_train"].items()),
         "vectors found": None if meta["vectors_found"] is None else percent(meta["vectors_found"]) + " of words",
-        "pieces": meta["encoder"] and f"of encoder {meta['encoder']['name']}, {meta['encoder']['max_len']} a title at most",
+        "pieces": meta["encoder"] and f"{meta['encoder']['max_len']} a title at most, for encoder "
+                                      f"{meta['encoder']['name']}",
         "written": f"{written:,} bytes to {out}/, fingerprint {meta['fingerprint']}",
         "time": f"{seconds:.1f} s, {total / seconds:,.0f} titles/s",
     }
@@ -662,8 +663,8 @@ def main():
     add("--encoding", type=files.encoding, default="utf-8", help="of the files, such as cp1252 (Excel) or utf-16")
     add("--max-bad-rows", type=files.positive(float), default=0.01,
         help="bad rows to skip: a share below 1, or a count")
-    add("--threads", type=files.positive(int), default=min(8, os.cpu_count()), help="threads that tokenize, and processes that cut into "
-        "pieces")
+    add("--threads", type=files.positive(int), default=min(8, os.cpu_count()),
+        help="threads that tokenize, and processes that cut titles into pieces")
     prepare(parser.parse_args())
 
 

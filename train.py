@@ -429,8 +429,8 @@ def unused(config, others, meta):
 
 
 def choose_ids(args, name, meta, arrays):
-    """Make arrays[split]["titles"] what a model reads. For an encoder these are its pieces, numbered anew, as only those
-    that occur are on the device: meta["pieces"] are their ids."""
+    """Make arrays[split]["titles"] what a model reads. For an encoder these are its pieces, numbered anew, as only
+    those that occur are on the device: meta["pieces"] are their ids. Raises UserError where there are none."""
     if model.reads(name) == "titles":
         return
     wanted = model.MODELS[name].encoder
@@ -623,12 +623,12 @@ def leave(args, name, step, number):
 
 def introduce(name, config, variables):
     """Print what is trained: the configuration, sizes, and the loss that chance would give."""
-    parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
+    parameters, table = sum(x.size for x in jax.tree.leaves(variables["params"])), variables["table"]
     print(f"run {name}{' (SYNTHETIC DATA)' if config['synthetic'] else ''} on {jax.devices()[0]}: "
           + ", ".join(f"{key}={value}" for key, value in config.items()
                       if key not in ("checksum", "created", "files", "source", "versions", "format", "training_rows")))
     print(f"{config['rows']:,} rows, {config['steps']:,} steps of {config['batch_size']}; {parameters:,} parameters "
-          f"and a table of {len(variables['table']):,} x {variables['table'].shape[1]} ({variables['table'].nbytes / 1e6:,.0f} MB); "
+          f"and a table of {len(table):,} x {table.shape[1]} ({table.nbytes / 1e6:,.0f} MB); "
           f"chance loss ln {config['classes']} = {math.log(config['classes']):.3f}")
 
 
@@ -642,7 +642,11 @@ class Progress:
 
     def __init__(self, config, step):
         self.config, rates = config, {rate: schedule(config, rate) for rate in RATES if rate in config}
-        self.factors = jax.jit(lambda step: {rate: rates[rate](step) for rate in rates})  # one program for all
+
+        def factors(step):
+            return {rate: factor(step) for rate, factor in rates.items()}
+
+        self.factors = jax.jit(factors)  # one program instead of one for each operation
         self.begun, self.first_step, self.printed = time.time(), step, 0
 
     def pause(self, seconds):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import config_of
+from conftest import WORD_MODELS, config_of
 from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
@@ -133,7 +133,7 @@ def test_cnn_equals_convolution():
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", model.MODELS)
+@pytest.mark.parametrize("name", WORD_MODELS)
 def test_prediction_depends_on_nothing_but_the_title(name):
     ready = random_predictor(name)
     ids = random_titles(30)
@@ -252,7 +252,7 @@ def test_row_weights_equal_scikit_learn():
     assert found[0] == 0 and np.isclose(found[1], np.log(301 / (1 + rare)) + 1)
 
 
-@pytest.mark.parametrize("name", model.MODELS)
+@pytest.mark.parametrize("name", WORD_MODELS)
 def test_gradients_equal_finite_differences(name, monkeypatch):
     """Of the loss with respect to all parameters and to the vectors, in float64 along random directions."""
     monkeypatch.setattr(model.nn, "GRUCell", functools.partial(model.nn.GRUCell, param_dtype=jnp.float64))
@@ -299,10 +299,11 @@ def test_in_batches_gives_every_row_its_own_result(rows):
     widths = set()
 
     def function(ids, others):
+        (ids,) = ids
         widths.add(ids.shape)
         return {"sum": ids.sum(1), "other": others}
 
-    result = model.in_batches(function, ids, np.arange(rows), batch_size=8)
+    result = model.in_batches(function, (ids,), np.arange(rows), batch_size=8)
     np.testing.assert_array_equal(result["sum"], ids.sum(1))
     np.testing.assert_array_equal(result["other"], np.arange(rows))
     assert widths <= {(8, -(-ids.shape[1] // 2)), (8, ids.shape[1])}
@@ -311,7 +312,7 @@ def test_in_batches_gives_every_row_its_own_result(rows):
 def test_score_equals_float64_and_scikit_learn():
     ready = random_predictor("mlp")
     ids, labels = random_titles(2500), np.random.default_rng(1).choice([0, 1, 3, 4], 2500)  # 2 is absent
-    result = model.score((ready,), (0.0,), ids, labels)
+    result = model.score((ready,), (0.0,), (ids,), labels)
     logits = np.asarray(model.logits(ready, ids), np.float64)
     shares = np.exp(logits - logits.max(1, keepdims=True))
     shares /= shares.sum(1, keepdims=True)
