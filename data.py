@@ -263,14 +263,19 @@ def load_array(path, mmap_mode=None):
 def compact(arrays):
     """Ids that are few of many, numbered anew: arrays [[N, L], ...] -> (the ids that occur, 0 first [K]; the arrays
     with the position of each id there, columns that are 0 in every row cut off)."""
-    # A table of flags instead of a sort: there may be hundreds of millions of them.
+    # There may be hundreds of millions of ids: so flags instead of a sort, and a block of rows at a time.
     used = np.zeros(1 + max(int(array.max(initial=0)) for array in arrays), bool)
     used[0] = True
-    for array in arrays:
-        used[array] = True
+    blocks = [(i, slice(start, start + 100_000)) for i, array in enumerate(arrays)
+              for start in range(0, len(array), 100_000)]
+    for i, rows in blocks:
+        used[arrays[i][rows]] = True
     longest = max(np.flatnonzero(array.any(0)).max(initial=0) for array in arrays) + 1
     position = (np.cumsum(used) - 1).astype(smallest_uint(used.sum() - 1))
-    return np.flatnonzero(used), [position[array[:, :longest]] for array in arrays]
+    result = [np.empty((len(array), longest), position.dtype) for array in arrays]
+    for i, rows in blocks:
+        result[i][rows] = position[arrays[i][rows, :longest]]
+    return np.flatnonzero(used), result
 
 
 def read_vectors(path, vocab, bad):

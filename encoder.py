@@ -117,6 +117,13 @@ def require(description, who):
                         f"{description['weights']}, which these scripts do not have; make it again")
 
 
+def require_pieces(config, meta, run, where):
+    """Raise UserError where a run reads other pieces than the prepared data with this `meta` holds."""
+    if "encoder" in config and config["encoder"] != meta.get("encoder"):
+        raise UserError(f"{where}: has no pieces as {run} reads them; run prepare.py again, with --encoder "
+                        f"{config['encoder']['name']}")
+
+
 @functools.cache
 def tokenizer(name):
     encoder, folder = installed(name)

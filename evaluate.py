@@ -2,7 +2,7 @@
 
     python evaluate.py --ckpt best                          # the best run on this data, on the test split
     python evaluate.py --ckpt my-cnn/latest --split valid   # a run by name; best is its default checkpoint
-    python evaluate.py --ckpt my-mlp my-cnn                 # several runs on the same data, log-probabilities averaged
+    python evaluate.py --ckpt mlp-1 cnn-1 encoder-1         # several runs on the same data, log-probabilities averaged
     python evaluate.py --ckpt best --json                   # the scores as one JSON object
     python evaluate.py --ckpt best --predict titles.txt --top 3 --out predicted.tsv
     echo "zapatillas running talle 42" | python evaluate.py --ckpt best --predict -
@@ -15,8 +15,9 @@ SPLIT-WHICH-PRIOR. The interval of the balanced accuracy is a bootstrap within c
 --predict reads a title a line, or a CSV or Parquet file with a `title` (or `text`) column, plain or compressed, `-` for
 standard input; --title-column says which column it is, --encoding what is not UTF-8 (cp1252 is what Excel writes).
 It writes a line for each title, in order: category TAB probability, K times with --top K. A CSV with an `id` column,
-such as the challenge's test.csv, gives `id,category` instead. It needs nothing but the run's folder; best and latest
-are of the runs on --data, where that is there. Titles are classified 32,768 at a time, from a terminal one at a time.
+such as the challenge's test.csv, gives `id,category` instead. It needs nothing but the run's folder (an encoder also
+its package, see requirements-encoder.txt); best and latest are of the runs on --data, where that is there. Titles are
+classified 32,768 at a time, from a terminal one at a time.
 Loss, probabilities and predictions assume a prior: that all categories are equally frequent (`equal`, what training
 with --balance logit or weights aims at), or as frequent as in training (`training`, as after --balance none). The
 default is the first run's own; --prior converts by adding or taking away the log prior.
@@ -142,13 +143,11 @@ class Classifier:
         return model.in_batches(lambda batch: function(tuple(predictors), batch), tuple(ids),
                                 batch_size=model.batch_size(predictors))
 
-    def ids(self, meta, rows):
-        """The ids [N, L] that each member reads, of a split's arrays. Raises UserError where there are none."""
+    def ids(self, meta, rows, where):
+        """The ids [N, L] that each member reads, of a split's arrays; where: the folder of the prepared data. Raises
+        UserError where they are not there."""
         for config, _ in self.members:
-            if config.get("encoder", meta.get("encoder")) != meta.get("encoder"):
-                name = config["encoder"]["name"]
-                raise UserError(f"--data: holds no pieces as encoder {name} of a run reads them; run prepare.py again, "
-                                f"with --encoder {name}")
+            encoder.require_pieces(config, meta, f"--ckpt of model {config['model']}", where)
         return tuple(rows[model.reads(config["model"])] for config, _ in self.members)
 
     def likeliest(self, titles, top):
@@ -344,7 +343,7 @@ def report(args):
 
     # Score every row, and every slice of them.
     labels = rows["labels"].astype(np.int64)
-    ids = classifier.ids(meta, rows)
+    ids = classifier.ids(meta, rows, args.data)
     result = model.score(classifier.predictors(meta["words"]), classifier.shifts, ids, labels)
     scores = {"run": folder.name, "checkpoint": classifier.name, "step": classifier.steps[0], "split": args.split,
               "prior": classifier.prior, "synthetic": meta["synthetic"]} | summarize(labels, result)

@@ -198,23 +198,22 @@ class SentenceEncoder(nn.Module):
         piece = (weights > 0)[..., None]
         count = jnp.maximum(piece.sum(1), 1)                            # [B, 1]
         norm = functools.partial(nn.LayerNorm, epsilon=1e-12, use_fast_variance=False)
+        dense = functools.partial(nn.Dense, kernel_init=nn.initializers.zeros)  # nothing is drawn, all is pretrained
 
         # Each width has 256 numbers of its own for every piece, and two layers that look at windows of them.
-        x, features = norm(name="norm")(nn.Dense(3 * 256, name="project")(vectors)) * piece, [vectors]
+        x, features = norm(name="norm")(dense(3 * 256, name="project")(vectors)) * piece, [vectors]
         for part, width, before in zip(jnp.split(x, 3, -1), (2, 3, 5), (0, 1, 2), strict=True):
-            part = (nn.relu(nn.Dense(256, name=f"window1_{width}")(windows(part, width, before))) + part) * piece
-            features.append(nn.relu(nn.Dense(256, name=f"window2_{width}")(windows(part, width, before))) + part)
+            part = (nn.relu(dense(256, name=f"window1_{width}")(windows(part, width, before))) + part) * piece
+            features.append(nn.relu(dense(256, name=f"window2_{width}")(windows(part, width, before))) + part)
 
         # The sum over the pieces, divided by the root of their number, as is the bias of each piece.
         x = norm(name="norm_all")(jnp.concatenate(features, -1)) * piece
-        x = jnp.sqrt(count) * nn.Dense(512, name="average")(x.sum(1) / count)
+        x = jnp.sqrt(count) * dense(512, name="average")(x.sum(1) / count)
 
         # Dense layers that also add to the layer after the next.
-        def dense(name, size):
-            return nn.Dense(size, use_bias=False, name=name)
-
-        y = nn.relu(dense("p1", 320)(x) + dense("d1", 320)(nn.relu(dense("d0", 320)(x))))
-        z = jnp.tanh(dense("p3", 512)(y) + dense("d3", 512)(nn.relu(dense("d2", 512)(y))))
+        dense = functools.partial(dense, use_bias=False)
+        y = nn.relu(dense(320, name="p1")(x) + dense(320, name="d1")(nn.relu(dense(320, name="d0")(x))))
+        z = jnp.tanh(dense(512, name="p3")(y) + dense(512, name="d3")(nn.relu(dense(512, name="d2")(y))))
         return z / jnp.sqrt(jnp.maximum(jnp.sum(z ** 2, -1, keepdims=True), 1e-12))
 
 

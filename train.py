@@ -438,7 +438,8 @@ def choose_ids(args, name, meta, arrays):
         raise UserError(f"{args.data}: has no pieces for --model {name}; run prepare.py again, with --encoder {wanted}")
     encoder.require(meta["encoder"], args.data)
     meta["pieces"], ids = data.compact([rows["pieces"] for rows in arrays.values()])
-    for rows, rows["titles"] in zip(arrays.values(), ids, strict=True):
+    for rows, mine in zip(arrays.values(), ids, strict=True):
+        rows["titles"] = mine
         del rows["pieces"]
 
 
@@ -465,9 +466,7 @@ def choose_run(args, meta, arrays):
     if config["fingerprint"] != meta["fingerprint"]:
         raise UserError(f"{folder}: was trained on other data ({config['fingerprint']}) than {args.data} holds "
                         f"({meta['fingerprint']}); name its data with --data")
-    if config.get("encoder", meta.get("encoder")) != meta.get("encoder"):
-        raise UserError(f"{folder}: reads other pieces than {args.data} holds; run prepare.py again, with --encoder "
-                        f"{config['encoder']['name']}")
+    encoder.require_pieces(config, meta, folder, args.data)
     choose_ids(args, config["model"], meta, arrays)
     return folder, config
 

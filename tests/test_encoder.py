@@ -32,7 +32,8 @@ import runs
 import train
 
 TITLES = ["Zapatillas Nike talle 42", "funda celular azul", "Cadeira de escritório preta", "mesa & silla &amp; más",
-          "手机壳 🙂", "", "   ", "x", "ÁÉ Ñandú №5", "pack x 12 unidades 750ml - envío gratis", "word " * 60, "ab\ud800cd"]
+          "手机壳 🙂", "", "   ", "x", "ÁÉ Ñandú №5", "pack x 12 unidades 750ml - envío gratis", "word " * 60,
+          "ab\ud800cd"]
 DESCRIBED = {"name": "use", "version": "0.2.1", "weights": "0849f622f0078a5014751d63fa6fb110", "max_len": 28}
 FROZEN = {"whole": (), "layers": ("--freeze-embeddings",), "head": ("--freeze-layers",)}  # runs by what they train
 
