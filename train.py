@@ -92,7 +92,7 @@ def parse_args(argv=None):
     add("--encoder-lr", type=files.positive(float),
         help=f"the same of pretrained layers, rising at first {default('encoder_lr')}")
     add("--table-lr", type=files.positive(float), default=0.1,
-        help=f"Adagrad's rate for word vectors, falling to 0 {default('table_lr')}")
+        help=f"Adagrad's rate for vectors of words or pieces, falling to 0 {default('table_lr')}; of other models")
     add("--accumulator", type=files.not_negative(float),
         help="where Adagrad's sums of squares begin (default: by size, see size_rule)")
     add("--weight-decay", type=files.not_negative(float), default=0.0, help="L2 penalty on all but the word vectors")

@@ -82,7 +82,7 @@ def test_vectors_equal_the_packages():
     np.testing.assert_allclose(found, expected, atol=1e-5)
     # Neither padding nor pieces that are left out count, and a title without any is no catastrophe.
     some, rows = encoder.pretrained("use", ids.ravel())[0].reshape(*ids.shape, -1), jnp.asarray(ids > 0, jnp.float32)
-    assert np.array_equal(some, table[ids])
+    assert np.array_equal(some, table[ids]) and not table[0].any()
     again = model.SentenceEncoder().apply({"params": layers}, some[:, :30], rows[:, :30])
     np.testing.assert_allclose(again, expected, atol=1e-5)
     assert np.isfinite(model.SentenceEncoder().apply({"params": layers}, 0 * some, 0 * rows)).all()
@@ -122,6 +122,8 @@ def test_compact():
     used, (first, second) = data.compact(arrays)
     assert used.tolist() == [0, 5, 7, 900] and first.dtype == np.uint8
     assert first.tolist() == [[3, 1, 0], [2, 0, 0]] and second.tolist() == [[1, 1, 2]]
+    used, (full,) = data.compact([np.array([[5, 6]])])  # 0 stays padding where no title needs any
+    assert used.tolist() == [0, 5, 6] and full.tolist() == [[1, 2]]
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
