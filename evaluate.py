@@ -231,6 +231,7 @@ def restore(folder, which):
     variables = runs.restore_checkpoint(manager, step, variables=shapes)["variables"]
     if "encoder" in config:
         config, variables = encoder.complete(config, variables)
+        variables = jax.device_put(variables)
     return config, vocab, labels, variables, step
 
 

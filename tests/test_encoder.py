@@ -106,14 +106,18 @@ def test_arrays_do_not_depend_on_threads(prep, monkeypatch, tmp_path):
     write_csv(tmp_path / "tiny.csv", tiny_rows(300))
     monkeypatch.setattr(prepare, "PIECE_ROWS", 40)
     for threads in (1, 3):
-        prep("--data", "tiny.csv", "--encoder", "use", "--threads", threads, "--out", f"out{threads}")
+        done = prep("--data", "tiny.csv", "--encoder", "use", "--max-pieces", 10, "--threads", threads, "--out",
+                    f"out{threads}")
     prep("--data", "tiny.csv", "--out", "without")
     one, three, without = map(meta, ("out1", "out3", "without"))
-    assert one["files"] == three["files"] and one["encoder"] == DESCRIBED and without["encoder"] is None
+    assert one["files"] == three["files"] and without["encoder"] is None
+    assert one["encoder"] == DESCRIBED | {"max_len": 10}
     assert {name: digest for name, digest in one["files"].items() if "pieces" not in name} == without["files"]
     assert one["fingerprint"] == without["fingerprint"]
     _, arrays = data.load_prepared(tmp_path / "out3", text="valid")
-    assert np.array_equal(arrays["valid"]["pieces"], encoder.pieces("use", arrays["valid"]["text"], 28))
+    assert np.array_equal(arrays["valid"]["pieces"], encoder.pieces("use", arrays["valid"]["text"], 10))
+    full = np.concatenate([rows["pieces"][:, -1] > 0 for rows in arrays.values()]).mean()
+    assert 0 < full < 1 and f"{full:.2%} of titles have 10 or were cut there" in done.stdout
     prep("--data", "tiny.csv", "--out", "out3")  # a folder with pieces can be replaced
 
 
@@ -281,3 +285,8 @@ def test_another_encoder_than_the_runs(encoded, tmp_path):
     done = run_here("train", "--model", "encoder", cwd=tmp_path, check=False)
     assert_one_line_error(done, "no pieces", "prepare.py again, with --encoder use")
     run_here("evaluate", "--ckpt", "bag", cwd=tmp_path)
+    config = json.loads((tmp_path / "runs/head/config.json").read_text())
+    files.write_json(tmp_path / "runs/head/config.json", files.with_checksum(
+        config | {"encoder": config["encoder"] | {"weights": "0" * 32}}))
+    done = run_here("evaluate", "--ckpt", "head", "--predict", "-", cwd=tmp_path, check=False)
+    assert_one_line_error(done, "runs/head: was made with encoder use 0.2.1, weights 0000")
