@@ -8,6 +8,7 @@ The prepared folder (`data/prepared/`), for each split `train`, `valid`, `test`:
     {split}_labels.npy    [N] category ids (smallest unsigned type)
     {split}_language.npy  [N] uint8, index into meta["languages"]    (where the source names a language)
     {split}_reliable.npy  [N] bool                                   (where the source names a label quality)
+    {split}_pieces.npy    [N, max_len of meta["encoder"]] ids of pieces of words   (after `prepare.py --encoder`)
     vocab.txt, labels.txt one entry a line, line number = id, from 0
     oov.txt               the other words: cut by --vocab or --min-count, or not in training at all
     vectors.npy           [V, dim] float32, zero where not found     (after `prepare.py --vectors`)
@@ -203,7 +204,8 @@ def load_prepared(folder, splits=SPLITS, text=None):
     Args: text, the split whose titles are wanted as they came, or None.
     Returns: (meta, arrays). meta: the content of meta.json with `vocab`, `words` (vocab, then oov.txt), `labels` and
     `vectors` (or None) added. arrays[split][kind]: `titles` [N, L] ids in `words`, columns that are padding in every
-    row cut off; `labels`; where there are any `language` and `reliable`; `text`, a list of str.
+    row cut off; `labels`; where there are any `language`, `reliable` and `pieces` (left on the disk); `text`, a list of
+    str.
     Raises UserError where the folder holds no prepared data, or not what prepare.py wrote.
     """
     folder, again = Path(folder), "run prepare.py again"
@@ -230,7 +232,7 @@ def load_prepared(folder, splits=SPLITS, text=None):
     for name in meta["files"]:
         split, _, kind = name.removesuffix(".npy").rpartition("_")
         if split in arrays and name.endswith(".npy"):
-            arrays[split][kind] = load_array(verified(name))
+            arrays[split][kind] = load_array(verified(name), "r" if kind == "pieces" else None)
 
     # Columns that are padding in every row are cut off.
     longest = max(np.flatnonzero(array["titles"].any(0)).max(initial=0) for array in arrays.values()) + 1
@@ -250,12 +252,30 @@ def load_prepared(folder, splits=SPLITS, text=None):
     return meta, arrays
 
 
-def load_array(path):
+def load_array(path, mmap_mode=None):
     """The array in an .npy file; one of Python objects, which would have to be unpickled, is refused."""
     try:
-        return np.load(path, allow_pickle=False)
+        return np.load(path, mmap_mode, allow_pickle=False)
     except ValueError as error:
         raise UserError(f"{path}: no plain array ({error}); run prepare.py again") from None
+
+
+def compact(arrays):
+    """Ids that are few of many, numbered anew: arrays [[N, L], ...] -> (the ids that occur, 0 first [K]; the arrays
+    with the position of each id there, columns that are 0 in every row cut off)."""
+    # There may be hundreds of millions of ids: so flags instead of a sort, and a block of rows at a time.
+    used = np.zeros(1 + max(int(array.max(initial=0)) for array in arrays), bool)
+    used[0] = True
+    blocks = [(i, slice(start, start + 100_000)) for i, array in enumerate(arrays)
+              for start in range(0, len(array), 100_000)]
+    for i, rows in blocks:
+        used[arrays[i][rows]] = True
+    longest = max(np.flatnonzero(array.any(0)).max(initial=0) for array in arrays) + 1
+    position = (np.cumsum(used) - 1).astype(smallest_uint(used.sum() - 1))
+    result = [np.empty((len(array), longest), position.dtype) for array in arrays]
+    for i, rows in blocks:
+        result[i][rows] = position[arrays[i][rows, :longest]]
+    return np.flatnonzero(used), result
 
 
 def read_vectors(path, vocab, bad):

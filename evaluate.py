@@ -2,7 +2,7 @@
 
     python evaluate.py --ckpt best                          # the best run on this data, on the test split
     python evaluate.py --ckpt my-cnn/latest --split valid   # a run by name; best is its default checkpoint
-    python evaluate.py --ckpt my-mlp my-cnn                 # several runs on the same data as one
+    python evaluate.py --ckpt mlp-1 cnn-1 encoder-1         # several runs on the same data as one
     python evaluate.py --ckpt best --test last-week.csv     # labelled rows in any format that prepare.py reads
     python evaluate.py --ckpt best --json                   # the scores as one JSON object
     python evaluate.py --ckpt best --predict titles.txt --top 3 --out predicted.tsv
@@ -30,8 +30,8 @@ It writes a line for each title, in order: category TAB probability, K times wit
 such as the challenge's test.csv, gives `id,category` instead; --keep gives all columns of a table, then category and
 probability, as Parquet where --out ends so, else as CSV. --threshold and --precision leave the category empty where the
 probability is too low. A title of which training has seen no word and no n-gram has the probability 0. It needs
-nothing but the run's folder; best and latest are of the runs on --data, where that is there. What comes through a pipe
-is answered as it comes.
+nothing but the run's folder (an encoder also its package, see requirements-encoder.txt); best and latest are of the
+runs on --data, where that is there. What comes through a pipe is answered as it comes.
 """
 import json
 import os
@@ -47,7 +47,7 @@ from files import UserError
 # --- knobs ------------------------------------------------------------------------------------------------------------
 PREDICT_ROWS = 32768  # titles classified at a time
 HASHES = (1 << 31) - 1  # that tell n-grams apart
-EXPLAINED = 5         # words that --explain writes at most
+EXPLAINED, EXPLAINED_OF = 5, 40  # words that --explain writes at most, of the first so many of a title
 MAX_BAD_ROWS = 0.01   # share of the rows of --test that may be left out
 
 
@@ -118,6 +118,7 @@ import pyarrow as pa
 
 import calibration
 import data
+import encoder
 import model
 import report
 import runs
@@ -147,6 +148,10 @@ class Classifier:
             self.members.append((config, saved["variables"]))
             self.validation.append(jax.device_get(saved["validation"]))
             self.steps.append(step)
+
+        # Hashes of the character n-grams of all words of the vocabulary, for `knows`.
+        self.ngrams = functools.cache(
+            lambda minn, maxn: np.unique(data.character_ngrams(self.vocab, minn, maxn, HASHES)[1]))
 
         # A run's logits are under the prior that its --balance aims at. Adding the log prior of the training rows, or
         # subtracting it, converts from one to the other.
@@ -184,47 +189,53 @@ class Classifier:
     @functools.cached_property
     def known(self):
         """(word ids of the vocabulary, the Ensemble that knows it)."""
-        predictors = tuple(model.predictor(config, variables, model.feature_tables(config, self.vocab))
-                           for config, variables in self.members)
+        predictors = tuple(model.predictor(config, variables, None if "encoder" in config else model.feature_tables(
+            config, self.vocab)) for config, variables in self.members)
         return ({word: i for i, word in enumerate(self.vocab)},
                 jax.device_put(model.Ensemble(predictors, self.weights, self.shifts, self.smoothing)))
 
     def in_parts(self, function, titles, *others):
         """Call `function(ensemble, ids, *others)` on titles (list of str) and arrays that go with them, in batches (see
         model.in_batches). Returns its dictionary of results, with `known` as from `knows`."""
-        # A part at a time, so that memory does not grow with the titles. Words out of vocabulary get vectors from
-        # their n-grams, for this part.
-        index, ensemble = self.known
+        # A part at a time, so that memory does not grow with the titles.
         found = []
         for start in range(0, len(titles), PREDICT_ROWS):
             part = slice(start, start + PREDICT_ROWS)
-            ids, words = data.encode(titles[part], index, self.config["max_len"])
-            with_words = ensemble if not words else ensemble.replace(predictors=tuple(
-                model.extended(config, predictor, words)
-                for (config, _), predictor in zip(self.members, ensemble.predictors, strict=True)))
-            found.append(model.in_batches(functools.partial(function, with_words), ids,
-                                          *(array[part] for array in others)) | {"known": self.knows(ids, words)})
+            ensemble, ids, known = self.read(titles[part])
+            result = model.in_batches(functools.partial(function, ensemble), ids, *(array[part] for array in others),
+                                      largest=model.largest_batch(ensemble.predictors))
+            found.append(result | {"known": known})
         return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
-    def knows(self, ids, words):
-        """Whether training has seen a word or an n-gram of each title [N]: ids [N, L] in the vocabulary and, behind it,
-        in `words`."""
-        known = ((ids > data.UNKNOWN) & (ids < len(self.vocab))).any(1)
-        if not known.all() and words and self.ngrams:
-            # N-grams are compared by hashes so long that two of them are hardly ever equal.
-            of_words = np.zeros(len(self.vocab) + len(words), bool)
-            for sizes, seen in self.ngrams.items():
-                start, hashes = data.character_ngrams([*data.SPECIALS, *words], *sizes, HASHES)
-                hits = np.cumsum(np.isin(hashes, seen, kind="sort"))
-                of_words[len(self.vocab):] |= np.diff(np.pad(hits, (1, 0))[start])[len(data.SPECIALS):] > 0
-            known |= of_words[ids].any(1)
-        return known
+    def read(self, titles):
+        """(an Ensemble that knows all words of some titles, a tuple of the ids [N, L] that each member reads, whether
+        anything of a title is known [N])."""
+        # To models of words those out of vocabulary get vectors from their n-grams, for these titles.
+        index, ensemble = self.known
+        known, predictors, ids = np.zeros(len(titles), bool), [], []
+        words = functools.cache(lambda max_len: data.encode(titles, index, max_len))
+        for (config, _), predictor in zip(self.members, ensemble.predictors, strict=True):
+            if "encoder" in config:  # it knows all pieces, between two marks
+                mine, others = encoder.pieces(config["encoder"]["name"], titles, config["encoder"]["max_len"]), []
+                known |= (mine > 0).sum(1) > 2
+            else:
+                mine, others = words(config["max_len"])
+                known |= self.knows(config, mine, others)
+            predictors.append(model.extended(config, predictor, others) if others else predictor)
+            ids.append(mine)
+        return ensemble.replace(predictors=tuple(predictors)), tuple(ids), known
 
-    @functools.cached_property
-    def ngrams(self):
-        """{(minn, maxn) of a member: hashes of the character n-grams of all words of the vocabulary}."""
-        sizes = {(config["minn"], config["maxn"]) for config, _ in self.members if config["maxn"]}
-        return {size: np.unique(data.character_ngrams(self.vocab, *size, HASHES)[1]) for size in sizes}
+    def knows(self, config, ids, words):
+        """Whether the training of a member has seen a word or an n-gram of each title [N]: ids [N, L] in the vocabulary
+        and, behind it, in `words`."""
+        known = ((ids > data.UNKNOWN) & (ids < len(self.vocab))).any(1)
+        if not known.all() and words and config["maxn"]:
+            # N-grams are compared by hashes so long that two of them are hardly ever equal.
+            start, hashes = data.character_ngrams([*data.SPECIALS, *words], config["minn"], config["maxn"], HASHES)
+            hits = np.cumsum(np.isin(hashes, self.ngrams(config["minn"], config["maxn"]), kind="sort"))
+            of_words = np.diff(np.pad(hits, (1, 0))[start])[len(data.SPECIALS):] > 0
+            known |= np.concatenate([np.zeros(len(self.vocab), bool), of_words])[ids].any(1)
+        return known
 
     def likeliest(self, titles, top):
         """The `top` likeliest categories of titles (list of str): (ids [N, top], probabilities [N, top], 0 where
@@ -278,7 +289,7 @@ class Classifier:
     def explain(self, titles, categories):
         """For each title (list of str) the words that speak most for its category (ids [N]): a list of (word, by how
         much the logarithm of the probability falls without it), the largest first."""
-        words = [data.tokenize(title)[:self.config["max_len"]] for title in titles]
+        words = [data.tokenize(title)[:EXPLAINED_OF] for title in titles]
         variants, labels = [], []
         for title, category in zip(words, categories, strict=True):
             variants += [" ".join(title), *(" ".join(title[:i] + title[i + 1:]) for i in range(len(title)))]
@@ -324,6 +335,8 @@ def load(*ckpt, folder="runs", prior=None, fingerprint=None):
 def restore(folder, which):
     """(config, vocab, labels, {"variables", "validation"}, step) of a run's best or latest checkpoint."""
     config, vocab, labels = runs.load(folder, model.MODELS)
+    if "encoder" in config:
+        encoder.require(config["encoder"], folder)
     if changed := runs.changed_source(folder, config):
         print(f"warning: {folder}: {' and '.join(changed)} changed since it was trained; it may predict otherwise than "
               f"it did (its own scripts: {folder / 'source'}/)", file=sys.stderr)
@@ -343,7 +356,11 @@ def restore(folder, which):
     except KeyError as error:
         raise UserError(f"{folder}: was trained without {error}, which its model needs now; use the scripts that it "
                         f"keeps in {folder / 'source'}/") from None
-    return config, vocab, labels, runs.restore_checkpoint(manager, step, **shapes), step
+    saved = runs.restore_checkpoint(manager, step, **shapes)
+    if "encoder" in config:
+        config, variables = encoder.complete(config, saved["variables"])
+        saved["variables"] = jax.device_put(variables)
+    return config, vocab, labels, saved, step
 
 
 @functools.partial(jax.jit, static_argnames="top")

@@ -7,9 +7,12 @@ and divided by the norm of the weights, which is the word's weight. The table is
 the rows that a batch needs, the gradient is taken with respect to the words' vectors, and `update` adds to the rows in
 place, so a step costs the same however large the table is.
 
+An encoder (encoder.py) reads pieces of words instead: words without n-grams, with weight 1.
+
 To add a model, write a module with the same call, name it in MODELS, and give its settings in DEFAULTS of train.py.
 """
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -25,6 +28,7 @@ import data
 
 NGRAM_SAMPLES = 4  # of a word's character n-grams, in a training step; prediction uses all
 BATCH_SIZES = (1, 64, 1024)  # of prediction
+ENCODER_BATCH = 64  # titles that an encoder predicts at a time, at most: each costs it much more
 
 # --- modules ----------------------------------------------------------------------------------------------------------
 # Fields have no defaults: DEFAULTS of train.py has them, a run's configuration keeps them, and prediction reads them
@@ -186,8 +190,61 @@ def masked_max(x, word):
     return jnp.where(word.any(1, keepdims=True), best, 0)
 
 
+class SentenceEncoder(nn.Module):
+    """The layers of Google's Universal Sentence Encoder multilingual v3 (Yang et al. 2020), for the arrays of
+    encoder.py: vectors of pieces and their weights, of which 0 leaves a piece out -> a vector of length 1."""
+
+    @nn.compact
+    def __call__(self, vectors, weights):                               # [B, P, 512], [B, P] -> [B, 512]
+        # What is left out is zero, as is what lies beyond the title, and does not count.
+        piece = (weights > 0)[..., None]
+        count = jnp.maximum(piece.sum(1), 1)                            # [B, 1]
+        norm = functools.partial(nn.LayerNorm, epsilon=1e-12, use_fast_variance=False)
+        dense = functools.partial(nn.Dense, kernel_init=nn.initializers.zeros)  # nothing is drawn, all is pretrained
+
+        # Each width has 256 numbers of its own for every piece, and two layers that look at windows of them.
+        x, features = norm(name="norm")(dense(3 * 256, name="project")(vectors)) * piece, [vectors]
+        for part, width, before in zip(jnp.split(x, 3, -1), (2, 3, 5), (0, 1, 2), strict=True):
+            part = (nn.relu(dense(256, name=f"window1_{width}")(windows(part, width, before))) + part) * piece
+            features.append(nn.relu(dense(256, name=f"window2_{width}")(windows(part, width, before))) + part)
+
+        # The sum over the pieces, divided by the root of their number, as is the bias of each piece.
+        x = norm(name="norm_all")(jnp.concatenate(features, -1)) * piece
+        x = jnp.sqrt(count) * dense(512, name="average")(x.sum(1) / count)
+
+        # Dense layers that also add to the layer after the next.
+        dense = functools.partial(dense, use_bias=False)
+        y = nn.relu(dense(320, name="p1")(x) + dense(320, name="d1")(nn.relu(dense(320, name="d0")(x))))
+        z = jnp.tanh(dense(512, name="p3")(y) + dense(512, name="d3")(nn.relu(dense(512, name="d2")(y))))
+        return z / jnp.sqrt(jnp.maximum(jnp.sum(z ** 2, -1, keepdims=True), 1e-12))
+
+
+def windows(x, width, before):
+    """[B, P, F] -> [B, P, width F]: each position with its neighbours, from `before` ahead of it on; 0 beyond the
+    ends."""
+    padded = jnp.pad(x, ((0, 0), (before, width - 1 - before), (0, 0)))
+    return jnp.concatenate([padded[:, offset:offset + x.shape[1]] for offset in range(width)], -1)
+
+
+class Encoder(nn.Module):
+    """A pretrained encoder below a linear classifier. It reads pieces, whose vectors are rows of the table as they are,
+    instead of words. With its layers frozen it takes the vector of a title, made once before the training, as the only
+    vector."""
+    classes: int
+    dropout: float                                                      # of the title's vector
+    scale: float                                                        # length of that vector
+    freeze_layers: bool
+    encoder, below, dim = "use", SentenceEncoder, 512                   # its name, layers and numbers of a piece
+
+    @nn.compact
+    def __call__(self, vectors, weights, train=False):                  # [B, P, D], [B, P] -> [B, C]
+        x = vectors[:, 0] if self.freeze_layers else self.below(name="layers")(vectors, weights)
+        x = nn.Dropout(self.dropout, deterministic=not train)(self.scale * x)
+        return Head(self.classes, (), 0.0, name="head")(x)
+
+
 # EDIT: the models. Their settings stand in DEFAULTS of train.py.
-MODELS = {"mlp": MLP, "cnn": CNN, "rnn": RNN, "transformer": Transformer}
+MODELS = {"mlp": MLP, "cnn": CNN, "rnn": RNN, "transformer": Transformer, "encoder": Encoder}
 
 
 def fields(name):
@@ -196,11 +253,28 @@ def fields(name):
     return {name: value for name, value in found.items() if name not in ("parent", "name")}
 
 
+def reads(name):
+    """What a model reads of a title: ids of "titles", which are words, or of "pieces", if it has an encoder."""
+    return "pieces" if hasattr(MODELS[name], "encoder") else "titles"
+
+
 def build(config):
     """The module that a run's configuration describes. Raises KeyError where a field is not in it."""
     values = {name: config[name] for name in fields(config["model"])}
     return MODELS[config["model"]](**{
         name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def title_vectors(config, table, layers, ids):
+    """[N, D] vectors of titles as the layers of an encoder make them: table [V, D], their parameters, ids [N, P]."""
+    module = MODELS[config["model"]].below()
+
+    @jax.jit
+    def vectors(table, layers, ids):
+        return {"vectors": module.apply({"params": layers}, table[ids], (ids > 0).astype(jnp.float32))}
+
+    table, layers = jax.device_put((table, layers))
+    return in_batches(lambda ids: vectors(table, layers, ids[0]), (ids,), largest=ENCODER_BATCH)["vectors"]
 
 
 # --- the embedding table ----------------------------------------------------------------------------------------------
@@ -272,6 +346,13 @@ def draw_features(config, features, weights, ids, key):
     keep = 1 - config["dropout"]
     return [(rows, jnp.where(jax.random.bernoulli(drop_key, keep, rows.shape), weight, 0))
             for drop_key, (rows, weight) in zip(drop_keys, drawn_rows, strict=False)]
+
+
+def draw_pieces(config, ids, key):
+    """The same for ids [B, P] of pieces, whose rows of the table have weight 1: some are left out, but never the first
+    of a title, so that one stays."""
+    keep = jax.random.bernoulli(key, 1 - config.get("piece_dropout", 0.0), ids.shape).at[:, 0].set(True)
+    return [(ids[..., None], jnp.where(keep & (ids > 0), 1.0, 0.0)[..., None])]
 
 
 class Gathered(NamedTuple):
@@ -377,8 +458,15 @@ def idf(count, titles):
 # --- prediction -------------------------------------------------------------------------------------------------------
 
 def init(config, key):
-    """All that prediction needs, from random numbers: {"params", "table" [V, D], "weights" [V] of the table's rows}."""
+    """All that prediction needs, from random numbers: {"params", "table" [V, D], "weights" [V] of the table's rows}. Of
+    an encoder what training changes: "params", and "table" with the "pieces" [V] of its rows, unless it is frozen."""
     table_key, key = jax.random.split(key)
+    if "encoder" in config:
+        vectors = jnp.zeros((1, config["encoder"]["max_len"], MODELS[config["model"]].dim))
+        variables = {"params": build(config).init(key, vectors, vectors[..., 0])["params"]}
+        return variables if config["freeze_embeddings"] else variables | {
+            "table": jnp.zeros((config["pieces"], vectors.shape[-1])),
+            "pieces": jnp.zeros(config["pieces"], jnp.int32)}
     table = init_table(table_key, config["vocabulary"] + config["buckets"], config["dim"])
     vectors = jnp.zeros((1, config["max_len"] * config["word_ngrams"], config["dim"]))
     params = build(config).init(key, vectors, vectors[..., 0])["params"]
@@ -399,7 +487,12 @@ class Predictor:
 
 
 def predictor(config, variables, features):
-    """The Predictor of a run's configuration, its variables as from `init`, and `feature_tables` of words."""
+    """The Predictor of a run's configuration, its variables as from `init`, and `feature_tables` of words. An encoder's
+    variables are the whole "params" and "table"; the features are not used."""
+    if "encoder" in config:
+        table = jnp.asarray(variables["table"])
+        weights = jnp.ones(len(table)).at[0].set(0)
+        return Predictor(build(config), 1, variables["params"], table, weights, (table, weights), None, {})
     words = compose(variables["table"], variables["weights"], features)
     kept = {name: features[name] for name in ("hashes", "first", "buckets")}
     return Predictor(build(config), config["word_ngrams"], variables["params"], variables["table"],
@@ -435,7 +528,7 @@ def inputs(predictor, ids):
 
 @jax.jit
 def logits(predictor, ids):
-    """[B, L] word ids -> [B, C] logits; of several heads the mean of their log-probabilities."""
+    """[B, L] ids -> [B, C] logits; of several heads the mean of their log-probabilities."""
     z = predictor.module.apply({"params": predictor.params}, *inputs(predictor, ids))
     return z if z.ndim == 2 else jax.nn.log_softmax(z).mean(0)
 
@@ -455,10 +548,9 @@ def alone(predictor):
 
 
 def combined(ensemble, ids):
-    """[B, L] word ids -> [B, C] logits, their weighted sum; [B, C] logits without weights: the average of the models'
-    log-probabilities, of one its logits."""
-    shifted = [logits(predictor, ids) + shift for predictor, shift in zip(
-        ensemble.predictors, ensemble.shifts, strict=True)]
+    """Ids [B, L] for each model -> [B, C] logits, the weighted sum of theirs; [B, C] logits without weights: the mean
+    of their log-probabilities, of one its logits."""
+    shifted = [logits(*each) + shift for *each, shift in zip(ensemble.predictors, ids, ensemble.shifts, strict=True)]
     return (sum(weight * z for weight, z in zip(ensemble.weights, shifted, strict=True)),
             shifted[0] if len(shifted) == 1 else sum(map(jax.nn.log_softmax, shifted)) / len(shifted))
 
@@ -488,21 +580,28 @@ def first_maximum(z):
     return top, jnp.where(z == top[:, None], jnp.arange(z.shape[1]), z.shape[1] - 1).min(1)
 
 
-def in_batches(function, ids, *others, batch_size=None):
-    """Call `function` on the rows of ids [N, L] and other arrays [N, ...] in batches of one size (the last one repeats
-    rows), by default the smallest of BATCH_SIZES that holds all, or the largest. Titles of up to L / 2 words come apart
-    from longer ones, so that two programs are compiled and little padding is computed. Returns its dictionary of
-    results as [N, ...]."""
+def largest_batch(predictors):
+    """How many titles are classified at a time, at most."""
+    return ENCODER_BATCH if any(hasattr(predictor.module, "encoder") for predictor in predictors) else BATCH_SIZES[-1]
+
+
+def in_batches(function, ids, *others, largest=BATCH_SIZES[-1]):
+    """Call `function` on the rows of ids, a tuple of [N, L] for each model, and other arrays [N, ...] in batches of one
+    size (the last one repeats rows): the smallest of BATCH_SIZES that holds all, or `largest`. Titles of up to L / 2
+    words come apart from longer ones, so that two programs are compiled and little padding is computed. Returns its
+    dictionary of results as [N, ...]."""
     # Short titles need half the columns.
-    batch_size = batch_size or next((size for size in BATCH_SIZES if size >= len(ids)), BATCH_SIZES[-1])
-    half = -(-ids.shape[1] // 2)
-    long = ids[:, half:].any(1)
+    batch_size = min(largest, next((size for size in BATCH_SIZES if size >= len(ids[0])), BATCH_SIZES[-1]))
+    whole = [array.shape[1] for array in ids]
+    half = [-(-width // 2) for width in whole]
+    long = np.any([array[:, width:].any(1) for array, width in zip(ids, half, strict=True)], 0)
     order, results = [np.zeros(0, int)], []
-    for rows, width in ((np.flatnonzero(~long), half), (np.flatnonzero(long), ids.shape[1])):
+    for rows, widths in ((np.flatnonzero(~long), half), (np.flatnonzero(long), whole)):
         for start in range(0, len(rows), batch_size):
             order.append(rows[start:start + batch_size])
             batch = np.resize(order[-1], batch_size)
-            results.append(function(ids[batch, :width], *(array[batch] for array in others)))
+            results.append(function(tuple(array[batch, :width] for array, width in zip(ids, widths, strict=True)),
+                                    *(array[batch] for array in others)))
 
     # Results in the order of the rows again, without those that filled up a batch.
     back = np.argsort(np.concatenate(order))
@@ -510,14 +609,15 @@ def in_batches(function, ids, *others, batch_size=None):
                                   zip(results, order[1:], strict=True)])[back] for name in results[0]}
 
 
-def score(ensemble, titles, labels):
+def score(ensemble, ids, labels):
     """Evaluate an Ensemble on every row once: a dictionary of [N] arrays.
 
-    `prediction`, its `probability`, `given_probability` of the label and its `rank` (0 = first),
-    `calibrated_loss` (cross-entropy, nats) and `brier` score of the probabilities, `loss` without temperatures, weights
-    and smoothing, as in training. titles [N, L] word ids, labels [N].
+    `prediction`, its `probability`, `given_probability` of the label and its `rank` (0 = first), `calibrated_loss`
+    (cross-entropy, nats) and `brier` score of the probabilities, `loss` without temperatures, weights and smoothing, as
+    in training. ids: a tuple of [N, L] for each Predictor; labels [N].
     """
-    return in_batches(lambda ids, y: score_batch(ensemble, ids, y), titles, labels.astype(np.int32))
+    return in_batches(lambda ids, y: score_batch(ensemble, ids, y), ids, labels.astype(np.int32),
+                      largest=largest_batch(ensemble.predictors))
 
 
 def balanced_accuracy(labels, predictions):

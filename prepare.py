@@ -4,6 +4,7 @@
     python prepare.py --data titles.csv                 # your own file or folder
     python prepare.py --data train.csv --test test.csv  # with a test set of its own
     python prepare.py --download course                 # fetch the course's Spanish and Portuguese files first
+    python prepare.py --data titles.csv --encoder use   # for train.py --model encoder, too; requirements-encoder.txt
     python prepare.py --data export.csv --title-column Name --category-column 5 --encoding cp1252
 
 Reads, plain or compressed (gzip, bzip2, xz), told apart by content:
@@ -14,15 +15,18 @@ Reads, plain or compressed (gzip, bzip2, xz), told apart by content:
 Writes data/prepared/ (its files are described in data.py); a failed run leaves what was there before.
 Splits that the source does not give are drawn by --seed, stratified by category: 20 % test, then --valid of the rest;
 equal titles stay on one side. Takes about 4 s for a million rows on two cores; 20 million rows need 4 GB of memory.
+--encoder also cuts titles into pieces of words, about 9,000 titles a second and core.
 """
 import contextlib
+import itertools
+import multiprocessing
 import os
 import re
 import sys
 import time
 import unicodedata
 from collections import Counter, deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,6 +37,7 @@ if sys.flags.safe_path:  # PYTHONSAFEPATH keeps Python from looking for modules 
     sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import data
+import encoder
 import files
 import sources
 import synthetic
@@ -45,6 +50,7 @@ TEST_SHARE = 0.2            # of the rows, where the source gives no test split
 GLUED = 12                  # labels that begin alike before a comma, of a fastText file, are a doubt, as are commas ...
                             # ... in all of them; so is ...
 CUT_TITLES, CUT_SHARE = 8, 0.95  # ... a category of so many titles, whose first words stand nowhere else
+PIECE_ROWS = 8192           # titles that a process cuts into pieces at a time
 TOO_FEW = 5                 # categories with fewer distinct titles are not split: all their rows train
 SYNTHETIC_ROWS = 100_000    # size of the built-in set, unless --rows is given
 SYNTHETIC_CATEGORIES = 120
@@ -58,7 +64,7 @@ DOWNLOADS = {  # name -> (server folder, {file: size in bytes where it is known}
 
 SPLIT_NAMES = {"train": 0, "training": 0, "valid": 1, "validation": 1, "val": 1, "dev": 1, "test": 2}
 SUFFIX = re.compile(r"\.(csv|tsv|jsonl|json|txt|parquet)(\.(gz|bz2|xz))?$", re.IGNORECASE)
-OWN_FILES = re.compile(r"(train|valid|test)_((titles|oov|labels|language|reliable)\.npy|text\.txt)|"
+OWN_FILES = re.compile(r"(train|valid|test)_((titles|oov|labels|language|reliable|pieces)\.npy|text\.txt)|"
                        r"(vocab|oov|labels)\.txt|vectors\.npy|meta\.json|"
                        r"(train|valid|test)_rare\.npy|rare\.txt")  # what may stand in --out when it is replaced
 
@@ -453,8 +459,7 @@ def write_titles(folder, args, blocks, split, ids, vocabulary):
         arrays = [stack.enter_context(open(folder / f"{name}_titles.npy", "wb")) for name in SPLITS]
         texts = [stack.enter_context(open(folder / f"{name}_text.txt", "wb")) for name in SPLITS]
         for file, size in zip(arrays, np.bincount(split, minlength=3), strict=True):
-            np.lib.format.write_array_header_1_0(file, {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
-                                                        "fortran_order": False, "shape": (int(size), args.max_len)})
+            write_header(file, dtype, size, args.max_len)
         pool = stack.enter_context(ThreadPoolExecutor(args.threads + 1))
         ids = ids.astype(data.smallest_uint(ids.max()))
         for by_split in map_ahead(pool, divided, zip(starts, blocks, strict=False), 2 * args.threads):
@@ -468,8 +473,48 @@ def write_titles(folder, args, blocks, split, ids, vocabulary):
     return np.array([sum(map(len, numbers)) for numbers in oov]) / np.maximum(words, 1)
 
 
+def write_header(file, dtype, rows, columns):
+    """Begin an .npy file of this shape, whose rows then follow."""
+    np.lib.format.write_array_header_1_0(file, {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+                                                "fortran_order": False, "shape": (int(rows), columns)})
+
+
+def write_pieces(folder, args, sizes):
+    """Write {split}_pieces.npy, ids of pieces of the titles in {split}_text.txt, a block at a time; sizes: rows of the
+    splits. Returns how many titles fill all columns."""
+    from tqdm import tqdm
+    full, workers = 0, min(args.threads, -(-int(sum(sizes)) // PIECE_ROWS))
+    with contextlib.ExitStack() as stack:
+        # The tokenizer is plain Python, so it takes processes; few titles are done before these have begun. They start
+        # afresh: a copy of this process (fork) could hold a lock that a thread of Arrow's had at that moment.
+        processes = workers > 1 and stack.enter_context(ProcessPoolExecutor(
+            workers, multiprocessing.get_context("spawn"), initializer=encoder.begin_worker))
+        pool = stack.enter_context(ThreadPoolExecutor(workers + 1))
+        bar = stack.enter_context(tqdm(desc="pieces", total=int(sum(sizes)), unit=" titles", disable=None))
+
+        def cut(lines):
+            job = encoder.pieces, args.encoder, [line[:-1] for line in lines], args.max_pieces
+            return processes.submit(*job).result() if processes else job[0](*job[1:])
+
+        for name, size in zip(SPLITS, sizes, strict=True):
+            lines = stack.enter_context(open(folder / f"{name}_text.txt", encoding="utf-8", newline="\n"))
+            file = stack.enter_context(open(folder / f"{name}_pieces.npy", "wb"))
+            blocks = iter(lambda lines=lines: list(itertools.islice(lines, PIECE_ROWS)), [])
+            write_header(file, encoder.dtype(args.encoder), size, args.max_pieces)
+            try:
+                for ids in map_ahead(pool, cut, blocks, 2 * workers):
+                    file.write(ids)
+                    bar.update(len(ids))
+                    full += int((ids[:, -1] > 0).sum())
+            except BrokenExecutor:
+                raise UserError("--encoder: a process that cut titles into pieces has died (no memory?); try fewer "
+                                "--threads") from None
+    return full
+
+
 def prepare(args):
     started = time.time()
+    described = args.encoder and encoder.describe(args.encoder, args.max_pieces)  # a missing package shows at once
     chosen = choose_files(args)
 
     # --out is replaced whole, so it must not hold anything else. Where it is a link, what it points to is replaced.
@@ -481,11 +526,15 @@ def prepare(args):
                         "another --out")
     with files.atomic_folder(out) as folder:
         bad = sources.BadRows(args.max_bad_rows)
-        meta = write_arrays(args, chosen, bad, folder)
+        meta = write_arrays(args, chosen, bad, folder) | {"encoder": described}
+        if described:
+            meta["full_share"] = write_pieces(folder, args, meta["rows"].values()) / sum(meta["rows"].values())
         paths = sorted(folder.iterdir())
         with ThreadPoolExecutor(args.threads) as pool:
             sums = {path.name: digest for path, digest in zip(paths, pool.map(files.checksum, paths), strict=True)}
-        meta |= {"files": sums, "fingerprint": files.fingerprint(sums)}
+        # Pieces follow from the text and the encoder: without them, runs on the same data can be compared and averaged.
+        identity = {name: digest for name, digest in sums.items() if not name.endswith("_pieces.npy")}
+        meta |= {"files": sums, "fingerprint": files.fingerprint(identity)}
         files.write_json(folder / "meta.json", files.with_checksum(meta))
         written = sum(path.stat().st_size for path in folder.iterdir())
     bad.warn()
@@ -590,6 +639,8 @@ def report(meta, out, written, seconds):
                               "with another category, too",
         "titles also in train": ", ".join(f"{name} {percent(x)}" for name, x in meta["also_in_train"].items()),
         "vectors found": None if meta["vectors_found"] is None else percent(meta["vectors_found"]) + " of words",
+        "pieces": meta["encoder"] and f"of encoder {meta['encoder']['name']}; {percent(meta['full_share'])} of titles "
+                                      f"have {meta['encoder']['max_len']} or were cut there",
         "written": f"{written:,} bytes to {out}/, fingerprint {meta['fingerprint']}",
         "time": f"{seconds:.1f} s, {total / seconds:,.0f} titles/s",
     }
@@ -623,12 +674,15 @@ def main():
     add("--valid", type=files.fraction, default=0.1, help="share of the rest for validation, where the source has none")
     add("--seed", type=files.seed, default=0, help="decides the splits, and the synthetic titles")
     add("--vectors", type=Path, help="pretrained vectors: word2vec, GloVe or fastText text file, plain or compressed")
+    add("--encoder", choices=encoder.ENCODERS, help="also cut titles into pieces for this pretrained encoder")
+    add("--max-pieces", type=files.positive(int), default=28, help="with --encoder: pieces of a title, marks included")
     add("--title-column", metavar="C", help="name or number (from 1) of the column of titles (default: title or text)")
     add("--category-column", metavar="C", help="the same of categories (default: category or label)")
     add("--encoding", type=files.encoding, default="utf-8", help="of the files, such as cp1252 (Excel) or utf-16")
     add("--max-bad-rows", type=files.positive(float), default=0.01,
         help="bad rows to skip: a share below 1, or a count")
-    add("--threads", type=files.positive(int), default=min(8, os.cpu_count()), help="threads that tokenize")
+    add("--threads", type=files.positive(int), default=min(8, os.cpu_count()),
+        help="threads that tokenize, and processes that cut titles into pieces")
     prepare(parser.parse_args())
 
 

@@ -5,7 +5,8 @@ runs/NAME/ holds
     config.json        all that decided the result: settings, sizes, digests of data and source; signed with a checksum
     vocab.txt, labels.txt    of the prepared data, so that the folder alone is enough to predict
     source/            the scripts as they were; config.json has the checksums of those that train.py loaded
-    checkpoints/STEP/  Orbax checkpoints: the best by validation balanced accuracy, and the latest
+    checkpoints/STEP/  Orbax checkpoints: the best by validation balanced accuracy, and the latest; of a pretrained
+                       encoder what training changed, the rest is in its package
     metrics.csv, loss.png    one row, and one point of the curves, for every epoch
     mlflow.txt         the id of the run in MLflow
     SPLIT-WHICH/       reports of evaluate.py

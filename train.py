@@ -2,6 +2,7 @@
 
     python train.py                                  # the bag of words (mlp)
     python train.py --model cnn --name my-cnn        # the sentence CNN; also rnn and transformer
+    python train.py --model encoder                  # a pretrained encoder, after prepare.py --encoder use
     python train.py --resume my-cnn                  # go on after Ctrl-C, a crash or a kill, to the same bits
     mlflow ui --backend-store-uri sqlite:///mlflow.db
 
@@ -42,11 +43,14 @@ DEFAULTS = {  # by model, the fields of its module among them; a flag overrides 
     "rnn": {"lr": 2e-3, "dropout": 0.4, "word_ngrams": 2, "epochs": 15, "hidden": [], "scale": 5.0, "units": 100},
     "transformer": {"lr": 1e-3, "dropout": 0.3, "word_ngrams": 2, "epochs": 15, "hidden": [], "scale": 5.0,
                     "layers": 2, "heads": 4},
+    "encoder": {"lr": 3e-3, "encoder_lr": 2e-4, "table_lr": 0.02, "dropout": 0.3, "piece_dropout": 0.1, "epochs": 6,
+                "batch_size": 64, "scale": 16.0},
 }
 PRIOR = {"none": "training", "logit": "equal", "weights": "equal"}  # how frequent predictions take categories to be
 SMALL = 40_000         # training rows up to which these epochs and dropout hold, and characters weigh 1 (size_rule)
 FEW = 4000             # with fewer training rows Adagrad's sums begin lower, by the square of their share (size_rule)
 MAX_STEPS = 8          # of a chunk, which is one call of the compiled loop; titles of a chunk are all short or all long
+CLIP = 1.0             # norm that the gradient of an encoder's layers and head is cut down to
 TRAIN_SAMPLE = 10_000  # training rows evaluated after each epoch, to be compared with the validation split
 
 
@@ -85,7 +89,10 @@ def parse_args(argv=None):
         help="passes over the training rows (default: by size, see size_rule; half as many without any n-grams)")
     add("--batch-size", type=files.positive(int), help="rows of a step (default: by size, see size_rule)")
     add("--lr", type=files.positive(float), help=f"Adam's learning rate, falling to 0 {default('lr')}")
-    add("--table-lr", type=files.positive(float), default=0.1, help="Adagrad's rate for word vectors, falling to 0")
+    add("--encoder-lr", type=files.positive(float),
+        help=f"the same of pretrained layers, rising at first {default('encoder_lr')}")
+    add("--table-lr", type=files.positive(float), default=0.1,
+        help=f"Adagrad's rate for vectors of words or pieces, falling to 0 {default('table_lr')}; of other models")
     add("--accumulator", type=files.not_negative(float),
         help="where Adagrad's sums of squares begin (default: by size, see size_rule)")
     add("--weight-decay", type=files.not_negative(float), default=0.0, help="L2 penalty on all but the word vectors")
@@ -105,7 +112,11 @@ def parse_args(argv=None):
     add("--heads", type=files.positive(int), help=f"heads of an attention layer {default('heads')}")
     add("--dropout", type=files.fraction_or_zero,
         help="share of features left out in training (default: by size, see size_rule)")
+    add("--piece-dropout", type=files.fraction_or_zero,
+        help=f"share of pieces of words left out in training {default('piece_dropout')}")
     add("--freeze-embeddings", action="store_true", help="leave the word vectors as they are at the start")
+    add("--freeze-layers", action="store_true",
+        help="leave the pretrained layers as they are, and the vectors: only the classifier on top is trained")
     add("--balance", choices=PRIOR, default="logit",
         help="against class imbalance: log prior added to the logits in training, or weights on the loss")
     add("--unreliable-weight", type=files.fraction_or_one, default=1.0, metavar="W",
@@ -128,23 +139,40 @@ import numpy as np
 import optax
 
 import calibration
+import encoder
 import model
 import runs
 
 # --- the step ---------------------------------------------------------------------------------------------------------
 
-def schedule(config):
-    """A function of the step: the factor on --lr and --table-lr."""
+RATES = {"lr": "lr", "encoder_lr": "encoder", "table_lr": "table"}  # the learning rates, and their names in a line
+
+
+def schedule(config, rate):
+    """A function of the step: the factor on --lr, --table-lr or --encoder-lr, which `rate` names."""
+    # What is pretrained must not be overwritten while the classifier on top knows nothing yet.
+    if rate == "encoder_lr":
+        return optax.warmup_cosine_decay_schedule(0, 1, config["steps"] // 10, config["steps"])
     # EDIT: the schedule, of the dense part and of the table. It begins at step 0 and ends at config["steps"].
     return optax.linear_schedule(1, 0, config["steps"])
 
 
 def make_optimizer(config):
-    """The optimizer of all parameters but the table, whose optimizer is model.update."""
-    factor = schedule(config)
+    """The optimizer of all parameters but the table, whose optimizer is model.update. Pretrained layers have a rate of
+    their own."""
+    if "encoder_lr" not in config:
+        return optimizer_of(config, "lr")
+    groups = {rate: optimizer_of(config, rate) for rate in ("lr", "encoder_lr")}
+    return optax.chain(optax.clip_by_global_norm(CLIP),
+                       optax.partition(groups, {"layers": "encoder_lr", "head": "lr"}))
+
+
+def optimizer_of(config, rate):
+    """The optimizer of parameters with this learning rate."""
+    factor = schedule(config, rate)
     # EDIT: the optimizer.
     return optax.chain(optax.add_decayed_weights(config["weight_decay"]),
-                       optax.adam(lambda step: config["lr"] * factor(step)))
+                       optax.adam(lambda step: config[rate] * factor(step)))
 
 
 def loss_of(config, logits, labels):
@@ -171,23 +199,25 @@ def class_terms(balance, labels, classes):
     return shift, weight
 
 
-def training_arrays(config, features, rows):
+def training_arrays(config, features, rows, frozen=None):
     """What the compiled loop reads, on the device: `features` as from model.feature_tables; of the training rows
-    `titles` [N, L] ids, `labels` [N] and their loss's weight `row_weight` [N]; `shift` [C] of the logits."""
+    `titles` [N, L] ids, `labels` [N] and their loss's weight `row_weight` [N]; `shift` [C] of the logits; variables
+    that are `frozen` and not in the state."""
     # A row's weight on the loss is its category's times that of its label quality.
     shift, class_weight = class_terms(config["balance"], rows["labels"], config["classes"])
     row_weight = class_weight[rows["labels"]]
     if "unreliable_weight" in config:
         row_weight = np.where(rows["reliable"], row_weight, row_weight * np.float32(config["unreliable_weight"]))
     return jax.device_put({"features": features, "titles": rows["titles"], "labels": rows["labels"],
-                           "row_weight": row_weight, "shift": shift})
+                           "row_weight": row_weight, "shift": shift, "frozen": frozen or {}})
 
 
 def make_train_chunk(config):
     """The compiled loop: (state, training_arrays, order [S, B] of rows, width) -> (state, mean loss). The titles of
     `order` have at most `width` words. The state is donated: parameters and table change in place. What is drawn
     depends on seed and step alone."""
-    module, optimizer, factor = model.build(config), make_optimizer(config), schedule(config)
+    module, optimizer, factor = model.build(config), make_optimizer(config), schedule(config, "table_lr")
+    pieces = model.reads(config["model"]) == "pieces"
 
     @functools.partial(jax.jit, donate_argnums=0, static_argnames="width")
     def train_chunk(state, arrays, order, width):
@@ -201,8 +231,9 @@ def make_train_chunk(config):
             # The batch: word ids, categories, and the rows of the table that make the words' vectors.
             ids = arrays["titles"][rows, :width].astype(jnp.int32)
             labels = arrays["labels"][rows].astype(jnp.int32)
-            drawn_rows = model.draw_features(config, arrays["features"], variables["weights"], ids, key)
-            vectors, weights, gathered = model.lookup(variables["table"], drawn_rows)
+            drawn_rows = model.draw_pieces(config, ids, key) if pieces else model.draw_features(
+                config, arrays["features"], variables["weights"], ids, key)
+            vectors, weights, gathered = model.lookup((arrays["frozen"] | variables)["table"], drawn_rows)
 
             # The loss, and its gradient with respect to the parameters and to the vectors, not to the table.
             def mean_loss(params, vectors):
@@ -229,10 +260,11 @@ def make_train_chunk(config):
     return train_chunk
 
 
-def init_state(config, features, titles, vectors=None):
+def init_state(config, features, titles, vectors=None, pretrained=None):
     """The state before the first step: `variables`, all that prediction needs, and `optimizer`, the rest.
 
     titles [N, L] give the rows' weights; vectors [V, D] (zero where not found) are the start of the words' own rows.
+    pretrained: of an encoder the start of all its variables but the head, those among them that are in its state.
     """
     # Made under jit, so that the table comes into being on the device.
     begin = 0.0 if config["freeze_embeddings"] else config["accumulator"]
@@ -241,11 +273,15 @@ def init_state(config, features, titles, vectors=None):
     def start():
         variables = model.init(config, jax.random.key(config["seed"]))
         return {"variables": variables, "optimizer": {
-            "dense": make_optimizer(config).init(variables["params"]), "step": jnp.zeros((), jnp.int32),
-            "accumulator": jnp.full(len(variables["table"]), begin)}}
+            "dense": make_optimizer(config).init(variables["params"]), "step": jnp.zeros((), jnp.int32)} | (
+                {"accumulator": jnp.full(len(variables["table"]), begin)} if "table" in variables else {})}
 
     state = start()
     variables = state["variables"]
+    if pretrained:
+        for tree in (variables, variables["params"]):
+            tree.update(jax.device_put({name: pretrained[name] for name in pretrained.keys() & tree.keys()}))
+        return state
     variables["weights"] = jax.device_put(model.row_weights(config, features, titles))
     if vectors is not None:
         found, table = vectors.any(1, keepdims=True), variables["table"]
@@ -255,10 +291,24 @@ def init_state(config, features, titles, vectors=None):
     return state
 
 
+def pretrained_variables(config, meta, arrays):
+    """What an encoder begins with: `table` [V, D] of the `pieces` [V], and `layers`. Where these are frozen, vectors of
+    all titles take the place of those of pieces, and in `arrays` the titles become [N, 1], the row of their vector."""
+    table, layers = encoder.pretrained(config["encoder"]["name"], meta["pieces"])
+    if config["freeze_layers"]:
+        vectors = [np.zeros((1, table.shape[1]), np.float32)]
+        for rows in arrays.values():
+            vectors.append(model.title_vectors(config, table, layers, rows["titles"]))
+            end = sum(map(len, vectors))
+            rows["titles"] = np.arange(end - len(vectors[-1]), end, dtype=np.uint32)[:, None]
+        table = np.concatenate(vectors)
+    return {"table": table, "pieces": meta["pieces"].astype(np.int32), "layers": layers}
+
+
 def evaluate_rows(predictor, arrays, prefix):
     """Loss, accuracy and balanced accuracy over every row of `arrays` (and over the reliable rows, where known)."""
     # A loss that is not finite must not pass for a number; the caller stops.
-    result = model.score(model.alone(predictor), arrays["titles"], arrays["labels"])
+    result = model.score(model.alone(predictor), (arrays["titles"],), arrays["labels"])
     if not np.abs(result["loss"]).max() < 1e30:
         result["loss"][:] = np.inf  # its sum would overflow
     row = {f"{prefix}_loss": float(result["loss"].mean()),
@@ -275,7 +325,8 @@ def evaluate_rows(predictor, arrays, prefix):
 def calibrate(predictor, rows):
     """What a checkpoint keeps so that its probabilities can be trusted: of some validation rows (`titles`, `labels`)
     the `logits` [n, C] float16, minus the largest of each row, and the `labels`; `temperature` and `smoothing`."""
-    logits = model.in_batches(lambda ids: {"logits": model.logits(predictor, ids)}, rows["titles"])["logits"]
+    logits = model.in_batches(lambda ids: {"logits": model.logits(predictor, *ids)}, (rows["titles"],),
+                              largest=model.largest_batch((predictor,)))["logits"]
     logits = logits - logits.max(1, keepdims=True)
     temperature, smoothing = map(np.float32, calibration.fit(logits, rows["labels"]))
     return {"logits": logits.astype(np.float16), "labels": rows["labels"].astype(np.int32),
@@ -289,13 +340,14 @@ def configure(args, meta, titles):
     gives. What this model does not use is not in it. Raises UserError where flags do not go together."""
     rows, usual = len(titles), DEFAULTS[args.model]
     fields = model.fields(args.model)
-    others = set().union(*map(model.fields, model.MODELS)) - fields.keys() - {"dropout", "word_ngrams"}  # all use these
+    others = set().union(*map(model.fields, model.MODELS)) - fields.keys() - {"dropout", "word_ngrams"}  # see unused
+    pieces = model.reads(args.model) == "pieces"
     config = {name: value for name, value in vars(args).items()
               if name not in ("data", "name", "runs", "resume", "given")}
 
     # An edit of DEFAULTS or of a module may forget the other.
     for name in ("lr", "dropout", "word_ngrams", "epochs"):
-        if name not in usual:
+        if name not in usual and not (pieces and name == "word_ngrams"):
             raise UserError(f"train.py: DEFAULTS has no {name} for {args.model}")
     for name in usual:
         if name in others or name not in config.keys() | fields.keys():
@@ -304,42 +356,49 @@ def configure(args, meta, titles):
 
     # What flags leave open comes from the model, then from the size of the data.
     config |= {name: value for name, value in usual.items() if flag_of(name) not in args.given}
-    ngrams = config["maxn"] > 0 or config["word_ngrams"] > 1
+    ngrams = pieces or config["maxn"] > 0 or config["word_ngrams"] > 1
     epochs = config["epochs"] if ngrams else (config["epochs"] + 1) // 2
     for name, value in size_rule(rows, epochs, config["dropout"], len(meta["vocab"])).items():
         if flag_of(name) not in args.given and (name not in usual or name in ("epochs", "dropout")):
             config[name] = value
     config["batch_size"] = min(config["batch_size"], rows)
-    pretrained = meta["vectors"] is not None
+    pretrained = meta["vectors"] is not None and not pieces
     config["dim"] = config["dim"] or (meta["vectors"].shape[1] if pretrained else 100)
     config["prior"] = PRIOR[config["balance"]]
+    config["freeze_embeddings"] |= config["freeze_layers"]
 
     # What nothing would use is left out, and refused if it was asked for.
     for name, reason in unused(config, others, meta).items():
         if flag_of(name) in args.given and not (name == "minn" and args.minn == 0):  # fastText's way to have none
             raise UserError(f"{flag_of(name)}: {reason}; leave it out")
         config.pop(name, None)
-    config.setdefault("buckets", 0)
+    if not pieces:
+        config.setdefault("buckets", 0)
 
     # What cannot be trained.
     if len(set(config.get("widths", []))) < len(config.get("widths", [])):
         raise UserError(f"--widths {' '.join(map(str, config['widths']))}: the same width twice")
-    if config.get("minn", 0) > config["maxn"]:
+    if config.get("minn", 0) > config.get("maxn", 0):
         raise UserError(f"--minn {config['minn']}: larger than --maxn {config['maxn']}")
     if pretrained and config["dim"] != meta["vectors"].shape[1]:
         raise UserError(f"--dim {config['dim']}: the prepared vectors have {meta['vectors'].shape[1]} numbers; leave "
                         "--dim out, or run prepare.py without --vectors")
+    titles = titles[:, :1] if config.get("freeze_layers") else titles  # then a title is one vector
     groups = data.length_groups(titles, config["batch_size"], MAX_STEPS)
     steps = config["epochs"] * sum(group.chunks * group.steps for group in groups)
     if steps >= 1 << 31:
         raise UserError(f"--epochs {config['epochs']}: more than 2^31 steps")
-    if len(meta["vocab"]) + config["buckets"] >= 1 << 31:
+    if len(meta["vocab"]) + config.get("buckets", 0) >= 1 << 31:
         raise UserError(f"--buckets {config['buckets']}: a table of more than 2^31 rows")
 
     # Sizes and identity of the data, and the fields that the module has a default for.
-    config |= {"classes": len(meta["labels"]), "vocabulary": len(meta["vocab"]), "max_len": meta["max_len"],
-               "rows": rows, "calibration_rows": min(calibration.ROWS, meta["rows"]["valid"]), "steps": steps,
-               "pretrained_vectors": pretrained, "training_rows": meta["training_rows"], "synthetic": meta["synthetic"],
+    if pieces:
+        config |= {"encoder": meta["encoder"]} | ({} if config["freeze_embeddings"] else {
+            "pieces": len(meta["pieces"])})
+    else:
+        config |= {"vocabulary": len(meta["vocab"]), "max_len": meta["max_len"], "pretrained_vectors": pretrained}
+    config |= {"classes": len(meta["labels"]), "rows": rows, "steps": steps, "training_rows": meta["training_rows"],
+               "calibration_rows": min(calibration.ROWS, meta["rows"]["valid"]), "synthetic": meta["synthetic"],
                "fingerprint": meta["fingerprint"], "format": runs.FORMAT,
                "files": {name: meta["files"][name] for name in ("vocab.txt", "labels.txt")},
                "source": runs.source_checksums(), "versions": runs.versions()}
@@ -364,6 +423,13 @@ def flag_of(name):
 def unused(config, others, meta):
     """{setting that nothing would use: why}. others: fields of other models' modules."""
     found = dict.fromkeys(others & config.keys(), f"{config['model']} has no such setting")
+    if model.reads(config["model"]) == "titles":
+        found |= dict.fromkeys(("encoder_lr", "piece_dropout"), f"{config['model']} has no such setting")
+    else:
+        found |= dict.fromkeys(("word_ngrams", "minn", "maxn", "character_weight", "buckets", "dim"),
+                               f"{config['model']} reads pieces of words, which have vectors of their own")
+        if config["freeze_layers"]:
+            found |= dict.fromkeys(("encoder_lr", "piece_dropout"), "--freeze-layers makes a title's vector only once")
     if not config["maxn"]:
         found |= dict.fromkeys(("minn", "character_weight"), "--maxn 0 leaves no character n-grams")
         if config["word_ngrams"] == 1:
@@ -375,11 +441,28 @@ def unused(config, others, meta):
     return found
 
 
-def choose_run(args, meta, titles):
+def choose_ids(args, name, meta, arrays):
+    """Make arrays[split]["titles"] what a model reads. For an encoder these are its pieces, numbered anew, as only
+    those that occur are on the device: meta["pieces"] are their ids. Raises UserError where there are none."""
+    if model.reads(name) == "titles":
+        return
+    wanted = model.MODELS[name].encoder
+    if (meta.get("encoder") or {}).get("name") != wanted:
+        raise UserError(f"{args.data}: has no pieces for --model {name}; run prepare.py again, with --encoder {wanted}")
+    encoder.require(meta["encoder"], args.data)
+    meta["pieces"], ids = data.compact([rows["pieces"] for rows in arrays.values()])
+    for rows, mine in zip(arrays.values(), ids, strict=True):
+        rows["titles"] = mine
+        del rows["pieces"]
+
+
+def choose_run(args, meta, arrays):
     """(folder, config) of the run to begin or to resume; writes nothing. Raises UserError where it cannot be."""
     if args.resume is None:
         folder = runs.new_folder(args.runs, args.name, args.model)
-        return folder, files.with_checksum(configure(args, meta, titles) | {"created": time.time()})
+        choose_ids(args, args.model, meta, arrays)
+        config = configure(args, meta, arrays["train"]["titles"])
+        return folder, files.with_checksum(config | {"created": time.time()})
     if others := args.given - {"--resume", "--data", "--runs"}:
         raise UserError(f"--resume goes on with the run's own settings; leave {' '.join(sorted(others))} out")
     folder = args.runs / args.resume
@@ -396,6 +479,8 @@ def choose_run(args, meta, titles):
     if config["fingerprint"] != meta["fingerprint"]:
         raise UserError(f"{folder}: was trained on other data ({config['fingerprint']}) than {args.data} holds "
                         f"({meta['fingerprint']}); name its data with --data")
+    encoder.require_pieces(config, meta, folder, args.data)
+    choose_ids(args, config["model"], meta, arrays)
     return folder, config
 
 
@@ -416,14 +501,19 @@ def train(args):
     # All that can be refused is refused before anything is written.
     device = files.require_device()
     meta, arrays = data.load_prepared(args.data, ("train", "valid"))
-    folder, config = choose_run(args, meta, arrays["train"]["titles"])
+    folder, config = choose_run(args, meta, arrays)
 
     # MLflow takes seconds to connect; meanwhile the loop is compiled.
     connecting = files.in_background(runs.mlflow_client)
-    features = model.feature_tables(config, meta["words"])
-    state = init_state(config, features, arrays["train"]["titles"], meta["vectors"])
+    if "encoder" in config:
+        features, pretrained = {}, pretrained_variables(config, meta, arrays)
+        state = init_state(config, features, arrays["train"]["titles"], pretrained=pretrained)
+        frozen = jax.device_put({"table": pretrained["table"]} if config["freeze_embeddings"] else {})
+    else:
+        features, frozen = model.feature_tables(config, meta["words"]), {}
+        state = init_state(config, features, arrays["train"]["titles"], meta["vectors"])
     groups = data.length_groups(arrays["train"]["titles"], config["batch_size"], MAX_STEPS)
-    programs = compile_chunks(config, state, training_arrays(config, features, arrays["train"]), groups)
+    programs = compile_chunks(config, state, training_arrays(config, features, arrays["train"], frozen), groups)
     mlflow, features = connecting.result(), jax.device_put(features)
 
     if args.resume is None:
@@ -440,7 +530,7 @@ def train(args):
             if history:
                 runs.write_metrics(folder, history)
                 tracker.log(history, [])
-            introduce(folder.name, config, state)
+            introduce(folder.name, config, state["variables"] | frozen)
             sample = np.random.default_rng(config["seed"]).permutation(config["rows"])[:TRAIN_SAMPLE]
             sample = {kind: array[sample] for kind, array in arrays["train"].items() if kind != "language"}
             # The same validation rows for all runs, so that several can be weighted against each other.
@@ -449,7 +539,7 @@ def train(args):
             stop = stop_signals()
             epoch_steps, step = config["steps"] // config["epochs"], int(state["optimizer"]["step"])
             if step == 0:
-                ready = model.predictor(config, state["variables"], features)
+                ready = model.predictor(config, state["variables"] | frozen, features)
                 print_epoch({"epoch": 0} | evaluate_rows(ready, arrays["valid"], "valid"))
             print(f"ready after {time.time() - STARTED:.1f} s (reading, compiling)")
             progress = Progress(config, step)
@@ -470,7 +560,7 @@ def train(args):
                 seconds = time.time() - begun
 
                 # Calibrate: a checkpoint holds what its probabilities mean.
-                ready = model.predictor(config, state["variables"], features)
+                ready = model.predictor(config, state["variables"] | frozen, features)
                 validation = calibrate(ready, calibration_rows)
                 if step < done:  # a signal came
                     runs.save_checkpoint(manager, step, state | {"validation": validation}, history)
@@ -532,9 +622,8 @@ def train_chunks(programs, state, chunks, step, watch):
 def check_finite(values, name, config, step):
     """Raise UserError unless all these losses are numbers: nothing that came out of a broken step is saved."""
     if not all(math.isfinite(float(value)) for value in values):
-        raise UserError(f"the loss is no longer finite at step {step:,} of run {name}; try a lower --lr (now "
-                        f"{config['lr']})" + (f" or --table-lr (now {config['table_lr']})" if "table_lr" in config
-                                              else ""))
+        rates = " or ".join(f"{flag_of(rate)} (now {config[rate]})" for rate in RATES if rate in config)
+        raise UserError(f"the loss is no longer finite at step {step:,} of run {name}; try a lower {rates}")
 
 
 def stop_signals():
@@ -551,15 +640,14 @@ def leave(args, name, step, number):
     raise SystemExit(128 + number)
 
 
-def introduce(name, config, state):
+def introduce(name, config, variables):
     """Print what is trained: the configuration, sizes, and the loss that chance would give."""
-    variables = state["variables"]
-    parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
+    parameters, table = sum(x.size for x in jax.tree.leaves(variables["params"])), variables["table"]
     print(f"run {name}{' (SYNTHETIC DATA)' if config['synthetic'] else ''} on {jax.devices()[0]}: "
           + ", ".join(f"{key}={value}" for key, value in config.items()
                       if key not in ("checksum", "created", "files", "source", "versions", "format", "training_rows")))
     print(f"{config['rows']:,} rows, {config['steps']:,} steps of {config['batch_size']}; {parameters:,} parameters "
-          f"and a table of {len(variables['table']):,} x {config['dim']} ({variables['table'].nbytes / 1e6:,.0f} MB); "
+          f"and a table of {len(table):,} x {table.shape[1]} ({table.nbytes / 1e6:,.0f} MB); "
           f"chance loss ln {config['classes']} = {math.log(config['classes']):.3f}")
 
 
@@ -572,7 +660,12 @@ class Progress:
     """Prints how far a training is: every second on a terminal, else every ten seconds."""
 
     def __init__(self, config, step):
-        self.config, self.factor = config, jax.jit(schedule(config))  # one program instead of one for each operation
+        self.config, rates = config, {rate: schedule(config, rate) for rate in RATES if rate in config}
+
+        def factors(step):
+            return {rate: factor(step) for rate, factor in rates.items()}
+
+        self.factors = jax.jit(factors)  # one program instead of one for each operation
         self.begun, self.first_step, self.printed = time.time(), step, 0
 
     def pause(self, seconds):
@@ -584,11 +677,12 @@ class Progress:
             return
         config, self.printed = self.config, time.time()
         seconds, steps, left = self.printed - self.begun, step - self.first_step, self.config["steps"] - step
-        epoch_steps, factor = config["steps"] // config["epochs"], float(self.factor(step))
-        rates = f"{config['lr'] * factor:.1e}" + (f", table {config['table_lr'] * factor:.1e}" if "table_lr" in config
-                                                  else "")
+        epoch_steps = config["steps"] // config["epochs"]
+        factors = self.factors(step)
+        rates = ", ".join(f"{name} {config[rate] * float(factors[rate]):.1e}" for rate, name in RATES.items()
+                          if rate in factors)
         print(f"epoch {-(-step // epoch_steps):>3}/{config['epochs']} {step / config['steps']:6.1%}  loss {loss:7.4f}  "
-              f"lr {rates}  {steps / epoch_steps * config['rows'] / seconds:9,.0f} titles/s  "
+              f"{rates}  {steps / epoch_steps * config['rows'] / seconds:9,.0f} titles/s  "
               f"{clock(seconds)} elapsed  {clock(seconds / steps * left)} left", flush=True)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+WORD_MODELS = ("mlp", "cnn", "rnn", "transformer")  # test_encoder.py has the tests of the other one
 sys.path.insert(0, str(ROOT))
 
 

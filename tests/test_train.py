@@ -5,7 +5,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from conftest import config_of, leaves_equal, run_script
+from conftest import WORD_MODELS, config_of, leaves_equal, run_script
 
 import data
 import model
@@ -30,7 +30,7 @@ def words_of(count):
     return [*data.SPECIALS, *(f"word{i}" for i in range(2, count))]
 
 
-@pytest.mark.parametrize("name", model.MODELS)
+@pytest.mark.parametrize("name", WORD_MODELS)
 def test_a_scanned_chunk_equals_single_steps(name):
     config, state, arrays = small_problem("--model", name)
     order = np.random.default_rng(0).permutation(64)[:40].reshape(5, 8)
@@ -71,7 +71,7 @@ def test_frozen_vectors_stay():
 
 def test_one_schedule_for_both_rates(monkeypatch):
     """Where it is 0, nothing moves; and what is printed is what the step uses."""
-    monkeypatch.setattr(train, "schedule", lambda config: lambda step: jax.numpy.where(step < 3, 0.0, 0.25))
+    monkeypatch.setattr(train, "schedule", lambda config, rate: lambda step: jax.numpy.where(step < 3, 0.0, 0.25))
     config, state, arrays = small_problem()
     state["variables"]["params"]["Head_0"]["Dense_0"]["kernel"] += 1.0 + np.arange(3)
     before = jax.tree.map(np.copy, state["variables"])
@@ -143,13 +143,14 @@ def test_flags_override_the_rule():
     assert config_of(titles=titles).items() >= train.size_rule(9000, 25, 0.5, 50).items()
 
 
-@pytest.mark.parametrize("name", model.MODELS)
+@pytest.mark.parametrize("name", WORD_MODELS)
 def test_the_configuration_holds_what_is_used_and_nothing_else(name):
     """Every field of the module, and no setting of another one; what prediction needs, it reads there."""
     config = config_of("--model", name)
     own = set(train.DEFAULTS[name]) | set(model.fields(name))
     assert own <= set(config)
-    assert not (set().union(*train.DEFAULTS.values(), *map(model.fields, model.MODELS)) - own) & set(config)
+    others = set().union(*train.DEFAULTS.values(), *map(model.fields, model.MODELS)) - own
+    assert not (others - {"batch_size", "table_lr"}) & set(config)  # these two all use
     module = model.build(config)
     for field in model.fields(name):
         assert np.array_equal(getattr(module, field), config[field])
@@ -214,7 +215,7 @@ def test_start_of_adagrads_sums(start):
 
 # --- what makes it fast -----------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("name", model.MODELS)
+@pytest.mark.parametrize("name", WORD_MODELS)
 def test_the_loop_copies_no_table(name):
     """Scratch memory stays far below the table, no instruction copies it, and its buffer is the same one afterwards."""
     def buffers(state):
@@ -257,5 +258,5 @@ def test_more_epochs_compile_nothing_more(tiny, tmp_path):
         done = run_script("train", "--data", tiny / "data/prepared", "--epochs", epochs, cwd=tmp_path,
                           env={"JAX_LOG_COMPILES": "1"})
         compiled.append(re.findall(r"Finished XLA compilation of jit\((\w+)\)", done.stderr))
-    assert compiled[0] == compiled[1] == ["start", "train_chunk", "compose", "score_batch", "schedule", "logits",
+    assert compiled[0] == compiled[1] == ["start", "train_chunk", "compose", "score_batch", "factors", "logits",
                                           "calibration_loss"]

