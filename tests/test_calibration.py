@@ -19,10 +19,13 @@ def rows_of(temperature, smoothing=0.0, n=4000, classes=5, seed=0):
 
 
 def likelihood(logits, labels, temperature, smoothing):
-    """In float64: the mean log-likelihood of the largest logit's being right or wrong."""
+    """In float64: the mean log-likelihood of the largest logit's being right or wrong, with Platt's targets."""
     sure = ((1 - smoothing) * softmax(logits.astype(np.float64) / temperature, 1).max(1) + smoothing / logits.shape[1])
     sure = np.clip(sure, 1e-6, 1 - 1e-6)
-    return np.where(logits.argmax(1) == labels, np.log(sure), np.log(1 - sure)).mean()
+    right = logits.argmax(1) == labels
+    hits = right.sum()
+    target = np.where(right, (hits + 1) / (hits + 2), 1 / (len(labels) - hits + 2))
+    return (target * np.log(sure) + (1 - target) * np.log(1 - sure)).mean()
 
 
 @pytest.mark.parametrize(("temperature", "smoothing"), [(0.5, 0.0), (1.0, 0.2), (3.0, 0.0), (2.0, 0.1)])
@@ -42,6 +45,8 @@ def test_a_classifier_that_errs_nowhere_or_everywhere_has_finite_numbers():
     for labels in (logits.argmax(1), logits.argmin(1)):
         temperature, smoothing = calibration.fit(logits, labels)
         assert 0.04 < temperature < 60 and 0 < smoothing <= 0.5
+    sure = np.asarray(calibration.smoothed(logits / calibration.fit(logits, logits.argmax(1))[0], 0.0)).max(1)
+    assert 0.95 < sure.mean() < 0.99  # 50 rows without a mistake
 
 
 def test_weights_go_to_the_better_model():
