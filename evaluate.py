@@ -341,18 +341,15 @@ def restore(folder, which):
         print(f"warning: {folder}: {' and '.join(changed)} changed since it was trained; it may predict otherwise than "
               f"it did (its own scripts: {folder / 'source'}/)", file=sys.stderr)
     manager = runs.checkpoint_manager(folder, read_only=True)
-    step = manager.best_step() if which == "best" else manager.latest_step()
+    step = manager.best_step() if which == "best" and "refit" not in config else manager.latest_step()
     if step is None:
         raise UserError(f"{folder}: has no {which} checkpoint" + (
             f"; try {folder}/latest" if manager.latest_step() is not None else ""))
 
     # The configuration tells the shapes, so nothing but what prediction needs is read.
     try:
-        shapes = {"variables": jax.eval_shape(lambda: model.init(config, jax.random.key(0))), "validation": {
-            name: jax.ShapeDtypeStruct(shape, dtype) for name, shape, dtype in (
-                ("logits", (config["calibration_rows"], len(labels)), np.float16),
-                ("labels", (config["calibration_rows"],), np.int32), ("temperature", (), np.float32),
-                ("smoothing", (), np.float32))}}
+        shapes = {"variables": jax.eval_shape(lambda: model.init(config, jax.random.key(0))),
+                  "validation": runs.validation_shapes(config)}
     except KeyError as error:
         raise UserError(f"{folder}: was trained without {error}, which its model needs now; use the scripts that it "
                         f"keeps in {folder / 'source'}/") from None

@@ -103,13 +103,14 @@ def find(ckpt, runs, fingerprint=None):
             config = files.read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
             if config.get("format") != FORMAT or fingerprint not in (None, config.get("fingerprint")):
                 continue
-            if ckpt == "best" and (folder / "metrics.csv").is_file():
+            if ckpt == "best" and "refit" not in config and (folder / "metrics.csv").is_file():
                 found += [(max(scores), folder)] if (scores := validation_scores(folder)) else []
             if ckpt == "latest" and any(path.name.isdigit() for path in (folder / "checkpoints").glob("*")):
                 found.append((config.get("created", 0), folder))
         if not found:
             raise UserError(f"{runs}: no trained run here{' on this data' if fingerprint else ''}; run train.py first")
-        return max(found, key=lambda item: item[0])[1], ckpt
+        folder = max(found, key=lambda item: item[0])[1]
+        return (finished_refit(folder) or folder) if ckpt == "best" else folder, ckpt
 
     # The name of a run, or a path to its folder.
     path, which = Path(ckpt), "best"
@@ -119,6 +120,15 @@ def find(ckpt, runs, fingerprint=None):
         if (folder / "config.json").is_file():
             return folder.resolve(), which
     raise UserError(f"--ckpt {ckpt}: no run of this name in {runs}/, nor a path to the folder of a run")
+
+
+def finished_refit(folder):
+    """The folder of a run's refit that has been trained to its end, or None."""
+    refit = folder.with_name(f"{folder.name}-refit")
+    config = files.read_json(refit / "config.json") if (refit / "config.json").is_file() else {}
+    done = config.get("format") == FORMAT and config.get("refit") == folder.name and (
+        refit / f"checkpoints/{config['steps']}").is_dir()
+    return refit if done else None
 
 
 def load(folder, models):
@@ -166,11 +176,13 @@ def validation_scores(folder):
 
 
 def loss_figure(history, synthetic):
-    """Loss and balanced accuracy of the training and the validation split over the epochs."""
+    """Loss and balanced accuracy of the training and the validation split, which a refit has not, over the epochs."""
     from matplotlib.figure import Figure
     figure = Figure((9, 3.5), layout="constrained")
     for axes, kind in zip(figure.subplots(1, 2), ("loss", "balanced_accuracy"), strict=True):
         for split, name in (("train", "training (sample)"), ("valid", "validation")):
+            if f"{split}_{kind}" not in history[0]:
+                continue
             axes.plot([row["epoch"] for row in history], [row[f"{split}_{kind}"] for row in history], "o-", label=name)
         axes.set(xlabel="epoch", ylabel="cross-entropy (nats)" if kind == "loss" else "balanced accuracy",
                  title=("SYNTHETIC data: " if synthetic else "") + kind.replace("_", " "))
@@ -332,6 +344,25 @@ def restore_checkpoint(manager, step, **targets):
         raise UserError(f"{folder}: cannot be read as this run's checkpoint ({str(error)[:200]})") from None
 
 
+def restore_validation(folder):
+    """What the best checkpoint of a run keeps of its validation rows: a dictionary of arrays."""
+    manager = checkpoint_manager(folder, read_only=True)
+    if (step := manager.best_step()) is None:
+        raise UserError(f"{folder}: has no best checkpoint")
+    return restore_checkpoint(manager, step, validation=validation_shapes(files.read_json(folder / "config.json")))[
+        "validation"]
+
+
+def validation_shapes(config):
+    """The arrays that a checkpoint keeps of validation rows, see train.calibrate."""
+    import jax
+    import numpy as np
+    rows = config["calibration_rows"]
+    return {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape, dtype in (
+        ("logits", (rows, config["classes"]), np.float16), ("labels", (rows,), np.int32),
+        ("temperature", (), np.float32), ("smoothing", (), np.float32))}
+
+
 # --- MLflow -----------------------------------------------------------------------------------------------------------
 
 def mlflow_uri():
@@ -459,7 +490,7 @@ class Tracker:
         # What this store already has is not logged again.
         with mlflow_warnings():
             client.update_run(self.run_id, "RUNNING")
-            logged = client.get_metric_history(self.run_id, "valid_loss")
+            logged = client.get_metric_history(self.run_id, "train_loss")
             self.logged = max((m.step for m in logged), default=-1)
             if not client.get_run(self.run_id).data.params:
                 client.log_batch(
