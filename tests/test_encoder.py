@@ -280,8 +280,8 @@ def test_another_encoder_than_the_runs(encoded, tmp_path):
     for changed in ({"max_len": 20}, {"version": "0.1"}):
         files.write_json(tmp_path / "data/prepared/meta.json", files.with_checksum(
             about | {"encoder": about["encoder"] | changed}))
-        for command in (("evaluate", "--ckpt", "bag", "head"), ("train", "--resume", "head")):
-            assert_one_line_error(run_here(*command, cwd=tmp_path, check=False), "--encoder use")
+        assert_one_line_error(run_here("train", "--resume", "head", cwd=tmp_path, check=False), "--encoder use")
+    run_here("evaluate", "--ckpt", "bag", "head", cwd=tmp_path)  # makes its own pieces of the titles
     del about["encoder"]  # as of folders of before
     files.write_json(tmp_path / "data/prepared/meta.json", files.with_checksum(about))
     done = run_here("train", "--model", "encoder", cwd=tmp_path, check=False)
