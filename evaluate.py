@@ -35,9 +35,12 @@ runs on --data, where that is there. What comes through a pipe is answered as it
 """
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
+if __name__ == "__main__":  # while libraries are loaded, Ctrl-C ends the program without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 if sys.flags.safe_path:  # PYTHONSAFEPATH keeps Python from looking for modules beside the script
     sys.path.insert(0, str(Path(__file__).resolve().parent))
 

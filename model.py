@@ -544,7 +544,7 @@ class Ensemble:
 
 def alone(predictor):
     """An Ensemble of one, with its logits as they are."""
-    return Ensemble((predictor,), jnp.ones(1), (0.0,), 0.0)
+    return Ensemble((predictor,), np.ones(1, np.float32), (0.0,), 0.0)
 
 
 def combined(ensemble, ids):

@@ -22,6 +22,7 @@ import itertools
 import multiprocessing
 import os
 import re
+import signal
 import sys
 import time
 import unicodedata
@@ -30,11 +31,13 @@ from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolEx
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
-import pyarrow as pa
-
+if __name__ == "__main__":  # while libraries are loaded, Ctrl-C ends the program without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 if sys.flags.safe_path:  # PYTHONSAFEPATH keeps Python from looking for modules beside the script
     sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import numpy as np
+import pyarrow as pa
 
 import data
 import encoder

@@ -28,6 +28,8 @@ import sys
 import time
 from pathlib import Path
 
+if __name__ == "__main__":  # while libraries are loaded, Ctrl-C ends the program without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 if sys.flags.safe_path:  # PYTHONSAFEPATH keeps Python from looking for modules beside the script
     sys.path.insert(0, str(Path(__file__).resolve().parent))
 
