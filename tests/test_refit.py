@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import assert_one_line_error, assert_same_run, run_here, run_script
+from conftest import assert_one_line_error, assert_same_run, run_here
 
 import data
 import evaluate
@@ -20,7 +20,7 @@ def refit(trained, tmp_path_factory):
     for run in (folder / "runs").iterdir():  # other tests may have added some
         if run.name not in ("bag", "filters"):
             shutil.rmtree(run)
-    run_script("train", "--refit", "bag", cwd=folder)
+    run_here("train", "--refit", "bag", cwd=folder)
     return folder
 
 
@@ -80,7 +80,7 @@ def test_a_refit_goes_on_to_the_same_bits(refit, tmp_path, monkeypatch):
         with pytest.raises(ZeroDivisionError):
             train.train(train.parse_args(["--refit", "bag"]))
     assert stopped
-    run_script("train", "--resume", "bag-refit", cwd=copy)
+    run_here("train", "--resume", "bag-refit", cwd=copy)
     assert_same_run(refit / "runs/bag-refit", copy / "runs/bag-refit")
 
 
