@@ -189,8 +189,8 @@ def transformer(p, s, vectors, weights, words):
     x = vectors[:, :words] * word[..., None] + p["position"] * position
     for i in range(s["layers"]):
         x = x + attention(p[f"MultiHeadDotProductAttention_{i}"], layer_norm(p[f"LayerNorm_{2 * i}"], x), word)
-        inner = dense(p[f"Dense_{2 * i}"], layer_norm(p[f"LayerNorm_{2 * i + 1}"], x))
-        x = x + dense(p[f"Dense_{2 * i + 1}"], gelu(inner))
+        inner = dense(p[f"Dense_{2 * i + 1}"], layer_norm(p[f"LayerNorm_{2 * i + 1}"], x))
+        x = x + dense(p[f"Dense_{2 * i}"], gelu(inner))  # Flax numbers the outer one first
     x = np.where(word[..., None], layer_norm(p[f"LayerNorm_{2 * s['layers']}"], x), -np.inf).max(1)
     return two_heads(p, s, np.where(word.any(1, keepdims=True), x, 0), vectors, weights, words)
 
@@ -336,7 +336,8 @@ class Classifier:
         words = [tokenize(title)[:self.max_len] for title in titles]
         lengths = np.array([len(found) for found in words])
         known = len(self.positions.words)
-        flat = np.fromiter(map(self.positions.__getitem__, itertools.chain.from_iterable(words)), np.int32, lengths.sum())
+        flat = itertools.chain.from_iterable(words)
+        flat = np.fromiter(map(self.positions.__getitem__, flat), np.int32, lengths.sum())
 
         # Words that are met the first time, some at a time: the rows of all their n-grams would take much memory.
         for at in range(known, len(self.positions.words), 1024):

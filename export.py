@@ -7,8 +7,8 @@
 model.npz holds what prediction needs: the rows of the table that training used, as 8-bit integers with a scale for each
 row (--dtype float32: as they are), the heads, the vocabulary, the labels, settings, temperatures, thresholds, and where
 all that comes from; no pickle, and a digest that is verified when it is read. It needs nothing but the run's folder;
-best and latest are of the runs on --data, where that is there. --prior is as in evaluate.py. The folder is written whole
-or not at all; one that holds anything else is left alone.
+best and latest are of the runs on --data, where that is there. --prior is as in evaluate.py. The folder is written
+whole or not at all; one that holds anything else is left alone.
 """
 import sys
 from pathlib import Path
