@@ -27,6 +27,7 @@ import json
 import os
 import re
 import sys
+import threading
 import unicodedata
 import zlib
 
@@ -317,6 +318,7 @@ class Classifier:
         self.settings = json.loads(arrays["settings"].tobytes())
         self.labels, vocabulary = (arrays[name].tobytes().decode().split("\n") for name in ("labels", "vocabulary"))
         self.vocabulary, self.seen = {word: i for i, word in enumerate(vocabulary)}, {}
+        self.lock = threading.Lock()  # threads of a server share the words that have been met
         self.members = [Member(settings, {name.partition("/")[2]: array for name, array in arrays.items()
                                           if name.startswith(f"{i}/")})
                         for i, settings in enumerate(self.settings["members"])]
@@ -376,16 +378,16 @@ class Classifier:
     def in_blocks(self, titles):
         """Titles (list of str), a block at a time: (their numbers [B], logits [B, C], whether they are known [B])."""
         for at in range(0, len(titles), PART):
-            ids, lengths = self.encode(titles[at:at + PART])
+            with self.lock:
+                ids, lengths = self.encode(titles[at:at + PART])
 
-            # Titles of about the same length go together, so little padding is computed.
-            order = np.argsort(lengths, kind="stable")
-            for rows in np.split(order, range(BLOCK, len(order), BLOCK)):
-                block = ids[rows, :max(lengths[rows[-1]], 1)]
-                hashes = self.hashes[block]
-                z = sum(np.float32(weight) * member.logits(block, hashes)
-                        for weight, member in zip(self.settings["weights"], self.members))  # noqa: B905 - Python 3.9
-                yield at + rows, z, self.known(block)
+                # Titles of about the same length go together, so little padding is computed.
+                order = np.argsort(lengths, kind="stable")
+                for rows in np.split(order, range(BLOCK, len(order), BLOCK)):
+                    block = ids[rows, :max(lengths[rows[-1]], 1)]
+                    logits = [member.logits(block, self.hashes[block]) for member in self.members]
+                    z = np.tensordot(np.array(self.settings["weights"], np.float32), logits, 1)
+                    yield at + rows, z, self.known(block)
 
     def probabilities(self, z):
         """[B, C] logits -> probabilities, a share of which is spread evenly."""
@@ -517,8 +519,8 @@ def main():
     args = parser.parse_args()
     if args.top < 1 or not 0 <= args.threshold < 1:
         parser.error("--top: wanted 1 or more" if args.top < 1 else "--threshold: wanted 0 or more, below 1")
-    if args.titles == "-" and sys.stdin is None:
-        parser.error("standard input is closed")
+    if sys.stdin is None or sys.stdout is None:
+        parser.error("standard input or output is closed")
     classifier = Classifier(args.model)
     top = min(args.top, len(classifier.labels))
     names = [*classifier.labels, ""]

@@ -1,11 +1,11 @@
 """Write a run as a small model file, with a classifier beside it that needs NumPy alone.
 
-    python export.py --ckpt best --out exported             # the best run: exported/model.npz, exported/classify.py
+    python export.py --ckpt best --out exported             # exported/model.npz and exported/classify.py
     python export.py --ckpt mlp-1 cnn-1 --out exported      # several runs on the same data as one
     python exported/classify.py exported/model.npz --top 3 < titles.txt
 
-model.npz holds what prediction needs: the rows of the table that training used, as 8-bit integers with a scale for each
-row (--dtype float32: as they are), the heads, the vocabulary, the labels, settings, temperatures, thresholds, and where
+model.npz holds what prediction needs: the rows of the table that training used, as integers of up to 8 bits with a
+scale for each row (--dtype float32: as they are), the heads, the vocabulary, the labels, settings, temperatures, thresholds, and where
 all that comes from; no pickle, and a digest that is verified when it is read. It needs nothing but the run's folder;
 best and latest are of the runs on --data, where that is there. --prior is as in evaluate.py. The folder is written
 whole or not at all; one that holds anything else is left alone.
@@ -19,6 +19,8 @@ if sys.flags.safe_path:  # PYTHONSAFEPATH keeps Python from looking for modules 
 import files
 from files import UserError
 
+STEPS = 4        # of the numbers in a row that one training title used, to each side of 0; of others see `quantized`
+EXACT = 600_000  # the same by so many rows: a small table need not save
 CONTENT = {"model.npz", "classify.py", "__pycache__"}  # of an exported folder; Python leaves the last one
 
 
@@ -51,12 +53,17 @@ import model
 import runs
 
 
-def quantized(table):
-    """[V, D] float32 -> ([V, D] int8, [V] float16), whose product is about the same."""
-    # Rounded first, so that the integers belong to the scale as it is kept.
-    scale = (np.abs(table).max(1) / 127).astype(np.float16)
-    steps = table / np.maximum(scale, np.float16(1e-7)).astype(np.float32)[:, None]
-    return np.clip(np.rint(steps), -127, 127).astype(np.int8), scale
+def quantized(table, titles):
+    """[V, D] float32, the number of training titles that used each row [V] -> ([V, D] int8, scales [V] float16), whose
+    product is about the table."""
+    # A row that comes n times as often takes part in n times as many errors, so it is kept sqrt(n) times as exactly:
+    # `steps` to each side of 0. The integers of rare rows are small, and compressed small.
+    steps = np.clip(np.rint(max(STEPS, EXACT / len(table)) * np.sqrt(titles)), 1, 127)
+
+    # The scale is rounded first, so that the integers belong to it as it is kept.
+    scale = (np.abs(table).max(1) / steps).astype(np.float16)
+    numbers = table / np.maximum(scale, np.float16(1e-7)).astype(np.float32)[:, None]
+    return np.clip(np.rint(numbers), -steps[:, None], steps[:, None]).astype(np.int8), scale
 
 
 def member_arrays(config, variables, shift, dtype):
@@ -67,7 +74,11 @@ def member_arrays(config, variables, shift, dtype):
     used = weights[config["vocabulary"]:] > 0
     rows = np.concatenate([np.ones(config["vocabulary"], bool), used])
     table, weights = np.where(weights[rows, None] > 0, table[rows], 0), weights[rows]
-    table, scale = quantized(table) if dtype == "int8" else (table, np.ones(len(table), np.float16))
+    if dtype == "int8":  # a row's weight tells how many titles used it, see model.idf
+        titles = (1 + sum(config["training_rows"])) / np.exp(weights - 1)
+        table, scale = quantized(table, titles)
+    else:
+        scale = np.ones(len(table), np.float16)
     settings = {name: config[name] for name in sorted(model.fields(config["model"]).keys() | {
         "model", "max_len", "word_ngrams", "maxn", "buckets"})}
     settings |= {name: config[name] if config["maxn"] else 0 for name in ("minn", "character_weight")}

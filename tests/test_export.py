@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -81,13 +82,13 @@ def answers(folder, stdin, *args, check=True):
 
 def assert_the_same(small, run, titles):
     """A classify.Classifier of float32 says what its evaluate.Classifier says."""
-    wanted = run.predict_proba(titles)
+    wanted, expected, found = run.predict_proba(titles), run.predict(titles, top=3), small.predict(titles, top=3)
     np.testing.assert_allclose(small.predict_proba(titles), wanted, atol=1e-5)
-    assert [row[0][0] for row in small.predict(titles)] == [row[0][0] for row in run.predict(titles)]
-    found, expected = small.predict(titles, top=3), run.predict(titles, top=3)
+    assert [row[0][0] for row in found] == [row[0][0] for row in small.predict(titles)]
+    assert [row[0][0] for row in found] == [row[0][0] for row in expected]
+    assert [row[0][1] == 0 for row in found] == [row[0][1] == 0 for row in expected]
     chances = [[[chance for _, chance in row] for row in rows] for rows in (found, expected)]
     np.testing.assert_allclose(*chances, atol=1e-5)
-    assert [row[0][1] == 0 for row in found] == [row[0][1] == 0 for row in expected]
 
     # One at a time as all at once, with the words of former titles forgotten.
     small.forget()
@@ -95,8 +96,8 @@ def assert_the_same(small, run, titles):
     np.testing.assert_allclose(alone, wanted[:40], atol=1e-5)
 
 
-@pytest.mark.parametrize("names", [[name] for name in VARIANTS] + [["cnn", "words", "frequent", "rnn"]], ids="+".join)
-@pytest.mark.parametrize("prior", [None, "training"])
+@pytest.mark.parametrize(("names", "prior"), [*(([name], None) for name in VARIANTS), (["mlp"], "training"), (
+    ["frequent"], "equal"), (["cnn", "words", "frequent", "rnn"], "training")], ids=str)
 def test_every_network_says_what_the_run_says(names, prior, random_run, trained, tmp_path):
     run = random_run(*names, prior=prior)
     np.savez(tmp_path / "model.npz", **export.model_arrays(run, "float32"))
@@ -142,6 +143,16 @@ def test_words_are_forgotten_when_there_are_too_many(exported, monkeypatch):
     monkeypatch.setattr(classify, "PART", 70)
     np.testing.assert_allclose(small.predict_proba(titles), expected, atol=1e-6)
     assert len(small.positions) < 300
+
+
+def test_threads_may_share_a_classifier(exported):
+    small = classify.Classifier(exported("bag") / "model.npz")
+    parts = [[f"mesa w{i} x{k} silla v{i}" for i in range(200)] for k in range(16)]
+    expected = [small.predict(part) for part in parts]
+    small.forget()
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda part: [small.predict([title])[0] for title in part], parts))
+    assert [[row[0][0] for row in part] for part in found] == [[row[0][0] for row in part] for part in expected]
 
 
 # --- one tokenizer, one hash ------------------------------------------------------------------------------------------
@@ -288,8 +299,12 @@ def test_the_folder_is_whole_or_left_alone(trained, tmp_path, monkeypatch):
 
 
 def test_small_integers_are_the_nearest():
-    table = np.random.default_rng(0).normal(size=(50, 8)) * np.logspace(-9, 3, 50)[:, None]
+    table = np.random.default_rng(0).normal(size=(200_000, 2)).astype(np.float32)
+    table *= np.logspace(-9, 3, len(table), dtype=np.float32)[:, None]
     table[3] = 0
-    steps, scale = export.quantized(table.astype(np.float32))
-    error = np.abs(steps * scale.astype(np.float32)[:, None] - table).max(1)
-    assert (error <= np.maximum(np.abs(table).max(1) / 250, 1e-5)).all() and not steps[3].any()
+    for titles, steps in ((1, 4), (16, 16), (10 ** 6, 127)):
+        numbers, scale = export.quantized(table, np.full(len(table), titles))
+        error = np.abs(numbers * scale.astype(np.float32)[:, None] - table).max(1)
+        assert (error <= np.maximum(np.abs(table).max(1) / steps * 0.52, 1e-5)).all() and not numbers[3].any()
+        assert np.abs(numbers).max() == steps
+    assert np.abs(export.quantized(table[:100], np.ones(100))[0]).max() == 127
