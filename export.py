@@ -5,10 +5,10 @@
     python exported/classify.py exported/model.npz --top 3 < titles.txt
 
 model.npz holds what prediction needs: the rows of the table that training used, as integers of up to 8 bits with a
-scale for each row (--dtype float32: as they are), the heads, the vocabulary, the labels, settings, temperatures, thresholds, and where
-all that comes from; no pickle, and a digest that is verified when it is read. It needs nothing but the run's folder;
-best and latest are of the runs on --data, where that is there. --prior is as in evaluate.py. The folder is written
-whole or not at all; one that holds anything else is left alone.
+scale for each row (--dtype float32: as they are), the heads, the vocabulary, the labels, settings, temperatures,
+thresholds, and where all that comes from; no pickle, and a digest that is verified when it is read. It needs nothing
+but the run's folder; best and latest are of the runs on --data, where that is there. --prior is as in evaluate.py. The
+folder is written whole or not at all; one that holds anything else is left alone.
 """
 import sys
 from pathlib import Path
@@ -58,7 +58,7 @@ def quantized(table, titles):
     product is about the table."""
     # A row that comes n times as often takes part in n times as many errors, so it is kept sqrt(n) times as exactly:
     # `steps` to each side of 0. The integers of rare rows are small, and compressed small.
-    steps = np.clip(np.rint(max(STEPS, EXACT / len(table)) * np.sqrt(titles)), 1, 127)
+    steps = np.clip(np.rint(max(STEPS, EXACT / len(table)) * np.sqrt(np.maximum(titles, 1))), 1, 127)
 
     # The scale is rounded first, so that the integers belong to it as it is kept.
     scale = (np.abs(table).max(1) / steps).astype(np.float16)
@@ -75,7 +75,7 @@ def member_arrays(config, variables, shift, dtype):
     rows = np.concatenate([np.ones(config["vocabulary"], bool), used])
     table, weights = np.where(weights[rows, None] > 0, table[rows], 0), weights[rows]
     if dtype == "int8":  # a row's weight tells how many titles used it, see model.idf
-        titles = (1 + sum(config["training_rows"])) / np.exp(weights - 1)
+        titles = (1 + sum(config["training_rows"])) / np.exp(weights - 1) - 1
         table, scale = quantized(table, titles)
     else:
         scale = np.ones(len(table), np.float16)
