@@ -12,7 +12,8 @@
 
 export.py makes the model of one or several runs. What comes through a pipe is answered as it comes. The probability of
 the likeliest category is the chance that it is right, for titles like the validation rows; a title of which training
-has seen no word and no n-gram has the probability 0. Python 3.9 or newer.
+has seen no word and no n-gram has the probability 0. Bytes that are not UTF-8 become the replacement character. Python
+3.9 or newer.
 
 A tokenizer, n-grams and networks as in data.py and model.py of the project, as plain NumPy. tests/test_export.py holds
 both equal: what is changed there is changed here.
@@ -115,7 +116,7 @@ def word_hashes(words):
 
 # --- networks ---------------------------------------------------------------------------------------------------------
 # Each takes its parameters p, its settings s, and of B titles with up to L words the vectors [B, P, D] and weights
-# [B, P] of words and, behind them, of word n-grams; `words` = L. What has weight 0 does not count.
+# [B, P] of words and, behind them, of word n-grams; `words` = L. What has weight 0 is a vector of zeros and does not count.
 
 def head(p, x):
     """Dense layers with a ReLU between them."""
@@ -146,8 +147,7 @@ def two_heads(p, s, x, vectors, weights, words):
 
 
 def cnn(p, s, vectors, weights, words):
-    word = (weights[:, :words] > 0)[..., None]
-    x, pooled = vectors[:, :words] * word, []
+    x, word, pooled = vectors[:, :words], (weights[:, :words] > 0)[..., None], []
     for width in s["widths"]:
         # A convolution as a sum of shifted matrix products.
         kernel = p[f"filters_{width}"]
@@ -159,8 +159,7 @@ def cnn(p, s, vectors, weights, words):
 
 
 def rnn(p, s, vectors, weights, words):
-    word = weights[:, :words] > 0
-    x = vectors[:, :words] * word[..., None]
+    x, word = vectors[:, :words], weights[:, :words] > 0
 
     # Backwards the last word of a title comes first, and what lies behind it stays behind.
     length = (word * np.arange(1, words + 1)).max(1, keepdims=True)
@@ -187,7 +186,7 @@ def transformer(p, s, vectors, weights, words):
     word, dim = weights[:, :words] > 0, vectors.shape[2]
     angle = np.arange(words)[:, None] / 10_000 ** (np.arange(dim) // 2 * 2 / dim)
     position = np.where(np.arange(dim) % 2, np.cos(angle), np.sin(angle)).astype(np.float32)
-    x = vectors[:, :words] * word[..., None] + p["position"] * position
+    x = vectors[:, :words] + p["position"] * position
     for i in range(s["layers"]):
         x = x + attention(p[f"MultiHeadDotProductAttention_{i}"], layer_norm(p[f"LayerNorm_{2 * i}"], x), word)
         inner = dense(p[f"Dense_{2 * i + 1}"], layer_norm(p[f"LayerNorm_{2 * i + 1}"], x))
@@ -358,8 +357,8 @@ class Classifier:
         known = self.in_vocabulary[ids].any(1)
         for member in self.members:
             minn, maxn, left = member.settings["minn"], member.settings["maxn"], np.flatnonzero(~known)
-            words = np.unique(ids[left, :member.settings["max_len"]])[1:] if maxn and len(left) else []
-            if len(words):
+            words = np.setdiff1d(ids[left, :member.settings["max_len"]], [0])
+            if maxn and len(words):
                 start, hashes = character_ngrams([self.positions.words[i] for i in words], minn, maxn, HASHES)
                 seen = self.seen_ngrams(minn, maxn)
                 hits = seen[np.minimum(np.searchsorted(seen, hashes), len(seen) - 1)] == hashes
@@ -524,6 +523,7 @@ def main():
     classifier = Classifier(args.model)
     top = min(args.top, len(classifier.labels))
     names = [*classifier.labels, ""]
+    form = "\t".join(["{}\t{:.6f}"] * top) + "\n"
     sys.stdout.reconfigure(encoding="utf-8", newline="\n")
     with contextlib.nullcontext(sys.stdin.buffer) if args.titles == "-" else open(args.titles, "rb") as file:
         for titles in titles_of(file, args.titles):
@@ -531,7 +531,7 @@ def main():
             categories[chances < args.threshold] = -1
             columns = [column for k in range(top) for column in (
                 [names[c] for c in categories[:, k].tolist()], chances[:, k].tolist())]
-            sys.stdout.writelines(map("\t".join(["{}\t{:.6f}"] * top + [""])[:-1].__add__("\n").format, *columns))
+            sys.stdout.writelines(map(form.format, *columns))
             sys.stdout.flush()
 
 
