@@ -116,7 +116,8 @@ def word_hashes(words):
 
 # --- networks ---------------------------------------------------------------------------------------------------------
 # Each takes its parameters p, its settings s, and of B titles with up to L words the vectors [B, P, D] and weights
-# [B, P] of words and, behind them, of word n-grams; `words` = L. What has weight 0 is a vector of zeros and does not count.
+# [B, P] of words and, behind them, of word n-grams; `words` = L. What has weight 0 is a vector of zeros and does not
+# count.
 
 def head(p, x):
     """Dense layers with a ReLU between them."""

@@ -172,15 +172,12 @@ def test_every_character_is_taken_the_same():
 @given(st.lists(st.text(min_size=1, max_size=40).filter(lambda word: word.isalnum()), min_size=1),
        st.integers(0, 5), st.integers(0, 7), st.integers(1, 1 << 22) | st.just(classify.HASHES))
 def test_ngrams_are_hashed_the_same(words, minn, maxn, buckets):
+    assert classify.HASHES == evaluate.HASHES and classify.NGRAM_CHARACTERS == data.NGRAM_CHARACTERS
     start, bucket = classify.character_ngrams(words, minn, maxn, buckets)
     wanted_start, wanted = data.character_ngrams([*data.SPECIALS, *words], minn, maxn, buckets)
     np.testing.assert_array_equal(start, wanted_start[2:])
     np.testing.assert_array_equal(bucket, wanted[:start[-1]])
     np.testing.assert_array_equal(classify.word_hashes(words), data.word_hashes(words))
-
-
-def test_constants_are_the_same():
-    assert classify.HASHES == evaluate.HASHES and classify.NGRAM_CHARACTERS == data.NGRAM_CHARACTERS
 
 
 # --- anywhere ---------------------------------------------------------------------------------------------------------
