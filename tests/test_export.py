@@ -48,7 +48,7 @@ def random_run(trained, monkeypatch):
         weights = draw.uniform(0.1, 4, len(variables["table"])) * (draw.random(len(variables["table"])) < 0.6)
         weights[0] = 0
         return config, vocab, labels, saved | {"variables": {
-            "params": jax.tree.map(lambda x: x + draw.normal(size=x.shape, scale=0.3), variables["params"]),
+            "params": jax.tree.map(lambda x: x + draw.normal(size=x.shape, scale=0.1), variables["params"]),
             "table": variables["table"], "weights": weights.astype(np.float32)}}, step
 
     monkeypatch.setattr(evaluate, "restore", random_restore)
