@@ -80,20 +80,20 @@ def answers(folder, stdin, *args, check=True):
 
 # --- the same answers -------------------------------------------------------------------------------------------------
 
-def assert_the_same(small, run, titles):
+def assert_the_same(small, run, titles, atol=1e-5):
     """A classify.Classifier of float32 says what its evaluate.Classifier says."""
     wanted, expected, found = run.predict_proba(titles), run.predict(titles, top=3), small.predict(titles, top=3)
-    np.testing.assert_allclose(small.predict_proba(titles), wanted, atol=1e-5)
+    np.testing.assert_allclose(small.predict_proba(titles), wanted, atol=atol)
     assert [row[0][0] for row in found] == [row[0][0] for row in small.predict(titles)]
     assert [row[0][0] for row in found] == [row[0][0] for row in expected]
     assert [row[0][1] == 0 for row in found] == [row[0][1] == 0 for row in expected]
     chances = [[[chance for _, chance in row] for row in rows] for rows in (found, expected)]
-    np.testing.assert_allclose(*chances, atol=1e-5)
+    np.testing.assert_allclose(*chances, atol=atol)
 
     # One at a time as all at once, with the words of former titles forgotten.
     small.forget()
     alone = [small.predict([title], top=3)[0] for title in titles[:40]]
-    np.testing.assert_allclose([[chance for _, chance in row] for row in alone], chances[1][:40], atol=1e-5)
+    np.testing.assert_allclose([[chance for _, chance in row] for row in alone], chances[1][:40], atol=atol)
 
 
 @pytest.mark.parametrize(("names", "prior"), [*(([name], None) for name in VARIANTS), (["mlp"], "training"), (
@@ -104,7 +104,9 @@ def test_every_network_says_what_the_run_says(names, prior, random_run, trained,
     small = classify.Classifier(tmp_path / "model.npz")
     assert small.settings["prior"] == run.prior
     assert small.settings["thresholds"] == [[p, run.threshold(p)] for p in (0.9, 0.95, 0.99)]
-    assert_the_same(small, run, [*ODD, *texts("test", trained / "data/prepared")])
+    # What random networks are calibrated to may be very sharp, and rounding errors grow with the weight of the logits.
+    titles = [*ODD, *texts("test", trained / "data/prepared")]
+    assert_the_same(small, run, titles, 1e-5 * max(1, float(run.weights.sum())))
 
 
 @pytest.mark.parametrize("names", [["bag"], ["filters"], ["bag", "filters"]], ids="+".join)
