@@ -335,6 +335,15 @@ def load(*ckpt, folder="runs", prior=None, fingerprint=None):
     return Classifier(found, prior)
 
 
+def load_named(args):
+    """The Classifier that --ckpt, --runs and --prior name; best and latest are of the runs on --data, where that is
+    there."""
+    meta = args.data / "meta.json"
+    known = meta.is_file() and {"best", "latest"}.intersection(args.ckpt)
+    fingerprint = files.read_json(meta).get("fingerprint") if known else None
+    return load(*args.ckpt, folder=args.runs, prior=args.prior, fingerprint=fingerprint)
+
+
 def restore(folder, which):
     """(config, vocab, labels, {"variables", "validation"}, step) of a run's best or latest checkpoint."""
     config, vocab, labels = runs.load(folder, model.MODELS)
@@ -488,11 +497,7 @@ def evaluate(args):
 # --- prediction -------------------------------------------------------------------------------------------------------
 
 def predict(args):
-    # best and latest are of the runs on --data, where that is there.
-    meta = args.data / "meta.json"
-    known = meta.is_file() and {"best", "latest"}.intersection(args.ckpt)
-    fingerprint = files.read_json(meta).get("fingerprint") if known else None
-    classifier = load(*args.ckpt, folder=args.runs, prior=args.prior, fingerprint=fingerprint)
+    classifier = load_named(args)
     threshold = args.threshold or 0.0
     if args.precision and (threshold := classifier.threshold(args.precision)) is None:
         raise UserError(f"--precision {args.precision}: no threshold promises it, on {len(classifier.validated[1]):,} "

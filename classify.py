@@ -1,0 +1,550 @@
+"""Sort titles into categories with an exported model: this file, the model and NumPy are all it needs.
+
+    python classify.py model.npz < titles.txt               # a title a line gives: category TAB probability
+    python classify.py model.npz titles.txt --top 3         # the three likeliest, in one line
+    python classify.py model.npz --threshold 0.8 < titles   # no category where its probability is lower
+
+    from classify import Classifier
+    classifier = Classifier("model.npz")
+    classifier.predict(["funda celular negra"], top=3)      # [[(category, probability), ...]]
+    classifier.predict_proba(["funda celular negra"])       # [1, C], in the order of classifier.labels
+    classifier.threshold(0.95)                              # from which probability on 95 % are right
+
+export.py makes the model of one or several runs. What comes through a pipe is answered as it comes. The probability of
+the likeliest category is the chance that it is right, for titles like the validation rows; a title of which training
+has seen no word and no n-gram has the probability 0. Bytes that are not UTF-8 become the replacement character. Python
+3.9 or newer.
+
+A tokenizer, n-grams and networks as in data.py and model.py of the project, as plain NumPy. tests/test_export.py holds
+both equal: what is changed there is changed here.
+"""
+import argparse
+import contextlib
+import functools
+import hashlib
+import html
+import itertools
+import json
+import os
+import re
+import sys
+import threading
+import unicodedata
+import zlib
+
+import numpy as np
+
+FORMAT = 1          # of the model file: raise it when its arrays change their meaning
+PART = 8192         # titles that are cut into words at a time
+BLOCK = 128         # titles that go through the network at a time, so that they fit the processor's cache
+WORDS = 1 << 17     # whose vectors are kept for the next titles
+MAX_LINE = 8 << 20  # bytes of a title
+
+
+class ModelError(ValueError):
+    """A file that is no model of this version, or not the one that was written."""
+
+
+# --- tokenizer --------------------------------------------------------------------------------------------------------
+
+# Chinese and Japanese are written without spaces, so there each character is a word.
+CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
+WORD = re.compile(f"(?!\\W)[{CJK}]|[^\\W_{CJK}]+")
+ENTITY = re.compile("&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,31});")
+DROPPED = {"Mn", "Mc", "Me", "Cf"}  # accents and other marks, invisible characters
+
+
+class PlainCharacters(dict):
+    """{code of a character: the plain characters that stand for it}, filled as characters come."""
+
+    def __missing__(self, code):
+        decomposed = unicodedata.normalize("NFKD", chr(code))
+        self[code] = "".join(c.lower() for c in decomposed if unicodedata.category(c) not in DROPPED)
+        return self[code]
+
+
+PLAIN = PlainCharacters()
+
+
+def tokenize(title):
+    """Words of a title: str -> list of str."""
+    if "&" in title:
+        title = ENTITY.sub(lambda found: html.unescape(found[0]), title)
+
+    # Characters are decomposed one by one: all that depends on their neighbours is the order of marks, which are
+    # dropped, and the small sigma.
+    title = title.lower()
+    return WORD.findall(title if title.isascii() else title.translate(PLAIN))
+
+
+# --- n-grams ----------------------------------------------------------------------------------------------------------
+
+NGRAM_CHARACTERS = 32   # a word's n-grams come from so many of its characters
+HASHES = (1 << 31) - 1  # that tell n-grams apart where it matters whether training has seen them
+
+
+def character_ngrams(words, minn, maxn, buckets):
+    """Hashed character n-grams of `<word>`: (start [W + 1], bucket [T] uint32); those of word i are
+    bucket[start[i]:start[i + 1]]."""
+    text = [f"<{word[:NGRAM_CHARACTERS]}>" for word in words]
+    length = np.array([len(word) for word in text])
+
+    # How many n-grams of each size every word has, and where the first of them goes.
+    sizes = np.arange(max(minn, 1), maxn + 1)
+    count = np.maximum(0, length - sizes[:, None] + 1)                  # [sizes, W]
+    start = np.concatenate([[0], np.cumsum(count.sum(0))])
+    before = np.cumsum(count, 0) - count
+    bucket = np.zeros(start[-1], np.uint32)
+
+    # All words one after the other as code points: the word that each belongs to, and its position there.
+    code = np.frombuffer("".join(text).encode("utf-32-le"), np.uint32)
+    word = np.repeat(np.arange(len(words)), length)
+    position = np.arange(len(code)) - np.repeat(np.cumsum(length) - length, length)
+    for i, size in enumerate(sizes):
+        first = np.flatnonzero(position + size <= length[word])
+        value = np.full(len(first), 2166136261, np.uint32)
+        for offset in range(size):
+            value = (value ^ code[first + offset]) * np.uint32(16777619)
+        bucket[start[word[first]] + before[i][word[first]] + position[first]] = value % np.uint32(buckets)
+    return start, bucket
+
+
+def word_hashes(words):
+    """[W] uint32, what the hashes of word n-grams are made of."""
+    return np.array([zlib.crc32(word.encode()) for word in words], np.uint32)
+
+
+# --- networks ---------------------------------------------------------------------------------------------------------
+# Each takes its parameters p, its settings s, and of B titles with up to L words the vectors [B, P, D] and weights
+# [B, P] of words and, behind them, of word n-grams; `words` = L. What has weight 0 is a vector of zeros and does not
+# count.
+
+def head(p, x):
+    """Dense layers with a ReLU between them."""
+    for i in range(len(p)):
+        x = dense(p[f"Dense_{i}"], np.maximum(x, 0) if i else x)
+    return x
+
+
+def dense(p, x):
+    return x @ p["kernel"] + p["bias"]
+
+
+def bag(vectors, weights):
+    """[B, P, D], [B, P] -> [B, D], the weighted sum, divided by the norm of the weights."""
+    weights = weights / np.sqrt((weights ** 2).sum(1, keepdims=True) + 1e-12)
+    return (weights[:, None] @ vectors)[:, 0]
+
+
+def mlp(p, s, vectors, weights, words):
+    return head(p["Head_0"], s["scale"] * bag(vectors, weights))
+
+
+def two_heads(p, s, x, vectors, weights, words):
+    """A head on features x [B, F] and the bag of words, and a bag of all; the mean of their log-probabilities."""
+    x = np.concatenate([x, bag(vectors[:, :words], weights[:, :words])], 1)
+    p = p["TwoHeads_0"]
+    return (log_softmax(head(p["Head_0"], x)) + log_softmax(mlp(p["MLP_0"], s, vectors, weights, words))) / 2
+
+
+def cnn(p, s, vectors, weights, words):
+    x, word, pooled = vectors[:, :words], (weights[:, :words] > 0)[..., None], []
+    for width in s["widths"]:
+        # A convolution as a sum of shifted matrix products.
+        kernel = p[f"filters_{width}"]
+        windows = x @ kernel[0]
+        for offset in range(1, min(width, words)):
+            windows[:, :words - offset] += x[:, offset:] @ kernel[offset]
+        pooled.append((np.maximum(windows + p[f"bias_{width}"], 0) * word).max(1))
+    return two_heads(p, s, np.concatenate(pooled, 1), vectors, weights, words)
+
+
+def rnn(p, s, vectors, weights, words):
+    x, word = vectors[:, :words], weights[:, :words] > 0
+
+    # Backwards the last word of a title comes first, and what lies behind it stays behind.
+    length = (word * np.arange(1, words + 1)).max(1, keepdims=True)
+    position = np.arange(words)
+    back = np.where(position < length, length - 1 - position, position)
+    ahead = gru(p["GRUCell_0"], x, word)
+    behind = gru(p["GRUCell_1"], np.take_along_axis(x, back[..., None], 1), np.take_along_axis(word, back, 1))
+    return two_heads(p, s, np.concatenate([ahead, behind], 1), vectors, weights, words)
+
+
+def gru(p, x, word):
+    """Gated recurrent units over x [B, L, D] -> [B, F], the maximum over the words [B, L]."""
+    reset, update, new = dense(p["ir"], x), dense(p["iz"], x), dense(p["in"], x)
+    h = np.zeros((len(x), new.shape[2]), np.float32)
+    best = np.full_like(h, -np.inf)
+    for t in range(x.shape[1]):
+        r, z = sigmoid(reset[:, t] + h @ p["hr"]["kernel"]), sigmoid(update[:, t] + h @ p["hz"]["kernel"])
+        h = (1 - z) * np.tanh(new[:, t] + r * dense(p["hn"], h)) + z * h
+        best = np.where(word[:, t, None], np.maximum(best, h), best)
+    return np.where(word.any(1, keepdims=True), best, 0)
+
+
+def transformer(p, s, vectors, weights, words):
+    word, dim = weights[:, :words] > 0, vectors.shape[2]
+    angle = np.arange(words)[:, None] / 10_000 ** (np.arange(dim) // 2 * 2 / dim)
+    position = np.where(np.arange(dim) % 2, np.cos(angle), np.sin(angle)).astype(np.float32)
+    x = vectors[:, :words] + p["position"] * position
+    for i in range(s["layers"]):
+        x = x + attention(p[f"MultiHeadDotProductAttention_{i}"], layer_norm(p[f"LayerNorm_{2 * i}"], x), word)
+        inner = dense(p[f"Dense_{2 * i + 1}"], layer_norm(p[f"LayerNorm_{2 * i + 1}"], x))
+        x = x + dense(p[f"Dense_{2 * i}"], gelu(inner))  # Flax numbers the outer one first
+    x = np.where(word[..., None], layer_norm(p[f"LayerNorm_{2 * s['layers']}"], x), -np.inf).max(1)
+    return two_heads(p, s, np.where(word.any(1, keepdims=True), x, 0), vectors, weights, words)
+
+
+def attention(p, x, word):
+    """[B, L, D] -> [B, L, D]: each position looks at all words."""
+    query, key, value = (np.einsum("bld,dhk->bhlk", x, p[name]["kernel"], optimize=True) + p[name]["bias"][:, None]
+                         for name in ("query", "key", "value"))
+    scores = query @ key.swapaxes(2, 3) / np.sqrt(np.float32(key.shape[3]))
+    scores = np.exp(log_softmax(np.where(word[:, None, None], scores, np.float32(-1e30))))
+    return np.einsum("bhlk,hkd->bld", scores @ value, p["out"]["kernel"], optimize=True) + p["out"]["bias"]
+
+
+def layer_norm(p, x):
+    x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt((x ** 2).mean(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
+
+
+def gelu(x):
+    return x / 2 * (1 + np.tanh(0.7978845608 * (x + 0.044715 * x ** 3)))
+
+
+def sigmoid(x):
+    return (1 + np.tanh(x / 2)) / 2
+
+
+def log_softmax(z):
+    z = z - z.max(-1, keepdims=True)
+    return z - np.log(np.exp(z).sum(-1, keepdims=True))
+
+
+NETWORKS = {"mlp": mlp, "cnn": cnn, "rnn": rnn, "transformer": transformer}
+
+
+class Member:
+    """One run: the table of its vectors, and its network."""
+
+    def __init__(self, settings, arrays):
+        self.settings, self.table, self.scale = settings, arrays["table"], arrays["scale"].astype(np.float32)
+        self.weights, self.shift = arrays["weights"], arrays["shift"]
+
+        # The table has the rows of the vocabulary and those buckets that training used; the others lead to row 0,
+        # which has no weight.
+        used = np.unpackbits(arrays["used"], count=settings["buckets"])
+        rows = np.cumsum(used, dtype=np.int32) + np.int32(len(self.table) - used.sum(dtype=np.int64) - 1)
+        self.row = np.where(used, rows, 0).astype(np.int32)
+        tree = {}
+        for path, array in arrays.items():
+            *names, last = path.split("/")
+            functools.reduce(lambda branch, name: branch.setdefault(name, {}), names, tree)[last] = array
+        self.params = tree["params"]
+        self.forget()
+
+    def forget(self):
+        """Begin anew with the vectors and weights of words that have been met; the first one is padding."""
+        self.vectors, self.norms = np.zeros((1024, self.table.shape[1]), np.float32), np.zeros(1024, np.float32)
+
+    def rows(self, numbers):
+        """Rows of the table: [...] -> [..., D] float32."""
+        return self.table[numbers] * self.scale[numbers][..., None]
+
+    def learn(self, words, own, at):
+        """Compose the vectors of words, whose own rows are given, for their positions from `at` on."""
+        start, bucket = character_ngrams(words, self.settings["minn"], self.settings["maxn"], len(self.row) or 1)
+        ngrams = self.row[bucket]
+        own_weight, weight = self.weights[own], self.weights[ngrams] * np.float32(self.settings["character_weight"])
+        squares = own_weight ** 2 + segment_sums(weight ** 2, start)
+        norms = np.sqrt(squares)
+        vectors = own_weight[:, None] * self.rows(own) + segment_sums(weight[:, None] * self.rows(ngrams), start)
+        end = at + len(words)
+        self.vectors, self.norms = grown(self.vectors, end), grown(self.norms, end)
+        self.vectors[at:end], self.norms[at:end] = vectors / np.maximum(norms, 1e-6)[:, None], norms
+
+    def logits(self, ids, hashes):
+        """Positions of words [B, L], 0 where there is none, and their hashes -> [B, C] logits."""
+        ids, hashes = ids[:, :self.settings["max_len"]], hashes[:, :self.settings["max_len"]]
+        vectors, weights, value = [self.vectors[ids]], [self.norms[ids]], hashes
+        for ahead in range(1, self.settings["word_ngrams"]):
+            later, value = ids[:, ahead:], value[:, :-1] * np.uint32(116049371) + hashes[:, ahead:]
+            rows = np.where(later > 0, self.row[value % np.uint32(len(self.row))], 0)
+            vectors.append(self.rows(rows))
+            weights.append(self.weights[rows])
+        return NETWORKS[self.settings["model"]](self.params, self.settings, np.concatenate(vectors, 1),
+                                                np.concatenate(weights, 1), ids.shape[1]) + self.shift
+
+
+def segment_sums(values, start):
+    """[T, ...] -> [S, ...]: the sum of values[start[i]:start[i + 1]] for each i."""
+    sums, filled = np.zeros((len(start) - 1, *values.shape[1:]), np.float32), start[1:] > start[:-1]
+    if filled.any():
+        sums[filled] = np.add.reduceat(values, start[:-1][filled], axis=0)
+    return sums
+
+
+def grown(array, size):
+    """The array with room for so many rows at least."""
+    if size <= len(array):
+        return array
+    return np.concatenate([array, np.zeros((max(size, 2 * len(array)) - len(array), *array.shape[1:]), array.dtype)])
+
+
+# --- the classifier ---------------------------------------------------------------------------------------------------
+
+class Positions(dict):
+    """{word: its position among `words`, from 1}; a word that is asked for the first time gets the next one."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = [""]
+
+    def __missing__(self, word):
+        self[word] = len(self.words)
+        self.words.append(word)
+        return self[word]
+
+
+class Classifier:
+    """A model that export.py wrote."""
+
+    def __init__(self, path):
+        """path: of model.npz. Raises ModelError where it is damaged or something else, OSError where it cannot be
+        read."""
+        arrays = read_model(path)
+        self.settings = json.loads(arrays["settings"].tobytes())
+        self.labels, vocabulary = (arrays[name].tobytes().decode().split("\n") for name in ("labels", "vocabulary"))
+        self.vocabulary, self.seen = {word: i for i, word in enumerate(vocabulary)}, {}
+        self.lock = threading.Lock()  # threads of a server share the words that have been met
+        self.members = [Member(settings, {name.partition("/")[2]: array for name, array in arrays.items()
+                                          if name.startswith(f"{i}/")})
+                        for i, settings in enumerate(self.settings["members"])]
+        self.max_len = max(member["max_len"] for member in self.settings["members"])
+        self.forget()
+
+    def forget(self):
+        """Begin anew with the words that have been met."""
+        self.positions, self.hashes, self.in_vocabulary = Positions(), np.zeros(1024, np.uint32), np.zeros(1024, bool)
+        for member in self.members:
+            member.forget()
+
+    def encode(self, titles):
+        """Positions of the words of titles (list of str): [N, L], 0 behind the last word."""
+        if len(self.positions) > WORDS:
+            self.forget()
+        words = [tokenize(title)[:self.max_len] for title in titles]
+        lengths = np.array([len(found) for found in words])
+        known = len(self.positions.words)
+        flat = itertools.chain.from_iterable(words)
+        flat = np.fromiter(map(self.positions.__getitem__, flat), np.int32, lengths.sum())
+
+        # Words that are met the first time, some at a time: the rows of all their n-grams would take much memory.
+        for at in range(known, len(self.positions.words), 1024):
+            new = self.positions.words[at:at + 1024]
+            own, end = np.array([self.vocabulary.get(word, 1) for word in new]), at + len(new)
+            self.hashes, self.in_vocabulary = grown(self.hashes, end), grown(self.in_vocabulary, end)
+            self.hashes[at:end], self.in_vocabulary[at:end] = word_hashes(new), own > 1
+            for member in self.members:
+                member.learn(new, own, at)
+        ids = np.zeros((len(titles), max(lengths.max(), 1)), np.int32)
+        ids[np.arange(ids.shape[1]) < lengths[:, None]] = flat
+        return ids, lengths
+
+    def known(self, ids):
+        """Whether training has seen a word or a character n-gram of each title: [N, L] -> [N]."""
+        known = self.in_vocabulary[ids].any(1)
+        for member in self.members:
+            minn, maxn, left = member.settings["minn"], member.settings["maxn"], np.flatnonzero(~known)
+            words = np.setdiff1d(ids[left, :member.settings["max_len"]], [0])
+            if maxn and len(words):
+                start, hashes = character_ngrams([self.positions.words[i] for i in words], minn, maxn, HASHES)
+                seen = self.seen_ngrams(minn, maxn)
+                hits = seen[np.minimum(np.searchsorted(seen, hashes), len(seen) - 1)] == hashes
+                found = words[segment_sums(hits, start) > 0]
+                known[left] = np.isin(ids[left, :member.settings["max_len"]], found).any(1)
+        return known
+
+    def seen_ngrams(self, minn, maxn):
+        """Hashes of the character n-grams of the vocabulary, sorted; made when the first title needs them."""
+        if (minn, maxn) not in self.seen:
+            words = list(self.vocabulary)[2:]
+            self.seen[minn, maxn] = np.unique(np.concatenate([np.zeros(1, np.uint32)] + [
+                character_ngrams(words[at:at + 8192], minn, maxn, HASHES)[1] for at in range(0, len(words), 8192)]))
+        return self.seen[minn, maxn]
+
+    def in_blocks(self, titles):
+        """Titles (list of str), a block at a time: (their numbers [B], logits [B, C], whether they are known [B])."""
+        for at in range(0, len(titles), PART):
+            with self.lock:
+                ids, lengths = self.encode(titles[at:at + PART])
+
+                # Titles of about the same length go together, so little padding is computed.
+                order = np.argsort(lengths, kind="stable")
+                for rows in np.split(order, range(BLOCK, len(order), BLOCK)):
+                    block = ids[rows, :max(lengths[rows[-1]], 1)]
+                    logits = [member.logits(block, self.hashes[block]) for member in self.members]
+                    z = np.tensordot(np.array(self.settings["weights"], np.float32), logits, 1)
+                    yield at + rows, z, self.known(block)
+
+    def probabilities(self, z):
+        """[B, C] logits -> probabilities, a share of which is spread evenly."""
+        smoothing = np.float32(self.settings["smoothing"])
+        z = np.exp(z - z.max(1, keepdims=True))
+        return z * ((1 - smoothing) / z.sum(1, keepdims=True)) + smoothing / np.float32(z.shape[1])
+
+    def likeliest(self, titles, top):
+        """The `top` likeliest categories of titles (list of str): (ids [N, top], probabilities [N, top], 0 where
+        nothing of the title is known)."""
+        categories, chances = np.zeros((len(titles), top), int), np.zeros((len(titles), top), np.float32)
+        for rows, z, known in self.in_blocks(titles):
+            best = z.argmax(1)[:, None] if top == 1 else np.argsort(-z, 1, kind="stable")[:, :top]
+            categories[rows] = best
+            chances[rows] = np.take_along_axis(self.probabilities(z), best, 1) * known[:, None]
+        return categories, chances
+
+    def predict(self, titles, top=1, threshold=None):
+        """For every title a list of its `top` likeliest (category, probability), the likeliest first; with a threshold
+        the category is None where its probability is below.
+
+        titles: any sequence of str, such as a pandas column; a missing value (None, NaN) gets an empty list. Raises
+        TypeError where it is something else.
+        """
+        titles, present = check_titles(titles)
+        result = [[] for _ in titles]
+        found = self.likeliest([titles[i] for i in present], min(top, len(self.labels)))
+        for i, categories, chances in zip(present, *(column.tolist() for column in found)):  # noqa: B905
+            result[i] = [(self.labels[c] if threshold is None or p >= threshold else None, p)
+                         for c, p in zip(categories, chances)]  # noqa: B905
+        return result
+
+    def predict_proba(self, titles):
+        """The probability of every category, in the order of `labels`: [N, C] float32; NaN for missing titles."""
+        titles, present = check_titles(titles)
+        result = np.full((len(titles), len(self.labels)), np.nan, np.float32)
+        present = np.array(present, int)
+        for rows, z, _ in self.in_blocks([titles[i] for i in present]):
+            result[present[rows]] = self.probabilities(z)
+        return result
+
+    def threshold(self, precision):
+        """The probability from which on at least this share of the categories is right; None where the validation rows
+        cannot promise that of any. Raises ValueError for a precision that the model has no threshold for."""
+        for known, value in self.settings["thresholds"]:
+            if known == precision:
+                return value
+        raise ValueError(f"precision {precision}: the model has thresholds for "
+                         + ", ".join(str(known) for known, _ in self.settings["thresholds"]))
+
+
+def check_titles(titles):
+    """(list of titles, the positions of those that are not missing). Raises TypeError where they are no titles."""
+    if isinstance(titles, (str, bytes)) or hasattr(titles, "columns"):
+        raise TypeError("titles: wanted a list or a column of titles, not a single one or a table")
+    titles = titles.to_pylist() if hasattr(titles, "to_pylist") else list(titles)  # Arrow's own values are no str
+    for title in titles:
+        if not isinstance(title, str) and title is not None and str(title) != "<NA>" and title == title:
+            raise TypeError(f"titles: {title!r} is no title; wanted str, or None where one is missing")
+    return titles, [i for i, title in enumerate(titles) if isinstance(title, str)]
+
+
+# --- the model file ---------------------------------------------------------------------------------------------------
+
+def digest(arrays):
+    """The BLAKE2 digest of arrays {name: array}, in any order: [16] uint8."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for name in sorted(arrays):
+        hashed.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape}\n".encode())
+        hashed.update(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8))
+    return np.frombuffer(hashed.digest(), np.uint8)
+
+
+def read_model(path):
+    """{name: array} of a model file. Raises ModelError where it is not what export.py wrote, OSError where it cannot be
+    read."""
+    with open(path, "rb") as file:
+        try:
+            arrays = dict(np.load(file, allow_pickle=False))
+            written = arrays.pop("digest")
+            sound = np.array_equal(digest(arrays), written)
+            version = json.loads(arrays["settings"].tobytes())["format"] if sound else None
+        except Exception as error:  # zipfile, zlib and NumPy raise many kinds for a file that is damaged or no model
+            raise ModelError(f"{path}: no model that export.py wrote, or damaged "
+                             f"({' '.join(str(error).split())[:100]}); export it again") from None
+    if not sound:
+        raise ModelError(f"{path}: changed since it was written; export it again")
+    if version != FORMAT:
+        raise ModelError(f"{path}: format version {version}, this classify.py reads {FORMAT}; take the one beside it")
+    return arrays
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+def end(message):
+    """End the program with one line on standard error."""
+    print("error:", message, file=sys.stderr)
+    sys.exit(2)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message):
+        end(f"{message}; see {self.prog} --help")
+
+
+def titles_of(file, name):
+    """The lines of a binary stream as lists of str: those that have come, without waiting for more."""
+    rest, piece = b"", True
+    while piece:
+        piece = file.read1(1 << 20)
+        *lines, rest = (rest + piece).split(b"\n")
+        if not piece and rest:  # the last line may lack its end
+            lines.append(rest)
+        if len(rest) > MAX_LINE:
+            raise ModelError(f"{name}: a line of more than {MAX_LINE >> 20} MB; is this a file of titles?")
+        if lines:
+            yield [line.decode("utf-8", "replace") for line in lines]
+
+
+def main():
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("model", help="model.npz, which export.py wrote")
+    parser.add_argument("titles", nargs="?", default="-", help="file with a title a line (default: standard input)")
+    parser.add_argument("--top", type=int, default=1, metavar="K", help="the K likeliest categories (default: 1)")
+    parser.add_argument("--threshold", type=float, default=0.0, metavar="P",
+                        help="leave the category empty where its probability is below")
+    args = parser.parse_args()
+    if args.top < 1 or not 0 <= args.threshold < 1:
+        parser.error("--top: wanted 1 or more" if args.top < 1 else "--threshold: wanted 0 or more, below 1")
+    if sys.stdin is None or sys.stdout is None:
+        parser.error("standard input or output is closed")
+    classifier = Classifier(args.model)
+    top = min(args.top, len(classifier.labels))
+    names = [*classifier.labels, ""]
+    form = "\t".join(["{}\t{:.6f}"] * top) + "\n"
+    sys.stdout.reconfigure(encoding="utf-8", newline="\n")
+    with contextlib.nullcontext(sys.stdin.buffer) if args.titles == "-" else open(args.titles, "rb") as file:
+        for titles in titles_of(file, args.titles):
+            categories, chances = classifier.likeliest(titles, top)
+            categories[chances < args.threshold] = -1
+            columns = [column for k in range(top) for column in (
+                [names[c] for c in categories[:, k].tolist()], chances[:, k].tolist())]
+            sys.stdout.writelines(map(form.format, *columns))
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except BrokenPipeError:  # `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except ModelError as error:
+        end(error)
+    except OSError as error:
+        end(f"{error.filename or 'input/output'}: {error.strerror}")

@@ -1,0 +1,309 @@
+"""Exported models: what classify.py answers with NumPy alone is what evaluate.py answers."""
+import ast
+import io
+import json
+import subprocess
+import sys
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT, assert_one_line_error, run_here, run_script, snapshot, texts
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import classify
+import data
+import evaluate
+import export
+import model
+import train
+
+ODD = ["", "qwzzk", "???", "celulares azules qqq", "Teléfono nuevo x3 &amp; mesa", "x" * 300, "mesa " * 60, "zzmesazz",
+       "１２ ﬁn №5 桌子", "una cosa que nadie vio nunca jamas"]
+VARIANTS = {  # what they change in the configuration of a run
+    "mlp": {"hidden": [8], "word_ngrams": 3, "character_weight": 0.4},
+    "cnn": {"filters": 5, "widths": [2, 30], "hidden": [8, 9]},
+    "rnn": {"units": 7}, "transformer": {"heads": 3, "layers": 2},
+    "words": {"model": "mlp", "word_ngrams": 1, "maxn": 0, "buckets": 0},
+    "long n-grams": {"model": "rnn", "units": 3, "word_ngrams": 1, "minn": 5, "maxn": 7, "max_len": 3},
+    "frequent": {"model": "transformer", "heads": 1, "layers": 1, "prior": "training", "dim": 24}}
+
+
+@pytest.fixture
+def random_run(trained, monkeypatch):
+    """A function of names of VARIANTS and a prior: an evaluate.Classifier of such runs, whose numbers are random. They
+    need no training, and have what is rare after one, such as words without a weight."""
+    restore = evaluate.restore
+
+    def random_restore(folder, name):
+        config, vocab, labels, saved, step = restore(folder, "best")
+        config = config | {"model": name} | VARIANTS[name]
+        config = train.DEFAULTS[config["model"]] | config
+        draw, variables = np.random.default_rng(len(name)), model.init(config, jax.random.key(1))
+        weights = draw.uniform(0.1, 4, len(variables["table"])) * (draw.random(len(variables["table"])) < 0.6)
+        weights[0] = 0
+        return config, vocab, labels, saved | {"variables": {
+            "params": jax.tree.map(lambda x: x + draw.normal(size=x.shape, scale=0.1), variables["params"]),
+            "table": variables["table"], "weights": weights.astype(np.float32)}}, step
+
+    monkeypatch.setattr(evaluate, "restore", random_restore)
+    return lambda *names, prior=None: evaluate.Classifier([(trained / "runs/bag", name) for name in names], prior)
+
+
+@pytest.fixture(scope="session")
+def exported(trained, tmp_path_factory):
+    """A function of names of runs and flags: the folder that export.py writes of them, once."""
+    folders = {}
+
+    def exported(*flags):
+        if flags not in folders:
+            folders[flags] = tmp_path_factory.mktemp("exported") / "model"
+            run_here("export", "--ckpt", *flags, "--out", folders[flags], cwd=trained)
+        return folders[flags]
+
+    return exported
+
+
+def answers(folder, stdin, *args, check=True):
+    """classify.py, run from an empty folder with the standard library and NumPy alone."""
+    done = subprocess.run([sys.executable, "-I", folder / "classify.py", folder / "model.npz", *map(str, args)],
+                          cwd=folder, input=stdin.encode(), capture_output=True)
+    done.stdout, done.stderr = done.stdout.decode(), done.stderr.decode()
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+# --- the same answers -------------------------------------------------------------------------------------------------
+
+def assert_the_same(small, run, titles, atol=1e-5):
+    """A classify.Classifier of float32 says what its evaluate.Classifier says."""
+    wanted, expected, found = run.predict_proba(titles), run.predict(titles, top=3), small.predict(titles, top=3)
+    np.testing.assert_allclose(small.predict_proba(titles), wanted, atol=atol)
+    assert [row[0][0] for row in found] == [row[0][0] for row in small.predict(titles)]
+    assert [row[0][0] for row in found] == [row[0][0] for row in expected]
+    assert [row[0][1] == 0 for row in found] == [row[0][1] == 0 for row in expected]
+    chances = [[[chance for _, chance in row] for row in rows] for rows in (found, expected)]
+    np.testing.assert_allclose(*chances, atol=atol)
+
+    # One at a time as all at once, with the words of former titles forgotten.
+    small.forget()
+    alone = [small.predict([title], top=3)[0] for title in titles[:40]]
+    np.testing.assert_allclose([[chance for _, chance in row] for row in alone], chances[1][:40], atol=atol)
+
+
+@pytest.mark.parametrize(("names", "prior"), [*(([name], None) for name in VARIANTS), (["mlp"], "training"), (
+    ["frequent"], "equal"), (["cnn", "words", "frequent", "long n-grams"], "training")], ids=str)
+def test_every_network_says_what_the_run_says(names, prior, random_run, trained, tmp_path):
+    run = random_run(*names, prior=prior)
+    np.savez(tmp_path / "model.npz", **export.model_arrays(run, "float32"))
+    small = classify.Classifier(tmp_path / "model.npz")
+    assert small.settings["prior"] == run.prior
+    assert small.settings["thresholds"] == [[p, run.threshold(p)] for p in (0.9, 0.95, 0.99)]
+    # What random networks are calibrated to may be very sharp, and rounding errors grow with the weight of the logits.
+    titles = [*ODD, *texts("test", trained / "data/prepared")]
+    assert_the_same(small, run, titles, 1e-5 * max(1, float(run.weights.sum())))
+
+
+@pytest.mark.parametrize("names", [["bag"], ["filters"], ["bag", "filters"]], ids="+".join)
+def test_every_title_gets_the_category_of_the_run(names, trained, exported):
+    run = evaluate.load(*names, folder=trained / "runs")
+    small = classify.Classifier(exported(*names, "--dtype", "float32") / "model.npz")
+    assert small.labels == run.labels
+    assert_the_same(small, run, [*ODD, *texts("test", trained / "data/prepared")])
+
+
+@pytest.mark.parametrize("name", ["bag", "filters"])
+def test_small_integers_cost_no_accuracy(name, trained, exported):
+    run = evaluate.load(name, folder=trained / "runs")
+    small = classify.Classifier(exported(name) / "model.npz")
+    titles = texts("test", trained / "data/prepared")
+    labels = np.load(trained / "data/prepared/test_labels.npy").astype(int)
+    whole, cut = (model.balanced_accuracy(labels, each.likeliest(titles, 1)[0][:, 0]) for each in (run, small))
+    assert abs(whole - cut) <= 0.005
+    assert small.members[0].table.dtype == np.int8
+    np.testing.assert_allclose(small.predict_proba(titles), run.predict_proba(titles), atol=0.02)
+
+
+def test_rows_that_training_did_not_use_are_left_out(trained, exported):
+    (config, variables), = evaluate.load("bag", folder=trained / "runs").members
+    member = classify.Classifier(exported("bag") / "model.npz").members[0]
+    used = np.asarray(variables["weights"])[config["vocabulary"]:] > 0
+    assert len(member.table) == config["vocabulary"] + used.sum() < len(variables["table"]) / 2
+    np.testing.assert_array_equal(member.weights[member.row], variables["weights"][config["vocabulary"]:])
+
+
+def test_words_are_forgotten_when_there_are_too_many(exported, monkeypatch):
+    small = classify.Classifier(exported("bag") / "model.npz")
+    titles = [f"mesa w{i} silla v{i}" for i in range(3000)]
+    expected = small.predict_proba(titles)
+    monkeypatch.setattr(classify, "WORDS", 100)
+    monkeypatch.setattr(classify, "PART", 70)
+    np.testing.assert_allclose(small.predict_proba(titles), expected, atol=1e-6)
+    assert len(small.positions) < 300
+
+
+def test_threads_may_share_a_classifier(exported):
+    small = classify.Classifier(exported("bag") / "model.npz")
+    parts = [[f"mesa w{i} x{k} silla v{i}" for i in range(200)] for k in range(16)]
+    expected = [small.predict(part) for part in parts]
+    small.forget()
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda part: [small.predict([title])[0] for title in part], parts))
+    assert [[row[0][0] for row in part] for part in found] == [[row[0][0] for row in part] for part in expected]
+
+
+# --- one tokenizer, one hash ------------------------------------------------------------------------------------------
+
+@given(st.text() | st.text(st.sampled_from("aB&;#xΣσςİ\u0301\u0323\ufb01é№ㄱ각桌ー가1_ \x85\ud800&amp")))
+@example("ΑΣ. ΑΣ\u0301 &eacute;&amp;eacute; ſ ẞ")
+def test_titles_are_cut_into_the_same_words(title):
+    assert classify.tokenize(title) == data.tokenize(title)
+
+
+def test_every_character_is_taken_the_same():
+    for code in range(0x110000):
+        title = f"a{chr(code)}b\u0301{chr(code)}"
+        assert classify.tokenize(title) == data.tokenize(title), hex(code)
+
+
+@given(st.lists(st.text(min_size=1, max_size=40).filter(lambda word: word.isalnum()), min_size=1),
+       st.integers(0, 5), st.integers(0, 7), st.integers(1, 1 << 22) | st.just(classify.HASHES))
+def test_ngrams_are_hashed_the_same(words, minn, maxn, buckets):
+    assert classify.HASHES == evaluate.HASHES and classify.NGRAM_CHARACTERS == data.NGRAM_CHARACTERS
+    start, bucket = classify.character_ngrams(words, minn, maxn, buckets)
+    wanted_start, wanted = data.character_ngrams([*data.SPECIALS, *words], minn, maxn, buckets)
+    np.testing.assert_array_equal(start, wanted_start[2:])
+    np.testing.assert_array_equal(bucket, wanted[:start[-1]])
+    np.testing.assert_array_equal(classify.word_hashes(words), data.word_hashes(words))
+
+
+# --- anywhere ---------------------------------------------------------------------------------------------------------
+
+def test_the_file_runs_with_numpy_alone(exported):
+    folder = exported("filters")
+    code = ("import sys; before = set(sys.modules); sys.path.insert(0, '.'); import classify\n"
+            "print(classify.Classifier('model.npz').predict(['silla azul'])[0][0][0])\n"
+            "left = {name.partition('.')[0] for name in sys.modules} - before - set(sys.stdlib_module_names)\n"
+            "print(sorted(name for name in left if not name.startswith('_')))")
+    done = subprocess.run([sys.executable, "-I", "-B", "-c", code], cwd=folder, capture_output=True, text=True)
+    assert done.stdout.split("\n")[:2] == ["SILLAS", "['classify', 'numpy']"], done.stdout + done.stderr
+    ast.parse((ROOT / "classify.py").read_text(encoding="utf-8"), feature_version=(3, 9))
+
+
+def test_answers_on_the_command_line(exported, tmp_path):
+    folder = exported("bag")
+    small = classify.Classifier(folder / "model.npz")
+    stdin = "".join(f"{title}\n" for title in ODD)
+    found = [line.split("\t") for line in answers(folder, stdin, "--top", 3).stdout.splitlines()]
+    assert found == [[str(field) for name, chance in row for field in (name, f"{chance:.6f}")]
+                     for row in small.predict(ODD, top=3)]
+    refused = [line.split("\t") for line in answers(folder, stdin, "--threshold", 0.5).stdout.splitlines()]
+    assert refused == [[row[0] if float(row[1]) >= 0.5 else "", row[1]] for row in found]
+    assert answers(folder, "").stdout == "" and answers(folder, "\n").stdout.endswith("\t0.000000\n")
+    (tmp_path / "titles.txt").write_bytes(b"mesa\r\nsi\xfflla")
+    assert answers(folder, "", tmp_path / "titles.txt").stdout.startswith("MESAS\t")
+    assert answers(folder, "", tmp_path / "titles.txt").stdout.count("\n") == 2
+    for args in (["--top", 0], ["--threshold", 2], ["--nonsense"], [tmp_path / "none.txt"]):
+        assert_one_line_error(answers(folder, "mesa\n", *args, check=False), str(args[-2:][0]))
+
+
+def test_a_line_is_answered_while_the_producer_pauses(exported):
+    folder, pipes = exported("bag"), {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-I", folder / "classify.py", folder / "model.npz"], **pipes) as done:
+        for title, category in (("mesa", "MESAS"), ("silla", "SILLAS"), ("celular x1", "CELULARES")):
+            done.stdin.write(f"{title}\n".encode())
+            done.stdin.flush()
+            assert done.stdout.readline().decode().split("\t")[0] == category  # hangs if it is not answered
+        done.stdin.close()
+        assert not done.stdout.read() and done.wait() == 0
+
+
+def test_titles_from_python(exported):
+    small = classify.Classifier(exported("bag") / "model.npz")
+    found = small.predict(pd.Series(["mesa", None, float("nan"), pd.NA, ""]), top=100, threshold=0.3)
+    assert [len(row) for row in found] == [len(small.labels), 0, 0, 0, len(small.labels)]
+    assert found[0][0][0] == "MESAS" and found[0][1][0] is None and found[4][0] == (None, 0.0)
+    assert np.isnan(small.predict_proba(["mesa", None])).all(1).tolist() == [False, True]
+    assert small.predict([]) == [] and small.predict_proba([]).shape == (0, len(small.labels))
+    for wrong in ("mesa", [1], [b"mesa"]):
+        with pytest.raises(TypeError, match="titles"):
+            small.predict(wrong)
+    with pytest.raises(ValueError, match=r"0.9, 0.95, 0.99"):
+        small.threshold(0.5)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+def test_files_that_are_no_model_are_refused(exported, tmp_path):
+    folder, target = exported("bag"), tmp_path / "model.npz"
+    (tmp_path / "classify.py").write_bytes((folder / "classify.py").read_bytes())
+    arrays = dict(np.load(folder / "model.npz"))
+    newer = arrays | {"settings": np.frombuffer(json.dumps({"format": 99}).encode(), np.uint8)}
+    newer["digest"] = classify.digest({name: newer[name] for name in newer if name != "digest"})
+    for content, words in (
+            ({"x": np.ones(3)}, "export it again"), (arrays | {"0/weights": arrays["0/weights"] * 2}, "changed"),
+            (newer, "version 99"), (arrays | {"0/table": np.array([Path()])}, "export it again"),
+            (b"", "export it again"), (b"mesa\n", "export it again")):
+        if isinstance(content, dict):
+            file = io.BytesIO()
+            np.savez(file, **content)
+        target.write_bytes(file.getvalue() if isinstance(content, dict) else content)
+        assert_one_line_error(answers(tmp_path, "mesa\n", check=False), "model.npz: ", words)
+    target.unlink()
+    assert_one_line_error(answers(tmp_path, "mesa\n", check=False), "model.npz: No such file")
+
+
+def test_mutants_are_refused_or_say_the_same(exported, tmp_path):
+    content, path = (exported("bag") / "model.npz").read_bytes(), tmp_path / "model.npz"
+    expected = classify.Classifier(exported("bag") / "model.npz").predict_proba(ODD)
+    draw, refused = np.random.default_rng(0), 0
+    ends = [info.header_offset for info in zipfile.ZipFile(exported("bag") / "model.npz").infolist()]
+    for i in range(400):
+        # Bytes anywhere, in the headers of members, and at the end, where the index is; or the file cut short.
+        at = int((draw.integers(len(content)), draw.choice(ends) + draw.integers(200), -draw.integers(1, 1500))[i % 3])
+        mutant = bytearray(content)
+        mutant[at % len(content)] ^= 1 << int(draw.integers(8))
+        path.write_bytes(mutant if i % 10 else content[:at])
+        try:
+            assert np.array_equal(classify.Classifier(path).predict_proba(ODD), expected)
+        except classify.ModelError as error:
+            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+            refused += 1
+    assert refused > 300
+
+
+def test_a_second_export_gives_the_same_bits(trained, exported, tmp_path):
+    # Only the run's folder is there.
+    run_script("export", "--ckpt", trained / "runs/bag", "--out", tmp_path / "out", cwd=tmp_path)
+    assert (tmp_path / "out/model.npz").read_bytes() == (exported("bag") / "model.npz").read_bytes()
+    assert (tmp_path / "out/classify.py").read_bytes() == (ROOT / "classify.py").read_bytes()
+    (origin,) = classify.Classifier(tmp_path / "out/model.npz").settings["provenance"]
+    assert origin["run"] == "bag" and 0 < origin["validation_balanced_accuracy"] <= 1
+
+
+def test_the_folder_is_whole_or_left_alone(trained, tmp_path, monkeypatch):
+    (tmp_path / "mine.txt").write_text("mine")
+    before = snapshot(tmp_path)
+    for out in (tmp_path, tmp_path / "mine.txt"):
+        assert_one_line_error(run_here("export", "--ckpt", "bag", "--out", out, cwd=trained, check=False), "--out")
+    monkeypatch.setattr(np, "savez_compressed", lambda *args, **arrays: (_ for _ in ()).throw(OSError(28, "No space")))
+    done = run_here("export", "--ckpt", "bag", "--out", tmp_path / "new", cwd=trained, check=False)
+    assert_one_line_error(done, "No space")
+    assert snapshot(tmp_path) == before
+
+
+def test_small_integers_are_the_nearest():
+    table = np.random.default_rng(0).normal(size=(200_000, 2)).astype(np.float32)
+    table *= np.logspace(-9, 3, len(table), dtype=np.float32)[:, None]
+    table[3] = 0
+    for titles, steps in ((1, 4), (16, 16), (10 ** 6, 127)):
+        numbers, scale = export.quantized(table, np.full(len(table), titles))
+        error = np.abs(numbers * scale.astype(np.float32)[:, None] - table).max(1)
+        assert (error <= np.maximum(np.abs(table).max(1) / steps * 0.52, 1e-5)).all() and not numbers[3].any()
+        assert np.abs(numbers).max() == steps
+    assert np.abs(export.quantized(table[-100:], np.ones(100))[0]).max() == 127
