@@ -316,7 +316,7 @@ def check_titles(titles):
     titles = titles.to_pylist() if hasattr(titles, "to_pylist") else list(titles)  # Arrow's own values are no str
     present = [i for i, title in enumerate(titles) if isinstance(title, str)]
     for title in titles:
-        if not isinstance(title, str) and title is not None and title == title and str(title) != "<NA>":
+        if not isinstance(title, str) and title is not None and str(title) != "<NA>" and title == title:
             raise TypeError(f"titles: {title!r} is no title; wanted str, or None where one is missing")
     return titles, present
 

@@ -178,6 +178,7 @@ def test_a_pandas_column_is_classified_as_the_readme_says(classifier):
     frame = pd.DataFrame({"title": ["mesa grande", None, "funda negro"]})
     frame["category"] = [found[0][0] if found else None for found in classifier.predict(frame["title"])]
     assert frame["category"].tolist()[::2] == ["MESAS", "FUNDAS"] and pd.isna(frame["category"][1])
+    assert classifier.predict([pd.NA, "mesa"])[0] == []
 
 
 def test_one_title_at_a_time_gives_what_many_give(classifier):
