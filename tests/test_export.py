@@ -96,7 +96,7 @@ def assert_the_same(small, run, titles, atol=1e-5):
     np.testing.assert_allclose([[chance for _, chance in row] for row in alone], expected[:40], atol=atol)
 
 
-@pytest.mark.parametrize(("names", "prior"), [*(([name], None) for name in VARIANTS if name != "frequent"), (
+@pytest.mark.parametrize(("names", "prior"), [*(([name], None) for name in VARIANTS if name in model.MODELS), (
     ["cnn", "words", "frequent", "long n-grams"], "training")], ids=str)
 def test_every_network_says_what_the_run_says(names, prior, random_run, trained, tmp_path):
     run = random_run(*names, prior=prior)
