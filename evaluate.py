@@ -387,9 +387,9 @@ def all_batch(ensemble, ids):
 
 # --- report -----------------------------------------------------------------------------------------------------------
 
-def prepared_rows(args, classifier):
-    """The rows of a prepared split, see `read_rows`."""
-    meta, arrays = data.load_prepared(args.data, (args.split,), text=args.split)
+def prepared_rows(args, classifier, meta, arrays):
+    """The rows of a prepared split, see `read_rows`; meta and arrays as from data.load_prepared. Raises UserError where
+    the classifier was trained on other data."""
     if classifier.config["fingerprint"] != meta["fingerprint"]:
         raise UserError(f"{classifier.folder}: was trained on other data ({classifier.config['fingerprint']}) than "
                         f"{args.data} holds ({meta['fingerprint']}); name its data with --data, report on a file with "
@@ -437,12 +437,12 @@ def evaluate(args):
     # Everything is read and matched before it is scored.
     if args.test:
         files.require_file(args.test)
-    meta = args.data / "meta.json"
-    fingerprint = files.read_json(meta).get("fingerprint") if meta.is_file() else None
-    if args.test is None and fingerprint is None:
-        data.load_prepared(args.data)  # says what is wrong
-    classifier = load(*args.ckpt, folder=args.runs, prior=args.prior, fingerprint=fingerprint)
-    rows = read_rows(args, classifier) if args.test else prepared_rows(args, classifier)
+        classifier = load_named(args)
+        rows = read_rows(args, classifier)
+    else:
+        meta, arrays = data.load_prepared(args.data, (args.split,), text=args.split)
+        classifier = load(*args.ckpt, folder=args.runs, prior=args.prior, fingerprint=meta["fingerprint"])
+        rows = prepared_rows(args, classifier, meta, arrays)
     connecting = files.in_background(runs.mlflow_client)  # takes seconds; meanwhile we score
 
     # Score every row. Categories that the run does not know have no probability: they are wrong.

@@ -446,7 +446,7 @@ def parquet_errors(name):
 def read_parquet(stream, name, wanted, names, bad, keep=False):
     """Yield ({column: Arrow array of bytes}, row numbers [n]) for blocks of a Parquet file. Values are as in JSON.
 
-    keep: add all columns as they are, as `kept`, an Arrow record batch; the first block may have no rows then.
+    keep: add all columns as they are, as `kept`, an Arrow table; the first block has nothing but these, without rows.
     """
     number = 1
     with parquet_errors(name):
@@ -621,7 +621,7 @@ def read_titles(stream, name, bad, form=None, keep=False):
             return pa.array(found, pa.string())
 
     def columns(found, kept):
-        """kept: {name: key in a block}, or None where a block has the kept columns as they are."""
+        """kept: [(name, key in a block)], or None where a block has the kept columns as they are."""
         for block, numbers in found:
             if kept is None:
                 table = block["kept"]
