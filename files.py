@@ -68,10 +68,13 @@ def run(main):
 
 
 def interrupt(number, frame):
-    """The handler of Ctrl-C: raise KeyboardInterrupt. Python swallows exceptions that are raised while its garbage
-    collector calls JAX, so there the program ends at once."""
-    if frame is not None and frame.f_code.co_name == "_xla_gc_callback":
-        os._exit(130)
+    """The handler of Ctrl-C: raise KeyboardInterrupt, or end the program at once where that is not safe. Native libraries
+    crash when an exception meets them while they are imported, and Python swallows those raised while its garbage
+    collector calls JAX."""
+    while frame is not None:
+        if frame.f_code.co_name == "_xla_gc_callback" or frame.f_code.co_filename.startswith("<frozen importlib"):
+            os._exit(130)
+        frame = frame.f_back
     raise KeyboardInterrupt
 
 
