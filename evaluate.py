@@ -120,6 +120,7 @@ import numpy as np
 import pyarrow as pa
 
 import calibration
+import classify
 import data
 import encoder
 import model
@@ -259,7 +260,7 @@ class Classifier:
         titles: any sequence of str, such as a pandas column; a missing value (None, NaN) gets an empty list. Raises
         TypeError where it is something else.
         """
-        titles, present = check_titles(titles)
+        titles, present = classify.check_titles(titles)
         result = [[] for _ in titles]
         if present:
             found = self.likeliest([titles[i] for i in present], min(top, len(self.labels)))
@@ -271,7 +272,7 @@ class Classifier:
     def predict_proba(self, titles):
         """The probability of every category, in the order of `labels`: [N, C] float32; NaN for missing titles. Titles
         are as for `predict`."""
-        titles, present = check_titles(titles)
+        titles, present = classify.check_titles(titles)
         result = np.full((len(titles), len(self.labels)), np.nan, np.float32)
         if present:
             result[present] = self.in_parts(all_batch, [titles[i] for i in present])["probability"]
@@ -307,18 +308,6 @@ class Classifier:
                                  key=lambda item: -item[1])[:EXPLAINED])
             at += len(title) + 1
         return result
-
-
-def check_titles(titles):
-    """(list of titles, the positions of those that are not missing). Raises TypeError where they are no titles."""
-    if isinstance(titles, (str, bytes)) or hasattr(titles, "columns"):
-        raise TypeError("titles: wanted a list or a column of titles, not a single one or a table")
-    titles = titles.to_pylist() if hasattr(titles, "to_pylist") else list(titles)  # Arrow's own values are no str
-    present = [i for i, title in enumerate(titles) if isinstance(title, str)]
-    for title in titles:
-        if not isinstance(title, str) and title is not None and str(title) != "<NA>" and title == title:
-            raise TypeError(f"titles: {title!r} is no title; wanted str, or None where one is missing")
-    return titles, present
 
 
 def load(*ckpt, folder="runs", prior=None, fingerprint=None):
@@ -404,11 +393,10 @@ def read_rows(args, classifier):
     """The rows of a labelled file, as a namespace: `text`, list of titles; `labels` [N], numbers of `names`, which are
     the run's and behind them those it does not know; `lines` [N], where they stand; `language` [N], number of
     `languages`, and `reliable` [N] bool, or None."""
-    import pyarrow.compute as pc
     bad, blocks = sources.BadRows(MAX_BAD_ROWS), []
     for block in sources.read_labelled(args.test, bad, sources.format_from(args)):
-        block["quality"] = pc.utf8_lower(block.get("quality", pa.nulls(len(block["title"]), pa.string())))
-        blocks.append({column: block[column].to_pylist() if column in block else [None] * len(block["title"])
+        sources.given_quality(args.test, block.get("quality", pa.array([], pa.string())))
+        blocks.append({column: block[column].to_pylist() if column in block else [""] * len(block["title"])
                        for column in ("title", "category", "language", "quality", "line")})
     rows = {column: [value for block in blocks for value in block[column]] for column in blocks[0]} if blocks else {}
     bad.check(len(rows.get("title", [])))
@@ -430,7 +418,7 @@ def read_rows(args, classifier):
         text=rows["title"], labels=np.array([number[name] for name in rows["category"]]), names=names,
         lines=np.array(rows["line"]), languages=languages if any(rows["language"]) else None,
         language=np.array([languages.index(name or "unknown") for name in rows["language"]]),
-        reliable=np.array([quality == "reliable" for quality in rows["quality"]]) if any(rows["quality"]) else None)
+        reliable=np.array([quality.lower() == "reliable" for quality in rows["quality"]]) if any(rows["quality"]) else None)
 
 
 def evaluate(args):

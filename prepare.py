@@ -254,7 +254,7 @@ def ingest(args, chosen, bad):
             columns["language"].append(languages(block.get("language", nothing)))
             if len(languages.index) > 256:
                 raise UserError(f"{path}: more than 256 languages; rename the column if it holds something else")
-            columns["reliable"].append(given_quality(path, block.get("quality", nothing)))
+            columns["reliable"].append(sources.given_quality(path, block.get("quality", nothing)))
             columns["split"].append(given_split(path, split, block.get("split", nothing)))
             known.update(name for name in ("language", "quality")
                          if name in block and pc.any(pc.not_equal(block[name], "")).as_py())
@@ -277,16 +277,6 @@ def title_lines(titles):
     if text.count(b"\n") > len(titles) or b"\r" in text:
         text = title_lines(pc.replace_substring_regex(titles, r"[\r\n]+", " "))
     return text
-
-
-def given_quality(path, values):
-    """Whether each row of a block is marked reliable: [n] bool."""
-    import pyarrow.compute as pc
-    lowered = pc.utf8_lower(values)
-    wrong = [value for value in lowered.unique().to_pylist() if value not in ("", "reliable", "unreliable")]
-    if wrong:
-        raise UserError(f"{path}: label_quality says {wrong[0]!r}; use reliable or unreliable")
-    return pc.equal(lowered, "reliable").to_numpy(zero_copy_only=False)
 
 
 def given_split(path, split, values):

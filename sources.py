@@ -584,6 +584,16 @@ def clean(block, numbers, path, bad, header=None):
     return block if good.all() else {column: values.filter(pa.array(good)) for column, values in block.items()}
 
 
+def given_quality(path, values):
+    """Whether each row of a block is marked reliable: [n] bool. Raises UserError for a mark that is not known."""
+    import pyarrow.compute as pc
+    lowered = pc.utf8_lower(values)
+    wrong = [value for value in lowered.unique().to_pylist() if value not in ("", "reliable", "unreliable")]
+    if wrong:
+        raise UserError(f"{path}: label_quality says {wrong[0]!r}; use reliable or unreliable")
+    return pc.equal(lowered, "reliable").to_numpy(zero_copy_only=False)
+
+
 # --- titles alone -----------------------------------------------------------------------------------------------------
 
 class NoBadRows(BadRows):

@@ -65,6 +65,7 @@ def test_labelled_files_that_do_not_serve(trained, tmp_path):
     fails("title,price\nmesa,2\n", "bad.csv:1", "category")
     fails("title,category\n", "no rows")
     fails("title,category\nmesa\nsilla\n", "bad.csv:2", "2 bad rows of 2")
+    fails("title,label_quality,category\nmesa,relable,MESAS\n", "bad.csv: label_quality says 'relable'")
     fails("title,category\nmesa,MESAS\n", "--test and --split", flags=("--split", "valid"))
     fails("title,category\nmesa,MESAS\n", "--top", flags=("--top", 2))
     done = run_script("evaluate", "--ckpt", "bag", "--test", tmp_path / "none.csv", cwd=trained, check=False)
