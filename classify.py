@@ -536,6 +536,37 @@ def main():
             sys.stdout.flush()
 
 
+# --- MLflow -----------------------------------------------------------------------------------------------------------
+
+def mlflow_model():
+    """The model that MLflow serves, with model.npz as its artifact "model". Titles come as a list or as the column
+    `title` of a table; `params` are those of the command line: top and threshold. Each title is answered by category,
+    probability, then category_2, probability_2 and so on; a missing one by nulls."""
+    import mlflow
+    import pandas
+
+    class Titles(mlflow.pyfunc.PythonModel):
+        def load_context(self, context):
+            self.classifier = Classifier(context.artifacts["model"])
+
+        def predict(self, context, model_input: pandas.DataFrame, params=None):
+            top, threshold = (params or {}).get("top", 1), (params or {}).get("threshold", 0.0)
+            if top < 1 or not 0 <= threshold < 1:
+                raise mlflow.MlflowException.invalid_parameter_value("top: wanted 1 or more; threshold: 0 to below 1")
+            found = self.classifier.predict(model_input["title"], top, threshold)
+            top = min(top, len(self.classifier.labels))
+            missing = [(None, None)] * top
+            names = [name + (f"_{k + 1}" if k else "") for k in range(top) for name in ("category", "probability")]
+            return pandas.DataFrame([[value for pair in row or missing for value in pair] for row in found],
+                                    columns=names, dtype=object)
+
+    return Titles()
+
+
+if __name__.startswith("code_model_"):  # the name under which MLflow runs the code of a model
+    import mlflow
+    mlflow.models.set_model(mlflow_model())
+
 if __name__ == "__main__":
     try:
         main()

@@ -3,12 +3,18 @@
     python export.py --ckpt best --out exported             # exported/model.npz and exported/classify.py
     python export.py --ckpt mlp-1 cnn-1 --out exported      # several runs on the same data as one
     python exported/classify.py exported/model.npz --top 3 < titles.txt
+    python export.py --ckpt best --register titles --alias champion   # in MLflow, which serves it:
+    MLFLOW_TRACKING_URI=sqlite:///mlflow.db mlflow models serve -m models:/titles@champion --env-manager local
 
 model.npz holds what prediction needs: the rows of the table that training used, as integers of up to 8 bits with a
 scale for each row (--dtype float32: as they are), the heads, the vocabulary, the labels, settings, temperatures,
 thresholds, and where all that comes from; no pickle, and a digest that is verified when it is read. It needs nothing
 but the run's folder; best and latest are of the runs on --data, where that is there. --prior is as in evaluate.py. The
 folder is written whole or not at all; one that holds anything else is left alone.
+
+--log adds the same two files to the training's MLflow run (of several: the first one's) as a model of MLflow, and
+--register also makes it the next version of a registered model. Such a model takes titles as a list or as the column
+`title` of a table, and the parameters top and threshold; it answers by category, probability, category_2 and so on.
 """
 import sys
 from pathlib import Path
@@ -33,8 +39,16 @@ def parse_args():
     add("--runs", type=Path, default=Path("runs"), help="folder of all runs")
     add("--prior", choices=("equal", "training"), help="how frequent categories are taken to be (default: as the run)")
     add("--dtype", choices=("int8", "float32"), default="int8", help="numbers of the table")
-    add("--out", type=Path, metavar="DIR", required=True, help="folder to write")
-    return parser.parse_args()
+    add("--out", type=Path, metavar="DIR", help="folder to write")
+    add("--log", action="store_true", help="add the model to the run in MLflow")
+    add("--register", metavar="NAME", help="the same, as the next version of this registered model")
+    add("--alias", metavar="NAME", help="with --register: an alias for this version, such as champion")
+    args = parser.parse_args()
+    if not (args.out or args.log or args.register):
+        raise UserError("nothing to do: give --out, --log or --register")
+    if args.alias and not args.register:
+        raise UserError("--alias goes with --register")
+    return args
 
 
 if __name__ == "__main__":
@@ -42,9 +56,11 @@ if __name__ == "__main__":
     files.run(files.clean_environment)
 
 import json
+import tempfile
 
 import flax
 import numpy as np
+import pandas as pd
 
 import calibration
 import classify
@@ -115,18 +131,62 @@ def model_arrays(classifier, dtype):
     return arrays | {"digest": classify.digest(arrays)}
 
 
+def write(folder, arrays):
+    """Write model.npz and classify.py into a folder. Returns the bytes of the first."""
+    np.savez_compressed(folder / "model.npz", **arrays)
+    (folder / "classify.py").write_bytes(runs.SOURCE["classify.py"])
+    return (folder / "model.npz").stat().st_size
+
+
+def log(folder, run_folder, register=None, alias=None):
+    """Log what `write` wrote as a model of the training in `run_folder`, and register it under a name and an alias.
+    Returns its address in MLflow."""
+    connection = runs.mlflow_client()  # first: its errors are one line
+    import mlflow
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+    mlflow.set_tracking_uri(runs.mlflow_uri())
+    mlflow.environment_variables.MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)
+    client, _ = connection
+    run_id = (run_folder / "mlflow.txt").read_text().strip()
+    try:
+        if not runs.artifacts_are_here(client, run_id):
+            raise UserError(f"{run_folder}: MLflow keeps its files elsewhere, see above; export with --out alone")
+        mlflow.set_experiment(experiment_id=client.get_run(run_id).info.experiment_id)
+        logged = Model.log(
+            None, mlflow.pyfunc, registered_model_name=register, name="classifier", run_id=run_id,
+            python_model=str(folder / "classify.py"), artifacts={"model": str(folder / "model.npz")},
+            signature=ModelSignature(
+                Schema([ColSpec("string", "title")]),
+                Schema([ColSpec("string", "category", required=False), ColSpec("float", "probability", required=False)]),
+                ParamSchema([ParamSpec("top", "long", 1), ParamSpec("threshold", "double", 0.0)])),
+            input_example=pd.DataFrame({"title": ["zapatillas running talle 42", "funda celular silicona"]}),
+            pip_requirements=[f"numpy=={np.__version__}"])
+        if alias:
+            client.set_registered_model_alias(register, alias, logged.registered_model_version)
+    except mlflow.MlflowException as error:
+        raise runs.mlflow_error(error) from None
+    return f"models:/{register}/{logged.registered_model_version}" if register else logged.model_uri
+
+
 def main(args):
-    if args.out.exists() and (not args.out.is_dir() or {path.name for path in args.out.iterdir()} - CONTENT):
+    if args.out and args.out.exists() and (
+            not args.out.is_dir() or {path.name for path in args.out.iterdir()} - CONTENT):
         raise UserError(f"{args.out}: holds other things than an exported model; name a new folder with --out")
     classifier = evaluate.load_named(args)
     arrays = model_arrays(classifier, args.dtype)
-    with files.atomic_folder(args.out) as folder:
-        np.savez_compressed(folder / "model.npz", **arrays)
-        (folder / "classify.py").write_bytes(runs.SOURCE["classify.py"])
-        size = (folder / "model.npz").stat().st_size
-    print(f"{args.out}/model.npz: {size / 1e6:.1f} MB, {len(classifier.vocab):,} words, "
-          f"{len(classifier.labels):,} categories\n"
-          f"try it: echo zapatillas running | python {args.out}/classify.py {args.out}/model.npz --top 3")
+    if args.out:
+        with files.atomic_folder(args.out) as folder:
+            size = write(folder, arrays)
+        print(f"{args.out}/model.npz: {size / 1e6:.1f} MB, {len(classifier.vocab):,} words, "
+              f"{len(classifier.labels):,} categories\n"
+              f"try it: echo zapatillas running | python {args.out}/classify.py {args.out}/model.npz --top 3")
+    if args.log or args.register:
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder), arrays)
+            address = log(Path(folder), classifier.folder, args.register, args.alias)
+        print(f"{address}\nserve it: MLFLOW_TRACKING_URI={runs.mlflow_uri()} mlflow models serve -m {address} "
+              "--env-manager local")
 
 
 if __name__ == "__main__":
