@@ -8,6 +8,7 @@
     python evaluate.py --ckpt best --predict titles.txt --top 3 --out predicted.tsv
     python evaluate.py --ckpt best --predict export.csv --keep --precision 0.95 --out scored.csv
     echo "zapatillas running talle 42" | python evaluate.py --ckpt best --predict - --explain
+    python evaluate.py --ckpt mlp-1 --neighbors celular     # the nearest words, with the cosine of their vectors
 
 The report goes to runs/NAME/SPLIT-WHICH/ (such as test-best): report.json, predictions.csv, categories.csv (precision,
 recall, F1 and support of each), confusions.csv with example titles, suspects.csv (wrong labels are likely among its
@@ -66,7 +67,9 @@ def parse_args():
     add("--prior", choices=("equal", "training"), help="how frequent categories are taken to be (default: as the run)")
     add("--json", action="store_true", help="print the scores as one JSON object and nothing else")
     add("--predict", metavar="FILE", help="classify the titles in this file, or - for standard input")
-    add("--top", type=files.positive(int), default=1, metavar="K", help="with --predict: the K likeliest categories")
+    add("--neighbors", metavar="WORD", help="print the words whose vectors are nearest to that of this word")
+    add("--top", type=files.positive(int), metavar="K",
+        help="with --predict: the K likeliest categories (default: 1); with --neighbors: words (default: 10)")
     add("--threshold", type=files.fraction, metavar="P",
         help="with --predict: leave the category empty where its probability is below")
     add("--precision", type=files.fraction, metavar="P",
@@ -83,21 +86,23 @@ def parse_args():
     flags = {flag: getattr(args, flag[2:].replace("-", "_")) for flag in (
         "--out", "--threshold", "--precision", "--keep", "--explain", "--json", "--test", "--split", "--title-column",
         "--category-column")}
-    flags["--top"], flags["--encoding"] = args.top > 1, args.encoding != "utf-8"
-    groups = (("--predict", args.predict is not None,
-               ("--out", "--threshold", "--precision", "--keep", "--explain", "--top")),
-              ("a report", args.predict is None, ("--json", "--test", "--split")),
+    flags["--top"], flags["--encoding"] = args.top, args.encoding != "utf-8"
+    flags["--predict"], flags["--neighbors"] = args.predict is not None, args.neighbors is not None
+    modes = flags["--predict"] or flags["--neighbors"]
+    groups = (("--predict", flags["--predict"], ("--out", "--threshold", "--precision", "--keep", "--explain")),
+              ("--predict or --neighbors", modes, ("--top",)),
+              ("a report", not modes, ("--json", "--test", "--split")),
               ("--predict or --test", args.predict is not None or args.test, ("--title-column", "--encoding")),
               ("--test", args.test, ("--category-column",)))
     for mode, is_on, own in groups:
         if not is_on and (wrong := [flag for flag in own if flags[flag]]):
             raise UserError(f"{wrong[0]} goes with {mode}")
-    for one, other in (("--test", "--split"), ("--threshold", "--precision")):
+    for one, other in (("--test", "--split"), ("--threshold", "--precision"), ("--neighbors", "--predict")):
         if flags[one] and flags[other]:
             raise UserError(f"{one} and {other}: give one")
     if args.out and args.out.suffix == ".parquet" and not args.keep:
         raise UserError("--out: Parquet is written with --keep")
-    args.split = args.split or "test"
+    args.split, args.top = args.split or "test", args.top or (10 if flags["--neighbors"] else 1)
     return args
 
 
@@ -197,6 +202,17 @@ class Classifier:
             config, self.vocab)) for config, variables in self.members)
         return ({word: i for i, word in enumerate(self.vocab)},
                 jax.device_put(model.Ensemble(predictors, self.weights, self.shifts, self.smoothing)))
+
+    def word_vectors(self, others=()):
+        """(words, their vectors [n, D] float32): of the vocabulary, then of `others`, a list of words that are not in
+        it. Raises UserError where there is not one model of words."""
+        if len(self.members) > 1 or "encoder" in self.config:
+            raise UserError("vectors of words: name one run with --ckpt, and not an encoder, which has none")
+        predictor, first = self.known[1].predictors[0], len(data.SPECIALS)
+        words, vectors = self.vocab[first:], [predictor.words[0][first:]]
+        if others:
+            vectors.append(model.extended(self.config, predictor, list(others)).further[0][:len(others)])
+        return [*words, *others], np.concatenate(jax.device_get(vectors))
 
     def in_parts(self, function, titles, *others):
         """Call `function(ensemble, ids, *others)` on titles (list of str) and arrays that go with them, in batches (see
@@ -418,7 +434,8 @@ def read_rows(args, classifier):
         text=rows["title"], labels=np.array([number[name] for name in rows["category"]]), names=names,
         lines=np.array(rows["line"]), languages=languages if any(rows["language"]) else None,
         language=np.array([languages.index(name or "unknown") for name in rows["language"]]),
-        reliable=np.array([quality.lower() == "reliable" for quality in rows["quality"]]) if any(rows["quality"]) else None)
+        reliable=np.array([quality.lower() == "reliable" for quality in rows["quality"]])
+        if any(rows["quality"]) else None)
 
 
 def evaluate(args):
@@ -598,5 +615,28 @@ def writer(args, header, top):
         yield write_text
 
 
+# --- words ------------------------------------------------------------------------------------------------------------
+
+def neighbors(args):
+    classifier, word = load_named(args), data.tokenize(args.neighbors)
+    if len(word) != 1:
+        raise UserError(f"--neighbors {args.neighbors!r}: wanted one word, this is {len(word)}")
+    words, vectors = classifier.word_vectors([] if word[0] in classifier.vocab else word)
+    own = words.index(word[0])
+    if not classifier.read(word)[2][0]:
+        raise UserError(f"--neighbors {word[0]}: training has seen neither the word nor an n-gram of it")
+    units = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    cosines = units @ units[own]
+    cosines[own] = -np.inf
+    for i in np.argsort(-cosines, kind="stable")[:min(args.top, len(words) - 1)]:
+        print(f"{words[i]}\t{cosines[i]:.4f}")
+
+
+def main(args):
+    if args.neighbors is not None:
+        return neighbors(args)
+    return evaluate(args) if args.predict is None else predict(args)
+
+
 if __name__ == "__main__":
-    files.run(lambda: evaluate(ARGS) if ARGS.predict is None else predict(ARGS))
+    files.run(lambda: main(ARGS))

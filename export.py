@@ -5,6 +5,7 @@
     python exported/classify.py exported/model.npz --top 3 < titles.txt
     python export.py --ckpt best --register titles --alias champion   # in MLflow, which serves it:
     MLFLOW_TRACKING_URI=sqlite:///mlflow.db mlflow models serve -m models:/titles@champion --env-manager local
+    python export.py --ckpt mlp-1 --vectors words.vec       # its vectors of words, as gensim and fastText read them
 
 model.npz holds what prediction needs: the rows of the table that training used, as integers of up to 8 bits with a
 scale for each row (--dtype float32: as they are), the heads, the vocabulary, the labels, settings, temperatures,
@@ -42,10 +43,11 @@ def parse_args():
     add("--out", type=Path, metavar="DIR", help="folder to write")
     add("--log", action="store_true", help="add the model to the run in MLflow")
     add("--register", metavar="NAME", help="the same, as the next version of this registered model")
+    add("--vectors", type=Path, metavar="FILE", help="write the vectors of words as text in word2vec's format")
     add("--alias", metavar="NAME", help="with --register: an alias for this version, such as champion")
     args = parser.parse_args()
-    if not (args.out or args.log or args.register):
-        raise UserError("nothing to do: give --out, --log or --register")
+    if not (args.out or args.log or args.register or args.vectors):
+        raise UserError("nothing to do: give --out, --log, --register or --vectors")
     if args.alias and not args.register:
         raise UserError("--alias goes with --register")
     return args
@@ -158,7 +160,8 @@ def log(folder, run_folder, register=None, alias=None):
             python_model=str(folder / "classify.py"), artifacts={"model": str(folder / "model.npz")},
             signature=ModelSignature(
                 Schema([ColSpec("string", "title")]),
-                Schema([ColSpec("string", "category", required=False), ColSpec("float", "probability", required=False)]),
+                Schema([ColSpec("string", "category", required=False),
+                        ColSpec("float", "probability", required=False)]),
                 ParamSchema([ParamSpec("top", "long", 1), ParamSpec("threshold", "double", 0.0)])),
             input_example=pd.DataFrame({"title": ["zapatillas running talle 42", "funda celular silicona"]}),
             pip_requirements=[f"numpy=={np.__version__}"])
@@ -174,7 +177,14 @@ def main(args):
             not args.out.is_dir() or {path.name for path in args.out.iterdir()} - CONTENT):
         raise UserError(f"{args.out}: holds other things than an exported model; name a new folder with --out")
     classifier = evaluate.load_named(args)
-    arrays = model_arrays(classifier, args.dtype)
+    if args.vectors:
+        words, vectors = classifier.word_vectors()
+        with files.atomic_write(args.vectors) as file:
+            file.write(f"{len(words)} {vectors.shape[1]}\n")
+            file.writelines(f"{word} {' '.join(map('{:.6g}'.format, row))}\n"
+                            for word, row in zip(words, vectors.tolist(), strict=True))
+        print(f"{args.vectors}: {len(words):,} words, {vectors.shape[1]} numbers each")
+    arrays = model_arrays(classifier, args.dtype) if args.out or args.log or args.register else None
     if args.out:
         with files.atomic_folder(args.out) as folder:
             size = write(folder, arrays)

@@ -68,9 +68,9 @@ def run(main):
 
 
 def interrupt(number, frame):
-    """The handler of Ctrl-C: raise KeyboardInterrupt, or end the program at once where that is not safe. Native libraries
-    crash when an exception meets them while they are imported, and Python swallows those raised while its garbage
-    collector calls JAX."""
+    """The handler of Ctrl-C: raise KeyboardInterrupt, or end the program at once where that is not safe. An exception
+    crashes native libraries that are being imported, and Python swallows those raised while its garbage collector calls
+    JAX."""
     while frame is not None:
         if frame.f_code.co_name == "_xla_gc_callback" or frame.f_code.co_filename.startswith("<frozen importlib"):
             os._exit(130)

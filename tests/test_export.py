@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
+import sklearn.metrics
 from conftest import ROOT, assert_one_line_error, run_here, run_script, snapshot, texts
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -307,3 +308,38 @@ def test_small_integers_are_the_nearest():
         assert (error <= np.maximum(np.abs(table).max(1) / steps * 0.52, 1e-5)).all() and not numbers[3].any()
         assert np.abs(numbers).max() == steps
     assert np.abs(export.quantized(table[-100:], np.ones(100))[0]).max() == 127
+
+
+# --- vectors of words -------------------------------------------------------------------------------------------------
+
+def test_vectors_are_those_the_model_reads(trained, tmp_path):
+    """word2vec's text: a line with their number and length, then a word and its numbers on each."""
+    run_here("export", "--ckpt", "bag", "--vectors", tmp_path / "words.vec", cwd=trained)
+    first, *lines = (tmp_path / "words.vec").read_text(encoding="utf-8").splitlines()
+    classifier = evaluate.load("bag", folder=trained / "runs")
+    assert first == f"{len(classifier.vocab) - 2} {classifier.config['dim']}"
+    assert [line.split(" ")[0] for line in lines] == classifier.vocab[2:]
+    ids, ensemble = classifier.known
+    for line in lines[:3]:
+        word, *numbers = line.split(" ")
+        vectors, weights = model.inputs(ensemble.predictors[0], np.array([[ids[word]]], np.int32))
+        np.testing.assert_allclose([float(number) for number in numbers], vectors[0, 0], rtol=1e-5)
+
+
+def test_neighbors_are_the_nearest_by_cosine(trained):
+    def neighbors(word, *flags, check=True):
+        return run_here("evaluate", "--ckpt", "bag", "--neighbors", word, *flags, cwd=trained, check=check)
+
+    words, vectors = evaluate.load("bag", folder=trained / "runs").word_vectors(["celularr"])
+    assert words[-1] == "celularr"
+    cosine = sklearn.metrics.pairwise.cosine_similarity(vectors)
+    for word, own in (("Funda", words.index("funda")), ("celularr", len(words) - 1)):
+        found = [line.split("\t") for line in neighbors(word).stdout.splitlines()]
+        wanted = [i for i in np.argsort(-cosine[own][:-1]) if i != own][:10]
+        assert [name for name, _ in found] == [words[i] for i in wanted]
+        np.testing.assert_allclose([float(x) for _, x in found], cosine[own][wanted], atol=1e-4)
+    assert neighbors("celularr", "--top", 1).stdout.startswith("celular\t0.")
+    for flags, reason in (((["funda azul"], "one word")), (["qwzzk"], "neither the word nor an n-gram"),
+                          (["funda", "--predict", "-"], "give one"), (["funda", "--json"], "--json goes with a report"),
+                          (["funda", "--ckpt", "bag", "filters"], "name one run")):
+        assert_one_line_error(neighbors(*flags, check=False), reason)
