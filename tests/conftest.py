@@ -11,6 +11,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,15 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 WORD_MODELS = ("mlp", "cnn", "rnn", "transformer")  # test_encoder.py has the tests of the other one
 sys.path.insert(0, str(ROOT))
+
+
+def pytest_configure(config):
+    """Programs that JAX has compiled are kept while the tests run, for all their processes: half of the time goes there."""
+    if not hasattr(config, "workerinput"):  # pytest-xdist's workers inherit it
+        kept = tempfile.TemporaryDirectory()
+        os.environ |= {"JAX_COMPILATION_CACHE_DIR": kept.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+                       "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+        config.add_cleanup(kept.cleanup)
 
 
 def environment(**changes):
