@@ -148,7 +148,7 @@ class Classifier:
         self.name = "+".join([self.which, *(f"{folder.name}-{which}" for folder, which in others)])
         self.members, self.steps, self.validation = [], [], []
         for folder, which in checkpoints:
-            config, vocab, labels, saved, step = restore(folder, which)
+            config, vocab, labels, saved, step = runs.restore(folder, which)
             if not self.members:
                 self.config, self.vocab, self.labels = config, vocab, labels
             if config["files"] != self.config["files"]:
@@ -347,34 +347,6 @@ def load_named(args):
     known = meta.is_file() and {"best", "latest"}.intersection(args.ckpt)
     fingerprint = files.read_json(meta).get("fingerprint") if known else None
     return load(*args.ckpt, folder=args.runs, prior=args.prior, fingerprint=fingerprint)
-
-
-def restore(folder, which):
-    """(config, vocab, labels, {"variables", "validation"}, step) of a run's best or latest checkpoint."""
-    config, vocab, labels = runs.load(folder, model.MODELS)
-    if "encoder" in config:
-        encoder.require(config["encoder"], folder)
-    if changed := runs.changed_source(folder, config):
-        print(f"warning: {folder}: {' and '.join(changed)} changed since it was trained; it may predict otherwise than "
-              f"it did (its own scripts: {folder / 'source'}/)", file=sys.stderr)
-    manager = runs.checkpoint_manager(folder, read_only=True)
-    step = manager.best_step() if which == "best" and "refit" not in config else manager.latest_step()
-    if step is None:
-        raise UserError(f"{folder}: has no {which} checkpoint" + (
-            f"; try {folder}/latest" if manager.latest_step() is not None else ""))
-
-    # The configuration tells the shapes, so nothing but what prediction needs is read.
-    try:
-        shapes = {"variables": jax.eval_shape(lambda: model.init(config, jax.random.key(0))),
-                  "validation": runs.validation_shapes(config)}
-    except KeyError as error:
-        raise UserError(f"{folder}: was trained without {error}, which its model needs now; use the scripts that it "
-                        f"keeps in {folder / 'source'}/") from None
-    saved = runs.restore_checkpoint(manager, step, **shapes)
-    if "encoder" in config:
-        config, variables = encoder.complete(config, saved["variables"])
-        saved["variables"] = jax.device_put(variables)
-    return config, vocab, labels, saved, step
 
 
 @functools.partial(jax.jit, static_argnames="top")

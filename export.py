@@ -93,8 +93,7 @@ def member_arrays(config, variables, shift, dtype):
     rows = np.concatenate([np.ones(config["vocabulary"], bool), used])
     table, weights = np.where(weights[rows, None] > 0, table[rows], 0), weights[rows]
     if dtype == "int8":  # a row's weight tells how many titles used it, see model.idf
-        titles = (1 + sum(config["training_rows"])) / np.exp(weights - 1) - 1
-        table, scale = quantized(table, titles)
+        table, scale = quantized(table, model.counts(weights, config["rows"] + config.get("earlier_rows", 0)))
     else:
         scale = np.ones(len(table), np.float16)
     settings = {name: config[name] for name in sorted(model.fields(config["model"]).keys() | {

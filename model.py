@@ -455,6 +455,11 @@ def idf(count, titles):
     return np.where(count == 0, 0, np.log((1 + titles) / (1 + count)) + 1).astype(np.float32)
 
 
+def counts(weights, titles):
+    """How many of so many titles have each feature, from its weight: the inverse of `idf`."""
+    return np.where(weights == 0, 0, (1 + titles) / np.exp(np.asarray(weights, np.float64) - 1) - 1)
+
+
 # --- prediction -------------------------------------------------------------------------------------------------------
 
 def init(config, key):

@@ -344,6 +344,39 @@ def restore_checkpoint(manager, step, **targets):
         raise UserError(f"{folder}: cannot be read as this run's checkpoint ({str(error)[:200]})") from None
 
 
+def restore(folder, which):
+    """(config, vocab, labels, {"variables", "validation"}, step) of a run's best or latest checkpoint, of an encoder
+    with all its pieces and layers. Says so where its code has changed. Raises UserError where it cannot be used."""
+    import jax
+
+    import encoder
+    import model
+    config, vocab, labels = load(folder, model.MODELS)
+    if "encoder" in config:
+        encoder.require(config["encoder"], folder)
+    if changed := changed_source(folder, config):
+        print(f"warning: {folder}: {' and '.join(changed)} changed since it was trained; it may predict otherwise than "
+              f"it did (its own scripts: {folder / 'source'}/)", file=sys.stderr)
+    manager = checkpoint_manager(folder, read_only=True)
+    step = manager.best_step() if which == "best" and "refit" not in config else manager.latest_step()
+    if step is None:
+        raise UserError(f"{folder}: has no {which} checkpoint" + (
+            f"; try {folder}/latest" if manager.latest_step() is not None else ""))
+
+    # The configuration tells the shapes, so nothing but what prediction needs is read.
+    try:
+        shapes = {"variables": jax.eval_shape(lambda: model.init(config, jax.random.key(0))),
+                  "validation": validation_shapes(config)}
+    except KeyError as error:
+        raise UserError(f"{folder}: was trained without {error}, which its model needs now; use the scripts that it "
+                        f"keeps in {folder / 'source'}/") from None
+    saved = restore_checkpoint(manager, step, **shapes)
+    if "encoder" in config:
+        config, variables = encoder.complete(config, saved["variables"])
+        saved["variables"] = jax.device_put(variables)
+    return config, vocab, labels, saved, step
+
+
 def restore_validation(folder):
     """What the best checkpoint of a run keeps of its validation rows: a dictionary of arrays."""
     manager = checkpoint_manager(folder, read_only=True)

@@ -5,6 +5,7 @@
     python train.py --model encoder                  # a pretrained encoder, after prepare.py --encoder use
     python train.py --resume my-cnn                  # go on after Ctrl-C, a crash or a kill, to the same bits
     python train.py --refit my-cnn                   # the same again on training and validation rows, as my-cnn-refit
+    python train.py --init-from my-cnn --epochs 2    # on new data, from what that run knows of its words and categories
     mlflow ui --backend-store-uri sqlite:///mlflow.db
 
 Reads data/prepared/ (prepare.py writes it). Writes runs/NAME/ (its files are described in runs.py) and a run in MLflow
@@ -91,6 +92,9 @@ def parse_args(argv=None):
     add("--runs", type=Path, default=Path("runs"), help="folder of all runs")
     add("--resume", metavar="NAME", help="go on with this run; its own settings hold")
     add("--refit", metavar="NAME", help="train anew with the settings of this run, on validation rows, too")
+    add("--init-from", metavar="NAME",
+        help="begin with what this run (or NAME/latest, or a path) has learned on other data of the same words, n-grams "
+        "and categories; its settings hold where no flag says otherwise")
     add("--epochs", type=files.positive(int),
         help="passes over the training rows (default: by size, see size_rule; half as many without any n-grams)")
     add("--batch-size", type=files.positive(int), help="rows of a step (default: by size, see size_rule)")
@@ -297,10 +301,13 @@ def init_state(config, features, titles, vectors=None, pretrained=None):
     return state
 
 
-def pretrained_variables(config, meta, arrays):
-    """What an encoder begins with: `table` [V, D] of the `pieces` [V], and `layers`. Where these are frozen, vectors of
-    all titles take the place of those of pieces, and in `arrays` the titles become [N, 1], the row of their vector."""
+def pretrained_variables(config, meta, arrays, learned=None):
+    """What an encoder begins with: `table` [V, D] of the `pieces` [V], and `layers`; where given, as a former run has
+    trained them on. Where these are frozen, vectors of all titles take the place of those of pieces, and in `arrays`
+    the titles become [N, 1], the row of their vector."""
     table, layers = encoder.pretrained(config["encoder"]["name"], meta["pieces"])
+    if learned:
+        table, layers = np.asarray(learned["table"])[meta["pieces"]], learned["params"]["layers"]
     if config["freeze_layers"]:
         vectors = [np.zeros((1, table.shape[1]), np.float32)]
         for rows in arrays.values():
@@ -309,6 +316,42 @@ def pretrained_variables(config, meta, arrays):
             rows["titles"] = np.arange(end - len(vectors[-1]), end, dtype=np.uint32)[:, None]
         table = np.concatenate(vectors)
     return {"table": table, "pieces": meta["pieces"].astype(np.int32), "layers": layers}
+
+
+def begin_from(state, config, meta, former):
+    """The state before the first step, with what a former run (as from runs.restore) has learned of the same words,
+    n-grams and categories; the rest stays as it is. Returns it, and how much was matched, as text."""
+    old, vocab, labels, saved, _ = former
+    variables, learned = state["variables"], saved["variables"]
+
+    # Arrays of the head that differ in shape where there is a category more have one entry for each along their last
+    # axis; these are matched by the categories' names.
+    more = jax.eval_shape(lambda: model.init(config | {"classes": config["classes"] + 1}, jax.random.key(0)))["params"]
+    mine, theirs = matched(meta["labels"], labels)
+    variables["params"] = jax.tree.map(
+        lambda new, other, former: former if new.shape == other.shape else new.at[..., mine].set(former[..., theirs]),
+        variables["params"], more, learned["params"])
+    said = f"{len(mine):,} of {config['classes']:,} categories"
+    if "encoder" in config:  # its vectors and layers are taken where the pretrained ones would be
+        return state, said
+
+    # Rows of the table: of words by their text, of n-grams by their hash. Their weights count the titles of both.
+    mine, theirs = matched(meta["vocab"], vocab)
+    said = f"{len(mine) - len(data.SPECIALS):,} of {len(meta['vocab']) - len(data.SPECIALS):,} words, {said}"
+    mine = np.concatenate([mine, np.arange(config["buckets"]) + config["vocabulary"]])
+    theirs = np.concatenate([theirs, np.arange(config["buckets"]) + old["vocabulary"]])
+    variables["table"] = variables["table"].at[mine].set(learned["table"][theirs])
+    count = model.counts(variables["weights"], config["rows"])
+    count[mine] += model.counts(learned["weights"], config["earlier_rows"])[theirs]
+    variables["weights"] = jax.device_put(model.idf(count, config["rows"] + config["earlier_rows"]))
+    return state, said
+
+
+def matched(names, others):
+    """The positions in two lists of str of what stands in both: two arrays of the same length."""
+    position = {name: i for i, name in enumerate(others)}
+    both = [(i, position[name]) for i, name in enumerate(names) if name in position]
+    return np.array(both, np.int64).reshape(-1, 2).T
 
 
 def evaluate_rows(predictor, arrays, prefix):
@@ -341,15 +384,16 @@ def calibrate(predictor, rows):
 
 # --- configuration ----------------------------------------------------------------------------------------------------
 
-def configure(args, meta, titles):
+def configure(args, meta, titles, former=None):
     """All that decides the result, as one dictionary: the flags with defaults filled in, and the sizes that the data
-    gives. What this model does not use is not in it. Raises UserError where flags do not go together."""
+    gives. What this model does not use is not in it. With --init-from, `former` is that run's configuration, whose
+    settings are the defaults. Raises UserError where flags do not go together."""
     rows, usual = len(titles), DEFAULTS[args.model]
     fields = model.fields(args.model)
     others = set().union(*map(model.fields, model.MODELS)) - fields.keys() - {"dropout", "word_ngrams"}  # see unused
     pieces = model.reads(args.model) == "pieces"
     config = {name: value for name, value in vars(args).items()
-              if name not in ("data", "name", "runs", "resume", "refit", "given")}
+              if name not in ("data", "name", "runs", "resume", "refit", "init_from", "given")}
 
     # An edit of DEFAULTS or of a module may forget the other.
     for name in ("lr", "dropout", "word_ngrams", "epochs"):
@@ -360,12 +404,15 @@ def configure(args, meta, titles):
             raise UserError(f"train.py: DEFAULTS has {name} for {args.model}, which is neither a flag nor a field of "
                             "its module")
 
-    # What flags leave open comes from the model, then from the size of the data.
+    # What flags leave open comes from the model, then from the size of the data; or all of it from the former run.
+    kept = {name: former[name] for name in (config.keys() | fields.keys()) & (former or {}).keys() - {"classes"}}
+    usual = usual | kept
     config |= {name: value for name, value in usual.items() if flag_of(name) not in args.given}
     ngrams = pieces or config["maxn"] > 0 or config["word_ngrams"] > 1
     epochs = config["epochs"] if ngrams else (config["epochs"] + 1) // 2
     for name, value in size_rule(rows, epochs, config["dropout"], len(meta["vocab"])).items():
-        if flag_of(name) not in args.given and (name not in usual or name in ("epochs", "dropout")):
+        if flag_of(name) not in args.given and (
+                name not in usual or name in ("epochs", "dropout")) and name not in kept:
             config[name] = value
     config["batch_size"] = min(config["batch_size"], rows)
     pretrained = meta["vectors"] is not None and not pieces
@@ -403,6 +450,8 @@ def configure(args, meta, titles):
             "pieces": len(meta["pieces"])})
     else:
         config |= {"vocabulary": len(meta["vocab"]), "max_len": meta["max_len"], "pretrained_vectors": pretrained}
+    if former:
+        config |= {"init_from": args.init_from, "earlier_rows": former["rows"] + former.get("earlier_rows", 0)}
     config |= {"classes": len(meta["labels"]), "rows": rows, "steps": steps, "training_rows": meta["training_rows"],
                "calibration_rows": min(calibration.ROWS, meta["rows"]["valid"]), "synthetic": meta["synthetic"],
                "fingerprint": meta["fingerprint"], "format": runs.FORMAT,
@@ -468,9 +517,10 @@ def choose_run(args, meta, arrays):
     if args.refit is not None:
         return choose_refit(args, meta, arrays)
     if args.resume is None:
+        former = choose_former(args) if args.init_from else None
         folder = runs.new_folder(args.runs, args.name, args.model)
         choose_ids(args, args.model, meta, arrays)
-        config = configure(args, meta, arrays["train"]["titles"])
+        config = configure(args, meta, arrays["train"]["titles"], former)
         return folder, files.with_checksum(config | {"created": time.time()})
     folder, config = load_run(args, "--resume", args.resume, meta)
     if changed := runs.changed_source(folder, config):
@@ -484,6 +534,21 @@ def choose_run(args, meta, arrays):
     if "refit" in config:
         add_validation_rows(arrays)
     return folder, config
+
+
+def choose_former(args):
+    """The configuration of the run that --init-from names; args.model becomes its model. Raises UserError where a flag
+    asks for arrays of another shape."""
+    folder, _ = runs.find(args.init_from, args.runs)
+    config, _, _ = runs.load(folder, model.MODELS)
+    args.given, asked = args.given | {"--model"}, args.given
+    shapes = model.fields(config["model"]).keys() | {"model", "dim", "word_ngrams", "minn", "maxn", "buckets"}
+    shapes |= {"freeze_embeddings", "freeze_layers"} if "encoder" in config else set()
+    for name in sorted(shapes & vars(args).keys()):
+        if flag_of(name) in asked and getattr(args, name) != config.get(name):
+            raise UserError(f"{flag_of(name)}: {folder} has {config.get(name)}; leave it out, or begin anew")
+    args.model = config["model"]
+    return config
 
 
 def load_run(args, flag, name, meta):
@@ -546,15 +611,24 @@ def train(args):
     meta, arrays = data.load_prepared(args.data, ("train", "valid"))
     folder, config = choose_run(args, meta, arrays)
 
+    # A run begins with what a former one has learned, unless it goes on from a checkpoint of its own.
+    former = None
+    if "init_from" in config and (
+            args.resume is None or runs.checkpoint_manager(folder, read_only=True).latest_step() is None):
+        former = runs.restore(*runs.find(config["init_from"], args.runs))
+
     # MLflow takes seconds to connect; meanwhile the loop is compiled.
     connecting = files.in_background(runs.mlflow_client)
     if "encoder" in config:
-        features, pretrained = {}, pretrained_variables(config, meta, arrays)
+        features, pretrained = {}, pretrained_variables(config, meta, arrays, former and former[3]["variables"])
         state = init_state(config, features, arrays["train"]["titles"], pretrained=pretrained)
         frozen = jax.device_put({"table": pretrained["table"]} if config["freeze_embeddings"] else {})
     else:
         features, frozen = model.feature_tables(config, meta["words"]), {}
         state = init_state(config, features, arrays["train"]["titles"], meta["vectors"])
+    if former:
+        state, said = begin_from(state, config, meta, former)
+        print(f"begins with what {config['init_from']} knows: {said}")
     groups = data.length_groups(arrays["train"]["titles"], config["batch_size"], MAX_STEPS)
     programs = compile_chunks(config, state, training_arrays(config, features, arrays["train"], frozen), groups)
     mlflow, features = connecting.result(), jax.device_put(features)

@@ -26,7 +26,8 @@ def pytest_configure(config):
     if not hasattr(config, "workerinput"):  # pytest-xdist's workers inherit it
         kept = tempfile.TemporaryDirectory()
         os.environ |= {"JAX_COMPILATION_CACHE_DIR": kept.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                       "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+                       "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+                       "TF_CPP_MIN_LOG_LEVEL": "3"}  # XLA takes hints that it compiled with for unknown processors
         config.add_cleanup(kept.cleanup)
 
 

@@ -244,7 +244,7 @@ def fuzz(mutants, seed, folder):
                 done = fuzz_folder(lambda path: data.load_prepared(path, text="test"), folder / "data/prepared",
                                    folder / "damaged", draw)
             else:
-                done = fuzz_folder(lambda path: evaluate.restore(path, "best"), folder / "runs/bag", folder / "damaged",
+                done = fuzz_folder(lambda path: runs.restore(path, "best"), folder / "runs/bag", folder / "damaged",
                                    draw)
         except BaseException:
             print(f"mutant {number} of seed {seed} ({kind})", file=sys.stderr)

@@ -226,7 +226,7 @@ def test_output_may_be_a_pipe_and_a_report_a_link(trained, tmp_path):
 def test_a_checkpoint_that_does_not_fit(trained, tmp_path):
     def fails(*words):
         with pytest.raises(UserError) as raised:
-            evaluate.restore(tmp_path / "bag", "best")
+            runs.restore(tmp_path / "bag", "best")
         assert all(word in str(raised.value) for word in words)
 
     shutil.copytree(trained / "runs/bag", tmp_path / "bag")
@@ -284,7 +284,7 @@ def test_the_classifier_for_python_and_the_command_line_are_one(trained, monkeyp
 
 def logits_of(folder, name, split="test"):
     """([N, C] float64 logits, labels) of a run on a split, by the model alone, from the prepared arrays."""
-    config, _, _, saved, _ = evaluate.restore(folder / "runs" / name, "best")
+    config, _, _, saved, _ = runs.restore(folder / "runs" / name, "best")
     meta, arrays = data.load_prepared(folder / "data/prepared", (split,))
     predictor = model.predictor(config, saved["variables"], model.feature_tables(config, meta["words"]))
     z = np.asarray(model.logits(predictor, arrays[split]["titles"]), np.float64)

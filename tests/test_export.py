@@ -22,6 +22,7 @@ import data
 import evaluate
 import export
 import model
+import runs
 import train
 
 ODD = ["", "qwzzk", "???", "celulares azules qqq", "Teléfono nuevo x3 &amp; mesa", "x" * 300, "mesa " * 60, "zzmesazz",
@@ -39,7 +40,7 @@ VARIANTS = {  # what they change in the configuration of a run
 def random_run(trained, monkeypatch):
     """A function of names of VARIANTS and a prior: an evaluate.Classifier of such runs, whose numbers are random. They
     need no training, and have what is rare after one, such as words without a weight."""
-    restore = evaluate.restore
+    restore = runs.restore
 
     def random_restore(folder, name):
         config, vocab, labels, saved, step = restore(folder, "best")
@@ -52,7 +53,7 @@ def random_run(trained, monkeypatch):
             "params": jax.tree.map(lambda x: x + draw.normal(size=x.shape, scale=0.1), variables["params"]),
             "table": variables["table"], "weights": weights.astype(np.float32)}}, step
 
-    monkeypatch.setattr(evaluate, "restore", random_restore)
+    monkeypatch.setattr(runs, "restore", random_restore)
     return lambda *names, prior=None: evaluate.Classifier([(trained / "runs/bag", name) for name in names], prior)
 
 
@@ -343,3 +344,22 @@ def test_neighbors_are_the_nearest_by_cosine(trained):
                           (["funda", "--predict", "-"], "give one"), (["funda", "--json"], "--json goes with a report"),
                           (["funda", "--ckpt", "bag", "filters"], "name one run")):
         assert_one_line_error(neighbors(*flags, check=False), reason)
+
+
+# --- what older versions wrote ----------------------------------------------------------------------------------------
+
+def test_runs_and_models_of_this_format_stay_readable(tmp_path):
+    """run-5.zip holds a run of six epochs, what `export.py --dtype float32` made of it, titles, and the answers of
+    `evaluate.py --predict titles.txt --top 4`, all by the version that began format 5 of runs and 1 of models. Where a
+    format changes, make such a file of the new one, and drop this one once nobody has such runs."""
+    with zipfile.ZipFile(ROOT / "tests/data/run-5.zip") as kept:
+        kept.extractall(tmp_path)
+    (tmp_path / "exported/classify.py").write_bytes((ROOT / "classify.py").read_bytes())
+    wanted = (tmp_path / "answers.tsv").read_text(encoding="utf-8")
+    done = run_here("evaluate", "--ckpt", "old", "--predict", "titles.txt", "--top", 4, cwd=tmp_path)
+    found = answers(tmp_path / "exported", (tmp_path / "titles.txt").read_text(encoding="utf-8"), "--top", 4).stdout
+    for answer in (done.stdout, found):
+        for one, other in zip(answer.splitlines(), wanted.splitlines(), strict=True):
+            assert one.split("\t")[::2] == other.split("\t")[::2]
+            np.testing.assert_allclose([*map(float, one.split("\t")[1::2])], [*map(float, other.split("\t")[1::2])],
+                                       atol=2e-6)

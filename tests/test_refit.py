@@ -1,15 +1,19 @@
-"""train.py --refit: the settings of a run, on training and validation rows together."""
+"""Runs that come from others: train.py --refit, on training and validation rows together, and --init-from."""
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
-from conftest import assert_one_line_error, assert_same_run, run_here
+from conftest import assert_one_line_error, assert_same_run, run_here, texts, tiny_rows, write_csv
 
+import classify
 import data
 import evaluate
 import files
+import model
 import runs
+import train
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +96,87 @@ def test_what_cannot_be_refit(refit):
     fails("--refit", "bag", words=["bag-refit", "a run of this name is there"])
     fails("--refit", "bag-refit", words=["is a refit itself"])
     fails("--refit", "filters", "--epochs", 3, words=["--refit goes on with the run's own settings", "--epochs out"])
+
+
+# --- train.py --init-from ---------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def next_year(refit):
+    """The folder of `refit` with data/next: other titles, one category gone and one new."""
+    rows = [row for row in tiny_rows(300, seed=1) if row[3] != "MESAS"]
+    rows += [(f"lámpara roja {i}", "reliable", "spanish", "LAMPARAS") for i in range(30)]
+    write_csv(refit / "next.csv", rows)
+    run_here("prepare", "--data", "next.csv", "--out", "data/next", cwd=refit)
+    return refit
+
+
+@pytest.mark.parametrize("name", ["bag", "filters"])
+def test_a_new_run_begins_with_what_a_former_one_knows(name, next_year):
+    meta, arrays = data.load_prepared(next_year / "data/next", ("train", "valid"))
+    old, vocab, labels, saved, _ = runs.restore(next_year / "runs" / name, "best")
+    args = train.parse_args(["--init-from", name, "--runs", str(next_year / "runs"), "--lr", "0.5"])
+    config = train.configure(args, meta, arrays["train"]["titles"], train.choose_former(args))
+    same = {"model", "dim", "word_ngrams", "buckets", "epochs", "batch_size", "dropout", "accumulator", "scale"}
+    assert {key: config[key] for key in same} == {key: old[key] for key in same} and config["lr"] == 0.5
+    features = model.feature_tables(config, meta["words"])
+    fresh = train.init_state(config, features, arrays["train"]["titles"])
+    fresh = jax.device_get(fresh)
+    state, said = train.begin_from(jax.device_put(fresh), config, meta, (old, vocab, labels, saved, 0))
+    words = set(meta["vocab"][2:]) & set(vocab)
+    assert said == f"{len(words)} of {len(meta['vocab']) - 2} words, 3 of 4 categories"
+
+    # Word by word and category by category, in plain Python.
+    begun, learned, first = jax.device_get(state["variables"]), jax.device_get(saved["variables"]), fresh["variables"]
+    for i, word in enumerate(meta["vocab"]):
+        expected = learned["table"][vocab.index(word)] if word in vocab else first["table"][i]
+        np.testing.assert_array_equal(begun["table"][i], expected)
+    np.testing.assert_array_equal(begun["table"][len(meta["vocab"]):], learned["table"][len(vocab):])
+    leaves = [jax.tree.leaves(tree["params"]) for tree in (begun, learned, first)]
+    heads = 0
+    for mine, theirs, random in zip(*leaves, strict=True):
+        if mine.shape[-1:] != (4,):
+            np.testing.assert_array_equal(mine, theirs)
+            continue
+        heads += 1
+        for i, label in enumerate(meta["labels"]):
+            expected = theirs[..., labels.index(label)] if label in labels else random[..., i]
+            np.testing.assert_array_equal(mine[..., i], expected)
+    assert heads == (2 if name == "bag" else 4)
+
+    # Weights are those of the titles of both, counted as if they had been one set.
+    for word in ("funda", "lampara", meta["vocab"][-1]):
+        holds = sum(word in data.tokenize(title) for folder in ("prepared", "next")
+                    for title in texts("train", next_year / "data" / folder))
+        weight = model.idf(np.array(holds), config["rows"] + old["rows"])
+        np.testing.assert_allclose(begun["weights"][meta["vocab"].index(word)], weight, rtol=1e-5)
+
+
+def test_a_run_begun_from_another_is_resumed_refitted_and_exported(next_year):
+    flags = ("--data", "data/next", "--name", "more", "--init-from", "bag", "--epochs", 2)
+    done = run_here("train", *flags, cwd=next_year)
+    assert "begins with what bag knows" in done.stdout
+    config = files.read_json(next_year / "runs/more/config.json")
+    assert config["init_from"] == "bag" and config["earlier_rows"] == 288 and config["epochs"] == 2
+    first = next(line for line in done.stdout.splitlines() if line.startswith("epoch   0"))
+    assert float(first.rpartition("valid balanced accuracy ")[2][:6]) > 0.4  # of four categories it knows three
+
+    # Killed before the first checkpoint, it begins with the former run again, to the same bits.
+    shutil.copytree(next_year / "runs/more", next_year / "runs/again")
+    shutil.rmtree(next_year / "runs/again/checkpoints")
+    (next_year / "runs/again/metrics.csv").unlink()
+    run_here("train", "--data", "data/next", "--resume", "again", cwd=next_year)
+    assert_same_run(next_year / "runs/more", next_year / "runs/again")
+    assert "begins" not in run_here("train", "--data", "data/next", "--resume", "more", cwd=next_year).stdout
+
+    assert "begins" in run_here("train", "--data", "data/next", "--refit", "more", cwd=next_year).stdout
+    run_here("export", "--ckpt", "more", "--out", "exported", cwd=next_year)
+    small, run = classify.Classifier(next_year / "exported/model.npz"), evaluate.load("more", folder=next_year / "runs")
+    titles = texts("test", next_year / "data/next")
+    np.testing.assert_allclose(small.predict_proba(titles), run.predict_proba(titles), atol=0.02)
+
+
+def test_what_a_run_cannot_begin_from(next_year):
+    for flags, words in ((["bag", "--dim", 7], ["--dim", "has 16"]), (["bag", "--model", "cnn"], ["--model", "mlp"]),
+                         (["nothing"], ["no run of this name"]), (["filters", "--widths", 9], ["--widths"])):
+        done = run_here("train", "--data", "data/next", "--init-from", *flags, cwd=next_year, check=False)
+        assert_one_line_error(done, *words)
