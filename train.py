@@ -93,8 +93,8 @@ def parse_args(argv=None):
     add("--resume", metavar="NAME", help="go on with this run; its own settings hold")
     add("--refit", metavar="NAME", help="train anew with the settings of this run, on validation rows, too")
     add("--init-from", metavar="NAME",
-        help="begin with what this run (or NAME/latest, or a path) has learned on other data of the same words, n-grams "
-        "and categories; its settings hold where no flag says otherwise")
+        help="begin with what this run (or NAME/latest, or a path) has learned of the same words, n-grams and "
+        "categories on other data; its settings hold where no flag says otherwise")
     add("--epochs", type=files.positive(int),
         help="passes over the training rows (default: by size, see size_rule; half as many without any n-grams)")
     add("--batch-size", type=files.positive(int), help="rows of a step (default: by size, see size_rule)")

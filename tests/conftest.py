@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 
 def pytest_configure(config):
-    """Programs that JAX has compiled are kept while the tests run, for all their processes: half of the time goes there."""
+    """What JAX has compiled is kept while the tests run, for all their processes: half of their time went there."""
     if not hasattr(config, "workerinput"):  # pytest-xdist's workers inherit it
         kept = tempfile.TemporaryDirectory()
         os.environ |= {"JAX_COMPILATION_CACHE_DIR": kept.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -32,9 +32,9 @@ import pyarrow.parquet as pq
 from conftest import run_script, tiny_rows, write_csv
 
 import data
-import evaluate
 import files
 import prepare
+import runs
 import sources
 from files import UserError
 

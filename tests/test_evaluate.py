@@ -19,6 +19,7 @@ import evaluate
 import files
 import model
 import report
+import runs
 from files import UserError
 
 
