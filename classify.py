@@ -50,6 +50,7 @@ class ModelError(ValueError):
 # Chinese and Japanese are written without spaces, so there each character is a word.
 CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
 WORD = re.compile(f"(?!\\W)[{CJK}]|[^\\W_{CJK}]+")
+# HTML entities count only with their semicolon: `mouse&notebook` has none.
 ENTITY = re.compile("&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,31});")
 DROPPED = {"Mn", "Mc", "Me", "Cf"}  # accents and other marks, invisible characters
 
@@ -59,6 +60,7 @@ class PlainCharacters(dict):
 
     def __missing__(self, code):
         decomposed = unicodedata.normalize("NFKD", chr(code))
+        # Made lower case once more, for decomposing may bring capitals: № becomes No.
         self[code] = "".join(c.lower() for c in decomposed if unicodedata.category(c) not in DROPPED)
         return self[code]
 
@@ -100,6 +102,9 @@ def character_ngrams(words, minn, maxn, buckets):
     code = np.frombuffer("".join(text).encode("utf-32-le"), np.uint32)
     word = np.repeat(np.arange(len(words)), length)
     position = np.arange(len(code)) - np.repeat(np.cumsum(length) - length, length)
+
+    # FNV-1a over code points, of all n-grams of one size together; 32 bits overflow on purpose. A word's n-grams are
+    # ordered by size, then by position.
     for i, size in enumerate(sizes):
         first = np.flatnonzero(position + size <= length[word])
         value = np.full(len(first), 2166136261, np.uint32)
@@ -132,6 +137,7 @@ def dense(p, x):
 
 def bag(vectors, weights):
     """[B, P, D], [B, P] -> [B, D], the weighted sum, divided by the norm of the weights."""
+    # The small number keeps a title without words at 0 instead of NaN.
     weights = weights / np.sqrt((weights ** 2).sum(1, keepdims=True) + 1e-12)
     return (weights[:, None] @ vectors)[:, 0]
 
@@ -155,6 +161,7 @@ def cnn(p, s, vectors, weights, words):
         windows = x @ kernel[0]
         for offset in range(1, min(width, words)):
             windows[:, :words - offset] += x[:, offset:] @ kernel[offset]
+        # Nothing is below 0 behind the ReLU, so padding, which is set to 0, changes no maximum.
         pooled.append((np.maximum(windows + p[f"bias_{width}"], 0) * word).max(1))
     return two_heads(p, s, np.concatenate(pooled, 1), vectors, weights, words)
 
@@ -166,6 +173,8 @@ def rnn(p, s, vectors, weights, words):
     length = (word * np.arange(1, words + 1)).max(1, keepdims=True)
     position = np.arange(words)
     back = np.where(position < length, length - 1 - position, position)
+
+    # The maximum over the words does not ask for their order, so the states need not be turned back.
     ahead = gru(p["GRUCell_0"], x, word)
     behind = gru(p["GRUCell_1"], np.take_along_axis(x, back[..., None], 1), np.take_along_axis(word, back, 1))
     return two_heads(p, s, np.concatenate([ahead, behind], 1), vectors, weights, words)
@@ -173,21 +182,28 @@ def rnn(p, s, vectors, weights, words):
 
 def gru(p, x, word):
     """Gated recurrent units over x [B, L, D] -> [B, F], the maximum over the words [B, L]."""
+    # What depends on the words alone is computed for all positions at once; the loop adds what depends on the state h.
     reset, update, new = dense(p["ir"], x), dense(p["iz"], x), dense(p["in"], x)
     h = np.zeros((len(x), new.shape[2]), np.float32)
     best = np.full_like(h, -np.inf)
     for t in range(x.shape[1]):
         r, z = sigmoid(reset[:, t] + h @ p["hr"]["kernel"]), sigmoid(update[:, t] + h @ p["hz"]["kernel"])
         h = (1 - z) * np.tanh(new[:, t] + r * dense(p["hn"], h)) + z * h
+        # Padding changes the state, but the state at padding does not count.
         best = np.where(word[:, t, None], np.maximum(best, h), best)
     return np.where(word.any(1, keepdims=True), best, 0)
 
 
 def transformer(p, s, vectors, weights, words):
     word, dim = weights[:, :words] > 0, vectors.shape[2]
+
+    # Sines and cosines tell the positions; their size was learned.
     angle = np.arange(words)[:, None] / 10_000 ** (np.arange(dim) // 2 * 2 / dim)
     position = np.where(np.arange(dim) % 2, np.cos(angle), np.sin(angle)).astype(np.float32)
     x = vectors[:, :words] + p["position"] * position
+
+    # Flax numbers modules of a kind in the order in which they are made: each layer has two norms and two dense layers,
+    # and the last norm belongs to none.
     for i in range(s["layers"]):
         x = x + attention(p[f"MultiHeadDotProductAttention_{i}"], layer_norm(p[f"LayerNorm_{2 * i}"], x), word)
         inner = dense(p[f"Dense_{2 * i + 1}"], layer_norm(p[f"LayerNorm_{2 * i + 1}"], x))
@@ -198,9 +214,11 @@ def transformer(p, s, vectors, weights, words):
 
 def attention(p, x, word):
     """[B, L, D] -> [B, L, D]: each position looks at all words."""
+    # In the sums: b titles, l positions, d numbers at each of them, h heads, k numbers of each.
     query, key, value = (np.einsum("bld,dhk->bhlk", x, p[name]["kernel"], optimize=True) + p[name]["bias"][:, None]
                          for name in ("query", "key", "value"))
     scores = query @ key.swapaxes(2, 3) / np.sqrt(np.float32(key.shape[3]))
+    # Padding gets -1e30 and not -inf, which would make NaN of a title without words.
     scores = np.exp(log_softmax(np.where(word[:, None, None], scores, np.float32(-1e30))))
     return np.einsum("bhlk,hkd->bld", scores @ value, p["out"]["kernel"], optimize=True) + p["out"]["bias"]
 
@@ -211,14 +229,17 @@ def layer_norm(p, x):
 
 
 def gelu(x):
+    # The approximation that Flax uses; 0.797... is the square root of 2 / pi.
     return x / 2 * (1 + np.tanh(0.7978845608 * (x + 0.044715 * x ** 3)))
 
 
 def sigmoid(x):
+    # By tanh, which cannot overflow as exp does.
     return (1 + np.tanh(x / 2)) / 2
 
 
 def log_softmax(z):
+    # The largest becomes 0, so exp cannot overflow.
     z = z - z.max(-1, keepdims=True)
     return z - np.log(np.exp(z).sum(-1, keepdims=True))
 
@@ -255,6 +276,8 @@ class Member:
 
     def learn(self, words, own, at):
         """Compose the vectors of words, whose own rows are given, for their positions from `at` on."""
+        # The weighted sum of a word's own row and those of its n-grams, divided by the norm of the weights, which is
+        # then the weight of the word.
         start, bucket = character_ngrams(words, self.settings["minn"], self.settings["maxn"], len(self.row) or 1)
         ngrams = self.row[bucket]
         own_weight, weight = self.weights[own], self.weights[ngrams] * np.float32(self.settings["character_weight"])
@@ -269,6 +292,8 @@ class Member:
         """Positions of words [B, L], 0 where there is none, and their hashes -> [B, C] logits."""
         ids, hashes = ids[:, :self.settings["max_len"]], hashes[:, :self.settings["max_len"]]
         vectors, weights, value = [self.vectors[ids]], [self.norms[ids]], hashes
+
+        # The hash of n words is made from that of n - 1. There is no n-gram where the title has ended.
         for ahead in range(1, self.settings["word_ngrams"]):
             later, value = ids[:, ahead:], value[:, :-1] * np.uint32(116049371) + hashes[:, ahead:]
             rows = np.where(later > 0, self.row[value % np.uint32(len(self.row))], 0)
@@ -281,6 +306,7 @@ class Member:
 def segment_sums(values, start):
     """[T, ...] -> [S, ...]: the sum of values[start[i]:start[i + 1]] for each i."""
     sums, filled = np.zeros((len(start) - 1, *values.shape[1:]), np.float32), start[1:] > start[:-1]
+    # Of an empty segment reduceat gives a value, not 0, so these are left out.
     if filled.any():
         sums[filled] = np.add.reduceat(values, start[:-1][filled], axis=0)
     return sums
@@ -290,6 +316,7 @@ def grown(array, size):
     """The array with room for so many rows at least."""
     if size <= len(array):
         return array
+    # At least twice as large, so that growing often costs little in all.
     return np.concatenate([array, np.zeros((max(size, 2 * len(array)) - len(array), *array.shape[1:]), array.dtype)])
 
 
@@ -300,6 +327,7 @@ class Positions(dict):
 
     def __init__(self):
         super().__init__()
+        # Position 0 is padding, so no word has it.
         self.words = [""]
 
     def __missing__(self, word):
@@ -316,6 +344,7 @@ class Classifier:
         read."""
         arrays = read_model(path)
         self.settings = json.loads(arrays["settings"].tobytes())
+        # Text is kept as arrays of bytes, so that no pickle is needed.
         self.labels, vocabulary = (arrays[name].tobytes().decode().split("\n") for name in ("labels", "vocabulary"))
         self.vocabulary, self.seen = {word: i for i, word in enumerate(vocabulary)}, {}
         self.lock = threading.Lock()  # threads of a server share the words that have been met
@@ -333,10 +362,13 @@ class Classifier:
 
     def encode(self, titles):
         """Positions of the words of titles (list of str): [N, L], 0 behind the last word."""
+        # Titles repeat words, so what is known of these is kept; when it is too much, all of it goes, for the memory.
         if len(self.positions) > WORDS:
             self.forget()
         words = [tokenize(title)[:self.max_len] for title in titles]
         lengths = np.array([len(found) for found in words])
+
+        # A new word gets its position by being looked up, so the new ones are all those from `known` on.
         known = len(self.positions.words)
         flat = itertools.chain.from_iterable(words)
         flat = np.fromiter(map(self.positions.__getitem__, flat), np.int32, lengths.sum())
@@ -349,12 +381,15 @@ class Classifier:
             self.hashes[at:end], self.in_vocabulary[at:end] = word_hashes(new), own > 1
             for member in self.members:
                 member.learn(new, own, at)
+
+        # A mask is filled row by row, which is the order of `flat`.
         ids = np.zeros((len(titles), max(lengths.max(), 1)), np.int32)
         ids[np.arange(ids.shape[1]) < lengths[:, None]] = flat
         return ids, lengths
 
     def known(self, ids):
         """Whether training has seen a word or a character n-gram of each title: [N, L] -> [N]."""
+        # Only titles without a word of the vocabulary need the slower look at n-grams.
         known = self.in_vocabulary[ids].any(1)
         for member in self.members:
             minn, maxn, left = member.settings["minn"], member.settings["maxn"], np.flatnonzero(~known)
@@ -362,6 +397,7 @@ class Classifier:
             if maxn and len(words):
                 start, hashes = character_ngrams([self.positions.words[i] for i in words], minn, maxn, HASHES)
                 seen = self.seen_ngrams(minn, maxn)
+                # A hash that was seen stands where the binary search would put it.
                 hits = seen[np.minimum(np.searchsorted(seen, hashes), len(seen) - 1)] == hashes
                 found = words[segment_sums(hits, start) > 0]
                 known[left] = np.isin(ids[left, :member.settings["max_len"]], found).any(1)
@@ -370,6 +406,7 @@ class Classifier:
     def seen_ngrams(self, minn, maxn):
         """Hashes of the character n-grams of the vocabulary, sorted; made when the first title needs them."""
         if (minn, maxn) not in self.seen:
+            # The first two entries stand for padding and unknown words. The hash 0 keeps the array from being empty.
             words = list(self.vocabulary)[2:]
             self.seen[minn, maxn] = np.unique(np.concatenate([np.zeros(1, np.uint32)] + [
                 character_ngrams(words[at:at + 8192], minn, maxn, HASHES)[1] for at in range(0, len(words), 8192)]))
@@ -378,6 +415,7 @@ class Classifier:
     def in_blocks(self, titles):
         """Titles (list of str), a block at a time: (their numbers [B], logits [B, C], whether they are known [B])."""
         for at in range(0, len(titles), PART):
+            # The lock is held until the part is answered, so that no other thread forgets the words that ids stand for.
             with self.lock:
                 ids, lengths = self.encode(titles[at:at + PART])
 
@@ -400,6 +438,7 @@ class Classifier:
         nothing of the title is known)."""
         categories, chances = np.zeros((len(titles), top), int), np.zeros((len(titles), top), np.float32)
         for rows, z, known in self.in_blocks(titles):
+            # Of equal logits the first comes first, with either function.
             best = z.argmax(1)[:, None] if top == 1 else np.argsort(-z, 1, kind="stable")[:, :top]
             categories[rows] = best
             chances[rows] = np.take_along_axis(self.probabilities(z), best, 1) * known[:, None]
@@ -441,10 +480,12 @@ class Classifier:
 
 def check_titles(titles):
     """(list of titles, the positions of those that are not missing). Raises TypeError where they are no titles."""
+    # A single title would be read as one of each letter, and a table as the names of its columns.
     if isinstance(titles, (str, bytes)) or hasattr(titles, "columns"):
         raise TypeError("titles: wanted a list or a column of titles, not a single one or a table")
     titles = titles.to_pylist() if hasattr(titles, "to_pylist") else list(titles)  # Arrow's own values are no str
     for title in titles:
+        # NaN differs from itself. pandas' NA cannot be asked that, and pandas may not be here, so its text tells it.
         if not isinstance(title, str) and title is not None and str(title) != "<NA>" and title == title:
             raise TypeError(f"titles: {title!r} is no title; wanted str, or None where one is missing")
     return titles, [i for i, title in enumerate(titles) if isinstance(title, str)]
@@ -456,6 +497,7 @@ def digest(arrays):
     """The BLAKE2 digest of arrays {name: array}, in any order: [16] uint8."""
     hashed = hashlib.blake2b(digest_size=16)
     for name in sorted(arrays):
+        # Names, types and shapes count, too, so that no array passes for another.
         hashed.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape}\n".encode())
         hashed.update(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8))
     return np.frombuffer(hashed.digest(), np.uint8)
@@ -466,6 +508,7 @@ def read_model(path):
     read."""
     with open(path, "rb") as file:
         try:
+            # A pickle could run any code, so none is read.
             arrays = dict(np.load(file, allow_pickle=False))
             written = arrays.pop("digest")
             sound = np.array_equal(digest(arrays), written)
@@ -499,6 +542,7 @@ def titles_of(file, name):
     """The lines of a binary stream as lists of str: those that have come, without waiting for more."""
     rest, piece = b"", True
     while piece:
+        # Lines are divided as bytes, for a read may end within a character.
         piece = file.read1(1 << 20)
         *lines, rest = (rest + piece).split(b"\n")
         if not piece and rest:  # the last line may lack its end
@@ -523,8 +567,13 @@ def main():
         parser.error("standard input or output is closed")
     classifier = Classifier(args.model)
     top = min(args.top, len(classifier.labels))
+
+    # An empty name is the last, so the number -1 means no category. One format makes a whole line, which is much faster
+    # than a field at a time.
     names = [*classifier.labels, ""]
     form = "\t".join(["{}\t{:.6f}"] * top) + "\n"
+
+    # The same bytes on every system.
     sys.stdout.reconfigure(encoding="utf-8", newline="\n")
     with contextlib.nullcontext(sys.stdin.buffer) if args.titles == "-" else open(args.titles, "rb") as file:
         for titles in titles_of(file, args.titles):
@@ -557,6 +606,7 @@ def mlflow_model():
             top = min(top, len(self.classifier.labels))
             missing = [(None, None)] * top
             names = [name + (f"_{k + 1}" if k else "") for k in range(top) for name in ("category", "probability")]
+            # As objects, so that None stays None, and does not become NaN.
             return pandas.DataFrame([[value for pair in row or missing for value in pair] for row in found],
                                     columns=names, dtype=object)
 

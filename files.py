@@ -47,12 +47,15 @@ def run(main):
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
     sys.stdout.reconfigure(errors="backslashreplace")
+
+    # Output is flushed here and not by the interpreter, so that a reader who has left is noticed below.
     try:
         result = main()
         sys.stdout.flush()
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # in the imports that follow, Ctrl-C ends the program at once
         return result
     except BrokenPipeError:  # `| head`
+        # What is left in the buffer goes nowhere, or the interpreter's last flush would fail as well.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         exit_with(1)
     except KeyboardInterrupt:
@@ -71,6 +74,7 @@ def interrupt(number, frame):
     """The handler of Ctrl-C: raise KeyboardInterrupt, or end the program at once where that is not safe. An exception
     crashes native libraries that are being imported, and Python swallows those raised while its garbage collector calls
     JAX."""
+    # Any caller of the interrupted code may be the one that must not be left by an exception.
     while frame is not None:
         if frame.f_code.co_name == "_xla_gc_callback" or frame.f_code.co_filename.startswith("<frozen importlib"):
             os._exit(130)
@@ -99,8 +103,10 @@ def in_background(function):
         try:
             future.set_result(function())
         except BaseException as error:
+            # Whatever it is, who waits for the result must hear of it, or would wait forever.
             future.set_exception(error)
 
+    # A thread of concurrent.futures would be waited for at the end of the program, a daemon is not.
     background_threads.append(threading.Thread(target=call, daemon=True))
     background_threads[-1].start()
     return future
@@ -121,6 +127,7 @@ JAX_VARIABLES = [f"JAX_{name}" for name in (
 def clean_environment():
     """Take JAX_VARIABLES out of the environment, and import JAX, which reads the others. Raises UserError where one of
     them has a value that JAX does not know."""
+    # JAX reads them while it is imported, so they must be gone before.
     for name in JAX_VARIABLES:
         if os.environ.pop(name, None) is not None:
             print(f"warning: {name} is ignored, so that results do not depend on it", file=sys.stderr)
@@ -176,6 +183,7 @@ def positive(kind, or_zero=False):
     """An argparse type: a finite number of this kind (int or float) above 0."""
     def number(text):
         value = kind(text)
+        # NaN is refused, too: it fails every comparison.
         if not (0 < value < float("inf") or (or_zero and value == 0)):
             raise ValueError
         return value
@@ -224,6 +232,7 @@ def seed(text):
 def encoding(text):
     """An argparse type: the name of a text encoding that Python knows."""
     try:
+        # One name for all spellings of an encoding. Codecs that are not for text, such as hex, fail to encode one.
         name = codecs.lookup(text).name
         "".encode(name)
     except (LookupError, TypeError):
@@ -244,10 +253,12 @@ def readable(path):
 def is_running(process):
     """Whether there is a process of this number."""
     try:
+        # Signal 0 is not delivered; it only asks whether it could be.
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
+        # It exists, and belongs to another user.
         pass
     return True
 
@@ -256,6 +267,7 @@ def temporary_path(path):
     """The temporary name for `path` that this process writes under. Removes what killed processes left there."""
     for stale in path.parent.glob(f"{glob.escape(path.name)}.tmp-*"):
         process = stale.name.rpartition("-")[2]
+        # `.tmp-old` has no number and stays: it may be the only copy, see `replace_folder`.
         if process.isdigit() and not is_running(int(process)):
             shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
     return path.with_name(f"{path.name}.tmp-{os.getpid()}")
@@ -295,6 +307,8 @@ def atomic_folder(folder):
     """A new folder to fill in the block; it takes the place of `folder` only when the block ends without an error.
     Where `folder` is a link, what it points to is replaced."""
     folder = Path(folder).resolve()
+    # If another process was killed while it replaced this folder, the former content comes back first, and leaves the
+    # name free that `replace_folder` needs.
     recover_folder(folder)
     temporary = temporary_path(folder)
     temporary.mkdir(parents=True)
@@ -328,6 +342,7 @@ def recover_folder(folder):
     if old.exists():
         with locked(folder.parent):
             if old.exists():  # no other process was quicker
+                # No folder: the kill came between the renames. A folder: it came behind both, and only this is missing.
                 shutil.rmtree(old, ignore_errors=True) if folder.exists() else old.rename(folder)
 
 
@@ -335,6 +350,7 @@ def recover_folder(folder):
 def locked(folder):
     """Keep other processes out of such a block for the same folder. Linux and macOS alone have fcntl."""
     import fcntl
+    # The lock goes with the descriptor: it ends when this is closed, also by the death of the process.
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -366,6 +382,7 @@ def decompressed(file):
     Its reads raise UserError when the output exceeds 64 MB and 100 times what was read of the file (a decompression
     bomb)."""
     def check():
+        # Asked at every read, so a bomb is found long before it fills the memory.
         if content.size > max(FREE_EXPANSION, MAX_EXPANSION * packed.size):
             raise UserError(f"{getattr(file, 'name', 'input')}: grows more than {MAX_EXPANSION}-fold when "
                             "decompressed; unpack it first if that is meant")
@@ -392,6 +409,7 @@ class DecodedStream(io.RawIOBase):
 
     def readinto(self, buffer):
         piece = b"unread"
+        # A piece may hold no whole character yet, but to return nothing would mean the end of the stream.
         while piece and not self.rest:
             piece = self.stream.read1(1 << 16)
             try:
@@ -426,6 +444,8 @@ def read_ready(stream, size):
         number = stream.fileno()
     except (OSError, AttributeError):  # of decompressed content nobody can say
         return pieces[0]
+
+    # The first read may give only what a look at the first bytes left in the buffer, so more is taken if it is there.
     while pieces[-1] and sum(map(len, pieces)) < size and select.select([number], [], [], 0)[0]:
         pieces.append(stream.read1(size))
     return b"".join(pieces)
@@ -478,6 +498,7 @@ def checksum(path):
 
 def fingerprint(value):
     """A digest of a value that can be written as JSON; of meta["files"] it is the identity of prepared data."""
+    # Keys are sorted, for equal dictionaries need not have the same order.
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
@@ -491,6 +512,7 @@ def read_verified_json(path, version, advice):
     """A dictionary that `with_checksum` made, from a JSON file. Raises UserError, which ends in `advice`, where it has
     another format version or was changed."""
     value = read_json(path)
+    # The version is asked first: a file of another one is not damaged, however its checksum was made.
     if value.get("format") != version:
         raise UserError(f"{path}: format version {value.get('format')}, expected {version}; {advice}")
     if value != with_checksum(value):
@@ -517,6 +539,7 @@ def write_json(path, value):
 
 def read_lines(path):
     """The lines of a text file as `write_lines` wrote them."""
+    # Not by splitlines, which also divides at characters that titles may hold, such as U+2028.
     return Path(path).read_text(encoding="utf-8").split("\n")[:-1]
 
 
@@ -547,6 +570,7 @@ def download(url, path, size=None):
         request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
         with urllib.request.urlopen(request, timeout=60) as answer:
             have = have if answer.status == 206 else 0  # the server may send the whole file again
+            # The length that the server names is that of the rest.
             length = answer.headers.get("Content-Length")
             total = have + int(length) if length else size
             with open(part, "ab" if have else "wb") as file, tqdm(
@@ -579,6 +603,8 @@ def unpack(archive, folder):
     advice = "delete it and fetch it again"
     try:
         with archive_errors(archive, advice), open(archive, "rb") as file, atomic_folder(folder) as temporary:
+            # Read as a stream, for what is being decompressed cannot go back. The filter refuses devices, and what
+            # would land outside.
             stream = decompressed(file)
             with tarfile.open(fileobj=stream, mode="r|") as tar:
                 tar.extractall(temporary, filter="data")

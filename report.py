@@ -61,6 +61,7 @@ def promises(threshold_of, labels, result):
         threshold = threshold_of(precision)
         coverage, kept = calibration.coverage_and_precision(
             result["probability"], result["prediction"] == labels, threshold)
+        # Text, for JSON has no numbers as keys.
         found[f"{precision:.2f}"] = {"threshold": threshold, "coverage": coverage, "precision": kept}
     return found
 
@@ -70,12 +71,14 @@ def slices(rows):
     masks = {f"language {name}": rows.language == i for i, name in enumerate(rows.languages or [])}
     if rows.reliable is not None:
         masks["reliable"] = rows.reliable
+    # Of no rows there is no score.
     return {name: mask for name, mask in masks.items() if mask.any()}
 
 
 def confusions(labels, predictions):
     """The most frequent wrong answers: [(true, predicted, how often)], most frequent first."""
     wrong = labels != predictions
+    # Pairs come out sorted, and a stable sort keeps that order among equals: the report is the same every time.
     pairs, count = np.unique(np.stack([labels[wrong], predictions[wrong]]), axis=1, return_counts=True)
     order = np.argsort(-count, kind="stable")[:CONFUSIONS]
     return [(int(pairs[0, i]), int(pairs[1, i]), int(count[i])) for i in order]
@@ -85,6 +88,7 @@ def confusions(labels, predictions):
 
 def new_figure(width, height):
     """A figure in which any text stands as it is: two dollar signs are no formula."""
+    # Without pyplot, which would keep every figure in memory and may look for a display.
     import matplotlib
     from matplotlib.figure import Figure
     matplotlib.rcParams["text.parse_math"] = False
@@ -95,6 +99,7 @@ def recall_figure(recall, size, title):
     """Recall of each category over its number of training rows."""
     figure = new_figure(7, 4.5)
     axes = figure.subplots()
+    # A logarithmic axis has no 0, so categories without training rows stand at a half.
     axes.scatter(np.maximum(size, 0.5), recall, s=12, alpha=0.5)
     axes.set(xscale="log", xlabel="training rows of the category", ylabel="recall", ylim=(-0.03, 1.03), title=title)
     axes.grid(alpha=0.3)
@@ -108,6 +113,8 @@ def confusion_figure(labels, predictions, names, pairs, title):
     # Shares are of all rows of the true category, also of those taken for a category that is not shown.
     counts = confusion_matrix(labels, predictions, labels=shown)
     shares = counts / np.maximum(1, np.bincount(labels, minlength=len(names))[shown])[:, None]
+
+    # The figure grows with the categories, and long names are cut, so that names stay legible.
     figure = new_figure(3 + 0.3 * len(shown), 2.5 + 0.3 * len(shown))
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -133,6 +140,7 @@ def reliability_figure(confidence, right, title):
 
 def make_figures(rows, categories, result, title):
     """The figures of a report: {file: figure}; categories as from `make_tables`."""
+    # Categories without a row here have no recall.
     support = categories["support"] > 0
     figures = {"recall.png": recall_figure(categories["recall"][support], categories["training_rows"][support], title),
                "reliability.png": reliability_figure(result["probability"], result["prediction"] == rows.labels, title)}
@@ -159,8 +167,12 @@ def make_tables(rows, training_rows, result):
     unknown = labels >= len(training_rows)
     suspect = np.flatnonzero(~unknown & (predictions != labels))
     suspect = suspect[np.argsort(result["given_probability"][suspect], kind="stable")]
+
+    # Rows whose category the run does not know are no suspects, but a table of their own.
     unknown = np.flatnonzero(unknown)
     given, probability = result["given_probability"].astype(float), result["probability"].astype(float)
+
+    # Categories that the run does not know stand behind its own, and have no training rows.
     return {
         "predictions.csv": {"title": text, "category": names[labels], "predicted": names[predictions],
                             "probability": probability},
@@ -186,6 +198,7 @@ def write(folder, scores, tables, figures):
     import pyarrow.csv
     files.write_json(folder / "report.json", scores)
     for file, columns in tables.items():
+        # Most reports have no rows of unknown categories, and then no such file.
         if file != "unknown.csv" or len(columns["row"]):
             frame = pd.DataFrame(columns).round(6 if "probability" in columns else 4)
             pa.csv.write_csv(pa.Table.from_pandas(frame, preserve_index=False), folder / file)
@@ -203,11 +216,14 @@ def write(folder, scores, tables, figures):
 
 def named_scores(prefix, scores):
     """{name: number} of all scores, those of slices included, as MLflow's page shows them."""
+    # Counts, names, intervals and what is missing are no floats, and are left out.
     values = {f"{prefix}_{name}": value for name, value in scores.items() if isinstance(value, float)}
     for part, row in scores["slices"].items():
         part = part.replace(" ", "_", 1)  # a language that has a space keeps it: another may have "_" there
         values |= {f"{prefix}_{part}_{name}": value for name, value in row.items()
                    if isinstance(value, float)}
+
+    # A threshold that cannot be promised is None, which is no number for MLflow.
     for precision, row in scores["thresholds"].items():
         values |= {f"{prefix}_{precision}_{name}": value for name, value in row.items() if value is not None}
     return values
@@ -219,6 +235,7 @@ def show(scores, found):
           f"{'top-5':>8}")
     for name, row in {"all": scores, **scores["slices"]}.items():
         low, high = row["balanced_accuracy_interval"]
+        # Where the run knows no category of the rows, there is no loss.
         loss = "-" if row["loss"] is None else f"{row['loss']:.3f}"
         print(f"  {name:<22}{row['rows']:>10,}{loss:>8}{row['accuracy']:>10.4f}"
               f"{row['balanced_accuracy']:>10.4f}{f'{low:.4f} to {high:.4f}':>18}{row['macro_f1']:>10.4f}"
@@ -226,6 +243,8 @@ def show(scores, found):
     print("predictions take all categories to be "
           + ("equally frequent" if scores["prior"] == "equal" else "as frequent as in training")
           + f" (see --prior); calibration error of their probabilities {scores['expected_calibration_error']:.4f}")
+
+    # What validation rows promised beside what came true on these rows.
     for precision, row in scores["thresholds"].items():
         if row["threshold"] is None:
             print(f"promised {float(precision):.0%} right: by no probability, on these validation rows")
@@ -237,6 +256,8 @@ def show(scores, found):
                        ("unknown_title_rows", "have no word or n-gram that training has seen")):
         if scores[name]:
             print(f"{scores[name]:,} of {scores['rows']:,} rows {what}")
+
+    # The first few with one title each; confusions.csv has more.
     print("most frequent confusions:")
     for true, wrong, count, share, examples in itertools.islice(zip(*found.values(), strict=True), 8):
         print(f"  {count:>5} x {true} taken for {wrong} ({share:.0%} of its rows), such as: "

@@ -29,9 +29,12 @@ SNIFFED = 20         # lines that show whether a file is a list of titles
 LINE_ROWS = 50_000   # rows of JSON lines and fastText files in a block at most
 ROW_BYTES = 1 << 18  # that a row with line ends in its fields may take
 
+# By what names we know a column; --title-column and --category-column put others in their place.
 COLUMNS = {"title": ("title", "text"), "category": ("category", "label"), "language": ("language",),
            "quality": ("label_quality",), "split": ("split",), "id": ("id",)}
 LABELLED = ("title", "category", "language", "quality", "split")
+
+# What the first line or the first bytes of a file tell of its format.
 JSON = re.compile(r'\s*(\{\s*("|\}|$)|\[\s*([\[{"\]]|$))')  # but a title may begin with "[Oferta]"
 DELIMITER_LINE = re.compile(rb'"?sep=([,;\t|])"?')  # above the header, for spreadsheets
 PARQUET = b"PAR1"
@@ -63,6 +66,7 @@ class BadRows:
 
     def check(self, rows):
         """Raise UserError if more rows than the limit were skipped, beside this many that were read."""
+        # A share is one of all rows, the bad ones included.
         limit = self.limit if self.limit >= 1 else self.limit * (rows + self.count)
         if self.count > limit:
             raise UserError(f"{self.first} ({self.count:,} bad rows of {rows + self.count:,}; mend them, or allow so "
@@ -87,12 +91,15 @@ def line_blocks(stream, name, bad, wait=True):
     # The last line of a piece may go on in the next one.
     number, rest = 1, b""
     while piece := stream.read(BLOCK) if wait else files.read_ready(stream, BLOCK):
+        # What is no text shows at the beginning; further on, a stray NUL only separates words.
         if number == 1 and ((rest + piece).startswith(NOT_TEXT) or b"\0" in piece[:1000]):
             raise UserError(f"{name}: not text in UTF-8, plain or compressed once with gzip, bzip2 or xz; if it is "
                             "text in another encoding, name that with --encoding, such as utf-16")
         whole = rest + piece
         block, newline, rest = whole.rpartition(b"\n")
         first = whole.find(b"\n") if newline else 0  # only the first line and the last can be that long
+
+        # A line without end, as binary files may have, would fill the memory.
         if max(first, len(rest)) > files.MAX_LINE:
             number += 0 if first > files.MAX_LINE else block.count(b"\n") + len(newline)
             raise UserError(f"{name}:{number}: a line of more than {files.MAX_LINE >> 20} MB; is this a file of "
@@ -100,6 +107,8 @@ def line_blocks(stream, name, bad, wait=True):
         if newline:
             yield number, plain_ends(block + newline, name, number, bad)
             number += block.count(b"\n") + 1
+
+    # The last line of a file may lack its newline; rows are counted by newlines, so it gets one.
     if rest:
         yield number, plain_ends(rest + b"\n", name, number, bad)
 
@@ -110,6 +119,8 @@ def plain_ends(block, name, number, bad):
     order mark before the first line of each; it is dropped."""
     if MARK in block:
         block = block.removeprefix(MARK).replace(b"\n" + MARK, b"\n")
+
+    # Blocks end behind a newline, so none ends between the two bytes of a Windows line end.
     if b"\r" in block:
         block = block.replace(b"\r\n", b"\n")
         if number == 1 and b"\r" in block.partition(b"\n")[0]:
@@ -128,6 +139,7 @@ def first_line(path, encoding="utf-8"):
     files.require_file(path)
     with open(path, "rb") as raw, files.archive_errors(path):
         stream = files.decompressed(raw)
+        # Parquet is never decoded as text: its magic number stands for the first line.
         if is_parquet(stream):
             return PARQUET.decode()
         stream = files.decoded(stream, encoding, path)
@@ -158,6 +170,7 @@ def format_from(args):
     """The Format that --title-column, --category-column and --encoding ask for."""
     names = dict(COLUMNS)
     for column in ("title", "category"):
+        # Digits are a position, so a column whose name is a number can only be asked for by where it stands.
         if asked := getattr(args, f"{column}_column", None):
             names[column] = (int(asked),) if re.fullmatch("[0-9]{1,6}", asked) else (asked.strip(),)
     return Format(names, args.encoding)
@@ -172,6 +185,8 @@ def locate(header, wanted, names):
         at = [i for i, name in enumerate(header) if name.lower() in spellings or i + 1 in names[column]]
         if len(at) == 1:
             found[column] = at[0]
+
+    # A number may mean a column that was found by its name as well.
     if len({*found.values()}) < len(found):
         raise UserError(f"the same column for {' and '.join(found)}: {header[min(found.values())]}; see --title-column "
                         "and --category-column")
@@ -181,6 +196,7 @@ def locate(header, wanted, names):
 def tidy(name):
     """A category or language so that names that look the same are the same: composed (NFC), without invisible
     characters, with single spaces."""
+    # Tabs and the like are control characters, too, but they separate, so they stay until the split.
     return " ".join("".join(c for c in unicodedata.normalize("NFC", name)
                             if c.isspace() or unicodedata.category(c) not in ("Cc", "Cf")).split())
 
@@ -206,6 +222,8 @@ def take_header(blocks):
     told = DELIMITER_LINE.fullmatch(line.strip(b" "))
     if told:
         number, (line, _, block) = number + 1, block.partition(b"\n")
+
+    # Rows keep the numbers that their lines have in the file, for messages.
     behind = itertools.chain([(number + 1, block)] if block else [], blocks)
     return line.decode("utf-8", "replace").strip(" "), told and told[1].decode(), behind
 
@@ -243,9 +261,12 @@ def read_csv(blocks, table, bad):
         if found is not None:
             yield found, np.arange(number, number + block.count(b"\n"))
             continue
+
+        # The careful way, for this block alone: the next one may be in order again.
         text = block.decode("latin-1")  # every byte is a character, so none is lost
         rows, numbers, used = parse_carefully(text, number, table, bad, last)
         rest, rest_number = block[used:], number + text.count("\n", 0, used)
+        # Bytes again, as the quick way gives them: whether they are UTF-8 is for `clean` to say.
         if rows:
             yield ({column: pa.array([row[position].encode("latin-1") for row in rows], pa.binary())
                     for column, position in table.columns.items()}, np.array(numbers))
@@ -310,6 +331,7 @@ def parse_carefully(text, number, table, bad, last):
         elif '"' in line:
             # A quote is open. Look for the end of the row, which may not be here yet.
             found = sound.match(text, position, position + ROW_BYTES)
+            # Then it waits for more lines, but not for so many that a quote that never closes gathers the whole file.
             if not found and not last and len(text) - position < ROW_BYTES:
                 break
             joined, between = [], []
@@ -320,6 +342,8 @@ def parse_carefully(text, number, table, bad, last):
                 bad.note(table.name, number, "a field in quotes spans lines; if it should not, a quote is unclosed")
             elif len(fields) == width:
                 bad.note(table.name, number, "an unclosed quote was taken as text")
+
+        # Whatever the quotes were, the line is now part of a row, a bad row or an empty line: none is lost.
         if len(fields) == width:
             rows.append(fields)
             numbers.append(number)
@@ -346,11 +370,16 @@ def row_patterns(delimiter):
     in one line, with no quote open at its end; in any number of lines, with all quotes as they should be)."""
     # Possessive repeats (*+) never try again what they have matched, so matching takes linear time.
     stop = re.escape(delimiter)
+
+    # A field in quotes, in which two stand for one; and one that does not begin with a quote, where quotes further on
+    # are text.
     quoted, plain = r'"(?:[^"]++|"")*+"', rf'(?! *+")[^{stop}\n]*+'
 
     def row(field):
         return rf"(?:{field})(?:{stop}(?:{field}))*+"
 
+    # Behind a closing quote a line may go on with text (`"Pro" tv`). Not so a row of several lines, where that quote
+    # may well open a field of a later row.
     return (re.compile(row(rf"{quoted}[^{stop}\n]*+|{plain}")), re.compile(row(rf" *+{quoted}[^{stop}\n]*+|{plain}")),
             re.compile(row(rf" *+{quoted}(?=[{stop}\n])|{plain}") + r"(?=\n)"))
 
@@ -366,6 +395,7 @@ def parse_json(line, names):
         raise ValueError("not a JSON object; wanted: JSON lines, an object each")
     row = {}
     for column, spellings in names.items():
+        # A null is as good as no value, so another spelling of the column may serve.
         found = [name for name in spellings if fields.get(name) is not None]
         if len(found) > 1:
             raise ValueError(f"has both {' and '.join(found)}; name one with --{column}-column")
@@ -377,10 +407,12 @@ def json_text(name, value):
     """A JSON value as text. Whole numbers and booleans are names, too; NaN is a missing value, as pandas writes it."""
     if isinstance(value, str):
         return value
+    # Asked before numbers, for Python takes a boolean for an integer.
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and value != value:
         return ""
+    # A whole float counts as an integer: pandas makes floats of a column of integers with gaps.
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
         return str(int(value))
     kinds = {list: "a list", dict: "an object", float: "not a whole number"}
@@ -438,6 +470,7 @@ def parquet_errors(name):
     try:
         yield
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        # With a number it is the system that failed, and not the content of the file.
         if isinstance(error, OSError) and error.errno:
             raise
         raise UserError(f"{name}: not a sound Parquet file ({' '.join(str(error).split())[:200]})") from None
@@ -454,6 +487,8 @@ def read_parquet(stream, name, wanted, names, bad, keep=False):
         header = file.schema_arrow.names
         columns = locate(header, wanted, names)
         require_columns(name, columns, wanted, names, ", ".join(header)[:80])
+
+        # Ahead of all rows, so that a table without rows has its columns, too.
         if keep:
             yield {"kept": file.schema_arrow.empty_table()}, []
         needed = None if keep else [header[position] for position in columns.values()]
@@ -461,11 +496,14 @@ def read_parquet(stream, name, wanted, names, bad, keep=False):
             block, good = {}, np.ones(len(batch), bool)
             for column, position in columns.items():
                 block[column], wrong = parquet_text(column, batch.column(header[position]))
+                # A row with several faults is counted once, for its first.
                 for i in [i for i in wrong if good[i]]:
                     bad.add(name, number + i, wrong[i])
                     good[i] = False
             numbers = number + np.flatnonzero(good)
             number += len(batch)
+
+            # The kept columns lose the bad rows, too, so that their rows go on to belong to the titles.
             block |= {"kept": pa.Table.from_batches([batch])} if keep else {}
             yield {column: values.filter(pa.array(good)) for column, values in block.items()}, numbers
 
@@ -473,6 +511,7 @@ def read_parquet(stream, name, wanted, names, bad, keep=False):
 def parquet_text(column, values):
     """(a column of a Parquet file as an Arrow array of bytes, {index of a value that is no text: what it is})."""
     kind = values.type
+    # This is how pandas writes a categorical column.
     if pa.types.is_dictionary(kind):
         values, kind = values.dictionary_decode(), kind.value_type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
@@ -499,6 +538,7 @@ def read_labelled(path, bad, form=None):
     names, encoding = form or Format()
     first, header = first_line(path, encoding), None
     with open_with_progress(path) as (stream, show):
+        # Whatever the format, blocks of it are columns of bytes with line numbers, and `clean` does the rest.
         if is_parquet(stream):
             found = read_parquet(stream, path, LABELLED, names, bad)
         elif (kind := format_of(first)) != "text":
@@ -510,6 +550,7 @@ def read_labelled(path, bad, form=None):
             table = read_table(line, path, LABELLED, names, delimiter)
             require_columns(path, table.columns, LABELLED, names, f"{line[:80]!r} (JSON lines and fastText's __label__ "
                             "lines are read too)")
+            # The names as this header spells them: rows that repeat it are told by these.
             header = {column: table.header[position] for column, position in table.columns.items()}
             found = read_csv(blocks, table, bad)
         for block, numbers in found:
@@ -532,6 +573,8 @@ def has_categories(path, form=None):
     if first == PARQUET.decode():
         with open(path, "rb") as raw, files.archive_errors(path), parquet_errors(path):
             return "category" in locate(open_parquet(files.decompressed(raw)).schema_arrow.names, ("category",), names)
+
+    # That the name occurs is enough here; whether the line is sound shows when the rows are read.
     if format_of(first) == "json":
         return any(f'"{name}"' in first for name in names["category"])
     return first.startswith("__label__") or "category" in read_table(first, path, LABELLED, names).columns
@@ -543,6 +586,7 @@ def open_with_progress(path):
     from tqdm import tqdm
     with open(path, "rb") as raw, files.archive_errors(path), tqdm(
             desc=path.name, total=path.stat().st_size, unit="B", unit_scale=True, disable=None) as bar:
+        # The bar counts bytes as they lie on the disk, for nobody knows how many a compressed file unpacks to.
         yield files.decompressed(raw), lambda: bar.update(raw.tell() - bar.n)
 
 
@@ -557,16 +601,21 @@ def clean(block, numbers, path, bad, header=None):
         try:
             text = values.cast(pa.string())
         except pa.ArrowInvalid:
+            # Decoding drops what is not UTF-8, so a value that it changes was broken.
             text = pa.array([value.decode("utf-8", "ignore") for value in values.to_pylist()], pa.string())
             broken = pc.not_equal(text.cast(pa.binary()), values).to_numpy(zero_copy_only=False)
             for i in np.flatnonzero(broken & good):
                 bad.add(path, numbers[i], f"the {column} is not UTF-8")
             good &= ~broken
         text = pc.utf8_trim_whitespace(text)
+
+        # Distinct names are few, so each is made tidy once.
         if column in ("category", "language"):
             encoded = text.dictionary_encode()
             text = pa.array([tidy(name) for name in encoded.dictionary.to_pylist()], pa.string()).take(encoded.indices)
         block[column] = text
+
+        # Without a title or a category, a row teaches nothing. One that is bad already is not counted again.
         if column in ("title", "category"):
             empty = pc.equal(text, "").to_numpy(zero_copy_only=False)
             for i in np.flatnonzero(empty & good):
@@ -587,6 +636,7 @@ def clean(block, numbers, path, bad, header=None):
 def given_quality(path, values):
     """Whether each row of a block is marked reliable: [n] bool. Raises UserError for a mark that is not known."""
     import pyarrow.compute as pc
+    # An empty mark is allowed, and does not make a row reliable.
     lowered = pc.utf8_lower(values)
     wrong = [value for value in lowered.unique().to_pylist() if value not in ("", "reliable", "unreliable")]
     if wrong:
@@ -639,6 +689,8 @@ def read_titles(stream, name, bad, form=None, keep=False):
                 table = pa.Table.from_arrays([text(block[key], numbers) for _, key in kept], [one for one, _ in kept])
             yield text(block["title"], numbers).to_pylist(), table if kept != [] else None
 
+    # Parquet describes its columns, so nothing needs to be guessed. Whether there is an id shows in the first block,
+    # which is then put back in front.
     names, encoding = form or Format()
     if is_parquet(stream):
         found = read_parquet(stream, name, ("title", "id"), names, bad, keep)
@@ -653,8 +705,12 @@ def read_titles(stream, name, bad, form=None, keep=False):
     blocks = line_blocks(files.decoded(stream, encoding, name), name, bad, wait)
     head = next(blocks, (1, b""))
     lines = head[1].decode("utf-8", "replace").split("\n")[:SNIFFED]
+
+    # Lines of these formats would pass for titles, and get categories that mean nothing.
     if format_of(lines[0].strip()) != "text" or re.match("<(?:[?!]|rss|html)", lines[0]):
         raise UserError(f"{name}:1: JSON, XML or labels; give titles, one a line, or CSV with a title column")
+
+    # A table is told by a title column. With `keep` columns go by their position, for a header may name two alike.
     first, delimiter, behind = take_header(itertools.chain([head], blocks))
     table = read_table(first, name, ("title", "id"), names, delimiter)
     if "title" in table.columns:
@@ -663,6 +719,8 @@ def read_titles(stream, name, bad, form=None, keep=False):
             kept = [(column, position) for position, column in enumerate(table.header)]
             table = table._replace(columns=table.columns | {position: position for _, position in kept})
         return [column for column, _ in kept] or None, columns(read_csv(behind, table, bad), kept)
+
+    # Without one these are titles, unless the user, the file's name or the lines speak for a table.
     if (names["title"] != COLUMNS["title"] or re.search(r"\.[ct]sv(\.|$)", str(name), re.IGNORECASE)
             or looks_like_a_table(lines)):
         raise UserError(f"{name}:1: no title (or text) column in the header ({first[:80]}); name the column of titles "
@@ -670,6 +728,7 @@ def read_titles(stream, name, bad, form=None, keep=False):
     if keep:
         raise UserError(f"{name}: a list of titles; --keep goes with a table, whose header names the column of titles")
 
+    # In a list every line is a title as it stands, the first one, too: quotes and delimiters mean nothing.
     def listed():
         for number, block in itertools.chain([head] if head[1] else [], blocks):
             yield text(pa.array(block.split(b"\n")[:-1], pa.binary()), itertools.count(number)).to_pylist(), None
@@ -681,6 +740,8 @@ def looks_like_a_table(lines):
     """Whether lines are rows of a table rather than titles: the first names columns that we know, or all have as many
     fields as it has, and there are some."""
     lines = [line for line in lines if line.strip()]
+
+    # Bars, and above all commas, occur in titles, too, so they must divide more fields or lines.
     for delimiter, least_fields, least_lines in (("\t", 2, 2), (";", 2, 2), ("|", 3, 2), (",", 3, 3)):
         fields = [quoted_fields(line, delimiter) for line in lines]
         names = {name.strip().lower() for name in fields[0]} if lines else set()
