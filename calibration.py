@@ -41,6 +41,8 @@ def smoothed(logits, smoothing):
 def calibration_loss(values, logits, right):
     """Cross-entropy between `right` [N], how sure it is that the largest of logits [N, C] is that of the label, and the
     probability that (log temperature, log odds of the smoothing) give it."""
+    # As logarithm and log odds both numbers stay in range. float32 may round a probability to 1; what is left is then 0
+    # and its logarithm infinite, hence the clipping.
     sure = jnp.clip(smoothed(logits * jnp.exp(-values[0]), jax.nn.sigmoid(values[1])).max(-1), 1e-6, 1 - 1e-6)
     return -(right * jnp.log(sure) + (1 - right) * jnp.log1p(-sure)).mean()
 
@@ -56,6 +58,7 @@ def minimized(function, start, *arrays, **options):
     """Where `function(values, *arrays)`, which returns value and gradient, is least."""
     from scipy.optimize import minimize
 
+    # SciPy computes in float64, JAX in float32.
     def in_float64(values):
         value, gradient = function(values.astype(np.float32), *arrays)
         return float(value), np.asarray(gradient, np.float64)
@@ -70,6 +73,8 @@ def fit(logits, labels):
     right = logits.argmax(1) == labels
     rows = np.array([(~right).sum(), right.sum()])
     right = np.where(right, (rows[1] + 1) / (rows[1] + 2), 1 / (rows[0] + 2)).astype(np.float32)
+
+    # Few rows may drive both without end, hence bounds: temperatures of 0.05 to 55, and half at most to be spread.
     log_temperature, odds = minimized(calibration_loss, np.array([0.5, -4.0]), *jax.device_put((logits, right)),
                                       method="L-BFGS-B", bounds=[(-3, 4), (-12, 0)])
     return float(np.exp(log_temperature)), float(1 / (1 + np.exp(-odds)))
@@ -82,6 +87,7 @@ def fit_weights(logits, labels):
     equal = np.full(len(logits), 1 / len(logits))
     best = minimized(pooled_loss, equal, logits, labels, method="SLSQP", bounds=[(0, 1)] * len(equal),
                      constraints={"type": "eq", "fun": lambda weights: weights.sum() - 1})
+    # The solver keeps bounds and sum only up to rounding.
     best = np.clip(best, 0, 1) / np.clip(best, 0, 1).sum()
 
     # Weights that are as good as equal ones by chance would only add noise.
@@ -103,6 +109,8 @@ def threshold(confidence, right, precision):
     from scipy.stats import beta
     order = np.argsort(-confidence, kind="stable")
     sorted_right = np.cumsum(right[order])
+
+    # From the most rows to the fewest, so that the first share to keep the promise has the lowest threshold.
     for share in range(STEPS, 0, -1):
         rows = len(order) * share // STEPS
         hits = sorted_right[rows - 1] if rows else 0

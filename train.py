@@ -82,6 +82,7 @@ def parse_args(argv=None):
     parser = files.argument_parser(__doc__)
     add = parser.add_argument
 
+    # argparse shows one default for a flag; these depend on the model.
     def default(name):
         return "(default: " + ", ".join(
             f"{model} {knobs[name]}" for model, knobs in DEFAULTS.items() if name in knobs) + ")"
@@ -95,6 +96,8 @@ def parse_args(argv=None):
     add("--init-from", metavar="NAME",
         help="begin with what this run (or NAME/latest, or a path) has learned of the same words, n-grams and "
         "categories on other data; its settings hold where no flag says otherwise")
+
+    # Settings without a default here get theirs in `configure`: from DEFAULTS, the size of the data or a former run.
     add("--epochs", type=files.positive(int),
         help="passes over the training rows (default: by size, see size_rule; half as many without any n-grams)")
     add("--batch-size", type=files.positive(int), help="rows of a step (default: by size, see size_rule)")
@@ -133,6 +136,7 @@ def parse_args(argv=None):
         help="weight on the loss of rows whose label quality is not `reliable`")
     add("--seed", type=files.seed, default=0, help="decides every random number")
 
+    # What was typed goes before DEFAULTS and a former run, even where it equals the flag's default.
     argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
     args.given = {flag.partition("=")[0] for flag in argv if flag.startswith("--")}
@@ -172,6 +176,8 @@ def make_optimizer(config):
     their own."""
     if "encoder_lr" not in config:
         return optimizer_of(config, "lr")
+
+    # `layers` and `head` are model.Encoder's names of its parts; clipping looks at the gradients of both together.
     groups = {rate: optimizer_of(config, rate) for rate in ("lr", "encoder_lr")}
     return optax.chain(optax.clip_by_global_norm(CLIP),
                        optax.partition(groups, {"layers": "encoder_lr", "head": "lr"}))
@@ -218,6 +224,8 @@ def training_arrays(config, features, rows, frozen=None):
     row_weight = class_weight[rows["labels"]]
     if "unreliable_weight" in config:
         row_weight = np.where(rows["reliable"], row_weight, row_weight * np.float32(config["unreliable_weight"]))
+
+    # All rows go to the device once; a chunk then brings nothing but row numbers.
     return jax.device_put({"features": features, "titles": rows["titles"], "labels": rows["labels"],
                            "row_weight": row_weight, "shift": shift, "frozen": frozen or {}})
 
@@ -259,11 +267,14 @@ def make_train_chunk(config):
             variables = variables | {"params": optax.apply_updates(variables["params"], updates)}
             optimizer_state = optimizer_state | {"dense": dense, "step": number + 1}
             if not config["freeze_embeddings"]:
+                # The mean over the batch is undone, so that a title's gradient counts in full: where Adagrad's sums
+                # begin (--accumulator) then means the same for every batch size.
                 rate = config["table_lr"] * factor(number)
                 variables["table"], optimizer_state["accumulator"] = model.update(
                     variables["table"], optimizer_state["accumulator"], gathered, vector_gradient * len(rows), rate)
             return {"variables": variables, "optimizer": optimizer_state}, loss
 
+        # Python and transfers take their time once a chunk, not once a step.
         state, losses = jax.lax.scan(step, state, order)
         return state, losses.mean()
 
@@ -289,10 +300,15 @@ def init_state(config, features, titles, vectors=None, pretrained=None):
     state = start()
     variables = state["variables"]
     if pretrained:
+        # Table and pieces are variables, layers are parameters; what is frozen is in neither and stays out.
         for tree in (variables, variables["params"]):
             tree.update(jax.device_put({name: pretrained[name] for name in pretrained.keys() & tree.keys()}))
         return state
+
+    # A row that no training title uses gets weight 0: its numbers are random and must not count in predictions.
     variables["weights"] = jax.device_put(model.row_weights(config, features, titles))
+
+    # The words' own rows are the first of the table, so that is where their pretrained vectors go.
     if vectors is not None:
         found, table = vectors.any(1, keepdims=True), variables["table"]
         if found.any():  # words without a vector start as long as the others
@@ -306,9 +322,12 @@ def pretrained_variables(config, meta, arrays, learned=None):
     trained them on. Where these are frozen, vectors of all titles take the place of those of pieces, and in `arrays`
     the titles become [N, 1], the row of their vector."""
     table, layers = encoder.pretrained(config["encoder"]["name"], meta["pieces"])
+
+    # A former run brings the table of all pieces (runs.restore); this one takes those that its titles have.
     if learned:
         table, layers = np.asarray(learned["table"])[meta["pieces"]], learned["params"]["layers"]
     if config["freeze_layers"]:
+        # Nothing below the classifier changes, so each title goes through the layers once. Row 0 stays padding's.
         vectors = [np.zeros((1, table.shape[1]), np.float32)]
         for rows in arrays.values():
             vectors.append(model.title_vectors(config, table, layers, rows["titles"]))
@@ -363,6 +382,8 @@ def evaluate_rows(predictor, arrays, prefix):
     row = {f"{prefix}_loss": float(result["loss"].mean()),
            f"{prefix}_accuracy": float((result["prediction"] == arrays["labels"]).mean()),
            f"{prefix}_balanced_accuracy": model.balanced_accuracy(arrays["labels"], result["prediction"])}
+
+    # On rows whose label the source vouches for, scores are not blurred by wrong labels.
     reliable = arrays.get("reliable", np.zeros(0, bool))
     if reliable.any():
         row[f"{prefix}_reliable_loss"] = float(result["loss"][reliable].mean())
@@ -376,6 +397,8 @@ def calibrate(predictor, rows):
     the `logits` [n, C] float16, minus the largest of each row, and the `labels`; `temperature` and `smoothing`."""
     logits = model.in_batches(lambda ids: {"logits": model.logits(predictor, *ids)}, (rows["titles"],),
                               largest=model.largest_batch((predictor,)))["logits"]
+
+    # Softmax does not see what a whole row has lost, and float16 is finest near 0, where the likeliest now are.
     logits = logits - logits.max(1, keepdims=True)
     temperature, smoothing = map(np.float32, calibration.fit(logits, rows["labels"]))
     return {"logits": logits.astype(np.float16), "labels": rows["labels"].astype(np.int32),
@@ -392,6 +415,8 @@ def configure(args, meta, titles, former=None):
     fields = model.fields(args.model)
     others = set().union(*map(model.fields, model.MODELS)) - fields.keys() - {"dropout", "word_ngrams"}  # see unused
     pieces = model.reads(args.model) == "pieces"
+
+    # Flags that only name files and runs are no settings.
     config = {name: value for name, value in vars(args).items()
               if name not in ("data", "name", "runs", "resume", "refit", "init_from", "given")}
 
@@ -408,6 +433,9 @@ def configure(args, meta, titles, former=None):
     kept = {name: former[name] for name in (config.keys() | fields.keys()) & (former or {}).keys() - {"classes"}}
     usual = usual | kept
     config |= {name: value for name, value in usual.items() if flag_of(name) not in args.given}
+
+    # DEFAULTS gives epochs and dropout for little data, and epochs for titles with n-grams: both are fitted to this
+    # data. What else depends on the size holds where neither DEFAULTS nor a former run says anything.
     ngrams = pieces or config["maxn"] > 0 or config["word_ngrams"] > 1
     epochs = config["epochs"] if ngrams else (config["epochs"] + 1) // 2
     for name, value in size_rule(rows, epochs, config["dropout"], len(meta["vocab"])).items():
@@ -418,6 +446,8 @@ def configure(args, meta, titles, former=None):
     pretrained = meta["vectors"] is not None and not pieces
     config["dim"] = config["dim"] or (meta["vectors"].shape[1] if pretrained else 100)
     config["prior"] = PRIOR[config["balance"]]
+
+    # With frozen layers titles become vectors before the training begins, so the table cannot change either.
     config["freeze_embeddings"] |= config["freeze_layers"]
 
     # What nothing would use is left out, and refused if it was asked for.
@@ -425,6 +455,8 @@ def configure(args, meta, titles, former=None):
         if flag_of(name) in args.given and not (name == "minn" and args.minn == 0):  # fastText's way to have none
             raise UserError(f"{flag_of(name)}: {reason}; leave it out")
         config.pop(name, None)
+
+    # The size of the table is asked for even where there are no n-grams.
     if not pieces:
         config.setdefault("buckets", 0)
 
@@ -436,6 +468,8 @@ def configure(args, meta, titles, former=None):
     if pretrained and config["dim"] != meta["vectors"].shape[1]:
         raise UserError(f"--dim {config['dim']}: the prepared vectors have {meta['vectors'].shape[1]} numbers; leave "
                         "--dim out, or run prepare.py without --vectors")
+
+    # Steps and rows of the table are numbered in int32.
     titles = titles[:, :1] if config.get("freeze_layers") else titles  # then a title is one vector
     groups = data.length_groups(titles, config["batch_size"], MAX_STEPS)
     steps = config["epochs"] * sum(group.chunks * group.steps for group in groups)
@@ -462,6 +496,8 @@ def configure(args, meta, titles, former=None):
             if value is dataclasses.MISSING:
                 raise UserError(f"train.py: DEFAULTS has no {name} for {args.model}, whose module needs it")
             config[name] = value
+
+    # Refused here, by name, and not when the folder of the run is being written.
     for name, value in config.items():
         try:
             json.dumps(value)
@@ -478,6 +514,8 @@ def flag_of(name):
 def unused(config, others, meta):
     """{setting that nothing would use: why}. others: fields of other models' modules."""
     found = dict.fromkeys(others & config.keys(), f"{config['model']} has no such setting")
+
+    # Words and pieces have tables of different kinds, each with settings that the other lacks.
     if model.reads(config["model"]) == "titles":
         found |= dict.fromkeys(("encoder_lr", "piece_dropout"), f"{config['model']} has no such setting")
     else:
@@ -522,6 +560,8 @@ def choose_run(args, meta, arrays):
         choose_ids(args, args.model, meta, arrays)
         config = configure(args, meta, arrays["train"]["titles"], former)
         return folder, files.with_checksum(config | {"created": time.time()})
+
+    # Other code would make another run of it, so it is refused; other libraries may only round otherwise.
     folder, config = load_run(args, "--resume", args.resume, meta)
     if changed := runs.changed_source(folder, config):
         raise UserError(f"{folder}: {' and '.join(changed)} changed since it was begun; go on with the scripts that it "
@@ -542,6 +582,8 @@ def choose_former(args):
     folder, _ = runs.find(args.init_from, args.runs)
     config, _, _ = runs.load(folder, model.MODELS)
     args.given, asked = args.given | {"--model"}, args.given
+
+    # What gives arrays their shape, and their rows a meaning, cannot be chosen anew.
     shapes = model.fields(config["model"]).keys() | {"model", "dim", "word_ngrams", "minn", "maxn", "buckets"}
     shapes |= {"freeze_embeddings", "freeze_layers"} if "encoder" in config else set()
     for name in sorted(shapes & vars(args).keys()):
@@ -559,6 +601,8 @@ def load_run(args, flag, name, meta):
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no such run to {flag[2:]}")
     config, _, _ = runs.load(folder, model.MODELS)
+
+    # On other data the same ids would be other words and categories.
     if config["fingerprint"] != meta["fingerprint"]:
         raise UserError(f"{folder}: was trained on other data ({config['fingerprint']}) than {args.data} holds "
                         f"({meta['fingerprint']}); name its data with --data")
@@ -575,6 +619,8 @@ def choose_refit(args, meta, arrays):
         raise UserError(f"{folder}: {'is a refit itself' if 'refit' in config else 'has no best checkpoint to refit'}")
     if changed := runs.changed_source(folder, config):
         print(f"warning: {folder}: {' and '.join(changed)} changed since it was trained", file=sys.stderr)
+
+    # A checkpoint's name is its step, and all epochs have equally many steps; more rows make more of them.
     epochs = best * config["epochs"] // config["steps"]
     choose_ids(args, config["model"], meta, arrays)
     add_validation_rows(arrays)
@@ -634,6 +680,7 @@ def train(args):
     mlflow, features = connecting.result(), jax.device_put(features)
 
     if args.resume is None:
+        # Only now, with all compiled: what fails before this leaves no folder behind.
         folder = runs.create(folder, config, meta, named=args.name is not None or args.refit is not None)
     statistics = {name: meta[name] for name in ("source", "categories", "reliable_share", "unknown_share",
                                                 "mean_words", "cut_share")} | {"device": str(device)}
@@ -648,6 +695,8 @@ def train(args):
                 runs.write_metrics(folder, history)
                 tracker.log(history, [])
             introduce(folder.name, config, state["variables"] | frozen)
+
+            # The same training rows after every epoch, so that their scores can be compared.
             sample = np.random.default_rng(config["seed"]).permutation(config["rows"])[:TRAIN_SAMPLE]
             sample = {kind: array[sample] for kind, array in arrays["train"].items() if kind != "language"}
             # The same validation rows for all runs, so that several can be weighted against each other.
@@ -655,14 +704,19 @@ def train(args):
             calibration_rows = {kind: arrays["valid"][kind][drawn] for kind in ("titles", "labels")}
             # A refit has trained on these rows; what the run before it learned from them holds.
             validation = runs.restore_validation(folder.parent / config["refit"]) if "refit" in config else None
+
+            # From here on Ctrl-C only asks: the loop ends after a chunk and saves a checkpoint.
             stop = stop_signals()
             epoch_steps, step = config["steps"] // config["epochs"], int(state["optimizer"]["step"])
+
+            # What comes before the first step: scores by chance, or what a former run's knowledge is worth here.
             if step == 0:
                 ready = model.predictor(config, state["variables"] | frozen, features)
                 print_epoch({"epoch": 0} | (evaluate_rows(ready, arrays["valid"], "valid") if not validation else {}))
             print(f"ready after {time.time() - STARTED:.1f} s (reading, compiling)")
             progress = Progress(config, step)
 
+            # A broken loss ends the epoch as a signal does; check_finite then says so, before anything is saved.
             def watch(step, loss):
                 progress.show(step, loss)
                 return stop or not math.isfinite(loss)
@@ -712,6 +766,7 @@ def train(args):
     if "refit" in config:
         said = f"trained on {config['rows']:,} rows for {config['epochs']} epochs, as was best for {config['refit']}"
     else:
+        # Of equally good epochs Orbax keeps the last.
         best = max(reversed(history), key=lambda row: row["valid_balanced_accuracy"])
         said = f"best epoch {best['epoch']}: validation balanced accuracy {best['valid_balanced_accuracy']:.4f}"
     print(f"{said}{' on SYNTHETIC data' if config['synthetic'] else ''}; {time.time() - STARTED:.1f} s in all\n"
@@ -723,6 +778,7 @@ def compile_chunks(config, state, arrays, groups):
     train_chunk = make_train_chunk(config)
 
     def compiled(group):
+        # Compiled ahead, for which only the shapes count; so no epoch's speed is spoilt by compiling.
         order = np.zeros((group.steps, config["batch_size"]), np.uint32)
         program = train_chunk.lower(state, arrays, order, width=group.width).compile()
         return lambda state, order: program(state, arrays, jax.device_put(order))
@@ -762,6 +818,7 @@ def stop_signals():
 def leave(args, name, step, number):
     """End the program after a signal of this number."""
     print(f"stopped at step {step:,}; go on with: python {shlex.quote(sys.argv[0])} {resume_flags(args, name)}")
+    # The status that a shell gives to what a signal has ended.
     raise SystemExit(128 + number)
 
 
@@ -801,6 +858,8 @@ class Progress:
         if time.time() - self.printed < (1 if sys.stdout.isatty() else 10):
             return
         config, self.printed = self.config, time.time()
+
+        # Speed is that of this process: what came before --resume does not count, nor do pauses.
         seconds, steps, left = self.printed - self.begun, step - self.first_step, self.config["steps"] - step
         epoch_steps = config["steps"] // config["epochs"]
         factors = self.factors(step)
