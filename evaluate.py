@@ -159,6 +159,9 @@ class Classifier:
                                 "the same prepared data")
             self.members.append((config, saved["variables"]))
             self.validation.append(jax.device_get(saved["validation"]))
+            if not np.array_equal(self.validation[-1]["labels"], self.validation[0]["labels"]):
+                raise UserError(f"{folder}: was judged on other validation rows than {self.folder}; average runs on "
+                                "the same prepared data")
             self.steps.append(step)
 
         # Hashes of the character n-grams of all words of the vocabulary, for `knows`.
@@ -174,17 +177,15 @@ class Classifier:
         self.shifts = tuple(int(s) * log_prior for s in sign)
 
         # A run under its own prior is calibrated. What is put together anew is calibrated on the validation rows that
-        # the checkpoints keep: the same of all, where they were trained on the same prepared data.
+        # the checkpoints keep, which are the same of all.
         kept = self.validation[0]
         self.temperatures, self.shares = np.array([kept["temperature"] for kept in self.validation]), np.ones(1)
         temperature, self.smoothing = 1.0, kept["smoothing"]
         if len(own) > 1:
-            self.shares = np.full(len(own), 1 / len(own))
-            if all(np.array_equal(other["labels"], kept["labels"]) for other in self.validation):
-                # By cross-entropy on rows whose categories are as frequent as in training, so under that prior.
-                self.shares = calibration.fit_weights(np.stack([
-                    self.kept_logits(i, log_prior if one == "equal" else 0) / self.temperatures[i]
-                    for i, one in enumerate(own)]), kept["labels"])
+            # By cross-entropy on rows whose categories are as frequent as in training, so under that prior.
+            self.shares = calibration.fit_weights(np.stack([
+                self.kept_logits(i, log_prior if one == "equal" else 0) / self.temperatures[i]
+                for i, one in enumerate(own)]), kept["labels"])
         self.weights = (self.shares / self.temperatures).astype(np.float32)
         if len(own) > 1 or self.prior != own[0]:
             temperature, self.smoothing = calibration.fit(self.combined_kept(), kept["labels"])
@@ -572,7 +573,9 @@ def writer(args, header, top):
     if args.keep:
         # A table's own columns keep their names, such as the category of labelled rows.
         taken = {name.lower() for name in header}
-        added = [name if name not in taken else f"predicted_{name}" for name in added]
+        for i in range(len(added)):
+            while added[i] in taken:
+                added[i] = f"predicted_{added[i]}"
     if args.out and args.keep and args.out.suffix == ".parquet":
         from pyarrow import parquet
         with files.atomic_write(args.out, "wb") as out, contextlib.ExitStack() as stack:

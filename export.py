@@ -11,7 +11,8 @@ model.npz holds what prediction needs: the rows of the table that training used,
 scale for each row (--dtype float32: as they are), the heads, the vocabulary, the labels, settings, temperatures,
 thresholds, and where all that comes from; no pickle, and a digest that is verified when it is read. It needs nothing
 but the run's folder; best and latest are of the runs on --data, where that is there. --prior is as in evaluate.py. The
-folder is written whole or not at all; one that holds anything else is left alone.
+folder is written whole or not at all; one that holds anything else is left alone. An encoder needs its package where
+the model is used, too; the file holds what training changed of it.
 
 --log adds the same two files to the training's MLflow run (of several: the first one's) as a model of MLflow, and
 --register also makes it the next version of a registered model. Such a model takes titles as a list or as the column
@@ -61,11 +62,13 @@ import json
 import tempfile
 
 import flax
+import jax
 import numpy as np
 import pandas as pd
 
 import calibration
 import classify
+import encoder
 import evaluate
 import model
 import runs
@@ -76,7 +79,7 @@ def quantized(table, titles):
     product is about the table."""
     # A row that comes n times as often takes part in n times as many errors, so it is kept sqrt(n) times as exactly:
     # `steps` to each side of 0. The integers of rare rows are small, and compressed small.
-    steps = np.clip(np.rint(max(STEPS, EXACT / len(table)) * np.sqrt(np.maximum(titles, 1))), 1, 127)
+    steps = np.clip(np.rint(max(STEPS, EXACT / max(len(table), 1)) * np.sqrt(np.maximum(titles, 1))), 1, 127)
 
     # The scale is rounded first, so that the integers belong to it as it is kept.
     scale = (np.abs(table).max(1) / steps).astype(np.float16)
@@ -110,20 +113,43 @@ def member_arrays(config, variables, shift, dtype):
                           name: np.asarray(value, np.float32) for name, value in params.items()}
 
 
+def encoder_arrays(config, variables, shift, dtype):
+    """The same of a run with an encoder, as classify.EncoderMember takes them: what its package lacks."""
+    table, layers = encoder.pretrained(config["encoder"]["name"])
+    change = np.asarray(variables["table"]) - table
+    pieces = np.flatnonzero(change.any(1))
+    change, scale = change[pieces], np.ones(len(pieces), np.float16)
+    if dtype == "int8":
+        change, scale = quantized(change, np.full(len(pieces), np.inf))
+
+    # Layers that training left as they were are those of the package.
+    params, number = {"head": variables["params"]["head"]}, np.float16 if dtype == "int8" else np.float32
+    if not all(np.array_equal(variables["params"]["layers"][name][kind], array)
+               for name, layer in layers.items() for kind, array in layer.items()):
+        params["layers"] = jax.tree.map(lambda array: np.asarray(array, number), variables["params"]["layers"])
+    package = encoder.ENCODERS[config["encoder"]["name"]]
+    settings = {"model": config["model"], "scale": config["scale"], "encoder": config["encoder"] | {
+        "package": package.package, "module": package.module, "file": next(iter(package.files))}}
+    return settings, {"pieces": pieces, "table": change, "scale": scale, "shift": np.asarray(shift, np.float32)} | {
+        name: np.asarray(array) for name, array in flax.traverse_util.flatten_dict({"params": params}, sep="/").items()}
+
+
 def model_arrays(classifier, dtype):
-    """{name: array} of an evaluate.Classifier, as classify.Classifier takes them. Raises UserError where one of its
-    runs has an encoder."""
+    """{name: array} of an evaluate.Classifier, as classify.Classifier takes them."""
     arrays, members, provenance = {}, [], []
     for i, ((config, variables), shift, (folder, which), step) in enumerate(zip(
             classifier.members, classifier.shifts, classifier.checkpoints, classifier.steps, strict=True)):
-        if "encoder" in config:
-            raise UserError(f"{folder}: an encoder cannot be exported yet; export a run without one")
         # Names begin with the number of the run, so that several fit into one file.
-        settings, found = member_arrays(config, variables, shift, dtype)
+        arrays_of = encoder_arrays if "encoder" in config else member_arrays
+        settings, found = arrays_of(config, variables, shift, dtype)
         arrays |= {f"{i}/{name}": array for name, array in found.items()}
         members.append(settings)
-        scores = runs.validation_scores(folder)
+
+        # A refit has no validation scores, nor has a run that was stopped in its first epoch.
+        scored = "refit" not in config and (folder / "metrics.csv").is_file()
+        scores = runs.validation_scores(folder) if scored else [None]
         provenance.append({"run": folder.name, "checkpoint": which, "step": step, "prior": config["prior"],
+                           "refit": config.get("refit"),
                            "validation_balanced_accuracy": max(scores) if which == "best" else scores[-1]})
 
     # Weights, smoothing and thresholds are of all runs together; the provenance is for people, no code reads it.

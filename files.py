@@ -13,6 +13,7 @@ import io
 import json
 import lzma
 import os
+import re
 import select
 import shutil
 import signal
@@ -146,7 +147,7 @@ def require_device():
     if os.environ.get("XLA_FLAGS"):
         probe = subprocess.run([sys.executable, "-c", "import jax; jax.devices()"], capture_output=True, text=True)
         if probe.returncode:
-            last = [*probe.stderr.split("\n"), ""][-2] if probe.stderr else ""
+            last = next((line for line in reversed(probe.stderr.split("\n")) if line.strip()), "")
             raise UserError(f"XLA_FLAGS={os.environ['XLA_FLAGS']}: JAX does not start with it ({last[-200:]})")
     import jax
     try:
@@ -268,7 +269,7 @@ def temporary_path(path):
     for stale in path.parent.glob(f"{glob.escape(path.name)}.tmp-*"):
         process = stale.name.rpartition("-")[2]
         # `.tmp-old` has no number and stays: it may be the only copy, see `replace_folder`.
-        if process.isdigit() and not is_running(int(process)):
+        if process.isdigit() and (int(process) == os.getpid() or not is_running(int(process))):
             shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
     return path.with_name(f"{path.name}.tmp-{os.getpid()}")
 
@@ -582,7 +583,10 @@ def download(url, path, size=None):
         # 416 means that nothing is left to send: .part is complete, or not this file. Its size decides.
         if error.code != 416:
             raise UserError(f"{url}: the server says {error.code} {error.reason}") from None
-        total = int((error.headers.get("Content-Range") or "/-1").rpartition("/")[2])
+        told = re.search("/([0-9]+)$", error.headers.get("Content-Range") or "")
+        if told is None:
+            raise UserError(f"{url}: has nothing behind byte {have:,}; delete {part} to start over") from None
+        total = int(told[1])
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ValueError) as error:
         raise UserError(f"{url}: cannot be fetched ({getattr(error, 'reason', error)}); try again, or put the file "
                         f"into {path.parent}/ yourself") from None

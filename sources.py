@@ -187,9 +187,10 @@ def locate(header, wanted, names):
             found[column] = at[0]
 
     # A number may mean a column that was found by its name as well.
-    if len({*found.values()}) < len(found):
-        raise UserError(f"the same column for {' and '.join(found)}: {header[min(found.values())]}; see --title-column "
-                        "and --category-column")
+    for position in found.values():
+        if len(both := [column for column in found if found[column] == position]) > 1:
+            raise UserError(f"the same column for {' and '.join(both)}: {header[position]}; see --title-column and "
+                            "--category-column")
     return found
 
 
@@ -220,8 +221,9 @@ def take_header(blocks):
     number, block = next(blocks, (1, b""))
     line, _, block = block.partition(b"\n")
     told = DELIMITER_LINE.fullmatch(line.strip(b" "))
-    if told:
-        number, (line, _, block) = number + 1, block.partition(b"\n")
+    if told:  # what comes from a pipe may end here for now
+        number, block = (number + 1, block) if block else next(blocks, (number + 1, b""))
+        line, _, block = block.partition(b"\n")
 
     # Rows keep the numbers that their lines have in the file, for messages.
     behind = itertools.chain([(number + 1, block)] if block else [], blocks)
@@ -396,6 +398,8 @@ def parse_json(line, names):
     row = {}
     for column, spellings in names.items():
         # A null is as good as no value, so another spelling of the column may serve.
+        if isinstance(spellings[0], int):
+            raise ValueError(f"columns of JSON lines have names and no numbers; see --{column}-column")
         found = [name for name in spellings if fields.get(name) is not None]
         if len(found) > 1:
             raise ValueError(f"has both {' and '.join(found)}; name one with --{column}-column")
@@ -491,11 +495,16 @@ def read_parquet(stream, name, wanted, names, bad, keep=False):
         # Ahead of all rows, so that a table without rows has its columns, too.
         if keep:
             yield {"kept": file.schema_arrow.empty_table()}, []
-        needed = None if keep else [header[position] for position in columns.values()]
+
+        # Columns are read by their names, so all are read where several have one and a number tells which is meant.
+        needed = [header[position] for position in columns.values()]
+        if keep or any(header.count(column) > 1 for column in needed):
+            needed = None
         for batch in file.iter_batches(LINE_ROWS, columns=needed):
             block, good = {}, np.ones(len(batch), bool)
             for column, position in columns.items():
-                block[column], wrong = parquet_text(column, batch.column(header[position]))
+                block[column], wrong = parquet_text(column, batch.column(
+                    header[position] if needed else position))
                 # A row with several faults is counted once, for its first.
                 for i in [i for i in wrong if good[i]]:
                     bad.add(name, number + i, wrong[i])
@@ -514,7 +523,8 @@ def parquet_text(column, values):
     # This is how pandas writes a categorical column.
     if pa.types.is_dictionary(kind):
         values, kind = values.dictionary_decode(), kind.value_type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
+    if str(kind).partition("[")[0] in ("string", "large_string", "string_view", "binary", "large_binary", "binary_view",
+                                       "fixed_size_binary"):
         return values.cast(pa.binary()).fill_null(b""), {}
     text, wrong = [], {}
     for i, value in enumerate(values.to_pylist()):

@@ -581,13 +581,12 @@ def choose_former(args):
     asks for arrays of another shape."""
     folder, _ = runs.find(args.init_from, args.runs)
     config, _, _ = runs.load(folder, model.MODELS)
-    args.given, asked = args.given | {"--model"}, args.given
 
     # What gives arrays their shape, and their rows a meaning, cannot be chosen anew.
-    shapes = model.fields(config["model"]).keys() | {"model", "dim", "word_ngrams", "minn", "maxn", "buckets"}
+    shapes = {"model", "dim", "word_ngrams", "minn", "maxn", "buckets", *model.fields(config["model"])}
     shapes |= {"freeze_embeddings", "freeze_layers"} if "encoder" in config else set()
-    for name in sorted(shapes & vars(args).keys()):
-        if flag_of(name) in asked and getattr(args, name) != config.get(name):
+    for name in sorted(shapes & vars(args).keys() - {"dropout"}):
+        if flag_of(name) in args.given and getattr(args, name) != config.get(name):
             raise UserError(f"{flag_of(name)}: {folder} has {config.get(name)}; leave it out, or begin anew")
     args.model = config["model"]
     return config
@@ -675,9 +674,10 @@ def train(args):
     if former:
         state, said = begin_from(state, config, meta, former)
         print(f"begins with what {config['init_from']} knows: {said}")
+    features = jax.device_put(features)
     groups = data.length_groups(arrays["train"]["titles"], config["batch_size"], MAX_STEPS)
     programs = compile_chunks(config, state, training_arrays(config, features, arrays["train"], frozen), groups)
-    mlflow, features = connecting.result(), jax.device_put(features)
+    mlflow = connecting.result()
 
     if args.resume is None:
         # Only now, with all compiled: what fails before this leaves no folder behind.
@@ -710,9 +710,9 @@ def train(args):
             epoch_steps, step = config["steps"] // config["epochs"], int(state["optimizer"]["step"])
 
             # What comes before the first step: scores by chance, or what a former run's knowledge is worth here.
-            if step == 0:
+            if step == 0 and not validation:
                 ready = model.predictor(config, state["variables"] | frozen, features)
-                print_epoch({"epoch": 0} | (evaluate_rows(ready, arrays["valid"], "valid") if not validation else {}))
+                print_epoch({"epoch": 0} | evaluate_rows(ready, arrays["valid"], "valid"))
             print(f"ready after {time.time() - STARTED:.1f} s (reading, compiling)")
             progress = Progress(config, step)
 

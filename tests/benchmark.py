@@ -15,7 +15,8 @@ of 50,000 words, Adam, batches of 128. Every model has 100 numbers a word vector
 start-up to the last checkpoint; scores are on the same test split. Machines are noisy: trust ratios of one run.
 
 --scores measures on every folder in FOLDER with a train.csv and a test.csv (columns title and category): train.py with
-its defaults for each model and for mlp and cnn together (`both`), over --seeds, and beside them a linear SVM on TF-IDF
+its defaults for each model, for mlp and cnn together (`both`) and with the encoder (`all`; needs
+requirements-encoder.txt), over --seeds, with --refit also on all rows; and beside them a linear SVM on TF-IDF
 of words, pairs and characters, plain and class-balanced, and fastText with three settings. The peers train on all rows
 of train.csv, we on the nine tenths that prepare.py does not set aside for validation. A second table has the
 calibration error of every training, and what became of the promise that 95 % are right.
@@ -38,7 +39,9 @@ sys.path.insert(0, str(ROOT))
 import data
 
 DIM, THREADS = 100, 2
-SCORED = ["svm", "fasttext", "mlp", "cnn", "both", "rnn", "transformer"]
+MODELS = ["mlp", "cnn", "rnn", "transformer", "encoder"]
+TOGETHER = {"both": ["mlp", "cnn"], "all": ["mlp", "cnn", "encoder"]}
+SCORED = ["svm", "fasttext", *MODELS, *TOGETHER]
 SCRIPTS = ("prepare", "train", "evaluate", "synthetic")
 
 
@@ -190,14 +193,14 @@ def rivals(wanted):
     print(json.dumps(result))
 
 
-def real_scores(sources, wanted, seeds, folder):
+def real_scores(sources, wanted, seeds, refit, folder):
     """{set: {model: [(seconds, accuracy, balanced accuracy), one a seed]}}, and behind these of our models the expected
     calibration error, and coverage and precision at the threshold that promises 95 %. The seconds are those of the
     whole training command, of the peers those to fit and predict."""
     if unknown := set(wanted) - set(SCORED):
         raise SystemExit(f"error: --only {min(unknown)}: choose from {' '.join(SCORED)}")
-    if "both" in wanted:
-        wanted = {*wanted, "mlp", "cnn"}
+    together = {name: members for name, members in TOGETHER.items() if name in wanted}
+    models = [model for model in MODELS if model in {*wanted}.union(*together.values())]
     result = {}
     for source in sorted(path.parent for path in sources.glob("*/train.csv") if (path.parent / "test.csv").exists()):
         here = folder / source.name
@@ -208,27 +211,31 @@ def real_scores(sources, wanted, seeds, folder):
         if {"svm", "fasttext"} & set(wanted):
             text = measured(__file__, "--rivals", *wanted, folder=here)[2]
             found |= {name: [row] for name, row in json.loads(text.splitlines()[-1]).items()}
-        measured(*script("prepare", "--data", "train.csv", "--test", "test.csv"), folder=here)
+        measured(*script("prepare", "--data", "train.csv", "--test", "test.csv",
+                         *(["--encoder", "use"] if "encoder" in models else [])), folder=here)
+        seconds = {}
 
-        def judge(names, here=here):
+        def judge(row, names, here=here, found=found, seconds=seconds):
             scores = json.loads(measured(*script("evaluate", "--ckpt", *names, "--json"), folder=here)[2])
             promised = scores["thresholds"]["0.95"]
-            return (scores["accuracy"], scores["balanced_accuracy"], scores["expected_calibration_error"],
-                    promised["coverage"], promised["precision"])
+            found.setdefault(row, []).append((
+                sum(seconds[name] for name in names), scores["accuracy"], scores["balanced_accuracy"],
+                scores["expected_calibration_error"], promised["coverage"], promised["precision"]))
 
-        seconds = {}
-        for model in ("mlp", "cnn", "rnn", "transformer"):
-            for seed in range(seeds) if model in wanted else ():
-                seconds[model, seed] = measured(*script(
-                    "train", "--model", model, "--seed", seed, "--name", f"{model}-{seed}"), folder=here)[0]
-                found.setdefault(model, []).append((seconds[model, seed], *judge([f"{model}-{seed}"])))
-        for seed in range(seeds) if "both" in wanted else ():
-            found.setdefault("mlp and cnn together", []).append((
-                seconds["mlp", seed] + seconds["cnn", seed], *judge([f"mlp-{seed}", f"cnn-{seed}"])))
-        if "both" in wanted and seeds > 1:
-            members = [(model, seed) for model in ("mlp", "cnn") for seed in range(seeds)]
-            found[f"mlp and cnn, {seeds} seeds of each, together"] = [(
-                sum(seconds[member] for member in members), *judge([f"{model}-{seed}" for model, seed in members]))]
+        # Every training, then the refit of each; each alone, then those of one seed together, then those of all seeds.
+        for end, said in (("", ""), ("-refit", ", refit"))[:1 + refit]:
+            for model in models:
+                for seed in range(seeds):
+                    name = f"{model}-{seed}"
+                    flags = ["--refit", name] if end else ["--model", model, "--seed", seed, "--name", name]
+                    seconds[name + end] = measured(*script("train", *flags), folder=here)[0]
+                    judge(model + said, [name + end])
+            for members in together.values():
+                for seed in range(seeds):
+                    judge(f"{' and '.join(members)} together{said}", [f"{model}-{seed}{end}" for model in members])
+                if seeds > 1:
+                    judge(f"{' and '.join(members)}, {seeds} seeds of each, together{said}", [
+                        f"{model}-{seed}{end}" for model in members for seed in range(seeds)])
         print(source.name, found, file=sys.stderr, flush=True)
     return result
 
@@ -417,6 +424,7 @@ def main():
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.add_argument("--scores", type=Path, metavar="FOLDER", help="measure scores on the data sets in this folder")
     parser.add_argument("--seeds", type=int, default=3, help="with --scores: how many trainings of each model")
+    parser.add_argument("--refit", action="store_true", help="with --scores: also of every training its refit")
     parser.add_argument("--peer", help=argparse.SUPPRESS)
     parser.add_argument("--rivals", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -426,7 +434,7 @@ def main():
         return rivals(args.rivals)
     if args.scores:
         with tempfile.TemporaryDirectory() as folder:
-            result = real_scores(args.scores, args.only or SCORED, args.seeds, Path(folder))
+            result = real_scores(args.scores, args.only or SCORED, args.seeds, args.refit, Path(folder))
         return print(json.dumps(result, indent=1)) if args.json else show_scores(result)
     with tempfile.TemporaryDirectory() as folder:
         result = benchmark(args, Path(folder))

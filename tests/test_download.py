@@ -27,6 +27,7 @@ class Server:
     def __init__(self):
         server = self
         self.files, self.ranges, self.cut, self.announce, self.chunked, self.asked = {}, True, None, 0, False, []
+        self.knows_size = True
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -40,7 +41,7 @@ class Server:
                 start = int(re.search(r"\d+", self.headers["Range"] or "0").group()) if server.ranges else 0
                 if start and start >= len(body):
                     self.send_response(416)
-                    self.send_header("Content-Range", f"bytes */{len(body)}")
+                    self.send_header("Content-Range", f"bytes */{len(body) if server.knows_size else '*'}")
                     self.send_header("Content-Length", "0")
                     return self.end_headers()
                 self.send_response(206 if start else 200)
@@ -123,6 +124,9 @@ def test_a_complete_part_takes_its_name_and_a_longer_one_does_not(server, tmp_pa
     with pytest.raises(UserError, match=r"y\.part: 50,001 bytes instead of 50,000; .* delete it to start over"):
         files.download(f"{server.url}/x", tmp_path / "y")
     assert not (tmp_path / "y").exists()
+    server.knows_size = False
+    with pytest.raises(UserError, match=r"x: has nothing behind byte 50,001; delete .*y\.part to start over"):
+        files.download(f"{server.url}/x", tmp_path / "y")
 
 
 def test_a_server_that_has_not_the_file_or_is_none(server, tmp_path):

