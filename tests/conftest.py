@@ -8,6 +8,7 @@ import lzma
 import os
 import random
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,8 @@ def pytest_configure(config):
     """What JAX has compiled is kept while the tests run, for all their processes: half of their time went there."""
     if not hasattr(config, "workerinput"):  # pytest-xdist's workers inherit it
         kept = tempfile.TemporaryDirectory()
-        os.environ |= {"JAX_COMPILATION_CACHE_DIR": kept.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        os.environ |= {"KEPT_FOR_TESTS": kept.name, "JAX_COMPILATION_CACHE_DIR": f"{kept.name}/compiled",
+                       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
                        "TF_CPP_MIN_LOG_LEVEL": "3"}  # XLA takes hints that it compiled with for unknown processors
         config.add_cleanup(kept.cleanup)
@@ -36,8 +38,25 @@ def environment(**changes):
     return {**os.environ, "MLFLOW_TRACKING_URI": "", **changes}
 
 
+def add_database(name, folder, env):
+    """Put an empty database of MLflow into a folder where a script would make one: that takes MLflow seconds."""
+    import files
+    kept, database = Path(os.environ["KEPT_FOR_TESTS"]), Path(folder) / "mlflow.db"
+    if name not in ("train", "evaluate", "export") or "MLFLOW_TRACKING_URI" in (env or {}):
+        return
+    if database.exists() or not os.access(folder, os.W_OK):
+        return
+    with files.locked(kept):
+        if not (kept / "mlflow.db").exists():
+            from mlflow import MlflowClient
+            MlflowClient(f"sqlite:///{kept}/new.db").search_experiments()
+            (kept / "new.db").rename(kept / "mlflow.db")
+    shutil.copyfile(kept / "mlflow.db", database)
+
+
 def run_script(name, *args, cwd, check=True, stdin="", env=None, root=ROOT):
     """Run a script of the project in a folder; returns the finished process. With check, it must have succeeded."""
+    add_database(name, cwd, env)
     done = subprocess.run([sys.executable, str(root / f"{name}.py"), *map(str, args)], cwd=cwd, input=stdin,
                           capture_output=True, text=True, env=environment(**(env or {})))
     if check:
@@ -50,6 +69,7 @@ def run_here(name, *args, cwd, check=True, stdin="", env=None):
     cannot show what a process does: signals, its end, what libraries write past sys.stderr, what another hash seed
     changes. Tests of that take run_script, and so does one test at least of each flag."""
     import files
+    add_database(name, cwd, env)
     stdin = io.TextIOWrapper(io.BufferedReader(io.BytesIO(stdin.encode())), encoding="utf-8")
     stdout, stderr, status = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), io.StringIO(), 0
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

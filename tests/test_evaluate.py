@@ -131,7 +131,7 @@ def test_predictions_equal_the_report(reported, tmp_path):
 
 def test_predict_formats(trained, tmp_path):
     def predict(*args, stdin=""):
-        return run_script("evaluate", "--ckpt", "bag", "--predict", *args, cwd=trained, stdin=stdin).stdout
+        return run_here("evaluate", "--ckpt", "bag", "--predict", *args, cwd=trained, stdin=stdin).stdout
 
     titles = ["funda celular negro", "mesa, grande", "", "日本語 ???", "silla \ud7ff \"azul\""]
     lines = predict("-", "--top", 3, stdin="\n".join(titles) + "\n").splitlines()
@@ -165,24 +165,24 @@ def test_predict_formats(trained, tmp_path):
 def test_broken_csv_loses_no_row_in_silence(trained, tmp_path):
     path = tmp_path / "titles.csv"
     path.write_text("id,title\n1,mesa\n2,silla,roja\n")
-    done = run_script("evaluate", "--ckpt", "bag", "--predict", path, "--out", tmp_path / "out", cwd=trained,
+    done = run_here("evaluate", "--ckpt", "bag", "--predict", path, "--out", tmp_path / "out", cwd=trained,
                       check=False)
     assert_one_line_error(done, "titles.csv:3: 3 columns")
     assert not (tmp_path / "out").exists()
     path.write_text('id,title,language\n1,mesa,x\n2,"silla 14,x\n3,funda,x\n')
-    done = run_script("evaluate", "--ckpt", "bag", "--predict", path, cwd=trained)
+    done = run_here("evaluate", "--ckpt", "bag", "--predict", path, cwd=trained)
     assert done.stdout == "id,category\n1,MESAS\n2,SILLAS\n3,FUNDAS\n"
     assert done.stderr.startswith("warning: ") and "titles.csv:3: an unclosed quote" in done.stderr
     path.write_bytes(b'id,title\r\n1,"mesa\rgrande, ""roja"""\r\n\r\n2,\xff silla\r\n')
-    run_script("evaluate", "--ckpt", "bag", "--predict", path, "--out", tmp_path / "out", cwd=trained)
+    run_here("evaluate", "--ckpt", "bag", "--predict", path, "--out", tmp_path / "out", cwd=trained)
     assert (tmp_path / "out").read_text() == "id,category\n1,MESAS\n2,SILLAS\n"
     path.write_text("id,title\n")
-    assert run_script("evaluate", "--ckpt", "bag", "--predict", path, cwd=trained).stdout == "id,category\n"
+    assert run_here("evaluate", "--ckpt", "bag", "--predict", path, cwd=trained).stdout == "id,category\n"
 
 
 def test_bad_input(trained, tmp_path):
     def fails(*args, words, cwd=trained, stdin=""):
-        assert_one_line_error(run_script("evaluate", *args, cwd=cwd, check=False, stdin=stdin), *words)
+        assert_one_line_error(run_here("evaluate", *args, cwd=cwd, check=False, stdin=stdin), *words)
 
     fails("--ckpt", "nothing", words=["nothing"])
     fails(words=["no prepared data"], cwd=tmp_path)

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from conftest import assert_one_line_error, assert_same_run, run_script, save, snapshot, tiny_rows, write_csv
+from conftest import assert_one_line_error, assert_same_run, run_here, run_script, save, snapshot, tiny_rows, write_csv
 from mlflow import MlflowClient
 
 import report
@@ -16,7 +16,8 @@ TITLES = ["funda azul ñandú", "teléfono móvil", "mesa 24\" café", "silla"]
 
 
 def predicted(folder, *args, stdin="", env=None, check=True):
-    return run_script("evaluate", "--ckpt", "bag", "--predict", *args, cwd=folder, stdin=stdin, env=env, check=check)
+    run = run_script if env else run_here
+    return run("evaluate", "--ckpt", "bag", "--predict", *args, cwd=folder, stdin=stdin, env=env, check=check)
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +91,9 @@ def test_categories_and_languages_may_have_any_name(tmp_path):
     rows = [json.dumps({"title": title, "language": LANGUAGES[language], "category": NAMES[category]})
             for title, _, language, category in tiny_rows()]
     save(tmp_path / "titles.jsonl", "\n".join(rows))
-    run_script("prepare", "--data", "titles.jsonl", cwd=tmp_path)
-    run_script("train", "--name", "odd", "--epochs", 2, "--dim", 8, cwd=tmp_path)
-    done = run_script("evaluate", "--ckpt", "odd", cwd=tmp_path)
+    run_here("prepare", "--data", "titles.jsonl", cwd=tmp_path)
+    run_here("train", "--name", "odd", "--epochs", 2, "--dim", 8, cwd=tmp_path)
+    done = run_here("evaluate", "--ckpt", "odd", cwd=tmp_path)
     assert done.stderr == "" and {path.name for path in (tmp_path / "runs/odd/test-best").iterdir()} == {
         *report.FILES} - {"unknown.csv"}
     scores = json.loads((tmp_path / "runs/odd/test-best/report.json").read_text())["slices"]
@@ -132,7 +133,7 @@ def test_the_column_of_titles_may_be_named_or_numbered(trained, tmp_path, expect
 
 def test_flags_that_go_with_predict(trained):
     for flags in (("--title-column", "x"), ("--encoding", "utf-16")):
-        assert_one_line_error(run_script("evaluate", *flags, cwd=trained, check=False), "goes with --predict")
+        assert_one_line_error(run_here("evaluate", *flags, cwd=trained, check=False), "goes with --predict")
     done = run_script("evaluate", "--predict", "-", "--encoding", "utf-17", cwd=trained, check=False)
     assert_one_line_error(done, "argument --encoding: invalid encoding value: 'utf-17'")
 
@@ -144,9 +145,9 @@ def test_columns_of_training_data_may_be_named_or_numbered(tmp_path):
         pa.parquet.write_table(pa.table({"Name": [row[0] for row in rows], "Kind": [row[1] for row in rows]}),
                                tmp_path / "titles.parquet")
         for name in ("titles.csv", "titles.parquet"):
-            run_script("prepare", "--data", name, "--title-column", flags[0], "--category-column", flags[1],
+            run_here("prepare", "--data", name, "--title-column", flags[0], "--category-column", flags[1],
                        "--out", name[7:], cwd=tmp_path)
         first, second = ((tmp_path / name / "train_text.txt").read_text() for name in ("csv", "parquet"))
         assert first == second and first.count("\n") > 60
-    assert_one_line_error(run_script("prepare", "--data", "titles.parquet", cwd=tmp_path, check=False),
+    assert_one_line_error(run_here("prepare", "--data", "titles.parquet", cwd=tmp_path, check=False),
                           "titles.parquet:1: the header needs one column title or text, and says Name, Kind")

@@ -30,7 +30,7 @@ def words_of(count):
     return [*data.SPECIALS, *(f"word{i}" for i in range(2, count))]
 
 
-@pytest.mark.parametrize("name", WORD_MODELS)
+@pytest.mark.parametrize("name", ["mlp", "cnn"])  # what a module computes is not at stake
 def test_a_scanned_chunk_equals_single_steps(name):
     config, state, arrays = small_problem("--model", name)
     order = np.random.default_rng(0).permutation(64)[:40].reshape(5, 8)
@@ -215,7 +215,7 @@ def test_start_of_adagrads_sums(start):
 
 # --- what makes it fast -----------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("name", WORD_MODELS)
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
 def test_the_loop_copies_no_table(name):
     """Scratch memory stays far below the table, no instruction copies it, and its buffer is the same one afterwards."""
     def buffers(state):
