@@ -118,7 +118,7 @@ def mlflow_status(folder, name):
 
 
 def test_a_few_rounds_of_torture(tmp_path):
-    torture.torture(2, 5, tmp_path)
+    torture.torture(3, 5, tmp_path)
 
 
 def test_damaged_files_are_refused_or_harmless(tmp_path, monkeypatch):
