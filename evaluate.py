@@ -9,6 +9,7 @@
     python evaluate.py --ckpt best --predict export.csv --keep --precision 0.95 --out scored.csv
     echo "zapatillas running talle 42" | python evaluate.py --ckpt best --predict - --explain
     python evaluate.py --ckpt mlp-1 --neighbors celular     # the nearest words, with the cosine of their vectors
+    python evaluate.py --list                               # all runs on this data, the best first
 
 The report goes to runs/NAME/SPLIT-WHICH/ (such as test-best): report.json, predictions.csv, categories.csv (precision,
 recall, F1 and support of each), confusions.csv with example titles, suspects.csv (wrong labels are likely among its
@@ -67,6 +68,7 @@ def parse_args():
     add("--prior", choices=("equal", "training"), help="how frequent categories are taken to be (default: as the run)")
     add("--json", action="store_true", help="print the scores as one JSON object and nothing else")
     add("--predict", metavar="FILE", help="classify the titles in this file, or - for standard input")
+    add("--list", action="store_true", help="print all runs on the prepared data, the best first")
     add("--neighbors", metavar="WORD", help="print the words whose vectors are nearest to that of this word")
     add("--top", type=files.positive(int), metavar="K",
         help="with --predict: the K likeliest categories (default: 1); with --neighbors: words (default: 10)")
@@ -88,16 +90,18 @@ def parse_args():
         "--category-column")}
     flags["--top"], flags["--encoding"] = args.top, args.encoding != "utf-8"
     flags["--predict"], flags["--neighbors"] = args.predict is not None, args.neighbors is not None
-    modes = flags["--predict"] or flags["--neighbors"]
+    flags["--list"] = args.list
     groups = (("--predict", flags["--predict"], ("--out", "--threshold", "--precision", "--keep", "--explain")),
-              ("--predict or --neighbors", modes, ("--top",)),
-              ("a report", not modes, ("--json", "--test", "--split")),
+              ("--predict or --neighbors", flags["--predict"] or flags["--neighbors"], ("--top",)),
+              ("a report", not any(flags[mode] for mode in ("--predict", "--neighbors", "--list")),
+               ("--json", "--test", "--split")),
               ("--predict or --test", args.predict is not None or args.test, ("--title-column", "--encoding")),
               ("--test", args.test, ("--category-column",)))
     for mode, is_on, own in groups:
         if not is_on and (wrong := [flag for flag in own if flags[flag]]):
             raise UserError(f"{wrong[0]} goes with {mode}")
-    for one, other in (("--test", "--split"), ("--threshold", "--precision"), ("--neighbors", "--predict")):
+    for one, other in (("--test", "--split"), ("--threshold", "--precision"), ("--neighbors", "--predict"),
+                       ("--list", "--predict"), ("--list", "--neighbors")):
         if flags[one] and flags[other]:
             raise UserError(f"{one} and {other}: give one")
     if args.out and args.out.suffix == ".parquet" and not args.keep:
@@ -479,8 +483,9 @@ def evaluate(args):
                             ignore=shutil.ignore_patterns(*report.FILES))
         report.write(temporary, scores, tables, figures)
 
-    # Scores of an ensemble, or under another prior, stand beside the run's own in MLflow.
-    own = classifier.name == classifier.which and not args.prior
+    # In MLflow the scores of the best checkpoint on test stand as `test_...`. Others, of `latest`, an ensemble, another
+    # prior or split, stand beside them under their report's name, and beside what the training logged.
+    own = out.name == "test-best"
     with runs.mlflow_warnings():
         client, _ = connecting.result()
         named = report.named_scores(split if own else out.name, scores)
@@ -641,6 +646,9 @@ def neighbors(args):
 
 
 def main(args):
+    if args.list:
+        files.require_file(args.data / "meta.json")
+        return runs.show_all(args.runs, files.read_json(args.data / "meta.json").get("fingerprint"))
     if args.neighbors is not None:
         return neighbors(args)
     return evaluate(args) if args.predict is None else predict(args)

@@ -129,6 +129,34 @@ def find(ckpt, runs, fingerprint=None):
     raise UserError(f"--ckpt {ckpt}: no run of this name in {runs}/, nor a path to the folder of a run")
 
 
+def show_all(runs, fingerprint):
+    """Print a line for each run on the data with this fingerprint, the best by its validation score first; a refit,
+    which has none, behind the run that it comes from."""
+    found = []
+    for folder in Path(runs).glob("[!.]*"):
+        config = files.read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+        if config.get("format") == FORMAT and config.get("fingerprint") == fingerprint:
+            judged = folder.with_name(config.get("refit", folder.name))
+            scores = validation_scores(judged) if (judged / "metrics.csv").is_file() else []
+            found.append((-max(scores, default=0), "refit" in config, folder, config))
+
+    print(f"{'run':24} {'model':12} {'validation':>10} {'test':>8} {'seconds':>8} {'MB':>6}  begun")
+    for score, is_refit, folder, config in sorted(found, key=lambda row: row[:3]):
+        # What is not known yet, such as the test score of a run that was never evaluated, is a dash.
+        report, rows = folder / "test-best/report.json", []
+        test = files.read_json(report).get("balanced_accuracy") if report.is_file() else None
+        if (folder / "metrics.csv").is_file():
+            with open(folder / "metrics.csv", encoding="utf-8", newline="") as file:
+                rows = [*csv.DictReader(file)]
+        seconds = rows[-1].get("seconds") if rows else None
+        size = sum(path.stat().st_size for path in (folder / "checkpoints").rglob("*") if path.is_file()) / 1e6
+        columns = [f"{-score:.4f}" if score and not is_refit else "-", f"{test:.4f}" if test else "-",
+                   f"{float(seconds):.0f}" if seconds else "-", f"{size:.1f}"]
+        begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(config["created"]))
+        print(f"{folder.name:24} {config['model']:12} {columns[0]:>10} {columns[1]:>8} {columns[2]:>8} {columns[3]:>6}  "
+              f"{begun}")
+
+
 def finished_refit(folder):
     """The folder of a run's refit that has been trained to its end, or None."""
     refit = folder.with_name(f"{folder.name}-refit")
@@ -554,13 +582,17 @@ class Tracker:
                 client.log_artifacts(self.run_id, str(folder / "source"), "source")
 
     def log(self, history, losses):
-        """Log the epochs not yet logged, and the training loss [(step, loss)] of the chunks of the last one."""
+        """Log the epochs not yet logged, and the training loss [(step, loss, time)] of the chunks of the last one. The
+        best epoch's values stand beside the last one's, as best_valid_loss and so on."""
         from mlflow.entities import Metric
         self.history, self.losses = history, [*self.losses, *losses]
         now = int(time.time() * 1000)
         metrics = [Metric(key, value, now, row["step"]) for row in history if row["step"] > self.logged
                    for key, value in row.items() if key not in ("epoch", "step")]
-        metrics += [Metric("step_loss", float(loss), now, step) for step, loss in self.losses]
+        best = max(reversed(history), key=lambda row: row.get("valid_balanced_accuracy", 0), default={"step": -1})
+        metrics += [Metric(f"best_{key}", value, now, best["step"]) for key, value in best.items()
+                    if best["step"] > self.logged and key.startswith("valid")]
+        metrics += [Metric("step_loss", float(loss), int(1000 * at), step) for step, loss, at in self.losses]
         with mlflow_warnings():
             # Where this fails, what follows is not reached, and the next epoch tries again.
             log_metrics(self.client, self.run_id, metrics)

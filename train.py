@@ -100,6 +100,8 @@ def parse_args(argv=None):
     # Settings without a default here get theirs in `configure`: from DEFAULTS, the size of the data or a former run.
     add("--epochs", type=files.positive(int),
         help="passes over the training rows (default: by size, see size_rule; half as many without any n-grams)")
+    add("--patience", type=files.positive(int), metavar="N",
+        help="stop when N epochs have brought no better validation score (default: never)")
     add("--batch-size", type=files.positive(int), help="rows of a step (default: by size, see size_rule)")
     add("--lr", type=files.positive(float), help=f"Adam's learning rate, falling to 0 {default('lr')}")
     add("--encoder-lr", type=files.positive(float),
@@ -478,6 +480,9 @@ def configure(args, meta, titles, former=None):
     if len(meta["vocab"]) + config.get("buckets", 0) >= 1 << 31:
         raise UserError(f"--buckets {config['buckets']}: a table of more than 2^31 rows")
 
+    if config["patience"] is None:
+        del config["patience"]
+
     # Sizes and identity of the data, and the fields that the module has a default for.
     if pieces:
         config |= {"encoder": meta["encoder"]} | ({} if config["freeze_embeddings"] else {
@@ -625,6 +630,7 @@ def choose_refit(args, meta, arrays):
     add_validation_rows(arrays)
     rows = arrays["train"]
     groups = data.length_groups(rows["titles"], config["batch_size"], MAX_STEPS)
+    config.pop("patience", None)
     config |= {"refit": args.refit, "epochs": epochs, "rows": len(rows["labels"]),
                "steps": epochs * sum(group.chunks * group.steps for group in groups),
                "training_rows": np.bincount(rows["labels"], minlength=config["classes"]).tolist(),
@@ -722,6 +728,9 @@ def train(args):
                 return stop or not math.isfinite(loss)
 
             for epoch in range(step // epoch_steps, config["epochs"]):
+                if "patience" in config and epochs_since_best(history) >= config["patience"]:
+                    break
+
                 # Train on every row once. Chunks that were done before this run was resumed are left out.
                 begun, done, chunks = time.time(), epoch * epoch_steps, []
                 for width, order in data.batches(groups, config["batch_size"], config["seed"], epoch):
@@ -729,7 +738,7 @@ def train(args):
                     chunks += [(width, order)] if done > step else []
                 state, losses = train_chunks(programs, state, chunks, step, watch)
                 begun_step, step = step, losses[-1][0]
-                check_finite([loss for _, loss in losses], folder.name, config, step)
+                check_finite([loss for _, loss, _ in losses], folder.name, config, step)
                 seconds = time.time() - begun
 
                 # Calibrate: a checkpoint holds what its probabilities mean.
@@ -758,7 +767,7 @@ def train(args):
 
                 # Log.
                 tracker.log(history, losses)
-                print_epoch(row)
+                print_epoch(row, "refit" not in config and epochs_since_best(history) == 0)
                 if stop and epoch < config["epochs"] - 1:
                     leave(args, folder.name, step, stop[0])
                 progress.pause(time.time() - begun - seconds)  # evaluating and saving are not training time
@@ -766,8 +775,7 @@ def train(args):
     if "refit" in config:
         said = f"trained on {config['rows']:,} rows for {config['epochs']} epochs, as was best for {config['refit']}"
     else:
-        # Of equally good epochs Orbax keeps the last.
-        best = max(reversed(history), key=lambda row: row["valid_balanced_accuracy"])
+        best = history[-1 - epochs_since_best(history)]
         said = f"best epoch {best['epoch']}: validation balanced accuracy {best['valid_balanced_accuracy']:.4f}"
     print(f"{said}{' on SYNTHETIC data' if config['synthetic'] else ''}; {time.time() - STARTED:.1f} s in all\n"
           f"test it: python evaluate.py --ckpt {folder.name}{other_folders(args)}")
@@ -788,12 +796,12 @@ def compile_chunks(config, state, arrays, groups):
 
 def train_chunks(programs, state, chunks, step, watch):
     """Train on chunks [(width, order)], from `step` on, until `watch(step, loss)` is true. Returns the state and
-    [(step, loss)] of the chunks that were trained on."""
+    [(step, loss, time)] of the chunks that were trained on."""
     losses = []
     for width, order in chunks:
         state, loss = programs[width](state, order)
         step += len(order)
-        losses.append((step, loss))
+        losses.append((step, loss, time.time()))
         # The loss of the chunk before is looked at, so that the device is busy with this one meanwhile.
         if watch(step, float(losses[max(0, len(losses) - 2)][1])):
             break
@@ -833,9 +841,17 @@ def introduce(name, config, variables):
           f"chance loss ln {config['classes']} = {math.log(config['classes']):.3f}")
 
 
-def print_epoch(row):
-    print(f"epoch {row['epoch']:>3}  " + "  ".join(
-        f"{key.replace('_', ' ')} {value:.4f}" for key, value in row.items() if "loss" in key or "balanced" in key))
+def epochs_since_best(history):
+    """How many epochs came after the best one; of equally good ones Orbax keeps the last."""
+    scores = [row["valid_balanced_accuracy"] for row in reversed(history)]
+    return scores.index(max(scores)) if scores else 0
+
+
+def print_epoch(row, is_best=False):
+    """One line of at most 100 characters; metrics.csv has the rest."""
+    said = [f"{kind.replace('_', ' ')} " + ", ".join(f"{row[f'{split}_{kind}']:.4f} {split}" for split in (
+        "train", "valid") if f"{split}_{kind}" in row) for kind in ("loss", "balanced_accuracy")]
+    print(f"epoch {row['epoch']:>3}  " + "  ".join(said) + "  best" * is_best)
 
 
 class Progress:

@@ -1,0 +1,121 @@
+"""What people look at while they try things: MLflow's metrics, a line an epoch, the list of runs, early stopping."""
+import csv
+import json
+import shutil
+
+import pytest
+from conftest import assert_one_line_error, assert_same_run, run_here
+from mlflow import MlflowClient
+
+import files
+import train
+
+
+def rows_of(folder, name):
+    with open(folder / f"runs/{name}/metrics.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def watched(tiny, tmp_path_factory):
+    """A folder with data, and a run that was stopped early; and what train.py printed."""
+    folder = tmp_path_factory.mktemp("watched")
+    shutil.copytree(tiny / "data", folder / "data")
+    flags = ("--name", "early", "--epochs", 40, "--patience", 3, "--dim", 16, "--batch-size", 16)
+    return folder, run_here("train", *flags, cwd=folder).stdout
+
+
+def logged(folder, name):
+    run_id = (folder / f"runs/{name}/mlflow.txt").read_text().strip()
+    return MlflowClient(f"sqlite:///{folder}/mlflow.db"), run_id
+
+
+# --- a training -------------------------------------------------------------------------------------------------------
+
+def test_training_stops_when_no_epoch_gets_better(watched):
+    folder, printed = watched
+    scores = [float(row["valid_balanced_accuracy"]) for row in rows_of(folder, "early")]
+    best = max(i for i, score in enumerate(scores) if score == max(scores))
+    assert len(scores) == best + 1 + 3 < 40 and f"best epoch {best + 1}:" in printed
+    before = (folder / "runs/early/metrics.csv").read_bytes()
+    run_here("train", "--resume", "early", cwd=folder)  # it is over
+    assert (folder / "runs/early/metrics.csv").read_bytes() == before
+    run_here("train", "--refit", "early", cwd=folder)
+    config = files.read_json(folder / "runs/early-refit/config.json")
+    assert config["epochs"] == best + 1 and "patience" not in config
+
+
+def test_a_run_with_patience_is_resumed_to_the_same_bits(watched, tmp_path):
+    folder, _ = watched
+    shutil.copytree(folder / "data", tmp_path / "data")
+    shutil.copytree(folder / "runs/early", tmp_path / "runs/early")
+    last = max(int(path.name) for path in (tmp_path / "runs/early/checkpoints").iterdir())
+    shutil.rmtree(tmp_path / f"runs/early/checkpoints/{last}")  # as if it had been killed before
+    run_here("train", "--resume", "early", cwd=tmp_path)
+    assert_same_run(tmp_path / "runs/early", folder / "runs/early")
+
+
+def test_an_epoch_is_a_short_line_and_the_best_are_marked(watched):
+    folder, printed = watched
+    lines = [line for line in printed.splitlines() if line.startswith("epoch ") and "train" in line]
+    best = 0.0
+    for line, row in zip(lines, rows_of(folder, "early"), strict=True):
+        score, best = float(row["valid_balanced_accuracy"]), max(best, float(row["valid_balanced_accuracy"]))
+        assert line == (f"epoch {row['epoch']:>3}  loss {float(row['train_loss']):.4f} train, "
+                        f"{float(row['valid_loss']):.4f} valid  balanced accuracy "
+                        f"{float(row['train_balanced_accuracy']):.4f} train, {score:.4f} valid"
+                        + ("  best" if score == best else ""))
+        assert len(line) <= 100
+    assert train.epochs_since_best([]) == 0
+
+
+# --- MLflow -----------------------------------------------------------------------------------------------------------
+
+def test_mlflow_has_the_best_values_beside_the_last_ones(watched):
+    folder, _ = watched
+    client, run_id = logged(folder, "early")
+    metrics, rows = client.get_run(run_id).data.metrics, rows_of(folder, "early")
+    best = max(reversed(rows), key=lambda row: float(row["valid_balanced_accuracy"]))
+    assert metrics["valid_loss"] == float(rows[-1]["valid_loss"])
+    assert metrics["best_valid_balanced_accuracy"] == float(best["valid_balanced_accuracy"])
+    assert metrics["best_valid_loss"] == float(best["valid_loss"])
+    history = client.get_metric_history(run_id, "step_loss")
+    assert len({metric.timestamp for metric in history}) > len(rows)  # as they were, not as they were logged
+
+
+def test_evaluating_latest_changes_no_number_of_best(watched):
+    folder, _ = watched
+    scores = json.loads(run_here("evaluate", "--ckpt", "early", "--json", cwd=folder).stdout)
+    client, run_id = logged(folder, "early")
+    before = client.get_run(run_id).data.metrics
+    assert before["test_balanced_accuracy"] == scores["balanced_accuracy"]
+    for flags in (("--ckpt", "early/latest"), ("--ckpt", "early", "--split", "valid"),
+                  ("--ckpt", "early", "--prior", "training"), ("--ckpt", "early", "early/latest")):
+        run_here("evaluate", *flags, cwd=folder)
+    after = client.get_run(run_id).data.metrics
+    assert {name: after[name] for name in before} == before
+    assert {"test-latest_balanced_accuracy", "valid-best_balanced_accuracy"} <= after.keys() - before.keys()
+
+
+# --- the list of runs -------------------------------------------------------------------------------------------------
+
+def test_runs_are_listed_the_best_first(watched):
+    folder, _ = watched
+    run_here("train", "--name", "worse", "--epochs", 1, "--dim", 2, "--lr", "1e-5", cwd=folder)
+    run_here("evaluate", "--ckpt", "early", cwd=folder)
+    (folder / "runs/strange").mkdir()
+    header, *lines = run_here("evaluate", "--list", cwd=folder).stdout.splitlines()
+    found = [dict(zip(header.split(), line.split(), strict=False)) for line in lines]
+    names = [row["run"] for row in found]
+    assert names.index("early") < names.index("worse") and "strange" not in names
+    early = found[names.index("early")]
+    best = max(float(row["valid_balanced_accuracy"]) for row in rows_of(folder, "early"))
+    report = files.read_json(folder / "runs/early/test-best/report.json")
+    assert early["validation"] == f"{best:.4f}" and early["test"] == f"{report['balanced_accuracy']:.4f}"
+    assert found[names.index("worse")]["test"] == "-"
+    if "early-refit" in names:
+        assert names.index("early-refit") == names.index("early") + 1
+        assert found[names.index("early-refit")]["validation"] == "-"
+    assert_one_line_error(run_here("evaluate", "--list", "--data", "nowhere", cwd=folder, check=False), "nowhere")
+    assert_one_line_error(run_here("evaluate", "--list", "--json", cwd=folder, check=False), "--json")
+    assert_one_line_error(run_here("evaluate", "--list", "--predict", "-", cwd=folder, check=False), "give one")
