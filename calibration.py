@@ -81,20 +81,27 @@ def fit(logits, labels):
 
 
 def fit_weights(logits, labels):
-    """Weights [M] of several models, not negative and 1 in sum, for their logits [M, N, C] after temperature: those
-    whose weighted sum has the least cross-entropy, or equal ones where that gains no more than its standard error."""
+    """Weights [M] of several models, not negative and 1 in sum, for their logits [M, N, C] after temperature: halfway
+    between equal ones and those whose weighted sum, times any factor, has the least cross-entropy; equal ones where the
+    latter gain no more than their standard error."""
+    # The average of sharp predictions that differ is too modest, so with a sum of 1 any single model would look better
+    # than it deserves. The temperature is fitted afterwards: here each choice may have the factor that suits it.
     logits, labels = jax.device_put((logits, labels))
-    equal = np.full(len(logits), 1 / len(logits))
-    best = minimized(pooled_loss, equal, logits, labels, method="SLSQP", bounds=[(0, 1)] * len(equal),
-                     constraints={"type": "eq", "fun": lambda weights: weights.sum() - 1})
-    # The solver keeps bounds and sum only up to rounding.
-    best = np.clip(best, 0, 1) / np.clip(best, 0, 1).sum()
+    best = minimized(pooled_loss, np.full(len(logits), 1 / len(logits)), logits, labels, method="L-BFGS-B",
+                     bounds=[(0, None)] * len(logits))
+    factor = minimized(pooled_loss, np.ones(1), logits.mean(0)[None], labels, method="L-BFGS-B", bounds=[(0, None)])
+    equal = np.full(len(logits), factor[0] / len(logits))
 
     # Weights that are as good as equal ones by chance would only add noise.
     before, after = (np.asarray(cross_entropy(jnp.einsum("m,mnc->nc", jnp.asarray(weights, jnp.float32), logits),
                                               labels), np.float64) for weights in (equal, best))
     gain = before - after
-    return best if gain.mean() > gain.std() / np.sqrt(len(gain)) else equal
+    even = np.full(len(logits), 1 / len(logits))
+    if gain.mean() <= gain.std() / np.sqrt(len(gain)):
+        return even
+
+    # Other titles than these rows may suit another member: on them equal weights are hard to beat.
+    return (best / best.sum() + even) / 2
 
 
 # --- promises ---------------------------------------------------------------------------------------------------------

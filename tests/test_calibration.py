@@ -54,7 +54,7 @@ def test_weights_go_to_the_better_model():
     logits, labels = rows_of(1.0)
     noise = np.random.default_rng(1).normal(size=logits.shape).astype(np.float32) * 4
     weights = calibration.fit_weights(np.stack([noise, logits, noise[::-1]]), labels)
-    assert weights.sum() == pytest.approx(1) and (weights >= 0).all() and weights[1] > 0.95
+    np.testing.assert_allclose(weights, [1 / 6, 2 / 3, 1 / 6], atol=0.02)  # halfway to equal ones
 
 
 def test_weights_are_equal_where_others_are_no_better():
