@@ -153,8 +153,8 @@ def show_all(runs, fingerprint):
         columns = [f"{-score:.4f}" if score and not is_refit else "-", f"{test:.4f}" if test else "-",
                    f"{float(seconds):.0f}" if seconds else "-", f"{size:.1f}"]
         begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(config["created"]))
-        print(f"{folder.name:24} {config['model']:12} {columns[0]:>10} {columns[1]:>8} {columns[2]:>8} {columns[3]:>6}  "
-              f"{begun}")
+        print(f"{folder.name:24} {config['model']:12} {columns[0]:>10} {columns[1]:>8} {columns[2]:>8} {columns[3]:>6}"
+              f"  {begun}")
 
 
 def finished_refit(folder):
