@@ -5,8 +5,8 @@ a title out of these. Here is what its package brings; what its layers compute i
 optional (requirements-encoder.txt). Of a package its tokenizer and its files are used, nothing else.
 
 Ids of pieces are the package's plus 1, for 0 is padding. A prepared folder (meta.json) and a run (config.json) name
-their encoder as `describe` does. To add an encoder, name it in ENCODERS here and in classify.py, which
-reads its package (and works without the other scripts), and write a module in model.py that says whose it is.
+their encoder as `describe` does. To add an encoder, name it in ENCODERS here and in classify.py, which reads its
+package (and works without the other scripts), and write a module in model.py that says whose it is.
 """
 import functools
 import importlib.metadata

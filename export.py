@@ -178,7 +178,7 @@ def write(folder, arrays):
 def log(folder, run_folder, register=None, alias=None):
     """Log what `write` wrote as a model of the training in `run_folder`, and register it under a name and an alias.
     Returns its address in MLflow."""
-    connection = runs.mlflow_client()  # first: its errors are one line
+    client, _ = runs.mlflow_client()  # first: its errors are one line
     import mlflow
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
@@ -186,7 +186,6 @@ def log(folder, run_folder, register=None, alias=None):
     # Model.log takes store and experiment from MLflow's global settings, not from a client.
     mlflow.set_tracking_uri(runs.mlflow_uri())
     mlflow.environment_variables.MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)
-    client, _ = connection
     run_id = (run_folder / "mlflow.txt").read_text().strip()
     try:
         if not runs.artifacts_are_here(client, run_id):

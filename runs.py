@@ -215,6 +215,11 @@ def validation_scores(folder):
         raise UserError(f"{folder}/metrics.csv: not what train.py wrote; name a run with --ckpt") from None
 
 
+def best_epoch(history):
+    """The row of the best epoch, of equally good ones the last, as Orbax keeps it; of a refit the last of all."""
+    return max(reversed(history), key=lambda row: row.get("valid_balanced_accuracy", 0))
+
+
 def loss_figure(history, synthetic):
     """Loss and balanced accuracy of the training and the validation split, which a refit has not, over the epochs."""
     from matplotlib.figure import Figure
@@ -589,7 +594,7 @@ class Tracker:
         now = int(time.time() * 1000)
         metrics = [Metric(key, value, now, row["step"]) for row in history if row["step"] > self.logged
                    for key, value in row.items() if key not in ("epoch", "step")]
-        best = max(reversed(history), key=lambda row: row.get("valid_balanced_accuracy", 0), default={"step": -1})
+        best = best_epoch(history) if history else {"step": -1}
         metrics += [Metric(f"best_{key}", value, now, best["step"]) for key, value in best.items()
                     if best["step"] > self.logged and key.startswith("valid")]
         metrics += [Metric("step_loss", float(loss), int(1000 * at), step) for step, loss, at in self.losses]

@@ -584,8 +584,12 @@ def choose_run(args, meta, arrays):
 def choose_former(args):
     """The configuration of the run that --init-from names; args.model becomes its model. Raises UserError where a flag
     asks for arrays of another shape."""
-    folder, _ = runs.find(args.init_from, args.runs)
+    folder, which = runs.find(args.init_from, args.runs)
     config, _, _ = runs.load(folder, model.MODELS)
+
+    # A resumed run must begin with the same checkpoint, whatever best and latest of all runs are by then.
+    inside = (args.runs / folder.name).resolve() == folder.resolve()
+    args.init_from = f"{folder.name if inside else folder.resolve()}/{which}"
 
     # What gives arrays their shape, and their rows a meaning, cannot be chosen anew.
     shapes = {"model", "dim", "word_ngrams", "minn", "maxn", "buckets", *model.fields(config["model"])}
@@ -775,7 +779,7 @@ def train(args):
     if "refit" in config:
         said = f"trained on {config['rows']:,} rows for {config['epochs']} epochs, as was best for {config['refit']}"
     else:
-        best = history[-1 - epochs_since_best(history)]
+        best = runs.best_epoch(history)
         said = f"best epoch {best['epoch']}: validation balanced accuracy {best['valid_balanced_accuracy']:.4f}"
     print(f"{said}{' on SYNTHETIC data' if config['synthetic'] else ''}; {time.time() - STARTED:.1f} s in all\n"
           f"test it: python evaluate.py --ckpt {folder.name}{other_folders(args)}")
@@ -842,9 +846,8 @@ def introduce(name, config, variables):
 
 
 def epochs_since_best(history):
-    """How many epochs came after the best one; of equally good ones Orbax keeps the last."""
-    scores = [row["valid_balanced_accuracy"] for row in reversed(history)]
-    return scores.index(max(scores)) if scores else 0
+    """How many epochs came after the best one."""
+    return len(history) - 1 - history.index(runs.best_epoch(history)) if history else 0
 
 
 def print_epoch(row, is_best=False):

@@ -152,11 +152,11 @@ def test_a_new_run_begins_with_what_a_former_one_knows(name, next_year):
 
 
 def test_a_run_begun_from_another_is_resumed_refitted_and_exported(next_year):
-    flags = ("--data", "data/next", "--name", "more", "--init-from", "bag", "--epochs", 2)
+    flags = ("--data", "data/next", "--name", "more", "--init-from", "runs/bag/", "--epochs", 2)
     done = run_here("train", *flags, cwd=next_year)
-    assert "begins with what bag knows" in done.stdout
+    assert "begins with what bag/best knows" in done.stdout
     config = files.read_json(next_year / "runs/more/config.json")
-    assert config["init_from"] == "bag" and config["earlier_rows"] == 288 and config["epochs"] == 2
+    assert config["init_from"] == "bag/best" and config["earlier_rows"] == 288 and config["epochs"] == 2
     first = next(line for line in done.stdout.splitlines() if line.startswith("epoch   0"))
     assert float(first.rpartition("balanced accuracy ")[2][:6]) > 0.4  # of four categories it knows three
 
