@@ -138,6 +138,7 @@ import model
 import report
 import runs
 import sources
+import tracking
 
 # --- the classifier ---------------------------------------------------------------------------------------------------
 
@@ -446,7 +447,7 @@ def evaluate(args):
         meta, arrays = data.load_prepared(args.data, (args.split,), text=args.split)
         classifier = load(*args.ckpt, folder=args.runs, prior=args.prior, fingerprint=meta["fingerprint"])
         rows = prepared_rows(args, classifier, meta, arrays)
-    connecting = files.in_background(runs.mlflow_client)  # takes seconds; meanwhile we score
+    connecting = files.in_background(tracking.mlflow_client)  # takes seconds; meanwhile we score
 
     # Score every row. Categories that the run does not know have no probability: they are wrong.
     classes, folder = len(classifier.labels), classifier.folder
@@ -486,10 +487,10 @@ def evaluate(args):
     # In MLflow the scores of the best checkpoint on test stand as `test_...`. Others, of `latest`, an ensemble, another
     # prior or split, stand beside them under their report's name, and beside what the training logged.
     own = out.name == "test-best"
-    with runs.mlflow_warnings():
+    with tracking.mlflow_warnings():
         client, _ = connecting.result()
         named = report.named_scores(split if own else out.name, scores)
-        runs.log_report(client, folder, out, named, scores["step"])
+        tracking.log_report(client, folder, out, named, scores["step"])
     if args.json:
         print(json.dumps(scores))
     else:

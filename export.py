@@ -72,6 +72,7 @@ import encoder
 import evaluate
 import model
 import runs
+import tracking
 
 
 def quantized(table, titles):
@@ -178,17 +179,17 @@ def write(folder, arrays):
 def log(folder, run_folder, register=None, alias=None):
     """Log what `write` wrote as a model of the training in `run_folder`, and register it under a name and an alias.
     Returns its address in MLflow."""
-    client, _ = runs.mlflow_client()  # first: its errors are one line
+    client, _ = tracking.mlflow_client()  # first: its errors are one line
     import mlflow
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
     # Model.log takes store and experiment from MLflow's global settings, not from a client.
-    mlflow.set_tracking_uri(runs.mlflow_uri())
+    mlflow.set_tracking_uri(tracking.mlflow_uri())
     mlflow.environment_variables.MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)
     run_id = (run_folder / "mlflow.txt").read_text().strip()
     try:
-        if not runs.artifacts_are_here(client, run_id):
+        if not tracking.artifacts_are_here(client, run_id):
             raise UserError(f"{run_folder}: MLflow keeps its files elsewhere, see above; export with --out alone")
         mlflow.set_experiment(experiment_id=client.get_run(run_id).info.experiment_id)
         # A model from code: script and arrays are logged as they are, nothing is pickled, and it asks for NumPy alone.
@@ -205,7 +206,7 @@ def log(folder, run_folder, register=None, alias=None):
         if alias:
             client.set_registered_model_alias(register, alias, logged.registered_model_version)
     except mlflow.MlflowException as error:
-        raise runs.mlflow_error(error) from None
+        raise tracking.mlflow_error(error) from None
     return f"models:/{register}/{logged.registered_model_version}" if register else logged.model_uri
 
 
@@ -234,7 +235,7 @@ def main(args):
         with tempfile.TemporaryDirectory() as folder:
             write(Path(folder), arrays)
             address = log(Path(folder), classifier.folder, args.register, args.alias)
-        print(f"{address}\nserve it: MLFLOW_TRACKING_URI={runs.mlflow_uri()} mlflow models serve -m {address} "
+        print(f"{address}\nserve it: MLFLOW_TRACKING_URI={tracking.mlflow_uri()} mlflow models serve -m {address} "
               "--env-manager local")
 
 

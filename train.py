@@ -158,6 +158,7 @@ import calibration
 import encoder
 import model
 import runs
+import tracking
 
 # --- the step ---------------------------------------------------------------------------------------------------------
 
@@ -673,7 +674,7 @@ def train(args):
         former = runs.restore(*runs.find(config["init_from"], args.runs))
 
     # MLflow takes seconds to connect; meanwhile the loop is compiled.
-    connecting = files.in_background(runs.mlflow_client)
+    connecting = files.in_background(tracking.mlflow_client)
     if "encoder" in config:
         features, pretrained = {}, pretrained_variables(config, meta, arrays, former and former[3]["variables"])
         state = init_state(config, features, arrays["train"]["titles"], pretrained=pretrained)
@@ -700,7 +701,7 @@ def train(args):
         if manager.latest_step() is not None:
             state = runs.restore_checkpoint(manager, manager.latest_step(), **state, history=None)
             history = state.pop("history")
-        with runs.Tracker(*mlflow, folder, config, statistics) as tracker:
+        with tracking.Tracker(*mlflow, folder, config, statistics) as tracker:
             if history:
                 runs.write_metrics(folder, history)
                 tracker.log(history, [])
