@@ -484,13 +484,14 @@ def evaluate(args):
                             ignore=shutil.ignore_patterns(*report.FILES))
         report.write(temporary, scores, tables, figures)
 
-    # In MLflow the scores of the best checkpoint on test stand as `test_...`. Others, of `latest`, an ensemble, another
-    # prior or split, stand beside them under their report's name, and beside what the training logged.
-    own = out.name == "test-best"
+    # In MLflow a report is a group of metrics that bears its name, such as test-best. Several runs together have an
+    # MLflow run of their own, and there the members' names need not be repeated.
+    group = "+".join([split, *dict.fromkeys(which for _, which in classifier.checkpoints)]).replace("+", "-", 1)
     with tracking.mlflow_warnings():
         client, _ = connecting.result()
-        named = report.named_scores(split if own else out.name, scores)
-        tracking.log_report(client, folder, out, named, scores["step"])
+        tracking.log_report(client, classifier.checkpoints, classifier.shares, out,
+                            f"{group}{f'-{args.prior}' if args.prior else ''}", report.named_scores(scores),
+                            scores["step"])
     if args.json:
         print(json.dumps(scores))
     else:

@@ -214,18 +214,16 @@ def write(folder, scores, tables, figures):
             print(f"warning: {file} could not be drawn ({' '.join(str(error).split())[:200]})", file=sys.stderr)
 
 
-def named_scores(prefix, scores):
-    """{name: number} of all scores, those of slices included, as MLflow's page shows them."""
+def named_scores(scores):
+    """{(name, ...): number} of all scores, those of slices included, for MLflow's page."""
     # Counts, names, intervals and what is missing are no floats, and are left out.
-    values = {f"{prefix}_{name}": value for name, value in scores.items() if isinstance(value, float)}
+    values = {(name,): value for name, value in scores.items() if isinstance(value, float)}
     for part, row in scores["slices"].items():
-        part = part.replace(" ", "_", 1)  # a language that has a space keeps it: another may have "_" there
-        values |= {f"{prefix}_{part}_{name}": value for name, value in row.items()
-                   if isinstance(value, float)}
+        values |= {(part, name): value for name, value in row.items() if isinstance(value, float)}
 
     # A threshold that cannot be promised is None, which is no number for MLflow.
     for precision, row in scores["thresholds"].items():
-        values |= {f"{prefix}_{precision}_{name}": value for name, value in row.items() if value is not None}
+        values |= {(f"precision {precision}", name): value for name, value in row.items() if value is not None}
     return values
 
 

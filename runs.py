@@ -26,6 +26,8 @@ import files
 from files import UserError
 
 FORMAT = 5  # of a run's folder: raise it when its files change their meaning
+BOOKKEEPING = ("checksum", "created", "files", "source", "versions", "format", "training_rows", "fingerprint",
+               "calibration_rows", "synthetic")  # what a configuration holds besides settings and sizes
 TAKEN = "{folder}: a run of this name is there; choose another --name, or go on with --resume {folder.name}"
 
 
@@ -154,6 +156,11 @@ def show_all(runs, fingerprint):
         begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(config["created"]))
         print(f"{folder.name:24} {config['model']:12} {columns[0]:>10} {columns[1]:>8} {columns[2]:>8} {columns[3]:>6}"
               f"  {begun}")
+
+
+def settings(config):
+    """The settings and sizes of a configuration, which a person would compare."""
+    return {key: value for key, value in config.items() if key not in BOOKKEEPING}
 
 
 def finished_refit(folder):

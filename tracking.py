@@ -2,8 +2,10 @@
 
 What a run's folder keeps (runs.py) and what a report says (report.py) do not belong here.
 """
+import json
 import os
 import re
+import shlex
 import sys
 import time
 from contextlib import contextmanager
@@ -69,25 +71,79 @@ def log_metrics(client, run_id, metrics):
 
 
 def metric_names(names):
-    """{name: one that MLflow takes}, different for different names: a language may be anything."""
-    result = {}
+    """Names that MLflow takes for these, tuples of str, different for different ones: a language may be anything. The
+    page shows what stands before the last slash as a group."""
+    result = []
     for name in names:
-        plain = re.sub(r"[^\w.\- ]", "_", name)[:200]
-        taken = set(result.values())
+        plain = "/".join(re.sub(r"[^\w.\- ]", "_", part)[:80] for part in name)
         # Names that differ may be equal once characters are replaced; the later ones get a number.
-        result[name] = next(plain + end for i in range(len(taken) + 1)
-                            if plain + (end := f"_{i + 1}" if i else "") not in taken)
+        result.append(next(plain + end for i in range(len(result) + 1)
+                           if plain + (end := f"_{i + 1}" if i else "") not in result))
     return result
 
 
-def log_report(client, folder, report, scores, step):
-    """Add scores {name: float} and the files in the folder `report` to the MLflow run of the training in `folder`."""
+def log_report(client, members, weights, report, group, scores, step):
+    """Log a report, its scores {(name, ...): float} as metrics in `group` and the files of the folder `report`: to the
+    MLflow run of the training, or of several members [(folder, "best" or "latest")] to a run of their own."""
     from mlflow.entities import Metric
-    run_id, now = (folder / "mlflow.txt").read_text().strip(), int(time.time() * 1000)
-    names = metric_names(scores)
-    log_metrics(client, run_id, [Metric(names[name], value, now, step) for name, value in scores.items()])
+    run_id, now = member_run(members[0][0]), int(time.time() * 1000)
+    if len(members) > 1:
+        run_id = ensemble_run(client, members)
+        scores = scores | {("weight", f"{folder.name}-{which}"): float(weight)
+                           for (folder, which), weight in zip(members, weights, strict=True)}
+    names = metric_names([(group, *name) for name in scores])
+    log_metrics(client, run_id, [Metric(name, value, now, step)
+                                 for name, value in zip(names, scores.values(), strict=True)])
+    describe(client, run_id, **{group: f"balanced accuracy {scores['balanced_accuracy',]:.4f}, "
+                                       f"accuracy {scores['accuracy',]:.4f}"})
     if artifacts_are_here(client, run_id):
         client.log_artifacts(run_id, str(report), report.name)
+    if len(members) > 1:
+        client.set_terminated(run_id)
+
+
+def member_run(folder):
+    """The id of a training's MLflow run."""
+    return (folder / "mlflow.txt").read_text().strip()
+
+
+def ensemble_run(client, members):
+    """The id of the MLflow run of several checkpoints together: the one that an earlier report began, or a new one,
+    which links its members."""
+    from mlflow.entities import Param
+    ids = [member_run(folder) for folder, _ in members]
+    key = " ".join(f"{run_id}/{which}" for run_id, (_, which) in zip(ids, members, strict=True))
+    experiment = client.get_run(ids[0]).info.experiment_id
+    if begun := client.search_runs([experiment], f"tags.ensemble = '{key}'"):
+        return begun[0].info.run_id
+    names = [f"{folder.name}/{which}" for folder, which in members]
+    run_id = client.create_run(experiment, run_name=" + ".join(names), tags=origin() | {"ensemble": key}).info.run_id
+    client.log_batch(run_id, params=[Param("model", "several runs averaged"), Param("members", " ".join(names)[:6000])])
+    describe(client, run_id, Members=", ".join(
+        f"[{name}](#/experiments/{experiment}/runs/{run})" for name, run in zip(names, ids, strict=True)),
+        Command=command())
+    return run_id
+
+
+def origin():
+    """{tag: value}: who began this process, which script, and its git commit, as MLflow itself finds them."""
+    from mlflow.tracking.context.registry import resolve_tags
+    # The address of a repository may hold a password.
+    return {name: value for name, value in resolve_tags().items() if not name.endswith("repoURL")}
+
+
+def command():
+    """The command of this process, as a user types it."""
+    return f"`python {shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}`"
+
+
+def describe(client, run_id, **said):
+    """Write lines "- NAME: text" into the description of a run, in place of those that bear these names; what a person
+    has written there stays."""
+    lines = client.get_run(run_id).data.tags.get("mlflow.note.content", "").splitlines()
+    for name, text in said.items():
+        lines = [line for line in lines if not line.startswith(f"- {name}: ")] + [f"- {name}: {text[:1000]}"]
+    client.set_tag(run_id, "mlflow.note.content", "\n".join(lines))
 
 
 def artifacts_are_here(client, run_id):
@@ -114,24 +170,36 @@ def database_file():
     return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
 
 
+def experiment_page(experiment):
+    """Where a browser finds an experiment, and for a file what serves it, as one line; None for other stores."""
+    uri, page = mlflow_uri(), f"#/experiments/{experiment}/runs?workflowType=machine_learning"
+    if uri.startswith("http"):
+        return f"{uri.rstrip('/')}/{page}"
+    # The usual port of `mlflow ui`.
+    return f"mlflow ui --backend-store-uri {uri}, then http://127.0.0.1:5000/{page}" if database_file() else None
+
+
 class Tracker:
     """The MLflow run of a training, as a context. A server that stops answering costs warnings, not the training; what
-    could not be logged is logged with the next epoch, or by --resume."""
+    could not be logged is logged with the next epoch, or by --resume.
 
-    def __init__(self, client, experiment, folder, config, statistics):
+    Metrics are grouped: train/ and valid/ of every epoch, valid-best/ of the best one, system/ of the machine every ten
+    seconds. Reports have the group of their name, such as test-best/.
+    """
+
+    def __init__(self, client, experiment, folder, config, meta, sizes):
         """Start the MLflow run, or go on with the one that this training has in this store: it is found by its tag,
-        even if the training was killed just after it began the run. `statistics` are logged beside the configuration.
-        """
-        from mlflow.entities import Param, RunTag
-        self.client, self.folder, self.config = client, folder, config
-        self.history, self.losses, self.logged, self.keeps_files = [], [], -1, True
+        even if the training was killed just after it began the run. meta: of the prepared data; sizes: {name:
+        number} of the model."""
+        self.client, self.experiment, self.folder, self.config = client, experiment, folder, config
+        self.history, self.losses, self.logged, self.keeps_files, self.monitor = [], [], -1, True, None
 
         # The tag is written with the run, so a training killed just after finds it again.
         key = f"{folder.name} {config['created']}"
         try:
             begun = client.search_runs([experiment], f"tags.training = '{key}'")
             self.run_id = (begun[0] if begun else client.create_run(
-                experiment, run_name=folder.name, tags={"training": key})).info.run_id
+                experiment, run_name=folder.name, tags=origin() | {"training": key})).info.run_id
         except Exception as error:
             raise mlflow_error(error) from None
         with files.atomic_write(folder / "mlflow.txt") as file:
@@ -140,29 +208,52 @@ class Tracker:
         # What this store already has is not logged again.
         with mlflow_warnings():
             client.update_run(self.run_id, "RUNNING")
-            logged = client.get_metric_history(self.run_id, "train_loss")
+            logged = client.get_metric_history(self.run_id, "train/loss")
             self.logged = max((m.step for m in logged), default=-1)
-            # MLflow takes a parameter once, and no more than 6,000 characters of it.
             if not client.get_run(self.run_id).data.params:
-                client.log_batch(
-                    self.run_id, params=[Param(key, str(value)[:6000]) for key, value in (statistics | config).items()],
-                    tags=[RunTag("data", "synthetic" if config["synthetic"] else "real")])
+                self.introduce(meta, sizes)
             self.keeps_files = artifacts_are_here(client, self.run_id)
             if self.keeps_files and not client.list_artifacts(self.run_id, "source"):
+                client.log_artifact(self.run_id, str(folder / "config.json"))
                 client.log_artifacts(self.run_id, str(folder / "source"), "source")
+            self.monitor = system_monitor(self.run_id)
+
+    def introduce(self, meta, sizes):
+        """Log what is known before the first step: parameters, sizes, the data set and a description."""
+        import jax
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+        config = self.config
+
+        # Parameters are what a person would compare; config.json, an artifact, has the rest.
+        self.client.log_batch(
+            self.run_id, tags=[RunTag("data", "synthetic" if config["synthetic"] else "real"),
+                               RunTag("device", str(jax.devices()[0]))],
+            params=[Param(name, str(value)[:6000]) for name, value in (runs.settings(config) | sizes).items()])
+
+        # The data set has the fingerprint of the prepared arrays as its digest.
+        paths = [source["file"] for source in meta["source"]]
+        name = "/".join(Path(paths[0]).parts[-2:]) if paths and not config["synthetic"] else "synthetic titles"
+        facts = {key: meta[key] for key in ("rows", "categories", "vocabulary", "languages", "reliable_share",
+                                            "unknown_share", "mean_words", "cut_share")}
+        self.client.log_inputs(self.run_id, [DatasetInput(Dataset(
+            name=name[-400:], digest=config["fingerprint"], source_type="local",
+            source=json.dumps({"uri": " ".join(paths)})[:60_000], profile=json.dumps(facts)),
+            [InputTag("mlflow.data.context", "training")])])
+        describe(self.client, self.run_id, Data=f"{name}, {config['rows']:,} training rows, {config['classes']:,} "
+                 f"categories{' (SYNTHETIC)' * config['synthetic']}", Model=config["model"], Command=command())
 
     def log(self, history, losses):
         """Log the epochs not yet logged, and the training loss [(step, loss, time)] of the chunks of the last one. The
-        best epoch's values stand beside the last one's, as best_valid_loss and so on."""
+        best epoch's values stand beside the last one's, as valid-best/loss and so on."""
         from mlflow.entities import Metric
         self.history, self.losses = history, [*self.losses, *losses]
         now = int(time.time() * 1000)
-        metrics = [Metric(key, value, now, row["step"]) for row in history if row["step"] > self.logged
+        metrics = [Metric(grouped(key), value, now, row["step"]) for row in history if row["step"] > self.logged
                    for key, value in row.items() if key not in ("epoch", "step")]
         best = runs.best_epoch(history) if history else {"step": -1}
-        metrics += [Metric(f"best_{key}", value, now, best["step"]) for key, value in best.items()
-                    if best["step"] > self.logged and key.startswith("valid")]
-        metrics += [Metric("step_loss", float(loss), int(1000 * at), step) for step, loss, at in self.losses]
+        metrics += [Metric(key.replace("valid_", "valid-best/"), value, now, best["step"])
+                    for key, value in best.items() if best["step"] > self.logged and key.startswith("valid_")]
+        metrics += [Metric("train/step_loss", float(loss), int(1000 * at), step) for step, loss, at in self.losses]
         with mlflow_warnings():
             # Where this fails, what follows is not reached, and the next epoch tries again.
             log_metrics(self.client, self.run_id, metrics)
@@ -174,13 +265,36 @@ class Tracker:
     def __exit__(self, kind, error, traceback):
         # Also after an error: the curves then show where it went wrong.
         with mlflow_warnings():
+            if self.monitor:
+                self.monitor.finish()
             if self.history:
                 figure = runs.loss_figure(self.history, self.config["synthetic"])
                 with files.atomic_write(self.folder / "loss.png", "wb") as file:
                     figure.savefig(file, format="png", dpi=120)
                 if self.keeps_files:
                     self.client.log_artifact(self.run_id, str(self.folder / "loss.png"))
+                best = runs.best_epoch(self.history)
+                if "valid_balanced_accuracy" in best:
+                    describe(self.client, self.run_id, Validation=f"balanced accuracy "
+                             f"{best['valid_balanced_accuracy']:.4f} at the best of {len(self.history)} epochs, "
+                             f"{best['epoch']}")
         with mlflow_warnings():
             # In a block of its own: a figure that fails must not leave the run as running.
             self.client.set_terminated(self.run_id, "FINISHED" if kind is None else "KILLED" if kind in (
                 SystemExit, KeyboardInterrupt) else "FAILED")
+
+
+def grouped(key):
+    """The MLflow metric for a column of metrics.csv."""
+    if key.startswith(("train_", "valid_")):
+        return key.replace("_", "/", 1)
+    # What is fitted to validation rows, and the speed of the training.
+    return f"{'valid' if key in ('temperature', 'smoothing') else 'train'}/{key}"
+
+
+def system_monitor(run_id):
+    """MLflow's own thread that logs the load of processors, memory and disk until its `finish`."""
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+    monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=mlflow_uri())
+    monitor.start()
+    return monitor

@@ -663,7 +663,7 @@ def other_folders(args):
 
 def train(args):
     # All that can be refused is refused before anything is written.
-    device = files.require_device()
+    files.require_device()
     meta, arrays = data.load_prepared(args.data, ("train", "valid"))
     folder, config = choose_run(args, meta, arrays)
 
@@ -693,19 +693,18 @@ def train(args):
     if args.resume is None:
         # Only now, with all compiled: what fails before this leaves no folder behind.
         folder = runs.create(folder, config, meta, named=args.name is not None or args.refit is not None)
-    statistics = {name: meta[name] for name in ("source", "categories", "reliable_share", "unknown_share",
-                                                "mean_words", "cut_share")} | {"device": str(device)}
+    sizes = sizes_of(state["variables"] | frozen)
     with runs.training_lock(folder):
         # A resumed run goes on from its latest checkpoint. A kill may have kept its last epochs from being logged.
         manager, history = runs.checkpoint_manager(folder), []
         if manager.latest_step() is not None:
             state = runs.restore_checkpoint(manager, manager.latest_step(), **state, history=None)
             history = state.pop("history")
-        with tracking.Tracker(*mlflow, folder, config, statistics) as tracker:
+        with tracking.Tracker(*mlflow, folder, config, meta, sizes) as tracker:
             if history:
                 runs.write_metrics(folder, history)
                 tracker.log(history, [])
-            introduce(folder.name, config, state["variables"] | frozen)
+            introduce(folder.name, config, sizes)
 
             # The same training rows after every epoch, so that their scores can be compared.
             sample = np.random.default_rng(config["seed"]).permutation(config["rows"])[:TRAIN_SAMPLE]
@@ -784,6 +783,8 @@ def train(args):
         said = f"best epoch {best['epoch']}: validation balanced accuracy {best['valid_balanced_accuracy']:.4f}"
     print(f"{said}{' on SYNTHETIC data' if config['synthetic'] else ''}; {time.time() - STARTED:.1f} s in all\n"
           f"test it: python evaluate.py --ckpt {folder.name}{other_folders(args)}")
+    if page := tracking.experiment_page(mlflow[1]):
+        print(f"look at it: {page}")
 
 
 def compile_chunks(config, state, arrays, groups):
@@ -835,15 +836,20 @@ def leave(args, name, step, number):
     raise SystemExit(128 + number)
 
 
-def introduce(name, config, variables):
+def sizes_of(variables):
+    """{what: number} of a model's variables, the table of vectors among them; megabytes as they are in memory."""
+    table, params = variables["table"], jax.tree.leaves(variables["params"])
+    return {"parameters": sum(x.size for x in params), "table_rows": len(table), "table_columns": table.shape[1],
+            "megabytes": round((table.nbytes + sum(x.nbytes for x in params)) / 1e6, 1)}
+
+
+def introduce(name, config, sizes):
     """Print what is trained: the configuration, sizes, and the loss that chance would give."""
-    parameters, table = sum(x.size for x in jax.tree.leaves(variables["params"])), variables["table"]
     print(f"run {name}{' (SYNTHETIC DATA)' if config['synthetic'] else ''} on {jax.devices()[0]}: "
-          + ", ".join(f"{key}={value}" for key, value in config.items()
-                      if key not in ("checksum", "created", "files", "source", "versions", "format", "training_rows")))
-    print(f"{config['rows']:,} rows, {config['steps']:,} steps of {config['batch_size']}; {parameters:,} parameters "
-          f"and a table of {len(table):,} x {table.shape[1]} ({table.nbytes / 1e6:,.0f} MB); "
-          f"chance loss ln {config['classes']} = {math.log(config['classes']):.3f}")
+          + ", ".join(f"{key}={value}" for key, value in runs.settings(config).items()))
+    print(f"{config['rows']:,} rows, {config['steps']:,} steps of {config['batch_size']}; {sizes['parameters']:,} "
+          f"parameters and a table of {sizes['table_rows']:,} x {sizes['table_columns']}, {sizes['megabytes']:,} MB"
+          f"; chance loss ln {config['classes']} = {math.log(config['classes']):.3f}")
 
 
 def epochs_since_best(history):

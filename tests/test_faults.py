@@ -155,7 +155,7 @@ def test_a_kill_before_the_id_of_the_mlflow_run_is_kept(tiny, tmp_path):
     assert mlflow_status(tmp_path, "cut") == ["FINISHED"]
     run_id = (tmp_path / "runs/cut/mlflow.txt").read_text().strip()
     run = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(run_id)
-    assert "dim" in run.data.params and "valid_loss" in run.data.metrics
+    assert "dim" in run.data.params and "valid/loss" in run.data.metrics
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(tiny):

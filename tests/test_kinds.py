@@ -100,7 +100,7 @@ def test_categories_and_languages_may_have_any_name(tmp_path):
     logged = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(
         (tmp_path / "runs/odd/mlflow.txt").read_text().strip()).data.metrics
     for name in LANGUAGES.values():
-        assert logged[f"test_language_{name}_loss"] == pytest.approx(scores[f"language {name}"]["loss"])
+        assert logged[f"test-best/language {name}/loss"] == pytest.approx(scores[f"language {name}"]["loss"])
 
 
 # --- files to classify ------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def test_a_name_taken_meanwhile(tmp_path):
 def test_a_run_keeps_the_scripts(trained):
     source = trained / "runs/bag/source"
     config = files.read_json(trained / "runs/bag/config.json")
-    assert {f"{name}.py" for name in ("train", "model", "calibration", "encoder", "data", "runs", "files")} == set(
+    assert {f"{name}.py" for name in ("train", "model", "calibration", "encoder", "data", "runs", "tracking", "files")} == set(
         config["source"])
     for name, digest in config["source"].items():
         assert files.checksum(source / name) == digest and (source / name).read_text() == (ROOT / name).read_text()
@@ -141,12 +141,13 @@ def test_mlflow_has_it_all(trained):
     run = client.get_run(run_id)
     config = json.loads((trained / "runs/filters/config.json").read_text())
     assert run.info.run_name == "filters" and run.info.status == "FINISHED"
-    assert all(run.data.params[key] == str(value) for key, value in config.items())
-    assert {"unknown_share", "source", "reliable_share"} <= set(run.data.params)
-    history = client.get_metric_history(run_id, "valid_balanced_accuracy")
+    params = {key: str(value) for key, value in runs.settings(config).items()}
+    assert params.items() <= run.data.params.items() and run.data.params.keys() - params.keys() == {
+        "parameters", "table_rows", "table_columns", "megabytes"}
+    history = client.get_metric_history(run_id, "valid/balanced_accuracy")
     with open(trained / "runs/filters/metrics.csv", newline="") as file:
         assert [m.value for m in history] == [float(row["valid_balanced_accuracy"]) for row in csv.DictReader(file)]
-    assert len(client.get_metric_history(run_id, "step_loss")) >= 4
+    assert len(client.get_metric_history(run_id, "train/step_loss")) >= 4
     artifacts = trained / "mlruns" / run_id / "artifacts"
     assert (artifacts / "loss.png").stat().st_size > 5000
     assert (artifacts / "source/train.py").read_text() == (ROOT / "train.py").read_text()
@@ -172,7 +173,7 @@ def test_mlflow_server(tiny, tmp_path):
         run_script("train", "--name", "served", "--epochs", 2, cwd=tmp_path, env=env)
         run_here("evaluate", "--ckpt", "served", cwd=tmp_path, env=env)
         run = MlflowClient(uri).get_run((tmp_path / "runs/served/mlflow.txt").read_text().strip())
-        assert run.info.status == "FINISHED" and "test_balanced_accuracy" in run.data.metrics
+        assert run.info.status == "FINISHED" and "test-best/balanced_accuracy" in run.data.metrics
         assert "loss.png" in [item.path for item in MlflowClient(uri).list_artifacts(run.info.run_id)]
         assert not (tmp_path / "mlflow.db").exists()
     finally:
@@ -252,7 +253,7 @@ def test_resume_where_mlflow_does_not_know_the_run(tiny, tmp_path):
     run_id = (tmp_path / "runs/moved/mlflow.txt").read_text().strip()
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     assert client.get_run(run_id).info.status == "FINISHED" and "dim" in client.get_run(run_id).data.params
-    assert len(client.get_metric_history(run_id, "valid_loss")) == 20
+    assert len(client.get_metric_history(run_id, "valid/loss")) == 20
 
 
 def test_what_mlflow_missed_is_logged_by_resume(tiny, tmp_path):
@@ -266,8 +267,8 @@ def test_what_mlflow_missed_is_logged_by_resume(tiny, tmp_path):
     assert client.get_run(run_id).info.status == "FINISHED"
     (tmp_path / "mlruns").unlink()
     assert run_script("train", "--resume", "lame", cwd=tmp_path).stderr == ""
-    assert len(client.get_metric_history(run_id, "valid_loss")) == 2
-    assert {file.path for file in client.list_artifacts(run_id)} == {"source", "loss.png"}
+    assert len(client.get_metric_history(run_id, "valid/loss")) == 2
+    assert {file.path for file in client.list_artifacts(run_id)} == {"source", "config.json", "loss.png"}
 
 
 def test_unreachable_mlflow(tiny):

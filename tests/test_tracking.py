@@ -8,6 +8,7 @@ from conftest import assert_one_line_error, assert_same_run, run_here
 from mlflow import MlflowClient
 
 import files
+import tracking
 import train
 
 
@@ -76,10 +77,10 @@ def test_mlflow_has_the_best_values_beside_the_last_ones(watched):
     client, run_id = logged(folder, "early")
     metrics, rows = client.get_run(run_id).data.metrics, rows_of(folder, "early")
     best = max(reversed(rows), key=lambda row: float(row["valid_balanced_accuracy"]))
-    assert metrics["valid_loss"] == float(rows[-1]["valid_loss"])
-    assert metrics["best_valid_balanced_accuracy"] == float(best["valid_balanced_accuracy"])
-    assert metrics["best_valid_loss"] == float(best["valid_loss"])
-    history = client.get_metric_history(run_id, "step_loss")
+    assert metrics["valid/loss"] == float(rows[-1]["valid_loss"])
+    assert metrics["valid-best/balanced_accuracy"] == float(best["valid_balanced_accuracy"])
+    assert metrics["valid-best/loss"] == float(best["valid_loss"])
+    history = client.get_metric_history(run_id, "train/step_loss")
     assert len({metric.timestamp for metric in history}) > len(rows)  # as they were, not as they were logged
 
 
@@ -88,13 +89,56 @@ def test_evaluating_latest_changes_no_number_of_best(watched):
     scores = json.loads(run_here("evaluate", "--ckpt", "early", "--json", cwd=folder).stdout)
     client, run_id = logged(folder, "early")
     before = client.get_run(run_id).data.metrics
-    assert before["test_balanced_accuracy"] == scores["balanced_accuracy"]
+    assert before["test-best/balanced_accuracy"] == scores["balanced_accuracy"]
     for flags in (("--ckpt", "early/latest"), ("--ckpt", "early", "--split", "valid"),
                   ("--ckpt", "early", "--prior", "training"), ("--ckpt", "early", "early/latest")):
         run_here("evaluate", *flags, cwd=folder)
     after = client.get_run(run_id).data.metrics
     assert {name: after[name] for name in before} == before
-    assert {"test-latest_balanced_accuracy", "valid-best_balanced_accuracy"} <= after.keys() - before.keys()
+    new = after.keys() - before.keys()
+    assert {"test-latest/balanced_accuracy", "valid-best/brier", "test-best-training/loss"} <= new
+
+
+def test_mlflow_describes_a_run(watched):
+    """What the page shows in its columns; what a person has written into the description stays."""
+    folder, _ = watched
+    client, run_id = logged(folder, "early")
+    client.set_tag(run_id, "mlflow.note.content", "mine\n" + client.get_run(run_id).data.tags["mlflow.note.content"])
+    scores = json.loads(run_here("evaluate", "--ckpt", "early", "--json", cwd=folder).stdout)
+    run, config = client.get_run(run_id), files.read_json(folder / "runs/early/config.json")
+    lines = run.data.tags["mlflow.note.content"].splitlines()
+    best = max(float(row["valid_balanced_accuracy"]) for row in rows_of(folder, "early"))
+    assert lines[0] == "mine" and "- Model: mlp" in lines and f"{config['rows']} training rows" in lines[1]
+    assert any(line.startswith(f"- Validation: balanced accuracy {best:.4f}") for line in lines)
+    assert [line for line in lines if line.startswith("- test-best:")] == [
+        f"- test-best: balanced accuracy {scores['balanced_accuracy']:.4f}, accuracy {scores['accuracy']:.4f}"]
+    assert run.data.tags["mlflow.source.name"] and run.data.tags["mlflow.user"]
+    [used] = run.inputs.dataset_inputs
+    assert used.dataset.digest == config["fingerprint"] and "tiny.csv" in used.dataset.source
+    assert int(run.data.params["parameters"]) > 0 and "checksum" not in run.data.params
+    assert {item.path for item in client.list_artifacts(run_id)} >= {"config.json", "loss.png", "source", "test-best"}
+
+
+def test_an_ensemble_has_a_run_of_its_own(watched):
+    folder, _ = watched
+    run_here("train", "--name", "other", "--epochs", 2, "--dim", 4, cwd=folder)
+    client, first = logged(folder, "early")
+    _, second = logged(folder, "other")
+    before = client.get_run(first).data
+    for _ in range(2):  # the second report goes to the same run
+        scores = json.loads(run_here("evaluate", "--ckpt", "early", "other", "--json", cwd=folder).stdout)
+    assert client.get_run(first).data.metrics == before.metrics and client.get_run(first).data.tags == before.tags
+    [run] = [run for run in client.search_runs(["1"]) if run.info.run_name == "early/best + other/best"]
+    metrics, note = run.data.metrics, run.data.tags["mlflow.note.content"]
+    assert metrics["test-best/balanced_accuracy"] == scores["balanced_accuracy"] and run.info.status == "FINISHED"
+    assert metrics["test-best/weight/other-best"] == pytest.approx(scores["members"]["other/best"]["weight"])
+    assert first in note and second in note and "- Command: `" in note
+    assert [item.path for item in client.list_artifacts(run.info.run_id)] == ["test-best+other-best"]
+
+
+def test_names_of_metrics_stay_different():
+    names = [("test-best", "a/b", "loss"), ("test-best", "a$b", "loss"), ("test-best", "a_b", "loss")]
+    assert tracking.metric_names(names) == ["test-best/a_b/loss", "test-best/a_b/loss_2", "test-best/a_b/loss_3"]
 
 
 # --- the list of runs -------------------------------------------------------------------------------------------------
