@@ -40,8 +40,8 @@ def test_a_name_taken_meanwhile(tmp_path):
 def test_a_run_keeps_the_scripts(trained):
     source = trained / "runs/bag/source"
     config = files.read_json(trained / "runs/bag/config.json")
-    assert {f"{name}.py" for name in ("train", "model", "calibration", "encoder", "data", "runs", "tracking", "files")} == set(
-        config["source"])
+    assert {f"{name}.py" for name in ("train", "model", "calibration", "encoder", "data", "runs", "tracking",
+                                      "files")} == set(config["source"])
     for name, digest in config["source"].items():
         assert files.checksum(source / name) == digest and (source / name).read_text() == (ROOT / name).read_text()
     assert {path.name for path in ROOT.glob("*.py")} <= {path.name for path in source.iterdir()}
