@@ -1,10 +1,13 @@
 """What people look at while they try things: MLflow's metrics, a line an epoch, the list of runs, early stopping."""
 import csv
 import json
+import re
 import shutil
+import subprocess
+import sys
 
 import pytest
-from conftest import assert_one_line_error, assert_same_run, run_here
+from conftest import ROOT, add_database, assert_one_line_error, assert_same_run, environment, run_here
 from mlflow import MlflowClient
 
 import files
@@ -139,6 +142,29 @@ def test_an_ensemble_has_a_run_of_its_own(watched):
 def test_names_of_metrics_stay_different():
     names = [("test-best", "a/b", "loss"), ("test-best", "a$b", "loss"), ("test-best", "a_b", "loss")]
     assert tracking.metric_names(names) == ["test-best/a_b/loss", "test-best/a_b/loss_2", "test-best/a_b/loss_3"]
+
+
+def test_the_sweep_that_is_documented(tiny, tmp_path):
+    """Two trials of a small model, in a copy of the scripts."""
+    text = (ROOT / "EXPERIMENTS.md").read_text(encoding="utf-8")
+    [code] = [code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "import optuna" in code]
+    for old, new in (("n_trials=20", "n_trials=2"), ('"mlp", ', '"mlp", "--epochs", 2, "--dim", 4, ')):
+        assert code.count(old) == 1
+        code = code.replace(old, new)
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, tmp_path)
+    shutil.copytree(tiny / "data", tmp_path / "data")
+    add_database("train", tmp_path, {})
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    [left] = (tmp_path / "runs").iterdir()
+    scores = [float(row["valid_balanced_accuracy"]) for row in rows_of(tmp_path, left.name)]
+    assert done.stdout.splitlines()[-1].startswith(f"{max(scores)} {{'table_lr': ")
+    client, run_id = logged(tmp_path, left.name)
+    [sweep] = [run.info.run_id for run in client.search_runs(["1"]) if run.info.run_name == "sweep"]
+    below = client.search_runs(["1"], f"tags.mlflow.parentRunId = '{sweep}'")
+    assert len(below) == 2 and run_id in [run.info.run_id for run in below]
+    assert client.get_run(sweep).data.metrics["valid-best/balanced_accuracy"] == max(scores)
 
 
 # --- the list of runs -------------------------------------------------------------------------------------------------
