@@ -7,6 +7,7 @@
     python train.py --refit my-cnn                   # the same again on training and validation rows, as my-cnn-refit
     python train.py --init-from my-cnn --epochs 2    # on new data, from what that run knows of its words and categories
     mlflow ui --backend-store-uri sqlite:///mlflow.db
+    python -c "import mlflow; print(mlflow.search_runs(experiment_names=['titles']))"   # all runs as a pandas table
 
 Reads data/prepared/ (prepare.py writes it). Writes runs/NAME/ (its files are described in runs.py) and a run in MLflow
 (sqlite:///mlflow.db, or MLFLOW_TRACKING_URI). The checkpoint `best` is the one with the highest balanced accuracy on
