@@ -134,7 +134,7 @@ def recall_figure(categories, title):
     recall, support = categories["recall"], categories["support"]
     # A logarithmic axis has no 0, so categories without training rows stand at a half.
     size = np.maximum(categories["training_rows"], 0.5)
-    axes.scatter(size[order], recall[order], s=4 * support[order] ** 0.6, alpha=0.5, linewidths=0)
+    axes.scatter(size[order], recall[order], s=4 * support[order] ** 0.45, alpha=0.5, linewidths=0)
     axes.set(xscale="log", xlabel="training rows of the category", ylabel="recall", ylim=(-0.03, 1.03), title=title)
     axes.grid(alpha=0.3)
     # Left alone, the axis would write its powers of ten as formulas.
@@ -142,7 +142,7 @@ def recall_figure(categories, title):
     axes.xaxis.set_minor_formatter("")
 
     # What the sizes mean.
-    sizes = [axes.scatter([], [], s=4 * rows ** 0.6, color="C0", alpha=0.5, linewidths=0, label=f"{rows:,}")
+    sizes = [axes.scatter([], [], s=4 * rows ** 0.45, color="C0", alpha=0.5, linewidths=0, label=f"{rows:,}")
              for rows in (1, 10, 100, 1000) if rows <= support.max()]
     figure.legend(handles=sizes, loc="outside right lower", fontsize=7, title="rows", title_fontsize=7)
 
@@ -154,7 +154,7 @@ def recall_figure(categories, title):
             label=f"{number} {plain(categories['category'][i], NAME)}: {recall[i]:.2f} of {support[i]:,}"))
         axes.annotate(str(number), (size[i], recall[i]), (3, 3), textcoords="offset points", color="tab:red")
     figure.legend(handles=named, loc="outside right upper", fontsize=7, handlelength=0, handletextpad=0,
-                  title="lowest recall, of rows, by the\nupper end of its 95 % interval", title_fontsize=7)
+                  title="lowest recall (of so many rows), by\nthe upper end of its 95 % interval", title_fontsize=7)
     return figure
 
 
