@@ -11,12 +11,13 @@
     python evaluate.py --ckpt mlp-1 --neighbors celular     # the nearest words, with the cosine of their vectors
     python evaluate.py --list                               # all runs on this data, the best first
 
-The report goes to runs/NAME/SPLIT-WHICH/ (such as test-best): report.json, predictions.csv, categories.csv (precision,
-recall, F1 and support of each), confusions.csv with example titles, suspects.csv (wrong labels are likely among its
-first rows), unknown.csv (rows of categories that the run does not know; they count as wrong), recall.png,
-confusions.png and reliability.png. It is added to the training's MLflow run. Of several runs it goes to the first
-one's, runs/NAME/SPLIT-WHICH+OTHER..., with --prior to SPLIT-WHICH-PRIOR, with --test to FILE-WHICH. The interval of
-the balanced accuracy is a bootstrap within categories.
+The report goes to runs/NAME/SPLIT-WHICH/ (such as test-best): report.html (the page to open: scores, figures, worst
+categories, mistakes, commands), report.json, predictions.csv, categories.csv (precision, recall, F1 and support of
+each), confusions.csv with example titles, suspects.csv (wrong labels are likely among its first rows), unknown.csv
+(rows of categories that the run does not know; they count as wrong), recall.png, confusions.png and reliability.png. It
+is added to the training's MLflow run. Of several runs it goes to the first one's, runs/NAME/SPLIT-WHICH+OTHER..., with
+--prior to SPLIT-WHICH-PRIOR, with --test to FILE-WHICH. The interval of the balanced accuracy is a bootstrap within
+categories.
 
 The probability of the likeliest category is the chance that it is right, for titles like the validation rows. The
 report says from which probability on 90, 95 and 99 % of the categories should be right (a bound that holds with a
@@ -121,6 +122,7 @@ import csv
 import functools
 import gc
 import re
+import shlex
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -135,6 +137,7 @@ import classify
 import data
 import encoder
 import model
+import page
 import report
 import runs
 import sources
@@ -437,6 +440,18 @@ def read_rows(args, classifier):
         if any(rows["quality"]) else None)
 
 
+def command(args, classifier):
+    """The command that makes a report again, also when `best` has come to mean another run."""
+    named = [(folder.name if (args.runs / folder.name).resolve() == folder.resolve() else str(folder), which)
+             for folder, which in classifier.checkpoints]
+    words = ["python", "evaluate.py", "--ckpt", *(f"{name}/{which}" for name, which in named)]
+    for name, usual in {"data": "data/prepared", "runs": "runs", "split": "test", "test": None, "prior": None,
+                        "title_column": None, "category_column": None, "encoding": "utf-8"}.items():
+        if (value := getattr(args, name)) is not None and str(value) != usual:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join(words)
+
+
 def evaluate(args):
     # Everything is read and matched before it is scored.
     if args.test:
@@ -483,6 +498,9 @@ def evaluate(args):
             shutil.copytree(out, temporary, symlinks=True, dirs_exist_ok=True,
                             ignore=shutil.ignore_patterns(*report.FILES))
         report.write(temporary, scores, tables, figures)
+        page.write(temporary / "report.html", title, scores, tables,
+                   [runs.story(member) for member in dict.fromkeys(member for member, _ in classifier.checkpoints)],
+                   command(args, classifier))
 
     # In MLflow a report is a group of metrics that bears its name, such as test-best. Several runs together have an
     # MLflow run of their own, and there the members' names need not be repeated.

@@ -1,8 +1,9 @@
 """From labels and predictions to a report: scores, tables and figures, and the files that hold them.
 
-Reading checkpoints, data and flags, and classifying (evaluate.py) do not belong here.
+Reading checkpoints, data and flags, and classifying (evaluate.py), and report.html (page.py) do not belong here.
 """
 import itertools
+import re
 import sys
 import warnings
 
@@ -15,8 +16,11 @@ import model
 # --- knobs ------------------------------------------------------------------------------------------------------------
 RESAMPLES = 2000      # of the bootstrap
 CONFUSIONS = 20       # pairs of categories that the report shows
-FILES = ("report.json", "predictions.csv", "categories.csv", "confusions.csv", "suspects.csv", "unknown.csv",
-         "recall.png", "confusions.png", "reliability.png")  # of a report, which replaces them all
+WORST = 5             # categories that the figure of the recall names
+NAME = 30             # characters of a name in a figure
+FILES = ("report.json", "report.html", "predictions.csv", "categories.csv", "confusions.csv", "suspects.csv",
+         "unknown.csv", "recall.png", "confusions.png", "reliability.png")  # of a report, which replaces them all
+UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------
@@ -29,11 +33,31 @@ def interval(labels, predictions, seed=0, resamples=RESAMPLES):
     # Categories without a row have no recall.
     size = np.bincount(labels)
     right = np.bincount(labels[labels == predictions], minlength=len(size))[size > 0]
-    size = size[size > 0]
+    return recall_interval(right, size[size > 0], seed, resamples)
+
+
+def recall_interval(right, size, seed=0, resamples=RESAMPLES):
+    """The same from the right ones among the rows of each category, right [C] of size [C]."""
     recall = (right + 0.5) / (size + 1)
     draw = np.random.default_rng(seed)
     draws = [np.mean(draw.binomial(size, recall) / size - recall) for _ in range(resamples)]
     return [float(x) for x in np.clip(np.mean(right / size) + np.quantile(draws, [0.025, 0.975]), 0, 1)]
+
+
+def share_interval(right, rows):
+    """(low, high): 95 % interval of a share, right of so many rows, numbers or arrays: Wilson's (1927), which is wide
+    where rows are few, and also where all of them are right."""
+    square = 1.96 ** 2 / rows
+    middle, half = right / rows + square / 2, np.sqrt(square * (right / rows * (1 - right / rows) + square / 4))
+    return (middle - half) / (1 + square), (middle + half) / (1 + square)
+
+
+def worst_first(categories):
+    """The categories that have rows, as numbers, those whose recall is surely low first: by the upper end of its
+    interval, so that two rows that are wrong weigh less than fifty. categories as from `make_tables`."""
+    seen = np.flatnonzero(categories["support"])
+    support = categories["support"][seen]
+    return seen[np.argsort(share_interval(categories["recall"][seen] * support, support)[1], kind="stable")]
 
 
 def summarize(labels, result):
@@ -95,33 +119,72 @@ def new_figure(width, height):
     return Figure((width, height), layout="constrained")
 
 
-def recall_figure(recall, size, title):
-    """Recall of each category over its number of training rows."""
-    figure = new_figure(7, 4.5)
-    axes = figure.subplots()
+def plain(text, limit):
+    """A text as it can be shown: one line, cut, a mark for characters that cannot be seen or turn others around."""
+    # What lies far behind the limit is not looked at: a title may have a million characters.
+    words = " ".join(text[:4 * limit].split())
+    return UNSHOWN.sub("\N{REPLACEMENT CHARACTER}", words if len(words) <= limit else words[:limit - 1] + "…")
+
+
+def recall_figure(categories, title):
+    """Recall of each category over its number of training rows, as a larger dot where more rows tell it; the worst
+    have a number, an interval and a name."""
+    figure = new_figure(9, 4.5)
+    axes, order = figure.subplots(), worst_first(categories)
+    recall, support = categories["recall"], categories["support"]
     # A logarithmic axis has no 0, so categories without training rows stand at a half.
-    axes.scatter(np.maximum(size, 0.5), recall, s=12, alpha=0.5)
+    size = np.maximum(categories["training_rows"], 0.5)
+    axes.scatter(size[order], recall[order], s=4 * support[order] ** 0.45, alpha=0.5, linewidths=0)
     axes.set(xscale="log", xlabel="training rows of the category", ylabel="recall", ylim=(-0.03, 1.03), title=title)
     axes.grid(alpha=0.3)
+    # Left alone, the axis would write its powers of ten as formulas.
+    axes.xaxis.set_major_formatter("{x:,g}")
+    axes.xaxis.set_minor_formatter("")
+
+    # What the sizes mean.
+    sizes = [axes.scatter([], [], s=4 * rows ** 0.45, color="C0", alpha=0.5, linewidths=0, label=f"{rows:,}")
+             for rows in (1, 10, 100, 1000) if rows <= support.max()]
+    figure.legend(handles=sizes, loc="outside right lower", fontsize=7, title="rows", title_fontsize=7)
+
+    # Names stand beside the figure, where they hide neither dots nor each other.
+    named = []
+    for number, i in enumerate(order[:WORST], 1):
+        named.append(axes.vlines(
+            size[i], *share_interval(recall[i] * support[i], support[i]), color="tab:red", linewidth=1,
+            label=f"{number} {plain(categories['category'][i], NAME)}: {recall[i]:.2f} of {support[i]:,}"))
+        axes.annotate(str(number), (size[i], recall[i]), (3, 3), textcoords="offset points", color="tab:red")
+    figure.legend(handles=named, loc="outside right upper", fontsize=7, handlelength=0, handletextpad=0,
+                  title="lowest recall (of so many rows), by\nthe upper end of its 95 % interval", title_fontsize=7)
     return figure
 
 
 def confusion_figure(labels, predictions, names, pairs, title):
-    """The categories of the largest confusions against each other, as shares of the true category."""
+    """The categories of the largest confusions against each other, those in most errors first: counts, coloured by
+    their shares of the true category. What is right is left out, or it would hide the errors."""
+    from matplotlib.colors import PowerNorm
     from sklearn.metrics import confusion_matrix
-    shown = sorted({category for true, wrong, _ in pairs for category in (true, wrong)}, key=lambda i: names[i])
+    wrong = labels != predictions
+    errors = np.bincount(np.concatenate([labels[wrong], predictions[wrong]]), minlength=len(names))
+    shown = sorted({category for true, taken, _ in pairs for category in (true, taken)}, key=lambda i: (-errors[i], i))
     # Shares are of all rows of the true category, also of those taken for a category that is not shown.
     counts = confusion_matrix(labels, predictions, labels=shown)
+    np.fill_diagonal(counts, 0)
     shares = counts / np.maximum(1, np.bincount(labels, minlength=len(names))[shown])[:, None]
 
-    # The figure grows with the categories, and long names are cut, so that names stay legible.
-    figure = new_figure(3 + 0.3 * len(shown), 2.5 + 0.3 * len(shown))
+    # The figure grows with the categories, and long names are cut, so that names stay legible. Under a square root 2 %
+    # can still be told from nothing.
+    figure = new_figure(4 + 0.3 * len(shown), 3 + 0.3 * len(shown))
     axes = figure.subplots()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(shown)), [names[i][:30] for i in shown], rotation=90, fontsize=7)
-    axes.set_yticks(range(len(shown)), [names[i][:30] for i in shown], fontsize=7)
-    axes.set(xlabel="predicted category", ylabel="true category", title=title)
-    figure.colorbar(image, label="share of the true category", shrink=0.6)
+    image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, shares.max()))
+    for true, taken in zip(*np.nonzero(counts), strict=True):
+        axes.text(taken, true, counts[true, taken], ha="center", va="center", fontsize=8,
+                  color="white" if shares[true, taken] > 0.5 * shares.max() else "black")
+    short = [plain(names[i], NAME) for i in shown]
+    axes.set_xticks(range(len(shown)), short, rotation=90, fontsize=8)
+    axes.set_yticks(range(len(shown)), short, fontsize=8)
+    axes.grid(color="gray", alpha=0.2, linewidth=0.5)
+    axes.set(xlabel="predicted category", ylabel="true category", title=f"errors (rows): {title}")
+    figure.colorbar(image, label="share of the true category's rows", shrink=0.6)
     return figure
 
 
@@ -140,9 +203,7 @@ def reliability_figure(confidence, right, title):
 
 def make_figures(rows, categories, result, title):
     """The figures of a report: {file: figure}; categories as from `make_tables`."""
-    # Categories without a row here have no recall.
-    support = categories["support"] > 0
-    figures = {"recall.png": recall_figure(categories["recall"][support], categories["training_rows"][support], title),
+    figures = {"recall.png": recall_figure(categories, title),
                "reliability.png": reliability_figure(result["probability"], result["prediction"] == rows.labels, title)}
     if found := confusions(rows.labels, result["prediction"]):
         figures["confusions.png"] = confusion_figure(rows.labels, result["prediction"], rows.names, found, title)

@@ -15,7 +15,9 @@ What is computed in a training or an evaluation does not belong here, nor what M
 """
 import ast
 import csv
+import math
 import re
+import shlex
 import shutil
 import sys
 import time
@@ -212,12 +214,21 @@ def write_metrics(folder, history):
         writer.writerows(history)
 
 
+def read_metrics(folder):
+    """What `write_metrics` wrote: a dictionary of numbers for every epoch."""
+    try:
+        with open(folder / "metrics.csv", encoding="utf-8", newline="") as file:
+            # A score that an epoch does not have is an empty field.
+            return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    except (ValueError, TypeError, csv.Error):
+        raise UserError(f"{folder}/metrics.csv: not what train.py wrote; name a run with --ckpt") from None
+
+
 def validation_scores(folder):
     """The validation balanced accuracy of every epoch, from metrics.csv."""
     try:
-        with open(folder / "metrics.csv", encoding="utf-8", newline="") as file:
-            return [float(row["valid_balanced_accuracy"]) for row in csv.DictReader(file)]
-    except (ValueError, TypeError, KeyError, csv.Error):
+        return [row["valid_balanced_accuracy"] for row in read_metrics(folder)]
+    except KeyError:
         raise UserError(f"{folder}/metrics.csv: not what train.py wrote; name a run with --ckpt") from None
 
 
@@ -226,8 +237,20 @@ def best_epoch(history):
     return max(reversed(history), key=lambda row: row.get("valid_balanced_accuracy", 0))
 
 
+def story(folder):
+    """(name, command that trains it again, configuration, rows of metrics.csv) of a run."""
+    config = files.read_json(folder / "config.json")
+    # A run whose metrics.csv is missing or damaged can be used all the same.
+    try:
+        history = [row for row in read_metrics(folder) if "epoch" in row and all(map(math.isfinite, row.values()))]
+    except (OSError, UserError):
+        history = []
+    return folder.name, training_command(folder, config), config, history
+
+
 def loss_figure(history, synthetic):
-    """Loss and balanced accuracy of the training and the validation split, which a refit has not, over the epochs."""
+    """Loss and balanced accuracy of the training and the validation split, which a refit has not, over the epochs; a
+    line marks the best one."""
     from matplotlib.figure import Figure
     figure = Figure((9, 3.5), layout="constrained")
     for axes, kind in zip(figure.subplots(1, 2), ("loss", "balanced_accuracy"), strict=True):
@@ -235,6 +258,9 @@ def loss_figure(history, synthetic):
             if f"{split}_{kind}" not in history[0]:
                 continue
             axes.plot([row["epoch"] for row in history], [row[f"{split}_{kind}"] for row in history], "o-", label=name)
+        best = best_epoch(history)["epoch"]
+        axes.vlines(best, 0, 1, transform=axes.get_xaxis_transform(), color="gray", linestyle="dashed",
+                    label=f"best epoch: {best:.0f}")
         axes.set(xlabel="epoch", ylabel="cross-entropy (nats)" if kind == "loss" else "balanced accuracy",
                  title=("SYNTHETIC data: " if synthetic else "") + kind.replace("_", " "))
         axes.legend()
@@ -267,6 +293,20 @@ def changed_source(folder, config):
                 intact and code_of(kept.read_bytes()) == code_of(SOURCE[name])):
             changed.append(name)
     return changed
+
+
+def training_command(folder, config):
+    """The command that trains a run again on the same data: its settings, if flags of the train.py that it keeps."""
+    if "refit" in config:
+        return shlex.join(["python", "train.py", "--refit", config["refit"]])
+    kept, words = folder / "source/train.py", ["python", "train.py"]
+    script = kept.read_text(encoding="utf-8", errors="replace") if kept.is_file() else ""
+    for flag in re.findall(r'add\("--([\w-]+)"', script):
+        value = config.get(flag.replace("-", "_"))
+        # False is a switch that was left out; a table without n-grams has no buckets.
+        if value is not None and value is not False and (flag, value) != ("buckets", 0):
+            words += [f"--{flag}", *map(str, [] if value is True else value if isinstance(value, list) else [value])]
+    return shlex.join(words)
 
 
 def versions():

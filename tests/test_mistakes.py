@@ -126,6 +126,7 @@ def test_8_the_curves_have_their_own_names():
     assert {line.get_label(): line.get_ydata()[0] for line in balanced.get_lines()} == {
         "training (sample)": 0.9, "validation": 0.8}
     assert loss.get_xlabel() == "epoch" and "cross-entropy" in loss.get_ylabel() and "SYNTHETIC" in loss.get_title()
+    assert [entry.get_text() for entry in loss.get_legend().get_texts()][-1] == "best epoch: 3"  # the last of equals
 
 
 @pytest.mark.parametrize("rows", [1, 5, 1023, 1024, 1025, 2500])

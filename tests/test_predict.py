@@ -215,7 +215,7 @@ def test_new_words_do_not_copy_the_vectors_of_the_others(classifier):
 def test_importing_the_scripts_has_no_effect(tmp_path):
     """No file, no flag parsed, nothing printed, no signal handler set."""
     code = ("import signal, sys; sys.argv = ['x', '--nonsense']; before = signal.getsignal(signal.SIGINT)\n"
-            "import calibration, data, evaluate, files, model, prepare, report, runs, sources, synthetic, train\n"
+            "import calibration, data, evaluate, files, model, page, prepare, report, runs, sources, synthetic, train\n"
             "assert signal.getsignal(signal.SIGINT) is before")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
                           env=environment(PYTHONPATH=str(ROOT), PYTHONDONTWRITEBYTECODE="1"))

@@ -6,10 +6,12 @@ import shutil
 import numpy as np
 import pytest
 from conftest import assert_one_line_error, run_here, run_script, save, tiny_rows, write_csv
+from test_page import HOSTILE, made_up
 
 import calibration
 import evaluate
 import files
+import report
 
 
 def read_csv(path):
@@ -123,3 +125,48 @@ def test_what_a_checkpoint_keeps_to_calibrate_with_are_its_validation_rows(train
     confidence, right = evaluate.load("filters", folder=trained / "runs").validated
     np.testing.assert_allclose(np.sort(confidence), np.sort([float(row["probability"]) for row in rows]), atol=2e-3)
     assert right.sum() == sum(row["category"] == row["predicted"] for row in rows)
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+def test_the_figure_of_confusions_counts_errors_alone():
+    names = [f"category {i} " + "x" * 100 for i in range(6)]
+    rows, result, _ = made_up(names, ["title"])
+    wrong = rows.labels != result["prediction"]
+    pairs = report.confusions(rows.labels, result["prediction"])
+    axes = report.confusion_figure(rows.labels, result["prediction"], names, pairs, "of a run").axes[0]
+    shown = [int(label.get_text().split()[1]) for label in axes.get_yticklabels()]
+    counts = {(shown[round(cell.get_position()[1])], shown[round(cell.get_position()[0])]): int(cell.get_text())
+              for cell in axes.texts}
+    assert sum(counts.values()) == wrong.sum() and all(counts[true, taken] == rows for true, taken, rows in pairs)
+    assert all(true != taken for true, taken in counts) and axes.get_title() == "errors (rows): of a run"
+    errors = [((rows.labels == i) & wrong).sum() + ((result["prediction"] == i) & wrong).sum() for i in shown]
+    assert errors == sorted(errors, reverse=True)
+    assert {len(label.get_text()) for label in axes.get_yticklabels()} == {report.NAME}
+    image = axes.images[0]
+    assert np.all(np.diag(image.get_array()) == 0) and image.norm(0.02) > 0.2
+
+
+def test_the_figure_of_the_recall_names_the_surely_worst():
+    """Two rows that are wrong say less than fifty of which a tenth is right."""
+    categories = {"category": np.array([*"abcdefg"], object), "recall": np.array([0, 0.1, 0.2, 0.5, 0.8, 1, 0]),
+                  "support": np.array([2, 50, 50, 50, 50, 50, 0]), "training_rows": np.array([0, 1, 2, 3, 400, 5, 6])}
+    order = report.worst_first(categories)
+    assert [*categories["category"][order]] == ["b", "c", "d", "a", "e", "f"]
+    figure = report.recall_figure(categories, "of a run")
+    figure.canvas.draw()
+    said = [entry.get_text() for legend in figure.legends for entry in legend.get_texts()]
+    assert "1 b: 0.10 of 50" in said and "4 a: 0.00 of 2" in said and not [entry for entry in said if " f: " in entry]
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels() if "$" in tick.get_text()] == []
+    areas = figure.axes[0].collections[0].get_sizes()
+    assert areas[0] == max(areas) > 4 * areas[3]
+    low, high = report.share_interval(np.array([0, 5, 50]), np.array([5, 5, 50]))
+    np.testing.assert_allclose([low, high], [[0, 0.5655, 0.9287], [0.4345, 1, 1]], atol=1e-4)
+
+
+def test_figures_of_hostile_names(tmp_path, capsys):
+    rows, result, tables = made_up(HOSTILE, HOSTILE)
+    figures = report.make_figures(rows, tables["categories.csv"], result, HOSTILE[0])
+    report.write(tmp_path, {}, {}, figures)
+    assert {path.name for path in tmp_path.glob("*.png")} == {"recall.png", "confusions.png", "reliability.png"}
+    assert capsys.readouterr().err == ""

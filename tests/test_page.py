@@ -1,0 +1,199 @@
+"""report.html: sound, small and self-contained whatever names and titles are, and it says what report.json says."""
+import json
+import re
+import shlex
+import shutil
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import ROOT, WORD_MODELS, config_of, run_here
+
+import page
+import report
+import runs
+
+HOSTILE = ["<script>alert(1)</script>", "</script><img src=x onerror=alert(1)>", "\" onload=\"alert(1)", "' onclick='x",
+           "a & b &lt; c &#60;", "nul \0 and \x1b[31m", "lone \ud800 and \ufffe", "turned \u202e round", "two\nlines\r",
+           "]]> --> <!-- </title></style>", "{0} %s $x^2$ $\\frac", "手机/电话 👍🏽 नमस्ते", " ", "x" * 1_000_000]
+
+
+class Parsed(HTMLParser):
+    """What a page holds; raises AssertionError where its elements are not nested as they should."""
+
+    def __init__(self, content):
+        super().__init__()
+        self.open, self.elements, self.tables, self.text = [], [], {}, ""
+        self.feed(content)
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        assert len(dict(attributes)) == len(attributes), attributes
+        if tag not in ("meta", "input", "img", "br"):
+            self.open.append(tag)
+        if tag == "table":
+            self.rows = []
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("th", "td"):
+            self.rows[-1].append("")
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        assert "svg" in self.open and len(dict(attributes)) == len(attributes)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, tag
+        if tag == "table":
+            self.tables[self.caption] = self.rows
+
+    def handle_data(self, data):
+        self.text += data
+        if self.open and self.open[-1] == "caption":
+            self.caption = data
+        if {"th", "td"} & set(self.open):
+            self.rows[-1][-1] += data
+
+    def attributes(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def made_up(names, titles, rows=200, languages=("es", "pt")):
+    """Rows, what a model might say of them, and the tables of a report on them."""
+    draw = np.random.default_rng(0)
+    labels = np.concatenate([np.arange(len(names)), draw.integers(0, len(names), rows)])
+    count = len(labels)
+    made = SimpleNamespace(names=list(names), labels=labels, text=[titles[i % len(titles)] for i in range(count)],
+                           lines=np.arange(1, count + 1), language=draw.integers(0, len(languages), count),
+                           languages=list(languages), reliable=draw.random(count) < 0.5)
+    result = {"prediction": np.where(draw.random(count) < 0.6, labels, draw.integers(0, len(names), count)),
+              "rank": draw.integers(0, 9, count)} | {
+        name: draw.random(count) for name in ("probability", "given_probability", "loss", "calibrated_loss", "brier")}
+    return made, result, report.make_tables(made, draw.integers(1, 5000, len(names)), result)
+
+
+def write(path, names=("A", "B"), titles=("x",), title="run, test split", history=(), synthetic=False, **others):
+    """Write a page of rows that are made up, and return its content."""
+    made, result, tables = made_up(names, titles, **others)
+    scores = {"checkpoint": "best", "step": 7, "prior": "equal", "synthetic": synthetic, "unknown_category_rows": 3,
+              "unknown_title_rows": 0, "slices": {
+                  name: report.summarize(made.labels[mask], {key: value[mask] for key, value in result.items()})
+                  for name, mask in report.slices(made).items()},
+              "thresholds": report.promises(lambda precision: None, made.labels, result),
+              **report.summarize(made.labels, result)}
+    page.write(path, title, scores, tables, [(title, names[0], {"model": names[0], "seed": 0}, history)], names[0])
+    return path.read_text(encoding="utf-8")
+
+
+def assert_sound(content):
+    """Well formed, with names for those who do not see it, and without anything from elsewhere. Returns it parsed."""
+    parsed = Parsed(content)
+    ids = [attributes["id"] for _, attributes in parsed.elements if "id" in attributes]
+    assert len(set(ids)) == len(ids) and parsed.attributes("html")[0]["lang"] == "en"
+    assert all(attributes["scope"] in ("row", "col") for attributes in parsed.attributes("th"))
+    assert all(attributes["role"] == "img" and attributes["aria-label"] for attributes in parsed.attributes("svg"))
+    assert all(re.fullmatch("[MLh0-9. -]+", attributes["d"]) for attributes in parsed.attributes("path"))
+    assert all(attributes["alt"] for attributes in parsed.attributes("img"))
+    assert [attributes["id"] for attributes in parsed.attributes("input")] == [
+        attributes["for"] for attributes in parsed.attributes("label")] == ["filter"]
+    assert all(len(parsed.attributes(tag)) == 1 for tag in ("h1", "title", "main", "script", "style"))
+
+    # Links lead to places of the page, and no attribute would run or fetch anything.
+    assert {attributes["href"][1:] for attributes in parsed.attributes("a")} <= set(ids)
+    for tag, attributes in parsed.elements:
+        assert not attributes.keys() & {"src", "srcset", "style", "action", "xlink:href"}, (tag, attributes)
+        assert not [name for name in attributes if name.startswith("on")] and ("href" in attributes) == (tag == "a")
+    assert not re.search(r"url\(|@import|https?://", page.STYLE + page.SCRIPT) and "default-src 'none'" in content
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", content)
+    return parsed
+
+
+def test_hostile_names_are_text(tmp_path):
+    for i, name in enumerate(HOSTILE):
+        names = HOSTILE[i:] + HOSTILE[:i]  # the first is also a command and a setting
+        content = write(tmp_path / f"{i}.html", names, HOSTILE, languages=HOSTILE[:3], title=f"{name[:99]} of {i}")
+        parsed = assert_sound(content)
+        assert len(content.encode()) < 1e6 and content.count("<script") == content.count("</script") == 1
+    cells = [cell for rows in parsed.tables.values() for row in rows for cell in row]
+    for said in (HOSTILE[0], "a & b &lt; c &#60;", "nul \N{REPLACEMENT CHARACTER} and"):
+        assert any(said in cell for cell in cells) and max(map(len, cells)) < 700
+
+
+def test_a_long_list_stays_below_a_megabyte(tmp_path):
+    names = [f"{'Ñandú & <categoría> ' * 5}{i:05}"[-80:] for i in range(1588)]
+    titles = [f"título {i} " + "muy largo " * 100 for i in range(50)]
+    history = [{"epoch": i, "train_loss": 1 / i, "valid_loss": 2 / i} for i in range(1, 200)]
+    first, second = (write(tmp_path / "long.html", names, titles, rows=20_000, history=history) for _ in range(2))
+    assert len(assert_sound(first).tables["Lowest recall first, by the upper end of its interval"]) == 1589
+    assert len(first.encode()) < 1e6 and first == second
+
+
+def test_of_more_categories_the_worst_are_listed(tmp_path):
+    content = write(tmp_path / "many.html", [f"category {i}" for i in range(5000)], rows=20_000)
+    assert "2,000 of 5,000 categories" in content and len(content.encode()) < 1e6
+    rows = Parsed(content).tables["Lowest recall first, by the upper end of its interval"][1:]
+    ends = [float(row[2].split(" to ")[1]) for row in rows]
+    assert ends == sorted(ends) and len(rows) == 2000
+
+
+def test_what_is_missing_is_said(tmp_path):
+    """No metrics.csv, one category, no mistake, no confusion, one epoch, a refit without validation scores."""
+    parsed = assert_sound(write(tmp_path / "none.html", ["only"], rows=1))
+    for said in ("No metrics.csv.", "nothing promised", "3 of 2 rows have a category that the run does not know"):
+        assert said in parsed.text and "SYNTHETIC" not in parsed.text
+    for history in ([{"epoch": 1.0, "train_loss": 0.0}], [{"epoch": 3.0, "train_loss": 2.5}, {"epoch": 4.0}]):
+        assert_sound(write(tmp_path / "short.html", history=history, synthetic=True))
+    assert "SYNTHETIC" in Parsed((tmp_path / "short.html").read_text()).text
+
+
+def test_the_page_says_what_the_report_says(trained):
+    run_here("evaluate", "--ckpt", "filters", cwd=trained)
+    folder = trained / "runs/filters"
+    parsed = assert_sound((folder / "test-best/report.html").read_text(encoding="utf-8"))
+    scores = json.loads((folder / "test-best/report.json").read_text())
+    shown = {row[0].partition(":")[0]: row[1:] for row in parsed.tables[f"Scores of {scores['rows']:,} rows"]}
+    for name, key in (("balanced accuracy", "balanced_accuracy"), ("accuracy", "accuracy"), ("macro-F1", "macro_f1"),
+                      ("top-5 accuracy", "top5_accuracy"), ("loss", "loss"), ("calibrated loss", "calibrated_loss"),
+                      ("Brier score", "brier"), ("calibration error", "expected_calibration_error")):
+        assert shown[name][0] == f"{scores[key]:.4f}"
+    assert shown["balanced accuracy"][1] == "{:.4f} to {:.4f}".format(*scores["balanced_accuracy_interval"])
+
+    # The promises, the slices and the ranges of sizes.
+    promised = [[f"{float(precision):.0%}", *("-" if row[name] is None else f"{row[name]:.4f}" for name in (
+        "threshold", "coverage", "precision"))] for precision, row in scores["thresholds"].items()]
+    assert [row[:4] for row in parsed.tables["Precision promised, and kept"][1:]] == promised
+    named = {row[0]: row[1:3] for row in parsed.tables["By language and label quality"][1:]}
+    assert len(named) == 4 and named == {name: [f"{row['rows']:,}", f"{row['balanced_accuracy']:.4f}"]
+                                         for name, row in {"all": scores, **scores["slices"]}.items()}
+    sizes = parsed.tables["By size of the category"][1:]
+    assert sum(int(row[1]) for row in sizes) == 4 and sum(int(row[2]) for row in sizes) == scores["rows"]
+    assert sum(float(row[3]) * int(row[1]) for row in sizes) / 4 == pytest.approx(scores["balanced_accuracy"], abs=1e-4)
+
+    # The best epoch is marked in both figures.
+    best = max(runs.read_metrics(folder), key=lambda row: (row["valid_balanced_accuracy"], row["epoch"]))["epoch"]
+    curves = [figure["aria-label"] for figure in parsed.attributes("svg") if "epoch" in figure["aria-label"]]
+    assert len(curves) == 2 and all(f"best epoch {best:.0f} (dotted)" in curve for curve in curves)
+    assert parsed.text.count(f"best epoch {best:.0f} (dotted)") == 2
+    assert sum(path["class"] == "mark" for path in parsed.attributes("path")) == 3  # and the line of the probabilities
+    assert "\npython evaluate.py --ckpt filters/best" in parsed.text and "python train.py --model cnn" in parsed.text
+
+
+def test_a_damaged_metrics_csv_costs_the_curves_alone(trained, tmp_path):
+    shutil.copytree(trained / "runs/bag", tmp_path / "bag")
+    for content in ("epoch,train_loss\n1,much\n", "a,b\n1,2\n", "epoch,train_loss\n1,nan\n2,inf\nnan,1\n", "\0"):
+        (tmp_path / "bag/metrics.csv").write_text(content)
+        run_here("evaluate", "--ckpt", tmp_path / "bag", cwd=trained)
+        assert_sound((tmp_path / "bag/test-best/report.html").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("model", WORD_MODELS)
+def test_the_training_command_gives_the_same_settings(tmp_path, model):
+    (tmp_path / "source").mkdir()
+    shutil.copy(ROOT / "train.py", tmp_path / "source")
+    for flags in ((), ("--maxn", 0, "--word-ngrams", 1, "--seed", 3), ("--hidden", 7, 5, "--patience", 2),
+                  ("--freeze-embeddings", "--balance", "none", "--weight-decay", 0.1, "--dropout", 0)):
+        config = config_of("--model", model, *flags)
+        assert config_of(*shlex.split(runs.training_command(tmp_path, config))[2:]) == config
+    assert runs.training_command(tmp_path, {"refit": "a b"}) == "python train.py --refit 'a b'"
