@@ -507,9 +507,8 @@ def evaluate(args):
     group = "+".join([split, *dict.fromkeys(which for _, which in classifier.checkpoints)]).replace("+", "-", 1)
     with tracking.mlflow_warnings():
         client, _ = connecting.result()
-        tracking.log_report(client, classifier.checkpoints, classifier.shares, out,
-                            f"{group}{f'-{args.prior}' if args.prior else ''}", report.named_scores(scores),
-                            scores["step"])
+        tracking.log_report(client, classifier.checkpoints, out, f"{group}{f'-{args.prior}' if args.prior else ''}",
+                            scores, command(args, classifier))
     if args.json:
         print(json.dumps(scores))
     else:

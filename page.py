@@ -23,7 +23,6 @@ SUSPECTS = 20           # ... of that of suspects; categories.csv and suspects.c
 SIZES = 3               # ranges of training rows, with about as many categories in each
 SUPPORT = (1, 10, 100)  # rows from which on the dot of a category is larger
 QUARTERS = [(i / 4, f"{i / 4:g}") for i in range(5)]  # ticks of an axis from 0 to 1
-UNLISTED = ("training_rows", "files", "source", "checksum", "created")  # of a run's settings
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fff; --ink: #1a1c1f; --soft: #565b63; --rule: #d3d7dc; --band: #f3f5f7;
@@ -253,7 +252,7 @@ def mistakes(found, suspects):
 def training(name, config, history):
     """Curves and settings of a run."""
     drawn = "".join(curves(history, kind) for kind in ("loss", "balanced_accuracy")) if history else ""
-    settings = [[key, json.dumps(value, ensure_ascii=False)] for key, value in config.items() if key not in UNLISTED]
+    settings = [[key, json.dumps(value, ensure_ascii=False)] for key, value in runs.settings(config).items()]
     return (f"<h3>{text(name)}</h3>\n" + (f'<div class="side">{drawn}</div>' if drawn else "<p>No metrics.csv.</p>\n")
             + "<details><summary>Settings</summary>" + table(f"Settings of {name}", ("setting", "value"), settings)
             + "</details>\n")

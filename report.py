@@ -275,19 +275,6 @@ def write(folder, scores, tables, figures):
             print(f"warning: {file} could not be drawn ({' '.join(str(error).split())[:200]})", file=sys.stderr)
 
 
-def named_scores(scores):
-    """{(name, ...): number} of all scores, those of slices included, for MLflow's page."""
-    # Counts, names, intervals and what is missing are no floats, and are left out.
-    values = {(name,): value for name, value in scores.items() if isinstance(value, float)}
-    for part, row in scores["slices"].items():
-        values |= {(part, name): value for name, value in row.items() if isinstance(value, float)}
-
-    # A threshold that cannot be promised is None, which is no number for MLflow.
-    for precision, row in scores["thresholds"].items():
-        values |= {(f"precision {precision}", name): value for name, value in row.items() if value is not None}
-    return values
-
-
 def show(scores, found):
     """Print the scores of all rows and of their slices, the promises kept, and the most frequent confusions."""
     print(f"  {'':<22}{'rows':>10}{'loss':>8}{'accuracy':>10}{'balanced':>10}{'95 % interval':>18}{'macro-F1':>10}"

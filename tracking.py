@@ -5,7 +5,6 @@ What a run's folder keeps (runs.py) and what a report says (report.py) do not be
 import json
 import os
 import re
-import shlex
 import sys
 import time
 from contextlib import contextmanager
@@ -82,20 +81,33 @@ def metric_names(names):
     return result
 
 
-def log_report(client, members, weights, report, group, scores, step):
-    """Log a report, its scores {(name, ...): float} as metrics in `group` and the files of the folder `report`: to the
-    MLflow run of the training, or of several members [(folder, "best" or "latest")] to a run of their own."""
+def named_scores(scores):
+    """{(name, ...): number} of all scores, those of slices and the weights of members included, for MLflow's page."""
+    # Counts, names, intervals and what is missing are no floats, and are left out.
+    values = {(name,): value for name, value in scores.items() if isinstance(value, float)}
+    for part, row in scores["slices"].items():
+        values |= {(part, name): value for name, value in row.items() if isinstance(value, float)}
+
+    # A threshold that cannot be promised is None, which is no number for MLflow.
+    for precision, row in scores["thresholds"].items():
+        values |= {(f"precision {precision}", name): value for name, value in row.items() if value is not None}
+    return values | {("weight", name): member["weight"] for name, member in scores.get("members", {}).items()}
+
+
+def log_report(client, members, report, group, scores, command):
+    """Log a report, the scores of its report.json as metrics in `group` and the files of the folder `report`: to the
+    MLflow run of the training, or of several members [(folder, "best" or "latest")] to a run of their own. command:
+    the one that makes the report."""
     from mlflow.entities import Metric
     run_id, now = member_run(members[0][0]), int(time.time() * 1000)
     if len(members) > 1:
         run_id = ensemble_run(client, members)
-        scores = scores | {("weight", f"{folder.name}-{which}"): float(weight)
-                           for (folder, which), weight in zip(members, weights, strict=True)}
-    names = metric_names([(group, *name) for name in scores])
-    log_metrics(client, run_id, [Metric(name, value, now, step)
-                                 for name, value in zip(names, scores.values(), strict=True)])
-    describe(client, run_id, **{group: f"balanced accuracy {scores['balanced_accuracy',]:.4f}, "
-                                       f"accuracy {scores['accuracy',]:.4f}"})
+    named = named_scores(scores)
+    names = metric_names([(group, *name) for name in named])
+    log_metrics(client, run_id, [Metric(name, value, now, scores["step"])
+                                 for name, value in zip(names, named.values(), strict=True)])
+    describe(client, run_id, **{group: f"balanced accuracy {scores['balanced_accuracy']:.4f}, "
+                                       f"accuracy {scores['accuracy']:.4f}, by `{command}`"})
     if artifacts_are_here(client, run_id):
         client.log_artifacts(run_id, str(report), report.name)
     if len(members) > 1:
@@ -120,8 +132,7 @@ def ensemble_run(client, members):
     run_id = client.create_run(experiment, run_name=" + ".join(names), tags=origin() | {"ensemble": key}).info.run_id
     client.log_batch(run_id, params=[Param("model", "several runs averaged"), Param("members", " ".join(names)[:6000])])
     describe(client, run_id, Members=", ".join(
-        f"[{name}](#/experiments/{experiment}/runs/{run})" for name, run in zip(names, ids, strict=True)),
-        Command=command())
+        f"[{name}](#/experiments/{experiment}/runs/{run})" for name, run in zip(names, ids, strict=True)))
     return run_id
 
 
@@ -130,11 +141,6 @@ def origin():
     from mlflow.tracking.context.registry import resolve_tags
     # The address of a repository may hold a password.
     return {name: value for name, value in resolve_tags().items() if not name.endswith("repoURL")}
-
-
-def command():
-    """The command of this process, as a user types it."""
-    return f"`python {shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}`"
 
 
 def describe(client, run_id, **said):
@@ -239,8 +245,10 @@ class Tracker:
             name=name[-400:], digest=config["fingerprint"], source_type="local",
             source=json.dumps({"uri": " ".join(paths)})[:60_000], profile=json.dumps(facts)),
             [InputTag("mlflow.data.context", "training")])])
-        describe(self.client, self.run_id, Data=f"{name}, {config['rows']:,} training rows, {config['classes']:,} "
-                 f"categories{' (SYNTHETIC)' * config['synthetic']}", Model=config["model"], Command=command())
+        describe(
+            self.client, self.run_id, Data=f"{name}, {config['rows']:,} training rows, {config['classes']:,} categories"
+            f"{' (SYNTHETIC)' * config['synthetic']}", Model=config["model"],
+            Command=f"`{runs.training_command(self.folder, config)}`")
 
     def log(self, history, losses):
         """Log the epochs not yet logged, and the training loss [(step, loss, time)] of the chunks of the last one. The

@@ -114,7 +114,9 @@ def test_mlflow_describes_a_run(watched):
     assert lines[0] == "mine" and "- Model: mlp" in lines and f"{config['rows']} training rows" in lines[1]
     assert any(line.startswith(f"- Validation: balanced accuracy {best:.4f}") for line in lines)
     assert [line for line in lines if line.startswith("- test-best:")] == [
-        f"- test-best: balanced accuracy {scores['balanced_accuracy']:.4f}, accuracy {scores['accuracy']:.4f}"]
+        f"- test-best: balanced accuracy {scores['balanced_accuracy']:.4f}, accuracy {scores['accuracy']:.4f}, by "
+        "`python evaluate.py --ckpt early/best`"]
+    assert any(line.startswith("- Command: `python train.py --model mlp --epochs 40 --patience 3 ") for line in lines)
     assert run.data.tags["mlflow.source.name"] and run.data.tags["mlflow.user"]
     [used] = run.inputs.dataset_inputs
     assert used.dataset.digest == config["fingerprint"] and "tiny.csv" in used.dataset.source
@@ -134,8 +136,8 @@ def test_an_ensemble_has_a_run_of_its_own(watched):
     [run] = [run for run in client.search_runs(["1"]) if run.info.run_name == "early/best + other/best"]
     metrics, note = run.data.metrics, run.data.tags["mlflow.note.content"]
     assert metrics["test-best/balanced_accuracy"] == scores["balanced_accuracy"] and run.info.status == "FINISHED"
-    assert metrics["test-best/weight/other-best"] == pytest.approx(scores["members"]["other/best"]["weight"])
-    assert first in note and second in note and "- Command: `" in note
+    assert metrics["test-best/weight/other_best"] == pytest.approx(scores["members"]["other/best"]["weight"])
+    assert first in note and second in note
     assert [item.path for item in client.list_artifacts(run.info.run_id)] == ["test-best+other-best"]
 
 
