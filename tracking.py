@@ -145,11 +145,11 @@ def origin():
 
 def describe(client, run_id, **said):
     """Write lines "- NAME: text" into the description of a run, in place of those that bear these names; what a person
-    has written there stays."""
+    has written there stays. MLflow takes 5,000 characters in all."""
     lines = client.get_run(run_id).data.tags.get("mlflow.note.content", "").splitlines()
     for name, text in said.items():
         lines = [line for line in lines if not line.startswith(f"- {name}: ")] + [f"- {name}: {text[:1000]}"]
-    client.set_tag(run_id, "mlflow.note.content", "\n".join(lines))
+    client.set_tag(run_id, "mlflow.note.content", "\n".join(lines)[:5000])
 
 
 def artifacts_are_here(client, run_id):
@@ -180,7 +180,8 @@ def experiment_page(experiment):
     """Where a browser finds an experiment, and for a file what serves it, as one line; None for other stores."""
     uri, page = mlflow_uri(), f"#/experiments/{experiment}/runs?workflowType=machine_learning"
     if uri.startswith("http"):
-        return f"{uri.rstrip('/')}/{page}"
+        # Without a name and a password that may stand before the host.
+        return f"{re.sub('//[^/]*@', '//', uri).rstrip('/')}/{page}"
     # The usual port of `mlflow ui`.
     return f"mlflow ui --backend-store-uri {uri}, then http://127.0.0.1:5000/{page}" if database_file() else None
 

@@ -124,6 +124,20 @@ def test_mlflow_describes_a_run(watched):
     assert {item.path for item in client.list_artifacts(run_id)} >= {"config.json", "loss.png", "source", "test-best"}
 
 
+def test_a_description_has_room_for_many_reports(watched):
+    folder, _ = watched
+    client, run_id = logged(folder, "early")
+    for number in range(20):
+        tracking.describe(client, run_id, **{f"report {number}": "x" * 2000})
+    assert "- Model: mlp" in client.get_run(run_id).data.tags["mlflow.note.content"].splitlines()
+    client.set_tag(run_id, "mlflow.note.content", "")
+
+
+def test_the_page_of_an_experiment_has_no_password(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@host/path/")
+    assert tracking.experiment_page(7) == "https://host/path/#/experiments/7/runs?workflowType=machine_learning"
+
+
 def test_an_ensemble_has_a_run_of_its_own(watched):
     folder, _ = watched
     run_here("train", "--name", "other", "--epochs", 2, "--dim", 4, cwd=folder)
