@@ -146,15 +146,13 @@ def show_all(runs, fingerprint):
     print(f"{'run':24} {'model':12} {'validation':>10} {'test':>8} {'seconds':>8} {'MB':>6}  begun")
     for score, is_refit, folder, config in sorted(found, key=lambda row: row[:3]):
         # What is not known yet, such as the test score of a run that was never evaluated, is a dash.
-        report, rows = folder / "test-best/report.json", []
+        report = folder / "test-best/report.json"
         test = files.read_json(report).get("balanced_accuracy") if report.is_file() else None
-        if (folder / "metrics.csv").is_file():
-            with open(folder / "metrics.csv", encoding="utf-8", newline="") as file:
-                rows = [*csv.DictReader(file)]
-        seconds = rows[-1].get("seconds") if rows else None
+        history = read_metrics(folder) if (folder / "metrics.csv").is_file() else []
+        seconds = history[-1].get("seconds") if history else None
         size = sum(path.stat().st_size for path in (folder / "checkpoints").rglob("*") if path.is_file()) / 1e6
         columns = [f"{-score:.4f}" if score and not is_refit else "-", f"{test:.4f}" if test else "-",
-                   f"{float(seconds):.0f}" if seconds else "-", f"{size:.1f}"]
+                   f"{seconds:.0f}" if seconds else "-", f"{size:.1f}"]
         begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(config["created"]))
         print(f"{folder.name:24} {config['model']:12} {columns[0]:>10} {columns[1]:>8} {columns[2]:>8} {columns[3]:>6}"
               f"  {begun}")
