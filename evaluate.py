@@ -445,11 +445,11 @@ def command(args, classifier):
     named = [(folder.name if (args.runs / folder.name).resolve() == folder.resolve() else str(folder), which)
              for folder, which in classifier.checkpoints]
     words = ["python", "evaluate.py", "--ckpt", *(f"{name}/{which}" for name, which in named)]
-    for name, usual in {"data": "data/prepared", "runs": "runs", "split": "test", "test": None, "prior": None,
-                        "title_column": None, "category_column": None, "encoding": "utf-8"}.items():
+    for name, usual in {"split": "test", "test": None, "prior": None, "title_column": None, "category_column": None,
+                        "encoding": "utf-8"}.items():
         if (value := getattr(args, name)) is not None and str(value) != usual:
             words += [f"--{name.replace('_', '-')}", str(value)]
-    return shlex.join(words)
+    return shlex.join(words) + runs.other_folders(args)
 
 
 def evaluate(args):
@@ -474,6 +474,8 @@ def evaluate(args):
 
     # The scores of all rows and of every slice of them, and what thresholds from validation rows give here.
     split = args.split if args.test is None else re.sub(r"[^\w.-]", "_", args.test.name)
+    if args.test and split in data.SPLITS:
+        split = f"file-{split}"  # a file of such a name is no split
     synthetic = classifier.config["synthetic"]
     scores = {"run": folder.name, "checkpoint": classifier.name, "step": classifier.steps[0], "split": split,
               "prior": classifier.prior, "synthetic": synthetic, "temperature": float(1 / classifier.weights.sum()),
@@ -489,7 +491,8 @@ def evaluate(args):
                         for name, mask in report.slices(rows).items()}
 
     # The report's folder is replaced whole; what else is kept there stays.
-    title = f"{'SYNTHETIC data, ' if synthetic else ''}{folder.name}, {split}{'' if args.test else ' split'}"
+    who = " + ".join(dict.fromkeys(member.name for member, _ in classifier.checkpoints))
+    title = f"{'SYNTHETIC data, ' if synthetic else ''}{who}, {split}{'' if args.test else ' split'}"
     tables = report.make_tables(rows, classifier.config["training_rows"], result)
     figures = report.make_figures(rows, tables["categories.csv"], result, title)
     out = folder / f"{split}-{classifier.name}{f'-{args.prior}' if args.prior else ''}"
@@ -499,8 +502,16 @@ def evaluate(args):
                             ignore=shutil.ignore_patterns(*report.FILES))
         report.write(temporary, scores, tables, figures)
         page.write(temporary / "report.html", title, scores, tables,
-                   [runs.story(member) for member in dict.fromkeys(member for member, _ in classifier.checkpoints)],
+                   [runs.story(member, runs.other_folders(args))
+                    for member in dict.fromkeys(member for member, _ in classifier.checkpoints)],
                    command(args, classifier))
+
+    if args.json:
+        print(json.dumps(scores))
+    else:
+        print(f"{title}, {classifier.name} checkpoint (step {scores['step']:,}) of {classifier.config['model']}:")
+        report.show(scores, tables["confusions.csv"])
+        print(f"report: {out}/")
 
     # In MLflow a report is a group of metrics that bears its name, such as test-best. Several runs together have an
     # MLflow run of their own, and there the members' names need not be repeated.
@@ -509,12 +520,6 @@ def evaluate(args):
         client, _ = connecting.result()
         tracking.log_report(client, classifier.checkpoints, out, f"{group}{f'-{args.prior}' if args.prior else ''}",
                             scores, command(args, classifier))
-    if args.json:
-        print(json.dumps(scores))
-    else:
-        print(f"{title}, {classifier.name} checkpoint (step {scores['step']:,}) of {classifier.config['model']}:")
-        report.show(scores, tables["confusions.csv"])
-        print(f"report: {out}/")
 
 
 # --- prediction -------------------------------------------------------------------------------------------------------

@@ -235,8 +235,8 @@ def main(args):
         with tempfile.TemporaryDirectory() as folder:
             write(Path(folder), arrays)
             address = log(Path(folder), classifier.folder, args.register, args.alias)
-        print(f"{address}\nserve it: MLFLOW_TRACKING_URI={tracking.mlflow_uri()} mlflow models serve -m {address} "
-              "--env-manager local")
+        print(f"{address}\nserve it: MLFLOW_TRACKING_URI={tracking.public(tracking.mlflow_uri())} mlflow models serve "
+              f"-m {address} --env-manager local")
 
 
 if __name__ == "__main__":

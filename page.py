@@ -138,21 +138,22 @@ def curves(history, kind):
              for split, name in (("train", "training rows (sample)"), ("valid", "validation rows"))}
     highest = max([value for points in found.values() for _, value in points] if kind == "loss" else [1], default=1)
     heights = [height for height in MaxNLocator(5).tick_values(0, highest) if height >= 0]
+    top = heights[-1] or 1
     epochs = [epoch for epoch in MaxNLocator(6, integer=True).tick_values(first, last) if first <= epoch <= last]
 
     def place(epoch, value):
-        return (epoch - first) / (last - first), value / heights[-1]
+        return (epoch - first) / (last - first), value / top
 
     # Colour and dots tell the curves apart, and the caption says how.
     best, what = runs.best_epoch(history)["epoch"], kind.replace("_", " ")
-    marks, said = [line([place(best, 0), place(best, heights[-1])], "mark", 1.5)], [f"best epoch {best:.0f} (dotted)"]
+    marks, said = [line([place(best, 0), place(best, top)], "mark", 1.5)], [f"best epoch {best:.0f} (dotted)"]
     for (name, points), (style, size, how) in zip(
             found.items(), (("one", 6, "with dots"), ("two", 0, "without dots")), strict=True):
         if points:
             places = [place(*point) for point in points]
             marks += [line(places, style, 1.5), dots(places, style, size)]
             said.append(f"{name} {how}: " + ", ".join(f"{value:.3f}" for _, value in points))
-    ticks = ([(place(epoch, 0)[0], f"{epoch:g}") for epoch in epochs], [(y / heights[-1], f"{y:g}") for y in heights])
+    ticks = ([(place(epoch, 0)[0], f"{epoch:g}") for epoch in epochs], [(y / top, f"{y:g}") for y in heights])
     return figure(f"{what} after each epoch; {'; '.join(said)}", "; ".join(part.partition(":")[0] for part in said),
                   ("epoch", what), ticks, marks)
 
@@ -160,9 +161,10 @@ def curves(history, kind):
 def recall(categories, order):
     """Recall of each category over its training rows, larger where more rows tell it; the worst have numbers."""
     values, rows, size = (categories[name] for name in ("recall", "support", "training_rows"))
-    # A logarithmic axis has no 0, so categories without training rows stand at a half, which is left of 1.
-    x = np.log10(np.maximum(size, 0.5))
-    low, high = math.floor(x[order].min()), max(1, math.ceil(x[order].max()))
+    # A logarithmic axis has no 0, so categories without training rows stand a power of ten left of 1.
+    x = np.log10(np.maximum(size, 0.1))
+    low = math.floor(x[order].min())
+    high = max(low + 1, math.ceil(x[order].max()))
     places = np.stack([(x - low) / (high - low), values], 1)
     ticks = [((e - low) / (high - low), "0" if e < 0 else f"{10 ** e:,}") for e in range(low, high + 1)]
     marks = [dots(places[order[(rows[order] >= least) & (rows[order] < most)]], "one", 3 + 2.5 * i)
@@ -259,9 +261,11 @@ def training(name, config, history):
 
 
 def write(path, title, scores, tables, members, command):
-    """Write the page. scores and tables are those of the report, title what they are of; members: [(name, command that
-    trains it, settings, rows of metrics.csv)] of all runs that classify; command: the one that makes the report."""
-    commands = "\n".join(text(one, 4000) for one in [*(trained for _, trained, _, _ in members), command])
+    """Write the page. scores and tables are those of the report, title what they are of; members: [(name, commands that
+    train it, settings, rows of metrics.csv)] of all runs that classify; command: the one that makes the report."""
+    # As they are typed, spaces in names of files included.
+    commands = "\n".join(html.escape(report.UNSHOWN.sub("\N{REPLACEMENT CHARACTER}", one[:4000]))
+                         for one in [*(one for _, trained, _, _ in members for one in trained), command])
     parts = {
         "Scores": headline(scores),
         "Probabilities": promises(scores["thresholds"]) + reliability(tables["predictions.csv"]),
@@ -269,7 +273,8 @@ def write(path, title, scores, tables, members, command):
         "Categories": recalls(tables["categories.csv"]),
         "Mistakes": mistakes(tables["confusions.csv"], tables["suspects.csv"]),
         "Training": "".join(training(name, settings, history) for name, _, settings, history in members),
-        "Commands": f"<p>On the same prepared data these make this report:</p>\n<pre><code>{commands}</code></pre>"}
+        "Commands": "<p>On the same data, and where no run has such a name yet, these make this report:</p>\n"
+                    f"<pre><code>{commands}</code></pre>"}
     # Headings are words, so they serve as ids.
     links = "".join(f'<a href="#{name}">{name}</a> ' for name in parts)
     body = "".join(f'<section aria-labelledby="{name}"><h2 id="{name}">{name}</h2>\n{part}</section>\n'

@@ -140,15 +140,15 @@ def show_all(runs, fingerprint):
         config = files.read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
         if config.get("format") == FORMAT and config.get("fingerprint") == fingerprint:
             judged = folder.with_name(config.get("refit", folder.name))
-            scores = validation_scores(judged) if (judged / "metrics.csv").is_file() else []
-            found.append((-max(scores, default=0), "refit" in config, folder, config))
+            scores = [row.get("valid_balanced_accuracy", 0) for row in history_of(judged)]
+            found.append((-max(scores, default=0), judged, "refit" in config, folder, config))
 
     print(f"{'run':24} {'model':12} {'validation':>10} {'test':>8} {'seconds':>8} {'MB':>6}  begun")
-    for score, is_refit, folder, config in sorted(found, key=lambda row: row[:3]):
+    for score, _, is_refit, folder, config in sorted(found, key=lambda row: row[:4]):
         # What is not known yet, such as the test score of a run that was never evaluated, is a dash.
         report = folder / "test-best/report.json"
         test = files.read_json(report).get("balanced_accuracy") if report.is_file() else None
-        history = read_metrics(folder) if (folder / "metrics.csv").is_file() else []
+        history = history_of(folder)
         seconds = history[-1].get("seconds") if history else None
         size = sum(path.stat().st_size for path in (folder / "checkpoints").rglob("*") if path.is_file()) / 1e6
         columns = [f"{-score:.4f}" if score and not is_refit else "-", f"{test:.4f}" if test else "-",
@@ -156,6 +156,12 @@ def show_all(runs, fingerprint):
         begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(config["created"]))
         print(f"{folder.name:24} {config['model']:12} {columns[0]:>10} {columns[1]:>8} {columns[2]:>8} {columns[3]:>6}"
               f"  {begun}")
+
+
+def other_folders(args):
+    """--runs and --data, as a user types them, where they are not the usual ones."""
+    return "".join(f" --{flag} {shlex.quote(str(value))}" for flag, value, usual in (
+        ("runs", args.runs, "runs"), ("data", args.data, "data/prepared")) if str(value) != usual)
 
 
 def settings(config):
@@ -235,15 +241,24 @@ def best_epoch(history):
     return max(reversed(history), key=lambda row: row.get("valid_balanced_accuracy", 0))
 
 
-def story(folder):
-    """(name, command that trains it again, configuration, rows of metrics.csv) of a run."""
-    config = files.read_json(folder / "config.json")
-    # A run whose metrics.csv is missing or damaged can be used all the same.
+def history_of(folder):
+    """What `read_metrics` returns; nothing where metrics.csv is missing or damaged, for the run can be used all the
+    same."""
     try:
-        history = [row for row in read_metrics(folder) if "epoch" in row and all(map(math.isfinite, row.values()))]
+        return [row for row in read_metrics(folder) if "epoch" in row and all(map(math.isfinite, row.values()))]
     except (OSError, UserError):
-        history = []
-    return folder.name, training_command(folder, config), config, history
+        return []
+
+
+def story(folder, others=""):
+    """(name, commands that train it again, configuration, rows of metrics.csv) of a run; others: as from
+    `other_folders`."""
+    config = files.read_json(folder / "config.json")
+    # A refit comes after the run that it was made of.
+    commands, judged = [training_command(folder, config) + others], folder.with_name(config.get("refit", folder.name))
+    if "refit" in config and (judged / "config.json").is_file():
+        commands.insert(0, training_command(judged, files.read_json(judged / "config.json")) + others)
+    return folder.name, commands, config, history_of(folder)
 
 
 def loss_figure(history, synthetic):
@@ -297,7 +312,7 @@ def training_command(folder, config):
     """The command that trains a run again on the same data: its settings, if flags of the train.py that it keeps."""
     if "refit" in config:
         return shlex.join(["python", "train.py", "--refit", config["refit"]])
-    kept, words = folder / "source/train.py", ["python", "train.py"]
+    kept, words = folder / "source/train.py", ["python", "train.py", "--name", folder.name]
     script = kept.read_text(encoding="utf-8", errors="replace") if kept.is_file() else ""
     for flag in re.findall(r'add\("--([\w-]+)"', script):
         value = config.get(flag.replace("-", "_"))

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import files
@@ -26,16 +26,17 @@ def mlflow_client():
     import logging
     # By default MLflow waits for minutes for a server that does not answer, and reports its use to its makers.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     name, uri = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "titles", mlflow_uri()
     try:
         from mlflow import MlflowClient
-        for noisy in ("alembic", "mlflow"):
+        for noisy in ("alembic", "mlflow", "urllib3"):
             logging.getLogger(noisy).setLevel(logging.CRITICAL)  # what fails is said in one line, see below
         # Two processes that create the same database race in its migrations, so one waits for the other.
-        lock = f"{uri.removeprefix('sqlite:///')}.lock" if uri.startswith("sqlite:///") else os.devnull
-        with open(lock, "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with open(f"{uri.removeprefix('sqlite:///')}.lock", "w") if database_file() else nullcontext() as file:
+            if file:
+                fcntl.flock(file, fcntl.LOCK_EX)
             client = MlflowClient(uri)
             experiment = client.get_experiment_by_name(name)
             if experiment and experiment.lifecycle_stage == "deleted":
@@ -51,7 +52,12 @@ def mlflow_client():
 
 def mlflow_error(error):
     """What MLflow, its database or its connection raised, as a UserError."""
-    return UserError(f"MLflow at {mlflow_uri()}: {' '.join(str(error).split())[:300]}")
+    return UserError(f"MLflow at {public(mlflow_uri())}: {public(' '.join(str(error).split()))[:300]}")
+
+
+def public(text):
+    """A text without names and passwords that stand before the host of an address."""
+    return re.sub(r"//[^/\s]*@", "//", text)
 
 
 @contextmanager
@@ -60,7 +66,7 @@ def mlflow_warnings():
     try:
         yield
     except Exception as error:
-        print(f"warning: not logged to MLflow ({' '.join(str(error).split())[:200]})", file=sys.stderr)
+        print(f"warning: not logged to MLflow ({public(' '.join(str(error).split()))[:200]})", file=sys.stderr)
 
 
 def log_metrics(client, run_id, metrics):
@@ -74,7 +80,8 @@ def metric_names(names):
     page shows what stands before the last slash as a group."""
     result = []
     for name in names:
-        plain = "/".join(re.sub(r"[^\w.\- ]", "_", part)[:80] for part in name)
+        group, *parts = (re.sub(r"[^\w.\- ]", "_", part) for part in name)
+        plain = "/".join([group[-140:], *(part[:60] for part in parts)])  # 250 characters are too many
         # Names that differ may be equal once characters are replaced; the later ones get a number.
         result.append(next(plain + end for i in range(len(result) + 1)
                            if plain + (end := f"_{i + 1}" if i else "") not in result))
@@ -145,11 +152,12 @@ def origin():
 
 def describe(client, run_id, **said):
     """Write lines "- NAME: text" into the description of a run, in place of those that bear these names; what a person
-    has written there stays. MLflow takes 5,000 characters in all."""
+    has written there stays. Where it would be longer than MLflow takes, it is left as it is."""
     lines = client.get_run(run_id).data.tags.get("mlflow.note.content", "").splitlines()
     for name, text in said.items():
-        lines = [line for line in lines if not line.startswith(f"- {name}: ")] + [f"- {name}: {text[:1000]}"]
-    client.set_tag(run_id, "mlflow.note.content", "\n".join(lines)[:5000])
+        lines = [line for line in lines if not line.startswith(f"- {name}: ")] + [f"- {name}: {text}"]
+    if len(note := "\n".join(lines)) <= 8000:
+        client.set_tag(run_id, "mlflow.note.content", note)
 
 
 def artifacts_are_here(client, run_id):
@@ -180,8 +188,7 @@ def experiment_page(experiment):
     """Where a browser finds an experiment, and for a file what serves it, as one line; None for other stores."""
     uri, page = mlflow_uri(), f"#/experiments/{experiment}/runs?workflowType=machine_learning"
     if uri.startswith("http"):
-        # Without a name and a password that may stand before the host.
-        return f"{re.sub('//[^/]*@', '//', uri).rstrip('/')}/{page}"
+        return f"{public(uri).rstrip('/')}/{page}"
     # The usual port of `mlflow ui`.
     return f"mlflow ui --backend-store-uri {uri}, then http://127.0.0.1:5000/{page}" if database_file() else None
 
@@ -272,7 +279,7 @@ class Tracker:
         return self
 
     def __exit__(self, kind, error, traceback):
-        # Also after an error: the curves then show where it went wrong.
+        # Also after an error: what came before it is worth a look.
         with mlflow_warnings():
             if self.monitor:
                 self.monitor.finish()

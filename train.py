@@ -651,13 +651,7 @@ def add_validation_rows(arrays):
 
 def resume_flags(args, name):
     """The flags with which train.py goes on with a run, as a user types them."""
-    return f"--resume {name}{other_folders(args)}"
-
-
-def other_folders(args):
-    """--runs and --data, as a user types them, where they are not the usual ones."""
-    return "".join(f" --{flag} {shlex.quote(str(value))}" for flag, value, usual in (
-        ("runs", args.runs, "runs"), ("data", args.data, "data/prepared")) if str(value) != usual)
+    return f"--resume {name}{runs.other_folders(args)}"
 
 
 # --- the loop ---------------------------------------------------------------------------------------------------------
@@ -701,6 +695,7 @@ def train(args):
         if manager.latest_step() is not None:
             state = runs.restore_checkpoint(manager, manager.latest_step(), **state, history=None)
             history = state.pop("history")
+        before = history[-1]["seconds"] if history else 0  # that the trainings took which this one goes on from
         with tracking.Tracker(*mlflow, folder, config, meta, sizes) as tracker:
             if history:
                 runs.write_metrics(folder, history)
@@ -762,7 +757,7 @@ def train(args):
                 check_finite([row["train_loss"], row.get("valid_loss", 0)], folder.name, config, step)
                 row |= {name: float(validation[name]) for name in ("temperature", "smoothing")} | {
                             "titles_per_second": (step - begun_step) / epoch_steps * config["rows"] / seconds,
-                            "seconds": time.time() - STARTED}
+                            "seconds": time.time() - STARTED + before}
                 history.append(row)
 
                 # Save.
@@ -783,7 +778,7 @@ def train(args):
         best = runs.best_epoch(history)
         said = f"best epoch {best['epoch']}: validation balanced accuracy {best['valid_balanced_accuracy']:.4f}"
     print(f"{said}{' on SYNTHETIC data' if config['synthetic'] else ''}; {time.time() - STARTED:.1f} s in all\n"
-          f"test it: python evaluate.py --ckpt {folder.name}{other_folders(args)}")
+          f"test it: python evaluate.py --ckpt {folder.name}{runs.other_folders(args)}")
     if page := tracking.experiment_page(mlflow[1]):
         print(f"look at it: {page}")
 
@@ -838,7 +833,7 @@ def leave(args, name, step, number):
 
 
 def sizes_of(variables):
-    """{what: number} of a model's variables, the table of vectors among them; megabytes as they are in memory."""
+    """{what: number} of a model's parameters and its table of vectors; megabytes as they are in memory."""
     table, params = variables["table"], jax.tree.leaves(variables["params"])
     return {"parameters": sum(x.size for x in params), "table_rows": len(table), "table_columns": table.shape[1],
             "megabytes": round((table.nbytes + sum(x.nbytes for x in params)) / 1e6, 1)}

@@ -83,7 +83,7 @@ def write(path, names=("A", "B"), titles=("x",), title="run, test split", histor
                   for name, mask in report.slices(made).items()},
               "thresholds": report.promises(lambda precision: None, made.labels, result),
               **report.summarize(made.labels, result)}
-    page.write(path, title, scores, tables, [(title, names[0], {"model": names[0], "seed": 0}, history)], names[0])
+    page.write(path, title, scores, tables, [(title, [names[0]], {"model": names[0], "seed": 0}, history)], names[0])
     return path.read_text(encoding="utf-8")
 
 
@@ -138,6 +138,13 @@ def test_of_more_categories_the_worst_are_listed(tmp_path):
     assert ends == sorted(ends) and len(rows) == 2000
 
 
+def test_the_axis_of_training_rows_has_room_for_any_sizes():
+    """Powers of ten that are all the same, and none at all."""
+    for sizes, places in (([100, 100], [46, 46]), ([0, 1], [46, 340]), ([0, 10], [46, 340]), ([1, 1000], [46, 340])):
+        table = {"recall": np.ones(2), "support": np.full(2, 5), "training_rows": np.array(sizes)}
+        assert [float(x) for x in re.findall(r"M(\S+) 20.0h0", page.recall(table, np.arange(2)))] == places
+
+
 def test_what_is_missing_is_said(tmp_path):
     """No metrics.csv, one category, no mistake, no confusion, one epoch, a refit without validation scores."""
     parsed = assert_sound(write(tmp_path / "none.html", ["only"], rows=1))
@@ -177,7 +184,8 @@ def test_the_page_says_what_the_report_says(trained):
     assert len(curves) == 2 and all(f"best epoch {best:.0f} (dotted)" in curve for curve in curves)
     assert parsed.text.count(f"best epoch {best:.0f} (dotted)") == 2
     assert sum(path["class"] == "mark" for path in parsed.attributes("path")) == 3  # and the line of the probabilities
-    assert "\npython evaluate.py --ckpt filters/best" in parsed.text and "python train.py --model cnn" in parsed.text
+    assert "\npython evaluate.py --ckpt filters/best" in parsed.text
+    assert "python train.py --name filters --model cnn" in parsed.text
 
 
 def test_a_damaged_metrics_csv_costs_the_curves_alone(trained, tmp_path):

@@ -40,6 +40,15 @@ def test_a_labelled_file_is_scored_like_the_split_it_equals(trained, tmp_path):
         str(int(row["row"]) + 1) for row in read_csv(trained / "runs/filters/test-best/suspects.csv")]  # the header
 
 
+def test_a_file_named_like_a_split_replaces_no_report(trained, tmp_path):
+    run_here("evaluate", "--ckpt", "filters", cwd=trained)
+    before = (trained / "runs/filters/test-best/report.json").read_bytes()
+    save(tmp_path / "test", "title,category\nmesa,MESAS\n")
+    run_here("evaluate", "--ckpt", "filters", "--test", tmp_path / "test", cwd=trained)
+    assert (trained / "runs/filters/test-best/report.json").read_bytes() == before
+    assert files.read_json(trained / "runs/filters/file-test-best/report.json")["rows"] == 1
+
+
 def test_categories_that_the_run_does_not_know_are_wrong_and_listed(trained, tmp_path):
     rows = [{"text": "funda negro", "label": "FUNDAS"}, {"text": "mesa azul", "label": "PUERTAS"},
             {"text": "mesa azul", "label": "MESAS"}, {"text": "silla", "label": "VENTANAS"}]

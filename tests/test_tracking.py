@@ -116,7 +116,7 @@ def test_mlflow_describes_a_run(watched):
     assert [line for line in lines if line.startswith("- test-best:")] == [
         f"- test-best: balanced accuracy {scores['balanced_accuracy']:.4f}, accuracy {scores['accuracy']:.4f}, by "
         "`python evaluate.py --ckpt early/best`"]
-    assert any(line.startswith("- Command: `python train.py --model mlp --epochs 40 --patience 3 ") for line in lines)
+    assert any(line.startswith("- Command: `python train.py --name early --model mlp --epochs 40 ") for line in lines)
     assert run.data.tags["mlflow.source.name"] and run.data.tags["mlflow.user"]
     [used] = run.inputs.dataset_inputs
     assert used.dataset.digest == config["fingerprint"] and "tiny.csv" in used.dataset.source
@@ -136,6 +136,8 @@ def test_a_description_has_room_for_many_reports(watched):
 def test_the_page_of_an_experiment_has_no_password(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@host/path/")
     assert tracking.experiment_page(7) == "https://host/path/#/experiments/7/runs?workflowType=machine_learning"
+    error = tracking.mlflow_error(ValueError("no answer from postgresql://me:secret@host:1/x"))
+    assert "secret" not in str(error) and "host:1/x" in str(error)
 
 
 def test_an_ensemble_has_a_run_of_its_own(watched):
@@ -156,6 +158,8 @@ def test_an_ensemble_has_a_run_of_its_own(watched):
 
 
 def test_names_of_metrics_stay_different():
+    long = "x" * 300
+    assert len({*tracking.metric_names([(f"{long}-best", long, "loss"), (f"{long}-latest", long, "loss")])}) == 2
     names = [("test-best", "a/b", "loss"), ("test-best", "a$b", "loss"), ("test-best", "a_b", "loss")]
     assert tracking.metric_names(names) == ["test-best/a_b/loss", "test-best/a_b/loss_2", "test-best/a_b/loss_3"]
 
@@ -202,6 +206,9 @@ def test_runs_are_listed_the_best_first(watched):
     if "early-refit" in names:
         assert names.index("early-refit") == names.index("early") + 1
         assert found[names.index("early-refit")]["validation"] == "-"
+    (folder / "runs/worse/metrics.csv").write_text("damaged")
+    lines = run_here("evaluate", "--list", cwd=folder).stdout.splitlines()
+    assert [line.split()[2] for line in lines if line.startswith("worse ")] == ["-"] and len(lines) == len(names) + 1
     assert_one_line_error(run_here("evaluate", "--list", "--data", "nowhere", cwd=folder, check=False), "nowhere")
     assert_one_line_error(run_here("evaluate", "--list", "--json", cwd=folder, check=False), "--json")
     assert_one_line_error(run_here("evaluate", "--list", "--predict", "-", cwd=folder, check=False), "give one")
