@@ -442,9 +442,8 @@ def read_rows(args, classifier):
 
 def command(args, classifier):
     """The command that makes a report again, also when `best` has come to mean another run."""
-    named = [(folder.name if (args.runs / folder.name).resolve() == folder.resolve() else str(folder), which)
-             for folder, which in classifier.checkpoints]
-    words = ["python", "evaluate.py", "--ckpt", *(f"{name}/{which}" for name, which in named)]
+    words = ["python", "evaluate.py", "--ckpt", *(
+        f"{runs.short_name(folder, args.runs)}/{which}" for folder, which in classifier.checkpoints)]
     for name, usual in {"split": "test", "test": None, "prior": None, "title_column": None, "category_column": None,
                         "encoding": "utf-8"}.items():
         if (value := getattr(args, name)) is not None and str(value) != usual:
@@ -491,7 +490,8 @@ def evaluate(args):
                         for name, mask in report.slices(rows).items()}
 
     # The report's folder is replaced whole; what else is kept there stays.
-    who = " + ".join(dict.fromkeys(member.name for member, _ in classifier.checkpoints))
+    members = list(dict.fromkeys(member for member, _ in classifier.checkpoints))
+    who, again = " + ".join(member.name for member in members), command(args, classifier)
     title = f"{'SYNTHETIC data, ' if synthetic else ''}{who}, {split}{'' if args.test else ' split'}"
     tables = report.make_tables(rows, classifier.config["training_rows"], result)
     figures = report.make_figures(rows, tables["categories.csv"], result, title)
@@ -502,9 +502,7 @@ def evaluate(args):
                             ignore=shutil.ignore_patterns(*report.FILES))
         report.write(temporary, scores, tables, figures)
         page.write(temporary / "report.html", title, scores, tables,
-                   [runs.story(member, runs.other_folders(args))
-                    for member in dict.fromkeys(member for member, _ in classifier.checkpoints)],
-                   command(args, classifier))
+                   [runs.story(member, runs.other_folders(args)) for member in members], again)
 
     if args.json:
         print(json.dumps(scores))
@@ -515,11 +513,11 @@ def evaluate(args):
 
     # In MLflow a report is a group of metrics that bears its name, such as test-best. Several runs together have an
     # MLflow run of their own, and there the members' names need not be repeated.
-    group = "+".join([split, *dict.fromkeys(which for _, which in classifier.checkpoints)]).replace("+", "-", 1)
+    group = f"{split}-{'+'.join(dict.fromkeys(which for _, which in classifier.checkpoints))}"
     with tracking.mlflow_warnings():
         client, _ = connecting.result()
         tracking.log_report(client, classifier.checkpoints, out, f"{group}{f'-{args.prior}' if args.prior else ''}",
-                            scores, command(args, classifier))
+                            scores, again)
 
 
 # --- prediction -------------------------------------------------------------------------------------------------------

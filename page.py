@@ -73,6 +73,7 @@ def cell(value):
         return f"<td><ul>{''.join(f'<li>{text(item)}</li>' for item in value)}</ul></td>"
     if isinstance(value, str):
         return f"<td>{text(value)}</td>"
+    # What is missing, also a NaN, is a dash.
     numbers = value if isinstance(value, tuple) else (value,)
     said = ["-" if x is None or x != x else f"{x:,}" if isinstance(x, int) else f"{x:.4f}" for x in numbers]
     return f'<td class="n">{" to ".join(said)}</td>'
@@ -211,6 +212,7 @@ def slices(scores, categories):
     header = ("rows", "balanced accuracy", "95 % interval", "accuracy", "macro-F1")
     named = [[name, row["rows"], row["balanced_accuracy"], tuple(row["balanced_accuracy_interval"]), row["accuracy"],
               row["macro_f1"]] for name, row in {"all": scores, **scores["slices"]}.items()]
+    # Categories are divided by the training rows of those that have rows here.
     size, rows, ranges = categories["training_rows"], categories["support"], []
     part = np.searchsorted(np.quantile(size[rows > 0], np.arange(1, SIZES) / SIZES), size)
     for mine in ((part == i) & (rows > 0) for i in range(SIZES)):
@@ -226,6 +228,7 @@ def slices(scores, categories):
 
 def recalls(categories):
     """The figure, and a table of all categories with a field to look for names in it."""
+    # The page stays small whatever the number of categories: the worst are listed, the figure has all.
     order = report.worst_first(categories)
     columns = [categories[name][order[:CATEGORIES]].tolist() for name in (
         "category", "recall", "precision", "f1", "support", "training_rows")]
@@ -282,6 +285,7 @@ def write(path, title, scores, tables, members, command):
     note = ('<p class="note"><strong>SYNTHETIC data</strong>, made from rules: scores say nothing about real titles.'
             "</p>\n" if scores["synthetic"] else "")
     prior = "equally frequent" if scores["prior"] == "equal" else "as frequent as in training"
+    # The policy names the page's own style and script by their digests, so no other can run.
     style, script = (base64.b64encode(hashlib.sha256(code.encode()).digest()).decode() for code in (STYLE, SCRIPT))
     path.write_text(f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">

@@ -132,6 +132,11 @@ def find(ckpt, runs, fingerprint=None):
     raise UserError(f"--ckpt {ckpt}: no run of this name in {runs}/, nor a path to the folder of a run")
 
 
+def short_name(folder, runs):
+    """What `--ckpt` calls a run's folder: its name where it is among `runs`, else its path."""
+    return folder.name if (runs / folder.name).resolve() == folder.resolve() else str(folder.resolve())
+
+
 def show_all(runs, fingerprint):
     """Print a line for each run on the data with this fingerprint, the best by its validation score first; a refit,
     which has none, behind the run that it comes from."""

@@ -117,6 +117,7 @@ def log_report(client, members, report, group, scores, command):
                                        f"accuracy {scores['accuracy']:.4f}, by `{command}`"})
     if artifacts_are_here(client, run_id):
         client.log_artifacts(run_id, str(report), report.name)
+    # A training's run has ended before; that of several members ends with each report.
     if len(members) > 1:
         client.set_terminated(run_id)
 
@@ -130,6 +131,7 @@ def ensemble_run(client, members):
     """The id of the MLflow run of several checkpoints together: the one that an earlier report began, or a new one,
     which links its members."""
     from mlflow.entities import Param
+    # A tag of all members, which finds the run again.
     ids = [member_run(folder) for folder, _ in members]
     key = " ".join(f"{run_id}/{which}" for run_id, (_, which) in zip(ids, members, strict=True))
     experiment = client.get_run(ids[0]).info.experiment_id
@@ -205,7 +207,7 @@ class Tracker:
         """Start the MLflow run, or go on with the one that this training has in this store: it is found by its tag,
         even if the training was killed just after it began the run. meta: of the prepared data; sizes: {name:
         number} of the model."""
-        self.client, self.experiment, self.folder, self.config = client, experiment, folder, config
+        self.client, self.folder, self.config = client, folder, config
         self.history, self.losses, self.logged, self.keeps_files, self.monitor = [], [], -1, True, None
 
         # The tag is written with the run, so a training killed just after finds it again.
@@ -263,6 +265,7 @@ class Tracker:
         best epoch's values stand beside the last one's, as valid-best/loss and so on."""
         from mlflow.entities import Metric
         self.history, self.losses = history, [*self.losses, *losses]
+        # Epochs stand at their last step; chunks have the time at which they were done, as well.
         now = int(time.time() * 1000)
         metrics = [Metric(grouped(key), value, now, row["step"]) for row in history if row["step"] > self.logged
                    for key, value in row.items() if key not in ("epoch", "step")]

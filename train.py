@@ -608,8 +608,7 @@ def choose_former(args):
     config, _, _ = runs.load(folder, model.MODELS)
 
     # A resumed run must begin with the same checkpoint, whatever best and latest of all runs are by then.
-    inside = (args.runs / folder.name).resolve() == folder.resolve()
-    args.init_from = f"{folder.name if inside else folder.resolve()}/{which}"
+    args.init_from = f"{runs.short_name(folder, args.runs)}/{which}"
 
     # What gives arrays their shape, and their rows a meaning, cannot be chosen anew.
     shapes = {"model", "dim", "word_ngrams", "minn", "maxn", "buckets", *model.fields(config["model"])}

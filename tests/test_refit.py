@@ -28,6 +28,16 @@ def refit(trained, tmp_path_factory):
     return folder
 
 
+def test_a_refit_is_made_again_by_two_commands(tmp_path):
+    for name, config in (("bag", {"model": "mlp", "epochs": 3}), ("bag-refit", {"model": "mlp", "refit": "bag"})):
+        (tmp_path / name / "source").mkdir(parents=True)
+        files.write_json(tmp_path / name / "config.json", config)
+        (tmp_path / name / "source/train.py").write_text('add("--model")\nadd("--epochs")\n')
+    assert runs.story(tmp_path / "bag-refit", " --data elsewhere") == ("bag-refit", [
+        "python train.py --name bag --model mlp --epochs 3 --data elsewhere",
+        "python train.py --refit bag --data elsewhere"], {"model": "mlp", "refit": "bag"}, [])
+
+
 def test_a_refit_trains_on_both_splits_with_the_settings_of_the_run(refit):
     first, again = (files.read_json(refit / f"runs/{name}/config.json") for name in ("bag", "bag-refit"))
     _, arrays = data.load_prepared(refit / "data/prepared", ("train", "valid"))

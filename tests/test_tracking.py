@@ -56,6 +56,8 @@ def test_a_run_with_patience_is_resumed_to_the_same_bits(watched, tmp_path):
     last = max(int(path.name) for path in (tmp_path / "runs/early/checkpoints").iterdir())
     shutil.rmtree(tmp_path / f"runs/early/checkpoints/{last}")  # as if it had been killed before
     run_here("train", "--resume", "early", cwd=tmp_path)
+    seconds = [float(row["seconds"]) for row in rows_of(tmp_path, "early")]
+    assert seconds == sorted(seconds)  # of all trainings that a run took
     assert_same_run(tmp_path / "runs/early", folder / "runs/early")
 
 
