@@ -372,7 +372,7 @@ def load_named(args):
     return load(*args.ckpt, folder=args.runs, prior=args.prior, fingerprint=fingerprint)
 
 
-@functools.partial(jax.jit, static_argnames="top")
+@functools.partial(jax.jit, static_argnames="top", compiler_options=model.QUICK_COMPILE)
 def top_batch(ensemble, ids, top):
     z, _ = model.combined(ensemble, ids)
 
@@ -382,7 +382,7 @@ def top_batch(ensemble, ids, top):
     return {"category": category, "probability": jnp.take_along_axis(probabilities, category, 1)}
 
 
-@jax.jit
+@functools.partial(jax.jit, compiler_options=model.QUICK_COMPILE)
 def all_batch(ensemble, ids):
     return {"probability": calibration.smoothed(model.combined(ensemble, ids)[0], ensemble.smoothing)}
 

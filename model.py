@@ -28,6 +28,7 @@ import data
 
 NGRAM_SAMPLES = 4  # of a word's character n-grams, in a training step; prediction uses all
 BATCH_SIZES = (1, 64, 1024)  # of prediction
+QUICK_COMPILE = {"xla_cpu_use_fusion_emitters": False}  # on a CPU this takes half the time; only training gets slower
 ENCODER_BATCH = 64  # titles that an encoder predicts at a time, at most: each costs it much more
 
 # --- modules ----------------------------------------------------------------------------------------------------------
@@ -399,7 +400,7 @@ def update(table, accumulator, gathered, gradients, rate):
     return table.at[rows].add(-step[..., None] * gradients[:, positions], mode="drop"), accumulator
 
 
-@jax.jit
+@functools.partial(jax.jit, compiler_options=QUICK_COMPILE)
 def compose(table, weights, features):
     """The vectors of words from all their n-grams, for prediction: (vectors [W, D], weights [W])."""
     # The word that each n-gram belongs to.
@@ -531,11 +532,13 @@ def inputs(predictor, ids):
     return vectors, weights
 
 
-@jax.jit
-def logits(predictor, ids):
+def forward(predictor, ids):
     """[B, L] ids -> [B, C] logits; of several heads the mean of their log-probabilities."""
     z = predictor.module.apply({"params": predictor.params}, *inputs(predictor, ids))
     return z if z.ndim == 2 else jax.nn.log_softmax(z).mean(0)
+
+
+logits = jax.jit(forward, compiler_options=QUICK_COMPILE)
 
 
 @flax.struct.dataclass
@@ -555,12 +558,12 @@ def alone(predictor):
 def combined(ensemble, ids):
     """Ids [B, L] for each model -> [B, C] logits, the weighted sum of theirs; [B, C] logits without weights: the mean
     of their log-probabilities, of one its logits."""
-    shifted = [logits(*each) + shift for *each, shift in zip(ensemble.predictors, ids, ensemble.shifts, strict=True)]
+    shifted = [forward(*each) + shift for *each, shift in zip(ensemble.predictors, ids, ensemble.shifts, strict=True)]
     return (sum(weight * z for weight, z in zip(ensemble.weights, shifted, strict=True)),
             shifted[0] if len(shifted) == 1 else sum(map(jax.nn.log_softmax, shifted)) / len(shifted))
 
 
-@jax.jit
+@functools.partial(jax.jit, compiler_options=QUICK_COMPILE)
 def score_batch(ensemble, ids, labels):
     z, raw = combined(ensemble, ids)
     probabilities = calibration.smoothed(z, ensemble.smoothing)

@@ -58,6 +58,7 @@ PRIOR = {"none": "training", "logit": "equal", "weights": "equal"}  # how freque
 SMALL = 40_000         # training rows up to which these epochs and dropout hold, and characters weigh 1 (size_rule)
 FEW = 4000             # with fewer training rows Adagrad's sums begin lower, by the square of their share (size_rule)
 MAX_STEPS = 8          # of a chunk, which is one call of the compiled loop; titles of a chunk are all short or all long
+QUICK_TITLES = 250_000  # trained on in all epochs, up to which it pays to compile the loop quickly
 CLIP = 1.0             # norm that the gradient of an encoder's layers and head is cut down to
 TRAIN_SAMPLE = 10_000  # training rows evaluated after each epoch, to be compared with the validation split
 
@@ -104,6 +105,9 @@ def parse_args(argv=None):
         help="passes over the training rows (default: by size, see size_rule; half as many without any n-grams)")
     add("--patience", type=files.positive(int), metavar="N",
         help="stop when N epochs have brought no better validation score (default: never)")
+    add("--save-seconds", type=files.not_negative(float), default=10.0, metavar="S",
+        help="how long quick epochs may wait to be saved and logged; what a kill loses, --resume trains again to the "
+        "same bits")
     add("--batch-size", type=files.positive(int), help="rows of a step (default: by size, see size_rule)")
     add("--lr", type=files.positive(float), help=f"Adam's learning rate, falling to 0 {default('lr')}")
     add("--encoder-lr", type=files.positive(float),
@@ -440,7 +444,7 @@ def configure(args, meta, titles, former=None):
 
     # Flags that only name files and runs are no settings.
     config = {name: value for name, value in vars(args).items()
-              if name not in ("data", "name", "runs", "resume", "refit", "init_from", "given")}
+              if name not in ("data", "name", "runs", "resume", "refit", "init_from", "save_seconds", "given")}
 
     # An edit of DEFAULTS or of a module may forget the other.
     for name in ("lr", "dropout", "word_ngrams", "epochs"):
@@ -622,7 +626,7 @@ def choose_former(args):
 
 def load_run(args, flag, name, meta):
     """(folder, config) of a run on this data, whose settings hold."""
-    if others := args.given - {flag, "--data", "--runs"}:
+    if others := args.given - {flag, "--data", "--runs", "--save-seconds"}:
         raise UserError(f"{flag} goes on with the run's own settings; leave {' '.join(sorted(others))} out")
     folder = args.runs / name
     if not (folder / "config.json").is_file():
@@ -713,7 +717,8 @@ def train(args):
             state = runs.restore_checkpoint(manager, manager.latest_step(), **state, history=None)
             history = state.pop("history")
         before = history[-1]["seconds"] if history else 0  # that the trainings took which this one goes on from
-        with tracking.Tracker(*mlflow, folder, config, meta, sizes) as tracker:
+        with (tracking.Tracker(*mlflow, folder, config, meta, sizes) as tracker,
+              Saves(manager, folder, tracker, args.save_seconds) as saves):
             if history:
                 runs.write_metrics(folder, history)
                 tracker.log(history, [])
@@ -745,7 +750,7 @@ def train(args):
                 return stop or not math.isfinite(loss)
 
             for epoch in range(step // epoch_steps, config["epochs"]):
-                if "patience" in config and epochs_since_best(history) >= config["patience"]:
+                if is_over(config, history):
                     break
 
                 # Train on every row once. Chunks that were done before this run was resumed are left out.
@@ -763,8 +768,7 @@ def train(args):
                 if "refit" not in config:
                     validation = calibrate(ready, calibration_rows)
                 if step < done:  # a signal came
-                    runs.save_checkpoint(manager, step, state | {"validation": validation}, history)
-                    tracker.log(history, losses)
+                    saves.save(step, state | {"validation": validation}, history, losses)
                     leave(args, folder.name, step, stop[0])
 
                 # Evaluate on a sample of the training rows and on all validation rows.
@@ -777,15 +781,12 @@ def train(args):
                             "seconds": time.time() - STARTED + before}
                 history.append(row)
 
-                # Save.
-                runs.save_checkpoint(manager, step, state | {"validation": validation}, history,
-                                     metrics=row if "refit" not in config else None)
-                runs.write_metrics(folder, history)
-
-                # Log.
-                tracker.log(history, losses)
-                print_epoch(row, "refit" not in config and epochs_since_best(history) == 0)
-                if stop and epoch < config["epochs"] - 1:
+                # Save and log, or let a quick epoch wait.
+                is_best = "refit" not in config and epochs_since_best(history) == 0
+                saves.epoch(step, state | {"validation": validation}, history, losses, is_best,
+                            at_once=stop or is_over(config, history))
+                print_epoch(row, is_best)
+                if stop and not is_over(config, history):
                     leave(args, folder.name, step, stop[0])
                 progress.pause(time.time() - begun - seconds)  # evaluating and saving are not training time
 
@@ -803,14 +804,59 @@ def train(args):
 def compile_chunks(config, state, arrays, groups):
     """{width of a group: (state, order) -> (state, loss)}: the compiled loop for each group of titles."""
     train_chunk = make_train_chunk(config)
+    options = model.QUICK_COMPILE if config["epochs"] * config["rows"] <= QUICK_TITLES else None
 
     def compiled(group):
         # Compiled ahead, for which only the shapes count; so no epoch's speed is spoilt by compiling.
         order = np.zeros((group.steps, config["batch_size"]), np.uint32)
-        program = train_chunk.lower(state, arrays, order, width=group.width).compile()
+        program = train_chunk.lower(state, arrays, order, width=group.width).compile(options)
         return lambda state, order: program(state, arrays, jax.device_put(order))
 
     return {group.width: compiled(group) for group in groups}
+
+
+class Saves:
+    """Saves and logs epochs: a long one at its end, quick ones together. A context that saves, after an error, the best
+    one that still waited."""
+
+    def __init__(self, manager, folder, tracker, seconds):
+        self.manager, self.folder, self.tracker, self.seconds = manager, folder, tracker, seconds
+        self.best, self.losses, self.at = None, [], time.time()
+
+    def epoch(self, step, state, history, losses, is_best, at_once):
+        """After an epoch: save it where `at_once` or the last save was long ago, else keep it if it is the best."""
+        metrics = history[-1] if "valid_loss" in history[-1] else None
+        if is_best:
+            self.best = None  # what waited is second now
+        if at_once or time.time() - self.at >= self.seconds:
+            return self.save(step, state, history, losses, metrics)
+        self.losses += losses
+        if is_best:  # a copy, for the next step changes the state in place
+            self.best = step, jax.tree.map(np.array, state), list(history), metrics
+
+    def save(self, step, state, history, losses=(), metrics=None):
+        """Save the best epoch that waited, and this step; write metrics.csv and log to MLflow. metrics: None within an
+        epoch."""
+        best, self.best = self.best, None
+        for saved in ((best,) if best else ()) + ((step, state, history, metrics),):
+            runs.save_checkpoint(self.manager, *saved)
+        runs.write_metrics(self.folder, history)
+        self.tracker.log(history, [*self.losses, *losses])
+        self.losses, self.at = [], time.time()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if best := self.best:
+            self.best = None
+            self.save(*best[:3], metrics=best[3])
+
+
+def is_over(config, history):
+    """Whether no epoch is left to train."""
+    return len(history) == config["epochs"] or (
+        "patience" in config and epochs_since_best(history) >= config["patience"])
 
 
 def train_chunks(programs, state, chunks, step, watch):

@@ -22,6 +22,7 @@ from conftest import (
 )
 from mlflow import MlflowClient
 
+import calibration
 import files
 import runs
 from files import UserError
@@ -79,7 +80,8 @@ def test_which_run(trained, tmp_path):
 
 def interrupted(folder, name, number, epochs):
     """Start a training, send it a signal after its second epoch, and return (exit status, output)."""
-    command = [sys.executable, "-u", str(ROOT / "train.py"), "--name", name, "--epochs", str(epochs), "--dim", "16"]
+    command = [sys.executable, "-u", str(ROOT / "train.py"), "--name", name, "--epochs", str(epochs), "--dim", "16",
+               "--save-seconds", "0"]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                env=environment())
     output = ""
@@ -111,6 +113,45 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tiny, long_run, number):
     assert len(list((tiny / f"runs/{name}/checkpoints").iterdir())) <= 2  # best and latest, no leftovers
     runs = [run for run in MlflowClient(f"sqlite:///{tiny}/mlflow.db").search_runs(["1"]) if run.info.run_name == name]
     assert len(runs) == 1 and runs[0].info.status == "FINISHED"
+
+
+def test_quick_epochs_are_saved_together(tiny, long_run):
+    """Two saves instead of twenty; the best and the latest epoch are the same, and what is told of all of them."""
+    save = runs.save_checkpoint
+    saved = {}
+    for name, flags in {"eager": ("--save-seconds", 0), "patient": ()}.items():
+        steps = saved[name] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(runs, "save_checkpoint", lambda manager, step, *rest, **named: (
+                steps.append(step), save(manager, step, *rest, **named)))
+            run_here("train", "--name", name, "--epochs", 20, "--dim", 16, *flags, cwd=tiny)
+        assert_same_run(long_run, tiny / "runs" / name)
+    kept = [sorted(path.name for path in (tiny / f"runs/{name}/checkpoints").iterdir()) for name in saved]
+    assert len(saved["eager"]) == 20 and len(saved["patient"]) == len(kept[1]) == 2 and kept[0] == kept[1]
+    one, two = (runs.restore(tiny / "runs" / name, "best") for name in saved)
+    assert one[4] == two[4] and leaves_equal(one[3], two[3])
+    one, two = (runs.read_metrics(tiny / "runs" / name) for name in saved)
+    clocks = {"seconds", "titles_per_second"}
+    assert [{k: v for k, v in row.items() if k not in clocks} for row in one] == [
+        {k: v for k, v in row.items() if k not in clocks} for row in two]
+
+
+def test_an_error_does_not_lose_the_best_epoch(tiny):
+    fit, calls = calibration.fit, []
+
+    def fail(*args):
+        calls.append(1)
+        if len(calls) == 4:
+            raise RuntimeError("in the fourth epoch")
+        return fit(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "fit", fail)
+        with pytest.raises(RuntimeError):
+            run_here("train", "--name", "failed", "--epochs", 20, "--dim", 16, cwd=tiny)
+    rows = runs.read_metrics(tiny / "runs/failed")
+    assert rows[-1] == runs.best_epoch(rows)
+    assert runs.restore(tiny / "runs/failed", "best")[4] == rows[-1]["step"]
 
 
 def test_same_command_same_bits(tiny, long_run, tmp_path):

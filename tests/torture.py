@@ -33,6 +33,7 @@ from conftest import ROOT, assert_one_line_error, assert_same_run, run_here, run
 import data
 
 TRAINING = ("--epochs", 6, "--dim", 16)
+SAVING = ("--save-seconds", 0)  # after every epoch, so that there are saves to be disturbed
 DISK = 1 << 30
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
 
@@ -136,9 +137,9 @@ def train_round(folder, draw, cost, name):
     for _ in range(draw.randint(1, 3)):
         begun = (folder / "runs" / name / "config.json").exists()
         moments.append(disturbed(folder, draw, cost, "train", *(
-            ("--resume", name) if begun else ("--name", name, *TRAINING))))
+            ("--resume", name) if begun else ("--name", name, *TRAINING)), *SAVING))
     begun = (folder / "runs" / name / "config.json").exists()
-    whole(folder, "train", *(("--resume", name) if begun else ("--name", name, *TRAINING)))
+    whole(folder, "train", *(("--resume", name) if begun else ("--name", name, *TRAINING)), *SAVING)
     run, reference = folder / "runs" / name, folder / "runs/reference"
     assert_same_run(reference, run)
     assert metrics(run) == metrics(reference), "metrics differ"
@@ -187,7 +188,7 @@ def torture(rounds, seed, folder):
             cost.setdefault("prepare", whole(folder, "prepare", "--data", "tiny.csv", "--seed", data_seed))
             wanted[data_seed] = content(folder / "data/prepared")
         assert wanted[0] != wanted[1]
-        cost["train"] = whole(folder, "train", "--name", "reference", *TRAINING)
+        cost["train"] = whole(folder, "train", "--name", "reference", *TRAINING, *SAVING)
         shutil.copytree(folder / "runs/reference", folder / "runs/tested")
         cost["evaluate"] = whole(folder, "evaluate", "--ckpt", "tested")
         report = content(folder / "runs/tested/test-best")
