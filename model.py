@@ -27,6 +27,7 @@ import calibration
 import data
 
 NGRAM_SAMPLES = 4  # of a word's character n-grams, in a training step; prediction uses all
+LARGE, BLOCK = 1 << 19, 1 << 16  # rows of a table from which on it is drawn in blocks, and rows of a block
 BATCH_SIZES = (1, 64, 1024)  # of prediction
 QUICK_COMPILE = {"xla_cpu_use_fusion_emitters": False}  # on a CPU this takes half the time; only training gets slower
 ENCODER_BATCH = 64  # titles that an encoder predicts at a time, at most: each costs it much more
@@ -282,8 +283,18 @@ def title_vectors(config, table, layers, ids):
 
 def init_table(key, rows, dim):
     """[rows, dim] float32, uniform with variance 1 / (3 dim), so that a vector's length is about 0.6; row 0 is 0."""
-    table = jax.random.uniform(key, (rows, dim), minval=-1, maxval=1) / math.sqrt(dim)
-    return table.at[0].set(0)
+    def drawn(key, rows):
+        return jax.random.uniform(key, (rows, dim), minval=-1, maxval=1) / math.sqrt(dim)
+
+    if rows <= LARGE:
+        return drawn(key, rows).at[0].set(0)
+
+    # A block at a time, for drawing takes several times the memory of what is drawn. The last block may begin within
+    # the one before.
+    def add(i, table):
+        return jax.lax.dynamic_update_slice(table, drawn(jax.random.fold_in(key, i), BLOCK), (i * BLOCK, 0))
+
+    return jax.lax.fori_loop(0, -(-rows // BLOCK), add, jnp.zeros((rows, dim))).at[0].set(0)
 
 
 def feature_tables(config, words, known=None):

@@ -727,6 +727,7 @@ def train(args):
             # The same training rows after every epoch, so that their scores can be compared.
             sample = np.random.default_rng(config["seed"]).permutation(config["rows"])[:TRAIN_SAMPLE]
             sample = {kind: array[sample] for kind, array in arrays["train"].items() if kind != "language"}
+            del arrays["train"]  # the device has all rows
             # The same validation rows for all runs, so that several can be weighted against each other.
             drawn = np.random.default_rng(0).permutation(meta["rows"]["valid"])[:config["calibration_rows"]]
             calibration_rows = {kind: arrays["valid"][kind][drawn] for kind in ("titles", "labels")}

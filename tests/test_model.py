@@ -198,6 +198,19 @@ def test_drawn_features_are_those_of_the_words():
     assert abs((pair_weight[:, :3] > 0).mean() - 0.75) < 0.02 and not pair_weight[:, 4:].any()
 
 
+def test_a_large_table_is_drawn_in_blocks():
+    key = jax.random.key(1)
+    once = np.asarray(model.init_table(key, 700, 12))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "LARGE", 699)
+        patch.setattr(model, "BLOCK", 64)  # the last block begins within the one before
+        blocks = np.asarray(jax.jit(model.init_table, static_argnums=(1, 2))(key, 700, 12))
+    for table in (once, blocks):
+        assert table.shape == (700, 12) and table.dtype == np.float32 and not table[0].any()
+        assert len(np.unique(table[1:])) > 0.99 * 699 * 12 and np.abs(table).max() <= 12 ** -0.5
+        np.testing.assert_allclose(table[1:].std(), 36 ** -0.5, rtol=0.02)
+
+
 def test_lookup_and_update_equal_dense_adagrad():
     """Against a plain loop, with rows that come several times in a batch, over several steps."""
     draw = np.random.default_rng(0)

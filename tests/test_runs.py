@@ -115,8 +115,9 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tiny, long_run, number):
     assert len(runs) == 1 and runs[0].info.status == "FINISHED"
 
 
-def test_quick_epochs_are_saved_together(tiny, long_run):
+def test_quick_epochs_are_saved_together(tiny, long_run, tmp_path):
     """Two saves instead of twenty; the best and the latest epoch are the same, and what is told of all of them."""
+    shutil.copytree(tiny / "data", tmp_path / "data")
     save = runs.save_checkpoint
     saved = {}
     for name, flags in {"eager": ("--save-seconds", 0), "patient": ()}.items():
@@ -124,19 +125,20 @@ def test_quick_epochs_are_saved_together(tiny, long_run):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(runs, "save_checkpoint", lambda manager, step, *rest, **named: (
                 steps.append(step), save(manager, step, *rest, **named)))
-            run_here("train", "--name", name, "--epochs", 20, "--dim", 16, *flags, cwd=tiny)
-        assert_same_run(long_run, tiny / "runs" / name)
-    kept = [sorted(path.name for path in (tiny / f"runs/{name}/checkpoints").iterdir()) for name in saved]
+            run_here("train", "--name", name, "--epochs", 20, "--dim", 16, *flags, cwd=tmp_path)
+        assert_same_run(long_run, tmp_path / "runs" / name)
+    kept = [sorted(path.name for path in (tmp_path / f"runs/{name}/checkpoints").iterdir()) for name in saved]
     assert len(saved["eager"]) == 20 and len(saved["patient"]) == len(kept[1]) == 2 and kept[0] == kept[1]
-    one, two = (runs.restore(tiny / "runs" / name, "best") for name in saved)
+    one, two = (runs.restore(tmp_path / "runs" / name, "best") for name in saved)
     assert one[4] == two[4] and leaves_equal(one[3], two[3])
-    one, two = (runs.read_metrics(tiny / "runs" / name) for name in saved)
+    one, two = (runs.read_metrics(tmp_path / "runs" / name) for name in saved)
     clocks = {"seconds", "titles_per_second"}
     assert [{k: v for k, v in row.items() if k not in clocks} for row in one] == [
         {k: v for k, v in row.items() if k not in clocks} for row in two]
 
 
-def test_an_error_does_not_lose_the_best_epoch(tiny):
+def test_an_error_does_not_lose_the_best_epoch(tiny, tmp_path):
+    shutil.copytree(tiny / "data", tmp_path / "data")
     fit, calls = calibration.fit, []
 
     def fail(*args):
@@ -148,10 +150,10 @@ def test_an_error_does_not_lose_the_best_epoch(tiny):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibration, "fit", fail)
         with pytest.raises(RuntimeError):
-            run_here("train", "--name", "failed", "--epochs", 20, "--dim", 16, cwd=tiny)
-    rows = runs.read_metrics(tiny / "runs/failed")
+            run_here("train", "--name", "failed", "--epochs", 20, "--dim", 16, cwd=tmp_path)
+    rows = runs.read_metrics(tmp_path / "runs/failed")
     assert rows[-1] == runs.best_epoch(rows)
-    assert runs.restore(tiny / "runs/failed", "best")[4] == rows[-1]["step"]
+    assert runs.restore(tmp_path / "runs/failed", "best")[4] == rows[-1]["step"]
 
 
 def test_same_command_same_bits(tiny, long_run, tmp_path):
