@@ -1,18 +1,20 @@
 """Measure this program against its peers: one run, one machine, the same synthetic data. Not a test; pytest skips it.
 
     pip install fasttext==0.9.3 torch==2.13.0      # peers, optional; PyTorch's CPU build will do
-    python tests/benchmark.py                      # about 20 minutes on two cores
+    python tests/benchmark.py                      # about 40 minutes on two cores
     python tests/benchmark.py --json > speed.json
-    python tests/benchmark.py --rows 100000 --only mlp fasttext-hs
-    python tests/benchmark.py --rows 20000000 --only prepare mlp-words-1-epoch    # needs 8 GB of disk
+    python tests/benchmark.py --rows 100000 --only mlp fasttext-hs-all
+    python tests/benchmark.py --rows 20000000 --turns 1 --only prepare mlp-1-epoch    # needs 8 GB of disk
     python tests/benchmark.py --scores FOLDER --only svm fasttext mlp cnn both    # scores on real data, see below
 
-Peers: fastText with 2 threads and its default rate, softmax and hierarchical softmax, on the same normalized words; the
-course's models in PyTorch (words averaged, layers of 256 and 128; 100 filters over each of 2, 3 and 4 words), a table
-of 50,000 words, Adam, batches of 128. Every model has 100 numbers a word vector. `mlp` and `cnn` have their n-grams,
-`-pairs` is without those of characters, `-words` without any: this is what the peers have, so ratios compare with it.
-`titles/s` counts training alone (for fastText without the reading of its file); `wall` is the whole command from
-start-up to the last checkpoint; scores are on the same test split. Machines are noisy: trust ratios of one run.
+Peers: fastText with 2 threads and its default rate, softmax, hierarchical softmax (hs) and one against all (ova), on
+the same normalized words, `-all` with the n-grams that `mlp` has, too, and as many buckets for them; the course's
+models in PyTorch (words averaged, layers of 256 and 128; 100 filters over each of 2, 3 and 4 words), a table of 50,000
+words, Adam, batches of 128. Every model has 100 numbers a word vector. `mlp` and `cnn` have their n-grams, `-pairs` is
+without those of characters, `-words` without any. Ratios compare like with like. `titles/s` counts training alone (for
+fastText without the reading of its file); `wall` is the whole command from start-up to the last checkpoint; scores are
+on the same test split. Machines are noisy: all parts run in --turns, one after another, and what counts are the medians
+and ranges of the ratios of one turn.
 
 --scores measures on every folder in FOLDER with a train.csv and a test.csv (columns title and category): train.py with
 its defaults for each model, for mlp and cnn together (`both`) and with the encoder (`all`; needs
@@ -39,6 +41,7 @@ sys.path.insert(0, str(ROOT))
 import data
 
 DIM, THREADS = 100, 2
+LOSSES = ("softmax", "hs", "ova")  # of fastText
 MODELS = ["mlp", "cnn", "rnn", "transformer", "encoder"]
 TOGETHER = {"both": ["mlp", "cnn"], "all": ["mlp", "cnn", "encoder"]}
 SCORED = ["svm", "fasttext", *MODELS, *TOGETHER]
@@ -75,17 +78,25 @@ def write_fasttext(folder):
                 file.write(f"__label__{label} {' '.join(vocab[ids[ids > 1]])}\n")
 
 
-def fasttext_peer(loss, epochs):
-    """Returns (training seconds, predicted categories of the test split)."""
+def fasttext_peer(loss, epochs, features=None):
+    """Returns (training seconds, predicted categories of the test split). features: "all" for mlp's n-grams."""
     import fasttext
+    settings = {}
+    if features == "all":
+        import train
+        meta, arrays = data.load_prepared(Path("prepared"), ("train",))
+        rows = len(arrays["train"]["labels"])
+        settings = {"wordNgrams": train.DEFAULTS["mlp"]["word_ngrams"], "minn": 3, "maxn": 4,
+                    "bucket": train.size_rule(rows, 1, 0, len(meta["vocab"]))["buckets"]}
 
-    def train(epochs):
+    def fit(epochs):
         started = time.perf_counter()
-        model = fasttext.train_supervised("train.txt", loss=loss, epoch=epochs, dim=DIM, thread=THREADS, verbose=0)
+        model = fasttext.train_supervised("train.txt", loss=loss, epoch=epochs, dim=DIM, thread=THREADS, verbose=0,
+                                          **settings)
         return time.perf_counter() - started, model
 
-    reading, _ = train(0)
-    seconds, model = train(epochs)
+    reading, _ = fit(0)
+    seconds, model = fit(epochs)
     with open("test.txt", encoding="utf-8") as file:
         lines = [line.partition(" ")[2] for line in file]
     found, _ = model.f.multilinePredict(lines, 1, 0.0, "strict")  # its own predict breaks on NumPy 2
@@ -143,8 +154,8 @@ def torch_peer(kind, epochs, words=50_000, batch_size=128):
 def peer(name, epochs):
     """What runs in a peer's process; prints one JSON object."""
     from sklearn.metrics import accuracy_score, balanced_accuracy_score
-    package, kind = name.split("-")
-    seconds, predicted = (fasttext_peer if package == "fasttext" else torch_peer)(kind, epochs)
+    package, *settings = name.split("-")
+    seconds, predicted = (fasttext_peer if package == "fasttext" else torch_peer)(settings[0], epochs, *settings[1:])
     labels = np.load("prepared/test_labels.npy")
     print(json.dumps({"seconds": seconds, "accuracy": accuracy_score(labels, predicted),
                       "balanced_accuracy": balanced_accuracy_score(labels, predicted)}))
@@ -292,13 +303,13 @@ def table_step(rows, small=50_000, large=2_000_000, batch_size=1024, width=9, re
 
 # --- the measurements -------------------------------------------------------------------------------------------------
 
-def ours(folder, name, model, epochs, flags, rows):
+def ours(folder, name, run, model, epochs, flags, rows):
     """A row of the table: train.py and evaluate.py."""
-    seconds, peak, _ = measured(*script("train", "--data", "prepared", "--model", model, "--name", name, "--epochs",
+    seconds, peak, _ = measured(*script("train", "--data", "prepared", "--model", model, "--name", run, "--epochs",
                                         epochs, "--dim", DIM, *flags), folder=folder)
-    scores = json.loads(measured(*script("evaluate", "--data", "prepared", "--ckpt", f"{name}/latest", "--json"),
+    scores = json.loads(measured(*script("evaluate", "--data", "prepared", "--ckpt", f"{run}/latest", "--json"),
                                  folder=folder)[2])
-    header, *lines = (folder / "runs" / name / "metrics.csv").read_text().splitlines()
+    header, *lines = (folder / "runs" / run / "metrics.csv").read_text().splitlines()
     place = header.split(",").index("titles_per_second")
     training = sum(rows / float(line.split(",")[place]) for line in lines)
     return {"model": name, "epochs": epochs, "titles_per_second": epochs * rows / training, "training_s": training,
@@ -330,8 +341,8 @@ def ratios(table):
     """What the table says about speed for equal scores; above 1 is better for us."""
     mlp, once = "mlp-words", "mlp-words-1-epoch"
     found, by = {}, {row["model"]: row for row in table}
-    for peer, model in (("fasttext-softmax", mlp), ("fasttext-hs", mlp), ("torch-mlp", mlp),
-                        ("torch-cnn", "cnn-words-1-epoch")):
+    for peer, model in [(f"fasttext-{loss}{features}", "mlp" if features else mlp) for features in ("", "-all")
+                        for loss in LOSSES] + [("torch-mlp", mlp), ("torch-cnn", "cnn-words-1-epoch")]:
         if peer in by and model in by:
             found[f"titles/s, {model} / {peer}"] = by[model]["titles_per_second"] / by[peer]["titles_per_second"]
             found[f"balanced accuracy, {model} - {peer}"] = (
@@ -347,9 +358,11 @@ def ratios(table):
 def benchmark(args, folder):
     words, pairs = ("--maxn", 0, "--word-ngrams", 1), ("--maxn", 0)
     rows = {"mlp": ("mlp", args.epochs, ()), "mlp-pairs": ("mlp", args.epochs, pairs),
-            "mlp-words": ("mlp", args.epochs, words), "mlp-words-1-epoch": ("mlp", 1, words),
-            "cnn-1-epoch": ("cnn", 1, ()), "cnn-words-1-epoch": ("cnn", 1, words)}
-    peers = {"fasttext-softmax": args.epochs, "fasttext-hs": args.epochs, "torch-mlp": 1, "torch-cnn": 1}
+            "mlp-words": ("mlp", args.epochs, words), "mlp-1-epoch": ("mlp", 1, ()),
+            "mlp-words-1-epoch": ("mlp", 1, words), "cnn-1-epoch": ("cnn", 1, ()),
+            "cnn-words-1-epoch": ("cnn", 1, words)}
+    peers = {f"fasttext-{loss}{features}": args.epochs for features in ("", "-all") for loss in LOSSES}
+    peers |= {"torch-mlp": 1, "torch-cnn": 1}
     parts = ["prepare", *rows, *peers, "classify", "table-size", "help"]
     wanted = args.only or parts
     if unknown := set(wanted) - set(parts):
@@ -374,23 +387,34 @@ def benchmark(args, folder):
     result["table"] = table = []
     if any(part.startswith("fasttext") for part in wanted):
         write_fasttext(folder)
-    for name in wanted:
-        if name in rows:
-            table.append(ours(folder, name, *rows[name], count))
-            say(table[-1])
-        elif name in peers:
-            table.append(theirs(folder, name, peers[name], count))
+    for turn in range(args.turns):
+        for name in wanted:
+            if name in rows:
+                table.append(ours(folder, name, f"{name}-{turn}", *rows[name], count))
+            elif name in peers:
+                table.append(theirs(folder, name, peers[name], count))
+            else:
+                continue
+            table[-1]["turn"] = turn
             say(table[-1])
     if "classify" in wanted:
-        result["classify"] = {row["model"]: classify_speed(folder, row["model"]) for row in table
-                              if row["model"] in ("mlp", "mlp-words-1-epoch", "cnn-1-epoch")}
+        result["classify"] = {name: classify_speed(folder, f"{name}-0") for name in wanted
+                              if name in ("mlp", "mlp-words-1-epoch", "cnn-1-epoch")}
     if "table-size" in wanted:
         result["step_ms_by_table_rows"] = table_step(100_000)
     if "help" in wanted:
         result["help_s"] = {name: min(measured(*script(name, "--help"), folder=folder)[0] for _ in range(3))
                             for name in SCRIPTS}
-    result["ratios"] = ratios(table)
+    by_turn = [ratios([row for row in table if row["turn"] == turn]) for turn in range(args.turns)]
+    result["ratios"] = {name: [found[name] for found in by_turn if name in found]
+                        for name in dict.fromkeys(name for found in by_turn for name in found)}
     return result
+
+
+def median_and_range(values, form):
+    """Numbers as text: their median, and the least and the greatest."""
+    text = format(float(np.median(values)), form)
+    return text + (f" ({min(values):{form}} to {max(values):{form}})" if len(values) > 1 else "")
 
 
 def show(result):
@@ -400,12 +424,16 @@ def show(result):
           f"peak {result['prepare']['peak_mb']:,.0f} MB\n")
     print("| model | epochs | titles/s | wall, s | peak, MB | accuracy | balanced accuracy |")
     print("|---|---|---|---|---|---|---|")
-    for row in result["table"]:
-        print(f"| {row['model']} | {row['epochs']} | {row['titles_per_second']:,.0f} | {row['wall_s']:.1f} | "
-              f"{row['peak_mb']:,.0f} | {row['accuracy']:.4f} | {row['balanced_accuracy']:.4f} |")
+    for name in dict.fromkeys(row["model"] for row in result["table"]):
+        turns = [row for row in result["table"] if row["model"] == name]
+        speed, wall = ([row[key] for row in turns] for key in ("titles_per_second", "wall_s"))
+        peak, accuracy, balanced = (np.median([row[key] for row in turns]) for key in (
+            "peak_mb", "accuracy", "balanced_accuracy"))
+        print(f"| {name} | {turns[0]['epochs']} | {median_and_range(speed, ',.0f')} | "
+              f"{median_and_range(wall, '.1f')} | {peak:,.0f} | {accuracy:.4f} | {balanced:.4f} |")
     print()
-    for name, value in result["ratios"].items():
-        print(f"{name}: {value:.4f}" if "accuracy" in name else f"{name}: {value:.1f}")
+    for name, values in result["ratios"].items():
+        print(f"{name}: {median_and_range(values, '.4f' if 'accuracy' in name else '.2f')}")
     for name, speed in result.get("classify", {}).items():
         print(f"{name}, after start-up: " + ", ".join(f"{kind} {x:,.0f} titles/s" for kind, x in speed.items()))
     if "step_ms_by_table_rows" in result:
@@ -417,7 +445,8 @@ def show(result):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=1_000_000, help="synthetic titles")
+    parser.add_argument("--rows", type=int, default=300_000, help="synthetic titles")
+    parser.add_argument("--turns", type=int, default=3, help="how often every part is measured")
     parser.add_argument("--categories", type=int, default=632)
     parser.add_argument("--epochs", type=int, default=3, help="of mlp and fastText")
     parser.add_argument("--only", nargs="+", metavar="PART", help="measure only these rows or parts")

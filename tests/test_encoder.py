@@ -218,8 +218,8 @@ def test_resumed_equals_uninterrupted_bit_for_bit(encoded, tmp_path, monkeypatch
     flags = ("--data", encoded / "data/prepared")
     with monkeypatch.context() as patch:
         patch.setattr(runs, "save_checkpoint", save_and_stop)
-        done = run_here("train", "--model", "encoder", "--name", name, "--epochs", 2, "--batch-size", 32, "--save-seconds", 0,
-                        *FROZEN[name], *flags, cwd=tmp_path, check=False)
+        done = run_here("train", "--model", "encoder", "--name", name, "--epochs", 2, "--batch-size", 32,
+                        "--save-seconds", 0, *FROZEN[name], *flags, cwd=tmp_path, check=False)
     assert done.returncode == 130 and f"--resume {name}" in done.stdout
     run_here("train", "--resume", name, *flags, cwd=tmp_path)
     assert_same_run(encoded / "runs" / name, tmp_path / "runs" / name)
