@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
+import data
 import files
 from files import UserError
 
@@ -741,7 +742,7 @@ def read_titles(stream, name, bad, form=None, keep=False):
     # In a list every line is a title as it stands, the first one, too: quotes and delimiters mean nothing.
     def listed():
         for number, block in itertools.chain([head] if head[1] else [], blocks):
-            yield text(pa.array(block.split(b"\n")[:-1], pa.binary()), itertools.count(number)).to_pylist(), None
+            yield text(data.binary_array(block.split(b"\n")[:-1]), itertools.count(number)).to_pylist(), None
 
     return None, listed()
 

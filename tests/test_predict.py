@@ -220,3 +220,15 @@ def test_importing_the_scripts_has_no_effect(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
                           env=environment(PYTHONPATH=str(ROOT), PYTHONDONTWRITEBYTECODE="1"))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "") and not list(tmp_path.iterdir())
+
+
+def test_a_few_titles_load_no_large_library_for_nothing(trained):
+    """Each of these would be a sixth or more of the time that one title takes."""
+    script = ROOT / "evaluate.py"
+    code = (f"import runpy, sys; sys.argv = ['evaluate.py', '--ckpt', 'filters', '--predict', '-']\n"
+            f"sys.path.insert(0, {str(ROOT)!r})\n"
+            f"runpy.run_path({str(script)!r}, run_name='__main__')\n"
+            "print(sorted({'matplotlib', 'mlflow', 'pandas', 'scipy', 'sklearn'} & set(sys.modules)))")
+    done = subprocess.run([sys.executable, "-c", code], input="funda celular\n\n", cwd=trained, env=environment(),
+                          capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
