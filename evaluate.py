@@ -215,7 +215,7 @@ class Classifier:
         predictors = tuple(model.predictor(config, variables, None if "encoder" in config else model.feature_tables(
             config, self.vocab)) for config, variables in self.members)
         return ({word: i for i, word in enumerate(self.vocab)},
-                jax.device_put(model.Ensemble(predictors, self.weights, self.shifts, self.smoothing)))
+                jax.device_put(model.Ensemble(predictors, self.weights, self.shifts, self.smoothing), model.whole()))
 
     def word_vectors(self, others=()):
         """(words, their vectors [n, D] float32): of the vocabulary, then of `others`, a list of words that are not in

@@ -275,8 +275,29 @@ def title_vectors(config, table, layers, ids):
     def vectors(table, layers, ids):
         return {"vectors": module.apply({"params": layers}, table[ids], (ids > 0).astype(jnp.float32))}
 
-    table, layers = jax.device_put((table, layers))
+    table, layers = jax.device_put((table, layers), whole())
     return in_batches(lambda ids: vectors(table, layers, ids[0]), (ids,), largest=ENCODER_BATCH)["vectors"]
+
+
+# --- devices ----------------------------------------------------------------------------------------------------------
+
+@functools.cache
+def mesh():
+    """All devices in a row. Its axis is automatic: the compiler finds out what a gather from shared rows needs."""
+    return jax.make_mesh((len(jax.devices()),), ("data",), (jax.sharding.AxisType.Auto,))
+
+
+def whole():
+    """The sharding of what every device has a copy of."""
+    return jax.sharding.NamedSharding(mesh(), jax.sharding.PartitionSpec())
+
+
+def parted(rows, axis=0):
+    """The sharding of a batch of so many rows, which are this axis of an array: each device has its part, or all of
+    them where they cannot have equal ones."""
+    if rows % mesh().size:
+        return whole()
+    return jax.sharding.NamedSharding(mesh(), jax.sharding.PartitionSpec(*[None] * axis, "data"))
 
 
 # --- the embedding table ----------------------------------------------------------------------------------------------
@@ -614,13 +635,14 @@ def in_batches(function, ids, *others, largest=BATCH_SIZES[-1]):
     whole = [array.shape[1] for array in ids]
     half = [-(-width // 2) for width in whole]
     long = np.any([array[:, width:].any(1) for array, width in zip(ids, half, strict=True)], 0)
-    order, results = [np.zeros(0, int)], []
+    order, results, sharding = [np.zeros(0, int)], [], parted(batch_size)
     for rows, widths in ((np.flatnonzero(~long), half), (np.flatnonzero(long), whole)):
         for start in range(0, len(rows), batch_size):
             order.append(rows[start:start + batch_size])
             batch = np.resize(order[-1], batch_size)
-            results.append(function(tuple(array[batch, :width] for array, width in zip(ids, widths, strict=True)),
-                                    *(array[batch] for array in others)))
+            results.append(function(*jax.device_put((
+                tuple(array[batch, :width] for array, width in zip(ids, widths, strict=True)),
+                *(array[batch] for array in others)), sharding)))
 
     # Results in the order of the rows again, without those that filled up a batch.
     back = np.argsort(np.concatenate(order))

@@ -438,9 +438,11 @@ def restore_checkpoint(manager, step, **targets):
     must have, `history` with None. Returns {part: value}. Raises UserError where a part cannot be read or differs."""
     import jax
     import orbax.checkpoint as ocp
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # not the device it was saved from
 
-    def on_this_device(x):
+    import model
+    here = model.whole()  # not the devices it was saved from
+
+    def on_these_devices(x):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
 
     def shapes(tree):
@@ -457,7 +459,7 @@ def restore_checkpoint(manager, step, **targets):
             with ocp.StandardCheckpointer() as reader:
                 if shapes(reader.metadata(folder / part).item_metadata.tree) != shapes(target):
                     raise ValueError("its arrays have other shapes than its config.json says")
-            target = jax.tree.map(on_this_device, target)
+            target = jax.tree.map(on_these_devices, target)
             arguments[part] = ocp.args.PyTreeRestore(target, ocp.checkpoint_utils.construct_restore_args(target))
         restored = manager.restore(step, args=ocp.args.Composite(**arguments))
         return {part: restored[part] for part in targets}
@@ -495,7 +497,7 @@ def restore(folder, which):
     saved = restore_checkpoint(manager, step, **shapes)
     if "encoder" in config:
         config, variables = encoder.complete(config, saved["variables"])
-        saved["variables"] = jax.device_put(variables)
+        saved["variables"] = jax.device_put(variables, model.whole())
     return config, vocab, labels, saved, step
 
 

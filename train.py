@@ -239,7 +239,7 @@ def training_arrays(config, features, rows, frozen=None):
 
     # All rows go to the device once; a chunk then brings nothing but row numbers.
     return jax.device_put({"features": features, "titles": rows["titles"], "labels": rows["labels"],
-                           "row_weight": row_weight, "shift": shift, "frozen": frozen or {}})
+                           "row_weight": row_weight, "shift": shift, "frozen": frozen or {}}, model.whole())
 
 
 def make_train_chunk(config):
@@ -249,7 +249,7 @@ def make_train_chunk(config):
     module, optimizer, factor = model.build(config), make_optimizer(config), schedule(config, "table_lr")
     pieces = model.reads(config["model"]) == "pieces"
 
-    @functools.partial(jax.jit, donate_argnums=0, static_argnames="width")
+    @functools.partial(jax.jit, donate_argnums=0, static_argnames="width", out_shardings=model.whole())
     def train_chunk(state, arrays, order, width):
         run_key = jax.random.fold_in(jax.random.key(config["seed"], impl="rbg"), 1)  # rbg: quick, also to compile
 
@@ -279,11 +279,16 @@ def make_train_chunk(config):
             variables = variables | {"params": optax.apply_updates(variables["params"], updates)}
             optimizer_state = optimizer_state | {"dense": dense, "step": number + 1}
             if not config["freeze_embeddings"]:
+                # Every device does the whole update, so they exchange row numbers and the gradients of the batch's
+                # vectors: never a table, nor a gradient for every n-gram.
+                *exchanged, vector_gradient = jax.lax.with_sharding_constraint(
+                    (gathered.rows, gathered.weights, vector_gradient), model.whole())
+                gathered = model.Gathered(*exchanged, gathered.positions)
                 # The mean over the batch is undone, so that a title's gradient counts in full: where Adagrad's sums
                 # begin (--accumulator) then means the same for every batch size.
                 rate = config["table_lr"] * factor(number)
                 variables["table"], optimizer_state["accumulator"] = model.update(
-                    variables["table"], optimizer_state["accumulator"], gathered, vector_gradient * len(rows), rate)
+                    variables["table"], optimizer_state["accumulator"], gathered, vector_gradient * len(labels), rate)
             return {"variables": variables, "optimizer": optimizer_state}, loss
 
         # Python and transfers take their time once a chunk, not once a step.
@@ -694,14 +699,14 @@ def train(args):
     if "encoder" in config:
         features, pretrained = {}, pretrained_variables(config, meta, arrays, former and former[3]["variables"])
         state = init_state(config, features, arrays["train"]["titles"], pretrained=pretrained)
-        frozen = jax.device_put({"table": pretrained["table"]} if config["freeze_embeddings"] else {})
+        frozen = {"table": pretrained["table"]} if config["freeze_embeddings"] else {}
     else:
         features, frozen = model.feature_tables(config, meta["words"]), {}
         state = init_state(config, features, arrays["train"]["titles"], meta["vectors"])
     if former:
         state, said = begin_from(state, config, meta, former)
         print(f"begins with what {config['init_from']} knows: {said}")
-    features = jax.device_put(features)
+    state, features, frozen = jax.device_put((state, features, frozen), model.whole())
     groups = data.length_groups(arrays["train"]["titles"], config["batch_size"], MAX_STEPS)
     programs = compile_chunks(config, state, training_arrays(config, features, arrays["train"], frozen), groups)
     mlflow = connecting.result()
@@ -807,11 +812,13 @@ def compile_chunks(config, state, arrays, groups):
     train_chunk = make_train_chunk(config)
     options = model.QUICK_COMPILE if config["epochs"] * config["rows"] <= QUICK_TITLES else None
 
+    parted = model.parted(config["batch_size"], axis=1)  # steps come first
+
     def compiled(group):
         # Compiled ahead, for which only the shapes count; so no epoch's speed is spoilt by compiling.
-        order = np.zeros((group.steps, config["batch_size"]), np.uint32)
+        order = jax.device_put(np.zeros((group.steps, config["batch_size"]), np.uint32), parted)
         program = train_chunk.lower(state, arrays, order, width=group.width).compile(options)
-        return lambda state, order: program(state, arrays, jax.device_put(order))
+        return lambda state, order: program(state, arrays, jax.device_put(order, parted))
 
     return {group.width: compiled(group) for group in groups}
 
@@ -904,8 +911,13 @@ def sizes_of(variables):
 
 
 def introduce(name, config, sizes):
-    """Print what is trained: the configuration, sizes, and the loss that chance would give."""
-    print(f"run {name}{' (SYNTHETIC DATA)' if config['synthetic'] else ''} on {jax.devices()[0]}: "
+    """Print what is trained and where: the configuration, sizes, and the loss that chance would give."""
+    devices = jax.devices()
+    said = f"{devices[0]}" if len(devices) == 1 else f"{len(devices)} devices, {devices[0]} to {devices[-1]}"
+    if config["batch_size"] % len(devices):
+        print(f"warning: {len(devices)} devices cannot share batches of {config['batch_size']} rows, so each computes "
+              f"all of them; choose a --batch-size that is a multiple of {len(devices)}", file=sys.stderr)
+    print(f"run {name}{' (SYNTHETIC DATA)' if config['synthetic'] else ''} on {said}: "
           + ", ".join(f"{key}={value}" for key, value in runs.settings(config).items()))
     print(f"{config['rows']:,} rows, {config['steps']:,} steps of {config['batch_size']}; {sizes['parameters']:,} "
           f"parameters and a table of {sizes['table_rows']:,} x {sizes['table_columns']}, {sizes['megabytes']:,} MB"
