@@ -9,6 +9,8 @@
     mlflow ui --backend-store-uri sqlite:///mlflow.db
     python -c "import mlflow; print(mlflow.search_runs(experiment_names=['titles']))"   # all runs as a pandas table
 
+All devices that JAX sees share every batch; JAX_NUM_CPU_DEVICES=4 makes four of a processor, to try that.
+
 Reads data/prepared/ (prepare.py writes it). Writes runs/NAME/ (its files are described in runs.py) and a run in MLflow
 (sqlite:///mlflow.db, or MLFLOW_TRACKING_URI). The checkpoint `best` is the one with the highest balanced accuracy on
 the validation split; the test split is never looked at. Ctrl-C saves `latest` and says how to go on. A refit trains
