@@ -29,7 +29,8 @@ import data
 NGRAM_SAMPLES = 4  # of a word's character n-grams, in a training step; prediction uses all
 LARGE, BLOCK = 1 << 19, 1 << 16  # rows of a table from which on it is drawn in blocks, and rows of a block
 BATCH_SIZES = (1, 64, 1024)  # of prediction
-QUICK_COMPILE = {"xla_cpu_use_fusion_emitters": False}  # on a CPU this takes half the time; only training gets slower
+# On a CPU this takes half the time; only training gets slower. Other releases may not know it and refuse.
+QUICK_COMPILE = {"xla_cpu_use_fusion_emitters": False} if jax.__version__.startswith("0.10.") else {}
 ENCODER_BATCH = 64  # titles that an encoder predicts at a time, at most: each costs it much more
 
 # --- modules ----------------------------------------------------------------------------------------------------------
@@ -285,6 +286,12 @@ def title_vectors(config, table, layers, ids):
 def mesh():
     """All devices in a row. Its axis is automatic: the compiler finds out what a gather from shared rows needs."""
     return jax.make_mesh((len(jax.devices()),), ("data",), (jax.sharding.AxisType.Auto,))
+
+
+def devices():
+    """The devices, as text."""
+    first, *others = jax.devices()
+    return f"{1 + len(others)} devices, {first} to {others[-1]}" if others else str(first)
 
 
 def whole():

@@ -197,7 +197,7 @@ def experiment_page(experiment):
 
 class Tracker:
     """The MLflow run of a training, as a context. A server that stops answering costs warnings, not the training; what
-    could not be logged is logged with the next epoch, or by --resume.
+    could not be logged is logged with the next save, or by --resume.
 
     Metrics are grouped: train/ and valid/ of every epoch, valid-best/ of the best one, system/ of the machine every ten
     seconds. Reports have the group of their name, such as test-best/.
@@ -236,14 +236,15 @@ class Tracker:
 
     def introduce(self, meta, sizes):
         """Log what is known before the first step: parameters, sizes, the data set and a description."""
-        import jax
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+
+        import model
         config = self.config
 
         # Parameters are what a person would compare; config.json, an artifact, has the rest.
         self.client.log_batch(
             self.run_id, tags=[RunTag("data", "synthetic" if config["synthetic"] else "real"),
-                               RunTag("device", str(jax.devices()[0]))],
+                               RunTag("device", model.devices())],
             params=[Param(name, str(value)[:6000]) for name, value in (runs.settings(config) | sizes).items()])
 
         # The data set has the fingerprint of the prepared arrays as its digest.
@@ -261,7 +262,7 @@ class Tracker:
             Command=f"`{runs.training_command(self.folder, config)}`")
 
     def log(self, history, losses):
-        """Log the epochs not yet logged, and the training loss [(step, loss, time)] of the chunks of the last one. The
+        """Log the epochs not yet logged, and the training loss [(step, loss, time)] of chunks since the last call. The
         best epoch's values stand beside the last one's, as valid-best/loss and so on."""
         from mlflow.entities import Metric
         self.history, self.losses = history, [*self.losses, *losses]

@@ -108,8 +108,8 @@ def parse_args(argv=None):
     add("--patience", type=files.positive(int), metavar="N",
         help="stop when N epochs have brought no better validation score (default: never)")
     add("--save-seconds", type=files.not_negative(float), default=10.0, metavar="S",
-        help="how long quick epochs may wait to be saved and logged; what a kill loses, --resume trains again to the "
-        "same bits")
+        help="how long quick epochs may wait to be saved and logged, the next one's end included; what a kill or an "
+        "error loses of them, --resume trains again to the same bits")
     add("--batch-size", type=files.positive(int), help="rows of a step (default: by size, see size_rule)")
     add("--lr", type=files.positive(float), help=f"Adam's learning rate, falling to 0 {default('lr')}")
     add("--encoder-lr", type=files.positive(float),
@@ -382,7 +382,7 @@ def begin_from(state, config, meta, former):
     mine, theirs = matched(meta["labels"], labels)
     variables["params"] = jax.tree.map(
         lambda new, other, former: former if new.shape == other.shape else new.at[..., mine].set(former[..., theirs]),
-        variables["params"], more, learned["params"])
+        variables["params"], more, {part: learned["params"][part] for part in variables["params"]})
     said = f"{len(mine):,} of {config['classes']:,} categories"
     if "encoder" in config:  # its vectors and layers are taken where the pretrained ones would be
         return state, said
@@ -789,12 +789,13 @@ def train(args):
                             "seconds": time.time() - STARTED + before}
                 history.append(row)
 
-                # Save and log, or let a quick epoch wait.
+                # Save and log, or let a quick epoch wait. A signal that comes meanwhile ends the next epoch.
+                leaving = bool(stop)
                 is_best = "refit" not in config and epochs_since_best(history) == 0
                 saves.epoch(step, state | {"validation": validation}, history, losses, is_best,
-                            at_once=stop or is_over(config, history))
+                            at_once=leaving or is_over(config, history))
                 print_epoch(row, is_best)
-                if stop and not is_over(config, history):
+                if leaving and not is_over(config, history):
                     leave(args, folder.name, step, stop[0])
                 progress.pause(time.time() - begun - seconds)  # evaluating and saving are not training time
 
@@ -850,7 +851,7 @@ class Saves:
         best, self.best = self.best, None
         for saved in ((best,) if best else ()) + ((step, state, history, metrics),):
             runs.save_checkpoint(self.manager, *saved)
-        runs.write_metrics(self.folder, history)
+            runs.write_metrics(self.folder, saved[2])
         self.tracker.log(history, [*self.losses, *losses])
         self.losses, self.at = [], time.time()
 
@@ -859,7 +860,8 @@ class Saves:
 
     def __exit__(self, kind, error, traceback):
         if best := self.best:
-            self.best = None
+            # What came after it is gone, and comes again with --resume.
+            self.best, self.losses = None, [loss for loss in self.losses if loss[0] <= best[0]]
             self.save(*best[:3], metrics=best[3])
 
 
@@ -914,12 +916,11 @@ def sizes_of(variables):
 
 def introduce(name, config, sizes):
     """Print what is trained and where: the configuration, sizes, and the loss that chance would give."""
-    devices = jax.devices()
-    said = f"{devices[0]}" if len(devices) == 1 else f"{len(devices)} devices, {devices[0]} to {devices[-1]}"
-    if config["batch_size"] % len(devices):
-        print(f"warning: {len(devices)} devices cannot share batches of {config['batch_size']} rows, so each computes "
-              f"all of them; choose a --batch-size that is a multiple of {len(devices)}", file=sys.stderr)
-    print(f"run {name}{' (SYNTHETIC DATA)' if config['synthetic'] else ''} on {said}: "
+    count = len(jax.devices())
+    if config["batch_size"] % count:
+        print(f"warning: {count} devices cannot share batches of {config['batch_size']} rows evenly, so each computes "
+              f"all of them; a new run may have a --batch-size that is a multiple of {count}", file=sys.stderr)
+    print(f"run {name}{' (SYNTHETIC DATA)' if config['synthetic'] else ''} on {model.devices()}: "
           + ", ".join(f"{key}={value}" for key, value in runs.settings(config).items()))
     print(f"{config['rows']:,} rows, {config['steps']:,} steps of {config['batch_size']}; {sizes['parameters']:,} "
           f"parameters and a table of {sizes['table_rows']:,} x {sizes['table_columns']}, {sizes['megabytes']:,} MB"

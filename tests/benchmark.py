@@ -78,16 +78,9 @@ def write_fasttext(folder):
                 file.write(f"__label__{label} {' '.join(vocab[ids[ids > 1]])}\n")
 
 
-def fasttext_peer(loss, epochs, features=None):
-    """Returns (training seconds, predicted categories of the test split). features: "all" for mlp's n-grams."""
+def fasttext_peer(loss, epochs, **settings):
+    """Returns (training seconds, predicted categories of the test split)."""
     import fasttext
-    settings = {}
-    if features == "all":
-        import train
-        meta, arrays = data.load_prepared(Path("prepared"), ("train",))
-        rows = len(arrays["train"]["labels"])
-        settings = {"wordNgrams": train.DEFAULTS["mlp"]["word_ngrams"], "minn": 3, "maxn": 4,
-                    "bucket": train.size_rule(rows, 1, 0, len(meta["vocab"]))["buckets"]}
 
     def fit(epochs):
         started = time.perf_counter()
@@ -151,11 +144,11 @@ def torch_peer(kind, epochs, words=50_000, batch_size=128):
         return seconds, torch.cat([model(rows).argmax(1) for rows in test.split(1024)]).tolist()
 
 
-def peer(name, epochs):
+def peer(name, epochs, settings):
     """What runs in a peer's process; prints one JSON object."""
     from sklearn.metrics import accuracy_score, balanced_accuracy_score
-    package, *settings = name.split("-")
-    seconds, predicted = (fasttext_peer if package == "fasttext" else torch_peer)(settings[0], epochs, *settings[1:])
+    package, kind = name.split("-")[:2]
+    seconds, predicted = (fasttext_peer if package == "fasttext" else torch_peer)(kind, epochs, **settings)
     labels = np.load("prepared/test_labels.npy")
     print(json.dumps({"seconds": seconds, "accuracy": accuracy_score(labels, predicted),
                       "balanced_accuracy": balanced_accuracy_score(labels, predicted)}))
@@ -318,7 +311,15 @@ def ours(folder, name, run, model, epochs, flags, rows):
 
 
 def theirs(folder, name, epochs, rows):
-    seconds, peak, text = measured(__file__, "--peer", name, "--epochs", epochs, folder=folder)
+    """A row of the table: a peer, with mlp's n-grams if its name says so."""
+    settings = {}
+    if name.endswith("-all"):
+        import train
+        words = len(data.load_prepared(folder / "prepared", ())[0]["vocab"])
+        settings = {"wordNgrams": train.DEFAULTS["mlp"]["word_ngrams"], "minn": 3, "maxn": 4,
+                    "bucket": train.size_rule(rows, 1, 0, words)["buckets"]}
+    seconds, peak, text = measured(__file__, "--peer", name, "--epochs", epochs, "--settings", json.dumps(settings),
+                                   folder=folder)
     found = json.loads(text.splitlines()[-1])
     return {"model": name, "epochs": epochs, "titles_per_second": epochs * rows / found["seconds"],
             "training_s": found["seconds"], "wall_s": seconds, "peak_mb": peak, "accuracy": found["accuracy"],
@@ -455,10 +456,11 @@ def main():
     parser.add_argument("--seeds", type=int, default=3, help="with --scores: how many trainings of each model")
     parser.add_argument("--refit", action="store_true", help="with --scores: also of every training its refit")
     parser.add_argument("--peer", help=argparse.SUPPRESS)
+    parser.add_argument("--settings", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--rivals", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peer:
-        return peer(args.peer, args.epochs)
+        return peer(args.peer, args.epochs, args.settings)
     if args.rivals:
         return rivals(args.rivals)
     if args.scores:

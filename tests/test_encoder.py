@@ -272,12 +272,16 @@ def test_titles_of_pieces_that_training_never_saw(encoded, monkeypatch):
                                    classifier.predict_proba(titles)[titles.index(title)], atol=1e-5)
 
 
-def test_a_new_run_begins_with_what_a_former_one_knows(encoded):
+@pytest.mark.parametrize("name", FROZEN)
+def test_a_new_run_begins_with_what_a_former_one_knows(encoded, name):
     """On the same data it begins where the best checkpoint was."""
-    done = run_here("train", "--init-from", "whole", "--name", "next", "--epochs", 1, cwd=encoded)
-    scores = runs.validation_scores(encoded / "runs/whole")
+    done = run_here("train", "--init-from", name, "--name", f"after-{name}", "--epochs", 1, cwd=encoded)
+    scores = runs.validation_scores(encoded / "runs" / name)
     assert f"balanced accuracy {max(scores):.4f} valid" in next(
         line for line in done.stdout.splitlines() if line.startswith("epoch   0"))
+
+
+def test_what_a_former_run_trained_is_trained_again(encoded):
     done = run_here("train", "--init-from", "whole", "--freeze-layers", cwd=encoded, check=False)
     assert_one_line_error(done, "--freeze-layers", "has False")
 

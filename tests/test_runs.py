@@ -137,14 +137,14 @@ def test_quick_epochs_are_saved_together(tiny, long_run, tmp_path):
         {k: v for k, v in row.items() if k not in clocks} for row in two]
 
 
-def test_an_error_does_not_lose_the_best_epoch(tiny, tmp_path):
+def test_an_error_does_not_lose_the_best_epoch(tiny, long_run, tmp_path):
     shutil.copytree(tiny / "data", tmp_path / "data")
     fit, calls = calibration.fit, []
 
     def fail(*args):
         calls.append(1)
-        if len(calls) == 4:
-            raise RuntimeError("in the fourth epoch")
+        if len(calls) == 15:
+            raise RuntimeError("in the fifteenth epoch")
         return fit(*args)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -154,6 +154,34 @@ def test_an_error_does_not_lose_the_best_epoch(tiny, tmp_path):
     rows = runs.read_metrics(tmp_path / "runs/failed")
     assert rows[-1] == runs.best_epoch(rows)
     assert runs.restore(tmp_path / "runs/failed", "best")[4] == rows[-1]["step"]
+
+    # What was lost is trained again, and logged once.
+    run_here("train", "--resume", "failed", cwd=tmp_path)
+    assert_same_run(long_run, tmp_path / "runs/failed")
+    run_id = (tmp_path / "runs/failed/mlflow.txt").read_text().strip()
+    steps = [m.step for m in MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_metric_history(
+        run_id, "train/step_loss")]
+    assert len(steps) == len(set(steps)) > 0
+
+
+def test_a_signal_while_an_epoch_waits_to_be_saved(tiny, long_run, tmp_path):
+    """It ends the next epoch, after a save."""
+    shutil.copytree(tiny / "data", tmp_path / "data")
+    best_epoch, calls = runs.best_epoch, []
+
+    def interrupt(history):
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return best_epoch(history)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "best_epoch", interrupt)
+        done = run_here("train", "--name", "late", "--epochs", 20, "--dim", 16, cwd=tmp_path, check=False)
+    assert done.returncode == 128 + signal.SIGTERM and "--resume late" in done.stdout
+    assert os.listdir(tmp_path / "runs/late/checkpoints")
+    run_here("train", "--resume", "late", cwd=tmp_path)
+    assert_same_run(long_run, tmp_path / "runs/late")
 
 
 def test_same_command_same_bits(tiny, long_run, tmp_path):

@@ -33,7 +33,7 @@ from conftest import ROOT, assert_one_line_error, assert_same_run, run_here, run
 import data
 
 TRAINING = ("--epochs", 6, "--dim", 16)
-SAVING = ("--save-seconds", 0)  # after every epoch, so that there are saves to be disturbed
+SAVING = ("--save-seconds", 0)  # after every epoch, so that there are saves to be disturbed; or two at the end
 DISK = 1 << 30
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
 
@@ -137,7 +137,7 @@ def train_round(folder, draw, cost, name):
     for _ in range(draw.randint(1, 3)):
         begun = (folder / "runs" / name / "config.json").exists()
         moments.append(disturbed(folder, draw, cost, "train", *(
-            ("--resume", name) if begun else ("--name", name, *TRAINING)), *SAVING))
+            ("--resume", name) if begun else ("--name", name, *TRAINING)), *draw.choice([SAVING, ()])))
     begun = (folder / "runs" / name / "config.json").exists()
     whole(folder, "train", *(("--resume", name) if begun else ("--name", name, *TRAINING)), *SAVING)
     run, reference = folder / "runs" / name, folder / "runs/reference"
