@@ -28,7 +28,6 @@ import files
 from files import UserError
 
 FORMAT = 5  # of a run's folder: raise it when its files change their meaning
-PIECE = 4 << 20  # bytes of an array that a save encodes at a time
 BOOKKEEPING = ("checksum", "created", "files", "source", "versions", "format", "training_rows", "fingerprint",
                "calibration_rows", "synthetic")  # what a configuration holds besides settings and sizes
 TAKEN = "{folder}: a run of this name is there; choose another --name, or go on with --resume {folder.name}"
@@ -410,18 +409,13 @@ def save_checkpoint(manager, step, state, history, metrics=None):
     import jax
     import orbax.checkpoint as ocp
 
-    # In pieces and several files: a large table would lie encoded in memory until all of it is.
-    def in_pieces(tree):
-        return ocp.args.PyTreeSave(tree, jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=PIECE), tree),
-                                   ocdbt_target_data_file_size=PIECE)
-
     # Orbax's threads print tracebacks on a full disk, so look before.
     need = 1.1 * sum(x.nbytes for x in jax.tree.leaves(state)) + (1 << 20)
     free = shutil.disk_usage(manager.directory).free
     saved, failure = False, None if free >= need else f"needs {need / 1e6:.1f} MB of disk, {free / 1e6:.1f} MB are free"
     try:
         saved = not failure and manager.save(step, metrics=metrics, force=True, args=ocp.args.Composite(
-            history=ocp.args.JsonSave(history), **{part: in_pieces(tree) for part, tree in state.items()}))
+            history=ocp.args.JsonSave(history), **{part: ocp.args.StandardSave(tree) for part, tree in state.items()}))
         if saved:
             # Here Orbax has given the checkpoint its name; killed before the next line, it stays without checksums.
             folder = Path(manager.directory) / str(step)
@@ -459,8 +453,7 @@ def restore_checkpoint(manager, step, **targets):
             with ocp.StandardCheckpointer() as reader:
                 if shapes(reader.metadata(folder / part).item_metadata.tree) != shapes(target):
                     raise ValueError("its arrays have other shapes than its config.json says")
-            target = jax.tree.map(on_these_devices, target)
-            arguments[part] = ocp.args.PyTreeRestore(target, ocp.checkpoint_utils.construct_restore_args(target))
+            arguments[part] = ocp.args.StandardRestore(jax.tree.map(on_these_devices, target))
         restored = manager.restore(step, args=ocp.args.Composite(**arguments))
         return {part: restored[part] for part in targets}
     except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged folder
