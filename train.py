@@ -60,7 +60,6 @@ PRIOR = {"none": "training", "logit": "equal", "weights": "equal"}  # how freque
 SMALL = 40_000         # training rows up to which these epochs and dropout hold, and characters weigh 1 (size_rule)
 FEW = 4000             # with fewer training rows Adagrad's sums begin lower, by the square of their share (size_rule)
 MAX_STEPS = 8          # of a chunk, which is one call of the compiled loop; titles of a chunk are all short or all long
-QUICK_TITLES = 250_000  # trained on in all epochs, up to which it pays to compile the loop quickly
 CLIP = 1.0             # norm that the gradient of an encoder's layers and head is cut down to
 TRAIN_SAMPLE = 10_000  # training rows evaluated after each epoch, to be compared with the validation split
 
@@ -813,14 +812,13 @@ def train(args):
 def compile_chunks(config, state, arrays, groups):
     """{width of a group: (state, order) -> (state, loss)}: the compiled loop for each group of titles."""
     train_chunk = make_train_chunk(config)
-    options = model.QUICK_COMPILE if config["epochs"] * config["rows"] <= QUICK_TITLES else None
 
     parted = model.parted(config["batch_size"], axis=1)  # steps come first
 
     def compiled(group):
         # Compiled ahead, for which only the shapes count; so no epoch's speed is spoilt by compiling.
         order = jax.device_put(np.zeros((group.steps, config["batch_size"]), np.uint32), parted)
-        program = train_chunk.lower(state, arrays, order, width=group.width).compile(options)
+        program = train_chunk.lower(state, arrays, order, width=group.width).compile()
         return lambda state, order: program(state, arrays, jax.device_put(order, parted))
 
     return {group.width: compiled(group) for group in groups}
