@@ -788,13 +788,12 @@ def train(args):
                             "seconds": time.time() - STARTED + before}
                 history.append(row)
 
-                # Save and log, or let a quick epoch wait. A signal that comes meanwhile ends the next epoch.
-                leaving = bool(stop)
+                # Save and log, or let a quick epoch wait. A signal that comes while it waits ends the next epoch.
                 is_best = "refit" not in config and epochs_since_best(history) == 0
-                saves.epoch(step, state | {"validation": validation}, history, losses, is_best,
-                            at_once=leaving or is_over(config, history))
+                saved = saves.epoch(step, state | {"validation": validation}, history, losses, is_best,
+                                    at_once=stop or is_over(config, history))
                 print_epoch(row, is_best)
-                if leaving and not is_over(config, history):
+                if saved and stop and not is_over(config, history):
                     leave(args, folder.name, step, stop[0])
                 progress.pause(time.time() - begun - seconds)  # evaluating and saving are not training time
 
@@ -833,15 +832,18 @@ class Saves:
         self.best, self.losses, self.at = None, [], time.time()
 
     def epoch(self, step, state, history, losses, is_best, at_once):
-        """After an epoch: save it where `at_once` or the last save was long ago, else keep it if it is the best."""
+        """After an epoch: save it where `at_once` or the last save was long ago, else keep it if it is the best.
+        Returns whether it was saved."""
         metrics = history[-1] if "valid_loss" in history[-1] else None
         if is_best:
             self.best = None  # what waited is second now
         if at_once or time.time() - self.at >= self.seconds:
-            return self.save(step, state, history, losses, metrics)
+            self.save(step, state, history, losses, metrics)
+            return True
         self.losses += losses
         if is_best:  # a copy, for the next step changes the state in place
             self.best = step, jax.tree.map(np.array, state), list(history), metrics
+        return False
 
     def save(self, step, state, history, losses=(), metrics=None):
         """Save the best epoch that waited, and this step; write metrics.csv and log to MLflow. metrics: None within an
