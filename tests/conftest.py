@@ -41,6 +41,8 @@ def environment(**changes):
 def add_database(name, folder, env):
     """Put an empty database of MLflow into a folder where a script would make one: that takes MLflow seconds."""
     import files
+    if "KEPT_FOR_TESTS" not in os.environ:  # torture.py by itself
+        return
     kept, database = Path(os.environ["KEPT_FOR_TESTS"]), Path(folder) / "mlflow.db"
     if name not in ("train", "evaluate", "export") or "MLFLOW_TRACKING_URI" in (env or {}):
         return
