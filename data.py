@@ -201,17 +201,152 @@ def smallest_uint(largest):
     return np.min_scalar_type(int(largest))
 
 
-def load_prepared(folder, splits=SPLITS, text=None):
-    """The prepared data of some splits, every file checked against its checksum.
+class Titles:
+    """Word ids of titles [N, L], read from the disk where they are asked for, by a slice or by numbers of rows: of a
+    split of one prepared folder, or of several as of one."""
 
-    Args: text, the split whose titles are wanted as they came, or None.
+    def __init__(self, parts, longest, dtype):
+        """parts: [(array [n, max_len] as prepare.py writes it, ids [U] of the words that it has as UNKNOWN)]; longest:
+        columns that count."""
+        self.dtype, self.parts, self.ends = dtype, [], np.cumsum([len(array) for array, _ in parts])
+        self.shape = int(self.ends[-1]), longest
+        for array, unknown in parts:
+            # Where the unknown words of each row begin among those of all rows.
+            count = [(array[rows] == UNKNOWN).sum(1) for rows in blocks(len(array))] if len(unknown) else []
+            self.parts.append((array, unknown, np.cumsum(np.concatenate([[0], *count]))))
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, rows):
+        rows = np.arange(len(self))[rows] if isinstance(rows, slice) else np.asarray(rows)
+        result, part_of = np.empty((len(rows), self.shape[1]), self.dtype), np.searchsorted(self.ends, rows, "right")
+        for number, (array, unknown, first) in enumerate(self.parts):
+            mine = np.flatnonzero(part_of == number)
+            begin = self.ends[number] - len(array)
+            for block in blocks(len(mine)):
+                at = rows[mine[block]] - begin
+                ids = array[at, :self.shape[1]].astype(self.dtype)
+                if len(unknown):
+                    # The number of each unknown word within its row.
+                    here = ids == UNKNOWN
+                    ids[here] = unknown[(first[at][:, None] + here.cumsum(1) - 1)[here]]
+                result[mine[block]] = ids
+        return result
+
+
+def blocks(rows, size=100_000):
+    """Slices of so many rows, a block of them at a time."""
+    return [slice(start, start + size) for start in range(0, rows, size)]
+
+
+def load_prepared(folders, splits=SPLITS, text=None, on_disk=()):
+    """The prepared data of some splits, of one folder or of several that share vocabulary and labels (prepare.py
+    --like), as if they were one; every file checked against its checksum.
+
+    Args: folders, a path or a list of paths; text, the split whose titles are wanted as they came, or None; on_disk,
+    splits whose titles stay there, as Titles.
     Returns: (meta, arrays). meta: the content of meta.json with `vocab`, `words` (vocab, then oov.txt), `labels` and
     `vectors` (or None) added. arrays[split][kind]: `titles` [N, L] ids in `words`, columns that are padding in every
-    row cut off; `labels`; where there are any `language`, `reliable` and `pieces` (left on the disk); `text`, a list of
-    str.
-    Raises UserError where the folder holds no prepared data, or not what prepare.py wrote.
+    row cut off; `labels`; where there are any `language`, `reliable` and `pieces` (of one folder left on the disk);
+    `text`, a list of str.
+    Raises UserError where a folder holds no prepared data, or not what prepare.py wrote, or where they do not go
+    together.
     """
-    folder, again = Path(folder), "run prepare.py again"
+    folders = [folders] if isinstance(folders, (str, Path)) else folders
+    found = [(*read_prepared(Path(folder), splits, text), folder) for folder in folders]
+    if len({meta["fingerprint"] for meta, *_ in found}) < len(found):
+        raise UserError(f"{' '.join(map(str, folders))}: the same prepared data twice")
+    # In an order of their own, so that it does not matter how they are named.
+    found.sort(key=lambda item: item[0]["fingerprint"])
+    require_alike([(folder, meta) for meta, _, folder in found])
+    meta, languages = joined_meta([meta for meta, *_ in found])
+
+    # On disk words out of vocabulary have the id 1, so that ids stay small; here they get ids of their own, for their
+    # character n-grams are known.
+    index = {word: i for i, word in enumerate(meta["words"])}
+    numbers = [np.array([index[word] for word in one["oov"]], smallest_uint(len(index) - 1)) for one, *_ in found]
+    longest = max(np.flatnonzero(rows["titles"].any(0)).max(initial=0) for _, arrays, _ in found
+                  for rows in arrays.values()) + 1 if splits else 0
+    arrays = {}
+    for split in splits:
+        parts = [rows[split] for _, rows, _ in found]
+        titles = Titles([(part["titles"], words[part["oov"]]) for part, words in zip(parts, numbers, strict=True)],
+                        longest, smallest_uint(len(index) - 1))
+        arrays[split] = {"titles": titles if split in on_disk else titles[:]}
+        for part, codes in zip(parts, languages, strict=True):
+            if "language" in part:
+                part["language"] = codes[part["language"]]
+        for kind in parts[0].keys() - {"titles", "oov"}:
+            # What not all folders have is left out.
+            if all(kind in part for part in parts):
+                values = [part[kind] for part in parts]
+                arrays[split][kind] = values[0] if len(parts) == 1 else (
+                    sum(values, []) if kind == "text" else np.concatenate(values))
+    return meta, arrays
+
+
+def require_alike(found):
+    """Raise UserError unless what was prepared in these folders can be used as one: found, [(folder, meta.json)]."""
+    (folder, meta), *others = found
+    for other, its in others:
+        for what in ("vocab.txt", "labels.txt", "vectors.npy"):
+            if its["files"].get(what) != meta["files"].get(what):
+                raise UserError(f"{other}: has another {what} than {folder}; prepare one of them with --like, and the "
+                                "folder that the other is in")
+        for what in ("tokenizer", "max_len", "encoder"):
+            if its[what] != meta[what]:
+                raise UserError(f"{other}: was prepared with another {what} than {folder}; prepare both again, one of "
+                                "them with --like")
+        if (its["reliable_share"] is None) != (meta["reliable_share"] is None):
+            raise UserError(f"{folder} and {other}: one of them alone says which labels are reliable")
+
+
+def joined_meta(metas):
+    """(meta.json of several folders as if they were one, for each folder the new numbers of its languages)."""
+    names = [meta["languages"] or [] for meta in metas]
+    languages = sorted(set().union(*names)) if len(metas) > 1 else names[0]
+    codes = [np.array([languages.index(name) for name in mine], np.uint8) for mine in names]
+    meta, words = metas[0], metas[0]["vocab"] + sorted(set().union(*(one["oov"] for one in metas)))
+    if len(metas) == 1:
+        return meta | {"words": words}, codes
+
+    # Counts are added; shares are averaged by the rows that they are shares of.
+    size = [sum(one["rows"].values()) for one in metas]
+    rows = {split: sum(one["rows"][split] for one in metas) for split in SPLITS}
+
+    def mean(values, weights):
+        return None if None in values else float(np.average(values, weights=weights) if any(weights) else 0)
+
+    return meta | {
+        "words": words, "languages": languages if all(names) else None, "rows": rows,
+        "synthetic": all(one["synthetic"] for one in metas),
+        "source": [file for one in metas for file in one["source"]],
+        "training_rows": np.sum([one["training_rows"] for one in metas], 0).tolist(),
+        "unknown_share": {split: mean([one["unknown_share"][split] for one in metas],
+                                      [one["rows"][split] for one in metas]) for split in SPLITS},
+        "fingerprint": joined_fingerprint([one["fingerprint"] for one in metas]),
+        **{name: mean([one[name] for one in metas], size) for name in ("reliable_share", "mean_words", "cut_share")},
+    }, codes
+
+
+def joined_fingerprint(fingerprints):
+    """The identity of prepared folders together: of one its own."""
+    return fingerprints[0] if len(fingerprints) == 1 else files.fingerprint(sorted(fingerprints))
+
+
+def fingerprint_of(folders):
+    """The fingerprint that `load_prepared` would give; None where there is no prepared data."""
+    paths = [Path(folder) / "meta.json" for folder in ([folders] if isinstance(folders, (str, Path)) else folders)]
+    if not all(path.is_file() for path in paths):
+        return None
+    return joined_fingerprint([files.read_json(path).get("fingerprint", "") for path in paths]) or None
+
+
+def read_prepared(folder, splits, text):
+    """(meta, arrays) of one folder: the content of its meta.json, with `vocab`, `oov`, `labels` and `vectors`; these
+    splits as prepare.py wrote them."""
+    again = "run prepare.py again"
     files.recover_folder(folder)
     if not (folder / "meta.json").is_file():
         raise UserError(f"{folder}: no prepared data here; run prepare.py, or name its folder with --data")
@@ -235,29 +370,19 @@ def load_prepared(folder, splits=SPLITS, text=None):
     for name in meta["files"]:
         split, _, kind = name.removesuffix(".npy").rpartition("_")
         if split in arrays and name.endswith(".npy"):
-            arrays[split][kind] = load_array(verified(name), "r" if kind == "pieces" else None)
-
-    # Columns that are padding in every row are cut off.
-    longest = max(np.flatnonzero(array["titles"].any(0)).max(initial=0) for array in arrays.values()) + 1
-    meta["vocab"] = files.read_lines(verified("vocab.txt"))
-    meta["words"] = meta["vocab"] + files.read_lines(verified("oov.txt"))
-    meta["labels"] = files.read_lines(verified("labels.txt"))
-    for array in arrays.values():
-        # On disk words out of vocabulary have the id 1, so that ids stay small; here they get ids of their own, for
-        # their character n-grams are known.
-        unknown = array["titles"] == UNKNOWN
-        array["titles"] = array["titles"].astype(smallest_uint(len(meta["words"]) - 1), copy=False)
-        array["titles"][unknown] = len(meta["vocab"]) + array.pop("oov").astype(np.int64)
-        array["titles"] = np.ascontiguousarray(array["titles"][:, :longest])
+            arrays[split][kind] = load_array(verified(name), "r" if kind in ("titles", "pieces") else None)
     if text:
         arrays[text]["text"] = files.read_lines(verified(f"{text}_text.txt"))
-    meta["vectors"] = load_array(verified("vectors.npy")) if "vectors.npy" in meta["files"] else None
-    return meta, arrays
+    lists = {name: files.read_lines(verified(f"{name}.txt")) for name in ("vocab", "oov", "labels")}
+    vectors = load_array(verified("vectors.npy")) if "vectors.npy" in meta["files"] else None
+    return meta | lists | {"vectors": vectors}, arrays
 
 
 def load_array(path, mmap_mode=None):
     """The array in an .npy file; one of Python objects, which would have to be unpickled, is refused."""
     try:
+        if mmap_mode and path.stat().st_size < 1 << 12:  # what has no rows cannot be mapped
+            mmap_mode = None
         return np.load(path, mmap_mode, allow_pickle=False)
     except ValueError as error:
         raise UserError(f"{path}: no plain array ({error}); run prepare.py again") from None
@@ -269,14 +394,13 @@ def compact(arrays):
     # There may be hundreds of millions of ids: so flags instead of a sort, and a block of rows at a time.
     used = np.zeros(1 + max(int(array.max(initial=0)) for array in arrays), bool)
     used[0] = True
-    blocks = [(i, slice(start, start + 100_000)) for i, array in enumerate(arrays)
-              for start in range(0, len(array), 100_000)]
-    for i, rows in blocks:
+    parts = [(i, rows) for i, array in enumerate(arrays) for rows in blocks(len(array))]
+    for i, rows in parts:
         used[arrays[i][rows]] = True
     longest = max(np.flatnonzero(array.any(0)).max(initial=0) for array in arrays) + 1
     position = (np.cumsum(used) - 1).astype(smallest_uint(used.sum() - 1))
     result = [np.empty((len(array), longest), position.dtype) for array in arrays]
-    for i, rows in blocks:
+    for i, rows in parts:
         result[i][rows] = position[arrays[i][rows, :longest]]
     return np.flatnonzero(used), result
 
@@ -345,8 +469,7 @@ def length_groups(titles, batch_size, max_steps):
     all. Chunks are as even as can be, so that few rows come twice.
     """
     # How many cells each width would leave to compute, for all words up to it and all rows beyond it.
-    length = titles.shape[1] - (titles[:, ::-1] != 0).argmax(1)
-    length[~titles.any(1)] = 0
+    length = np.concatenate([lengths_of(titles[rows]) for rows in blocks(len(titles))])
     widths = np.arange(1, titles.shape[1] + 1)
     short = np.cumsum(np.bincount(length, minlength=len(widths) + 1))[1:]  # rows of at most so many words
     cells = short * widths + (len(titles) - short) * titles.shape[1]
@@ -362,6 +485,13 @@ def length_groups(titles, batch_size, max_steps):
         chunks = -(-steps // max_steps)
         groups.append(Group(rows.astype(np.uint32), int(width), chunks, -(-steps // chunks)))
     return groups
+
+
+def lengths_of(titles):
+    """[N, L] ids, 0 = padding -> [N] how many ids each title has."""
+    length = (titles.shape[1] - (titles[:, ::-1] != 0).argmax(1)).astype(smallest_uint(titles.shape[1]))
+    length[~titles.any(1)] = 0
+    return length
 
 
 def batches(groups, batch_size, seed, epoch):

@@ -6,6 +6,7 @@ What a title, a run or a model is does not belong here, and nothing here imports
 import argparse
 import bz2
 import codecs
+import functools
 import glob
 import gzip
 import hashlib
@@ -15,6 +16,7 @@ import lzma
 import os
 import re
 import select
+import shlex
 import shutil
 import signal
 import stat
@@ -84,12 +86,13 @@ def interrupt(number, frame):
 
 
 background_threads = []  # that `in_background` has started
+leave_at_once = False    # whether other processes wait for this one (devices.py)
 
 
 def exit_with(status):
     """End the program. The interpreter's own way out crashes while a background thread is in the middle of an import,
     and after Ctrl-C libraries print tracebacks of what they were at, so then the program ends without it."""
-    if status == 130 or any(thread.is_alive() for thread in background_threads):
+    if status == 130 or leave_at_once or any(thread.is_alive() for thread in background_threads):
         with suppress(OSError):
             sys.stdout.flush()
         os._exit(status)
@@ -138,6 +141,7 @@ def clean_environment():
         raise UserError(f"JAX does not start ({error}); unset that variable") from None
 
 
+@functools.cache
 def require_device():
     """The device that JAX computes on. Raises UserError where there is none, so that nothing else, such as a
     checkpoint, is blamed for it later."""
@@ -178,6 +182,30 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
 def argument_parser(manual):
     """A parser with the script's docstring as manual."""
     return Parser(description=manual, formatter_class=Help, allow_abbrev=False)
+
+
+def flags_given(argv=None):
+    """The flags that were typed, such as {"--seed"}."""
+    return {word.partition("=")[0] for word in (sys.argv[1:] if argv is None else argv) if word.startswith("--")}
+
+
+def add_data_flag(parser):
+    parser.add_argument("--data", type=Path, nargs="+", default=Path("data/prepared"),
+                        help="folder that prepare.py wrote, or several that were prepared --like one of them")
+
+
+def listed(paths):
+    """A path, or a list of paths, as a shell reads it."""
+    return shlex.join(map(str, [paths] if isinstance(paths, Path) else paths))
+
+
+def add_process_flags(parser):
+    """Add the flags of devices.together."""
+    add = parser.add_argument
+    add("--coordinator", metavar="HOST:PORT",
+        help="with several processes: the first one's machine and a free port of it; auto: as the launcher says")
+    add("--processes", type=positive(int), metavar="N", help="with --coordinator: how many there are")
+    add("--process", type=not_negative(int), metavar="I", help="with --coordinator: which one this is, from 0")
 
 
 def positive(kind, or_zero=False):

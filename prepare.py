@@ -6,6 +6,7 @@
     python prepare.py --download course                 # fetch the course's Spanish and Portuguese files first
     python prepare.py --data titles.csv --encoder use   # for train.py --model encoder, too; requirements-encoder.txt
     python prepare.py --data export.csv --title-column Name --category-column 5 --encoding cp1252
+    python prepare.py --data more.csv --like data/prepared --out data/more      # then train.py --data with both folders
 
 Reads, plain or compressed (gzip, bzip2, xz), told apart by content:
   - CSV or TSV with a header that names `title` (or `text`) and `category` (or `label`), in any order; `language`,
@@ -16,6 +17,10 @@ Writes data/prepared/ (its files are described in data.py); a failed run leaves 
 Splits that the source does not give are drawn by --seed, stratified by category: 20 % test, then --valid of the rest;
 equal titles stay on one side. Takes about 4 s for a million rows on two cores; 20 million rows need 4 GB of memory.
 --encoder also cuts titles into pieces of words, about 9,000 titles a second and core.
+--like prepares more training rows with the vocabulary, categories and options of another folder, which need not be on
+the same machine, so that parts of a large set can be made side by side. Nothing is drawn from them for validation or
+test: all rows train but those that the source itself gives to another split, and those whose title the other folder
+validates or tests with, which are left out. Rows of other categories are bad rows.
 """
 import contextlib
 import itertools
@@ -54,6 +59,7 @@ GLUED = 12                  # labels that begin alike before a comma, of a fastT
                             # ... in all of them; so is ...
 CUT_TITLES, CUT_SHARE = 8, 0.95  # ... a category of so many titles, whose first words stand nowhere else
 PIECE_ROWS = 8192           # titles that a process cuts into pieces at a time
+LEFT_OUT = len(SPLITS)      # the split of rows that go to none (--like)
 TOO_FEW = 5                 # categories with fewer distinct titles are not split: all their rows train
 SYNTHETIC_ROWS = 100_000    # size of the built-in set, unless --rows is given
 SYNTHETIC_CATEGORIES = 120
@@ -189,9 +195,9 @@ def map_ahead(pool, function, items, depth):
         yield waiting.popleft().result()
 
 
-def read_rows(args, chosen, bad, seen):
+def read_rows(args, chosen, bad, seen, categories=None):
     """Yield (path, split or None, block as from sources.read_labelled) with the rows that --languages and --rows let
-    through; seen["rows"] counts all that were read."""
+    through; seen["rows"] counts all that were read. Rows of others than these categories, if given, go to `bad`."""
     import pyarrow.compute as pc
     # --rows is about training data: test files are read whole.
     left = args.rows
@@ -203,6 +209,13 @@ def read_rows(args, chosen, bad, seen):
                     raise UserError(f"{path}: has no language column, which --languages needs")
                 wanted = pc.is_in(block["language"], pa.array(args.languages))
                 block = {column: values.filter(wanted) for column, values in block.items()}
+            if categories is not None:
+                known = pc.is_in(block["category"], categories)
+                for line, name in zip(*(block[column].filter(pc.invert(known)).to_pylist()
+                                        for column in ("line", "category")), strict=True):
+                    bad.add(path, line, f"{args.like} has no category {name}")
+                    seen["rows"] -= 1
+                block = {column: values.filter(known) for column, values in block.items()}
             if split in (None, 0) and left is not None:
                 block = {column: values[:left] for column, values in block.items()}
                 left -= len(block["title"])
@@ -211,14 +224,14 @@ def read_rows(args, chosen, bad, seen):
                 break
 
 
-def ingest(args, chosen, bad):
-    """Read every file once and tokenize in threads.
+def ingest(args, chosen, bad, base=None):
+    """Read every file once and tokenize in threads. base: the folder of --like, as from `read_base`.
 
     Returns a namespace: `blocks` of rows [(word numbers of the first max_len words of all titles, in turn [T] int32,
     number of these words by title [n], titles as bytes, a line each)]; arrays with one entry a row: `label`,
     `language` and `reliable` (None where the source says nothing), `split` (-1: not given), `key` (equal for equal
-    titles); the Codes of `words`, `labels` and `languages`; the numbers of words before titles are cut, of titles that
-    are `cut`, and of rows `read`, kept or not.
+    titles); the keys of the titles that are `held_out` in the base; the Codes of `words`, `labels` and `languages`; the
+    numbers of words before titles are cut, of titles that are `cut`, and of rows `read`, kept or not.
     """
     import pyarrow.compute as pc
     words, labels, languages = Codes(), Codes(), Codes()
@@ -230,6 +243,14 @@ def ingest(args, chosen, bad):
     # order of keys decides which titles a seed draws for which split.
     mix = np.random.default_rng(0).integers(1, 1 << 63, args.max_len, np.uint64) | np.uint64(1)
 
+    # Titles of the same words in the same order get the same key: a sum, modulo 2^64, of every word's number times a
+    # random factor for its position.
+    def keys(numbers, lengths, factor):
+        sums = np.zeros(len(numbers) + 1, np.uint64)
+        np.cumsum((1 + numbers).astype(np.uint64) * factor, out=sums[1:])
+        sums = sums[np.cumsum(lengths)]
+        return np.diff(sums, prepend=sums.dtype.type(0))
+
     def tokenized(item):
         titles = item[2]["title"]
         codes, distinct, lengths = data.bulk_tokenize(titles)
@@ -239,19 +260,19 @@ def ingest(args, chosen, bad):
 
     # One thread more than asked for, as reading the next block takes one.
     with ThreadPoolExecutor(args.threads + 1) as pool:
+        held_out = [np.zeros(0, np.uint64)]
+        for *_, (codes, factor), distinct, lengths in map_ahead(
+                pool, tokenized, base.held_out if base else (), 2 * args.threads):
+            held_out.append(keys(words.number(distinct)[codes], np.minimum(lengths, args.max_len), factor))
+        known_categories = base and pa.array(base.labels)
         for path, split, block, text, (codes, factor), distinct, lengths in map_ahead(
-                pool, tokenized, read_rows(args, chosen, bad, seen), 2 * args.threads):
+                pool, tokenized, read_rows(args, chosen, bad, seen, known_categories), 2 * args.threads):
             # Word numbers in the order of appearance; what --max-len cuts off is counted and dropped.
             total.words, total.cut = total.words + lengths.sum(), total.cut + (lengths > args.max_len).sum()
             numbers, lengths = words.number(distinct)[codes], np.minimum(lengths, args.max_len)
             blocks.append((numbers, lengths.astype(data.smallest_uint(args.max_len)), text))
 
-            # Titles of the same words in the same order get the same key: a sum, modulo 2^64, of every word's number
-            # times a random factor for its position.
-            sums = np.zeros(len(numbers) + 1, np.uint64)
-            np.cumsum((1 + numbers).astype(np.uint64) * factor, out=sums[1:])
-            sums = sums[np.cumsum(lengths)]
-            columns["key"].append(np.diff(sums, prepend=sums.dtype.type(0)))
+            columns["key"].append(keys(numbers, lengths, factor))
 
             # Category, language, label quality and split.
             rows = len(lengths)
@@ -270,7 +291,7 @@ def ingest(args, chosen, bad):
     columns["language"] = columns["language"] if "language" in known else None
     columns["reliable"] = columns["reliable"] if "quality" in known else None
     return SimpleNamespace(blocks=blocks, words=words, labels=labels, languages=languages, word_count=int(total.words),
-                           cut=int(total.cut), read=seen["rows"], **columns)
+                           cut=int(total.cut), read=seen["rows"], held_out=np.concatenate(held_out), **columns)
 
 
 def title_lines(titles):
@@ -301,6 +322,61 @@ def given_split(path, split, values):
     if split is not None or list(codes) == [""]:
         return np.full(len(values), -1 if split is None else split, np.int8)
     return np.array([codes[value] for value in values.to_pylist()], np.int8)
+
+
+# --- more rows for another folder -------------------------------------------------------------------------------------
+
+OF_BASE = ("vocab", "min_count", "max_len", "fold", "valid", "seed", "vectors", "encoder", "max_pieces")
+CHOSEN = ("languages", "title_column", "category_column", "encoding", "max_bad_rows")  # that a part may have otherwise
+
+
+def read_base(args):
+    """What a part takes from the folder of --like, or None without it: a namespace of its `vocab` and `labels`, and the
+    titles that it has `held_out` for validation and test, as blocks for `ingest`. Its options become those of args.
+    Raises UserError where they cannot."""
+    if args.like is None:
+        return None
+    if args.data is None or args.out.resolve() == args.like.resolve():
+        raise UserError("--like goes with --data, and with an --out of its own")
+    held_out = []
+    for split in SPLITS[1:]:
+        meta, arrays = data.read_prepared(args.like, (split,), split)
+        held_out += arrays[split]["text"]
+    if meta["options"].get("like"):
+        raise UserError(f"--like {args.like}: was itself prepared --like {meta['options']['like']}; name that")
+    if meta["tokenizer"] != files.checksum(data.__file__):
+        raise UserError(f"--like {args.like}: was prepared with another data.py; use the same, or prepare it again")
+
+    # What makes the ids is the base's; where its files' options do not fit this one, flags say so.
+    for name in OF_BASE + CHOSEN:
+        flag = "--" + name.replace("_", "-")
+        if flag not in args.given:
+            setattr(args, name, meta["options"].get(name))
+        elif name in OF_BASE:
+            raise UserError(f"{flag}: --like takes it from {args.like}; leave it out")
+    if described := meta["encoder"]:
+        encoder.require(described, args.like)
+    blocks = ((None, None, {"title": pa.array(held_out[rows], pa.string())}) for rows in data.blocks(len(held_out)))
+    return SimpleNamespace(vocab=meta["vocab"], labels=meta["labels"], held_out=blocks, folder=args.like,
+                           has_vectors=meta["vectors"] is not None)
+
+
+def base_order(codes, names):
+    """(names, [len(codes)] the position of each code's name among them), as Codes.alphabetical."""
+    position = {name: i for i, name in enumerate(names)}
+    return names, np.array([position[name] for name in codes.index])
+
+
+def known_words(words, blocks, kept, vocab):
+    """The same as `choose_words` returns, of the rows that are `kept` [N], with the vocabulary of the base."""
+    used, start = np.zeros(len(words.index), bool), 0
+    for numbers, lengths, _ in blocks:
+        used[numbers[np.repeat(kept[start:start + len(lengths)], lengths)]] = True
+        start += len(lengths)
+    known = {*vocab}
+    oov = sorted(word for word, number in words.index.items() if used[number] and word not in known)
+    position = {word: i for i, word in enumerate([*vocab, *oov])}
+    return vocab, oov, np.array([position.get(word, data.UNKNOWN) for word in words.index])
 
 
 # --- splits, vocabulary -----------------------------------------------------------------------------------------------
@@ -465,7 +541,7 @@ def write_titles(folder, args, blocks, split, ids, vocabulary):
     with contextlib.ExitStack() as stack:
         arrays = [stack.enter_context(open(folder / f"{name}_titles.npy", "wb")) for name in SPLITS]
         texts = [stack.enter_context(open(folder / f"{name}_text.txt", "wb")) for name in SPLITS]
-        for file, size in zip(arrays, np.bincount(split, minlength=3), strict=True):
+        for file, size in zip(arrays, np.bincount(split, minlength=3)[:3], strict=True):
             write_header(file, dtype, size, args.max_len)
         pool = stack.enter_context(ThreadPoolExecutor(args.threads + 1))
         ids = ids.astype(data.smallest_uint(ids.max()))
@@ -522,6 +598,7 @@ def write_pieces(folder, args, sizes):
 
 def prepare(args):
     started = time.time()
+    base = read_base(args)
     described = args.encoder and encoder.describe(args.encoder, args.max_pieces)  # a missing package shows at once
     chosen = choose_files(args)
 
@@ -534,7 +611,7 @@ def prepare(args):
                         "another --out")
     with files.atomic_folder(out) as folder:
         bad = sources.BadRows(args.max_bad_rows)
-        meta = write_arrays(args, chosen, bad, folder) | {"encoder": described}
+        meta = write_arrays(args, chosen, bad, folder, base) | {"encoder": described}
         if described:
             meta["full_share"] = write_pieces(folder, args, meta["rows"].values()) / sum(meta["rows"].values())
 
@@ -551,40 +628,43 @@ def prepare(args):
     report(meta, args.out, written, time.time() - started)
 
 
-def write_arrays(args, chosen, bad, folder):
-    """From chosen files to the files in `folder`, all but meta.json, whose content is returned."""
+def write_arrays(args, chosen, bad, folder, base=None):
+    """From chosen files to the files in `folder`, all but meta.json, whose content is returned. base: as from
+    `read_base`."""
     # Read, and refuse what cannot become a data set.
-    rows = ingest(args, chosen, bad)
+    rows = ingest(args, chosen, bad, base)
     count, given = len(rows.label), rows.split
     where = ", ".join(str(path) for path, _ in chosen)
     bad.check(rows.read)
     for name, found in [(where, count), *((path, (given == s).any()) for path, s in chosen if s is not None)]:
         if not found:
             raise UserError(f"{name}: no rows" + (f" in {' or '.join(args.languages)}" if args.languages else ""))
-    if len(rows.labels.index) < 2:
+    if len(rows.labels.index) < 2 and not base:
         raise UserError(f"{where}: only one category ({next(iter(rows.labels.index))}); a classifier needs two or more")
     if not rows.word_count:
         raise UserError(f"{where}: no title has a letter or digit; is the title column the right one?")
 
-    # Categories in alphabetical order, and a split for every row.
-    labels, ranks = rows.labels.alphabetical()
+    # Categories in alphabetical order, and a split for every row; the vocabulary, of the training rows alone.
+    labels, ranks = rows.labels.alphabetical() if base is None else base_order(rows.labels, base.labels)
     label = ranks.astype(data.smallest_uint(len(labels) - 1))[rows.label]
     groups = number_equal(rows.key)
-    if args.fold and (given == 2).any():
-        raise UserError(f"{where}: has a test split; --fold holds out a part of the training rows instead, so name "
-                        "their file alone with --data")
-    split = draw_splits(label, groups, given, args.valid, args.seed, args.fold)
-    sizes = np.bincount(split, minlength=3)
+    if base:
+        # No title may train here that the base holds out.
+        split = np.where((given <= 0) & np.isin(rows.key, rows.held_out), LEFT_OUT, np.maximum(given, 0))
+        vocab, oov, ids = known_words(rows.words, rows.blocks, split != LEFT_OUT, base.vocab)
+    else:
+        if args.fold and (given == 2).any():
+            raise UserError(f"{where}: has a test split; --fold holds out a part of the training rows instead, so name "
+                            "their file alone with --data")
+        split = draw_splits(label, groups, given, args.valid, args.seed, args.fold)
+        fasttext = any(sources.format_of(sources.first_line(path, args.encoding)) == "fasttext" for path, _ in chosen)
+        doubts(rows, labels, label, bad, fasttext)
+        vocab, oov, ids = choose_words(rows.words, rows.blocks, split == 0, args.min_count, args.vocab)
+    sizes = np.bincount(split, minlength=3)[:3]
     for s, name in enumerate(SPLITS):
-        if not sizes[s]:
+        if not (sizes.any() if base else sizes[s]):
             raise UserError(f"{where}: the {name} split is empty" + (
                 "" if s == 0 else f"; no category has {TOO_FEW} different titles to hold some out"))
-
-    fasttext = any(sources.format_of(sources.first_line(path, args.encoding)) == "fasttext" for path, _ in chosen)
-    doubts(rows, labels, label, bad, fasttext)
-
-    # The vocabulary, of the training rows alone; then titles as ids.
-    vocab, oov, ids = choose_words(rows.words, rows.blocks, split == 0, args.min_count, args.vocab)
     if len(vocab) == len(data.SPECIALS):
         raise UserError(f"{where}: no word comes {args.min_count} times in the training split; lower --min-count")
     unknown_share = write_titles(folder, args, rows.blocks, split, ids, len(vocab))
@@ -601,7 +681,8 @@ def write_arrays(args, chosen, bad, folder):
     # SPECIALS, the first two entries, never have a vector and do not count.
     vectors_found = None
     if args.vectors:
-        vectors = data.read_vectors(args.vectors, vocab, sources.BadRows(args.max_bad_rows))
+        vectors = np.load(base.folder / "vectors.npy") if base else data.read_vectors(
+            args.vectors, vocab, sources.BadRows(args.max_bad_rows))
         np.save(folder / "vectors.npy", vectors)
         vectors_found = float(vectors[2:].any(1).mean())
 
@@ -614,12 +695,13 @@ def write_arrays(args, chosen, bad, folder):
         "synthetic": all(name.startswith(synthetic.PREFIX) for name in labels),
         "source": [{"file": readable(path), "split": None if s is None else SPLITS[s]} for path, s in chosen],
         "options": {name: readable(value) if isinstance(value, Path) else value for name, value in vars(args).items()
-                    if name not in ("data", "test", "out", "threads", "mirror", "download")},
+                    if name not in ("data", "test", "out", "threads", "mirror", "download", "given")},
         "rows": dict(zip(SPLITS, sizes.tolist(), strict=True)), "bad_rows": bad.count,
+        "left_out_rows": int((split == LEFT_OUT).sum()),
         "first_bad_row": bad.first and readable(bad.first), "categories": len(labels),
         "training_rows": per_category[0].tolist(),
         "languages": None if language is None else [name or "unknown" for name in languages],
-        "reliable_share": None if rows.reliable is None else float(rows.reliable.mean()),
+        "reliable_share": None if rows.reliable is None else float(rows.reliable[split != LEFT_OUT].mean()),
         "vocabulary": len(vocab), "max_len": args.max_len,
         "unknown_share": dict(zip(SPLITS, unknown_share.tolist(), strict=True)),
         "cut_share": rows.cut / count,
@@ -627,7 +709,8 @@ def write_arrays(args, chosen, bad, folder):
         "conflicting_rows": int(conflicting(label, groups).sum()),
         "not_split_categories": int(((per_category[0] > 0) & (per_category[2] == 0)).sum()),
         "not_in_train_categories": int((per_category[0] == 0).sum()),
-        "also_in_train": {name: float(in_train[groups[split == s]].mean()) for s, name in enumerate(SPLITS) if s},
+        "also_in_train": {name: float(in_train[groups[split == s]].sum() / max(1, sizes[s]))
+                          for s, name in enumerate(SPLITS) if s},
         "vectors_found": vectors_found,
     }
 
@@ -640,6 +723,8 @@ def report(meta, out, written, seconds):
     # What there is none of, such as bad rows, gets no line.
     lines = {
         "rows": f"{total:,} (" + ", ".join(f"{name} {n:,}" for name, n in meta["rows"].items()) + ")",
+        "left out": meta["left_out_rows"] and f"{meta['left_out_rows']:,} rows whose titles validate or test in "
+                                              f"{meta['options']['like']}",
         "bad rows skipped": meta["bad_rows"] and f"{meta['bad_rows']:,}, first {meta['first_bad_row']}",
         "categories": f"{meta['categories']:,}",
         "languages": ", ".join(meta["languages"] or []) or "not given",
@@ -661,6 +746,8 @@ def report(meta, out, written, seconds):
     for name, line in lines.items():
         if line:
             print(f"  {name:<22}{line}")
+    if meta["options"]["like"]:
+        return  # what a part lacks, the folder that it is like may have
     for number, what in ((meta["not_split_categories"], "have no test row; scores do not cover them"),
                          (meta["not_in_train_categories"], "have no training row and cannot be learned")):
         if number:
@@ -675,6 +762,7 @@ def main():
     add("--data", type=Path, help="file or folder of titles and categories (default: what lies in data/raw/)")
     add("--test", type=Path, help="file with the test split (default: a folder's own, else 20 %% of the rows)")
     add("--out", type=Path, default=Path("data/prepared"), help="folder to write")
+    add("--like", type=Path, metavar="DIR", help="prepare with the vocabulary, categories and options of this folder")
     add("--download", choices=DOWNLOADS, help="fetch this public data set into data/raw/ first")
     add("--mirror", metavar="URL", help="fetch from this address instead of the public server")
     add("--languages", nargs="+", type=readable, metavar="L", help="keep only these languages, e.g. spanish")
@@ -696,7 +784,9 @@ def main():
         help="bad rows to skip: a share below 1, or a count")
     add("--threads", type=files.positive(int), default=min(8, os.cpu_count()),
         help="threads that tokenize, and processes that cut titles into pieces")
-    prepare(parser.parse_args())
+    args = parser.parse_args()
+    args.given = files.flags_given()
+    prepare(args)
 
 
 if __name__ == "__main__":
