@@ -62,7 +62,7 @@ def parse_args():
     add = parser.add_argument
     add("--ckpt", nargs="+", default=["best"],
         help="best or latest of all runs, or a run: NAME, NAME/best, NAME/latest, or a path; several are averaged")
-    add("--data", type=Path, default=Path("data/prepared"), help="folder that prepare.py wrote")
+    files.add_data_flag(parser)
     add("--runs", type=Path, default=Path("runs"), help="folder of all runs")
     add("--split", choices=("test", "valid", "train"), help="which rows to report on (default: test)")
     add("--test", type=Path, metavar="FILE", help="report on this labelled file instead of a split")
@@ -83,6 +83,7 @@ def parse_args():
     add("--title-column", metavar="C", help="with --predict, --test: name or number (from 1) of the column of titles")
     add("--category-column", metavar="C", help="with --test: the same of categories")
     add("--encoding", type=files.encoding, default="utf-8", help="of the file, such as cp1252, utf-16")
+    files.add_process_flags(parser)
     args = parser.parse_args()
 
     # What a flag goes with.
@@ -135,6 +136,7 @@ import pyarrow as pa
 import calibration
 import classify
 import data
+import devices
 import encoder
 import model
 import page
@@ -215,7 +217,7 @@ class Classifier:
         predictors = tuple(model.predictor(config, variables, None if "encoder" in config else model.feature_tables(
             config, self.vocab)) for config, variables in self.members)
         return ({word: i for i, word in enumerate(self.vocab)},
-                jax.device_put(model.Ensemble(predictors, self.weights, self.shifts, self.smoothing), model.whole()))
+                model.Ensemble(predictors, *devices.put((self.weights, self.shifts, self.smoothing), devices.whole())))
 
     def word_vectors(self, others=()):
         """(words, their vectors [n, D] float32): of the vocabulary, then of `others`, a list of words that are not in
@@ -223,11 +225,11 @@ class Classifier:
         if len(self.members) > 1 or "encoder" in self.config:
             raise UserError("vectors of words: name one run with --ckpt, and not an encoder, which has none")
         predictor, first = self.known[1].predictors[0], len(data.SPECIALS)
-        words, vectors = self.vocab[first:], [predictor.words[0][first:]]
+        words, vectors = self.vocab[first:], [predictor.words[0][first:len(self.vocab)]]
         if others:
             # What `extended` fills up to a power of two is no word.
             vectors.append(model.extended(self.config, predictor, list(others)).further[0][:len(others)])
-        return [*words, *others], np.concatenate(jax.device_get(vectors))
+        return [*words, *others], np.concatenate(jax.device_get(devices.shared(vectors)))
 
     def in_parts(self, function, titles, *others):
         """Call `function(ensemble, ids, *others)` on titles (list of str) and arrays that go with them, in batches (see
@@ -366,9 +368,7 @@ def load_named(args):
     """The Classifier that --ckpt, --runs and --prior name; best and latest are of the runs on --data, where that is
     there."""
     # Only best and latest ask what data a run is of; a run that is named needs none here.
-    meta = args.data / "meta.json"
-    known = meta.is_file() and {"best", "latest"}.intersection(args.ckpt)
-    fingerprint = files.read_json(meta).get("fingerprint") if known else None
+    fingerprint = data.fingerprint_of(args.data) if {"best", "latest"}.intersection(args.ckpt) else None
     return load(*args.ckpt, folder=args.runs, prior=args.prior, fingerprint=fingerprint)
 
 
@@ -394,8 +394,11 @@ def prepared_rows(args, classifier, meta, arrays):
     the classifier was trained on other data."""
     if classifier.config["fingerprint"] != meta["fingerprint"]:
         raise UserError(f"{classifier.folder}: was trained on other data ({classifier.config['fingerprint']}) than "
-                        f"{args.data} holds ({meta['fingerprint']}); name its data with --data, report on a file with "
-                        "--test, or classify titles with --predict")
+                        f"{files.listed(args.data)} holds ({meta['fingerprint']}); name its data with --data, report "
+                        "on a file with --test, or classify titles with --predict")
+    if not meta["rows"][args.split]:
+        raise UserError(f"{files.listed(args.data)}: has no {args.split} rows; name the folder that it was prepared "
+                        "--like with it")
 
     # A row's line is its number in the split, from 1: where its title stands in {split}_text.txt.
     rows = SimpleNamespace(**{"language": None, "reliable": None} | arrays[args.split])
@@ -461,11 +464,14 @@ def evaluate(args):
         meta, arrays = data.load_prepared(args.data, (args.split,), text=args.split)
         classifier = load(*args.ckpt, folder=args.runs, prior=args.prior, fingerprint=meta["fingerprint"])
         rows = prepared_rows(args, classifier, meta, arrays)
-    connecting = files.in_background(tracking.mlflow_client)  # takes seconds; meanwhile we score
+    if devices.is_first():
+        connecting = files.in_background(tracking.mlflow_client)  # takes seconds; meanwhile we score
 
     # Score every row. Categories that the run does not know have no probability: they are wrong.
     classes, folder = len(classifier.labels), classifier.folder
     result = classifier.score(rows.text, np.minimum(rows.labels, classes - 1))
+    if not devices.is_first():
+        return
     unknown = rows.labels >= classes
     result["rank"][unknown] = np.iinfo(np.int32).max
     for name in ("loss", "calibrated_loss", "brier"):
@@ -523,6 +529,9 @@ def evaluate(args):
 # --- prediction -------------------------------------------------------------------------------------------------------
 
 def predict(args):
+    if args.predict == "-" and jax.process_count() > 1:
+        raise UserError("--predict -: only one process has this input; name a file that all can read")
+    args.out = args.out if devices.is_first() else None  # what the others print goes nowhere
     classifier = load_named(args)
     threshold = args.threshold or 0.0
     if args.precision and (threshold := classifier.threshold(args.precision)) is None:
@@ -669,12 +678,13 @@ def neighbors(args):
 
 def main(args):
     if args.list:
-        files.require_file(args.data / "meta.json")
-        return runs.show_all(args.runs, files.read_json(args.data / "meta.json").get("fingerprint"))
+        if (fingerprint := data.fingerprint_of(args.data)) is None:
+            raise UserError(f"{files.listed(args.data)}: no prepared data here; run prepare.py, or name it with --data")
+        return runs.show_all(args.runs, fingerprint)
     if args.neighbors is not None:
         return neighbors(args)
     return evaluate(args) if args.predict is None else predict(args)
 
 
 if __name__ == "__main__":
-    files.run(lambda: main(ARGS))
+    files.run(lambda: devices.together(main, ARGS))

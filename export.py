@@ -5,6 +5,7 @@
     python exported/classify.py exported/model.npz --top 3 < titles.txt
     python export.py --ckpt best --register titles --alias champion   # in MLflow, which serves it:
     MLFLOW_TRACKING_URI=sqlite:///mlflow.db mlflow models serve -m models:/titles@champion --env-manager local
+    curl localhost:5000/invocations -H 'Content-Type: application/json' -d '{"inputs": ["zapatillas"]}'
     python export.py --ckpt mlp-1 --vectors words.vec       # its vectors of words, as gensim and fastText read them
 
 model.npz holds what prediction needs: the rows of the table that training used, as integers of up to 8 bits with a
@@ -37,7 +38,7 @@ def parse_args():
     add = parser.add_argument
     add("--ckpt", nargs="+", default=["best"],
         help="best or latest of all runs, or a run: NAME, NAME/best, NAME/latest, or a path; several are averaged")
-    add("--data", type=Path, default=Path("data/prepared"), help="folder that prepare.py wrote")
+    files.add_data_flag(parser)
     add("--runs", type=Path, default=Path("runs"), help="folder of all runs")
     add("--prior", choices=("equal", "training"), help="how frequent categories are taken to be (default: as the run)")
     add("--dtype", choices=("int8", "float32"), default="int8", help="numbers of the table")

@@ -25,9 +25,11 @@ import numpy as np
 
 import calibration
 import data
+import devices
 
 NGRAM_SAMPLES = 4  # of a word's character n-grams, in a training step; prediction uses all
 LARGE, BLOCK = 1 << 19, 1 << 16  # rows of a table from which on it is drawn in blocks, and rows of a block
+PARTS = 1024       # parts that a table with --shard-table is drawn in; a number of devices that divides it can share it
 BATCH_SIZES = (1, 64, 1024)  # of prediction
 # On a CPU this takes half the time; only training gets slower. Other releases may not know it and refuse.
 QUICK_COMPILE = {"xla_cpu_use_fusion_emitters": False} if jax.__version__.startswith("0.10.") else {}
@@ -276,44 +278,43 @@ def title_vectors(config, table, layers, ids):
     def vectors(table, layers, ids):
         return {"vectors": module.apply({"params": layers}, table[ids], (ids > 0).astype(jnp.float32))}
 
-    table, layers = jax.device_put((table, layers), whole())
+    table, layers = devices.put((table, layers), devices.whole())
     return in_batches(lambda ids: vectors(table, layers, ids[0]), (ids,), largest=ENCODER_BATCH)["vectors"]
-
-
-# --- devices ----------------------------------------------------------------------------------------------------------
-
-@functools.cache
-def mesh():
-    """All devices in a row. Its axis is automatic: the compiler finds out what a gather from shared rows needs."""
-    return jax.make_mesh((len(jax.devices()),), ("data",), (jax.sharding.AxisType.Auto,))
-
-
-def devices():
-    """The devices, as text."""
-    first, *others = jax.devices()
-    return f"{1 + len(others)} devices, {first} to {others[-1]}" if others else str(first)
-
-
-def whole():
-    """The sharding of what every device has a copy of."""
-    return jax.sharding.NamedSharding(mesh(), jax.sharding.PartitionSpec())
-
-
-def parted(rows, axis=0):
-    """The sharding of a batch of so many rows, which are this axis of an array: each device has its part, or all of
-    them where they cannot have equal ones."""
-    if rows % mesh().size:
-        return whole()
-    return jax.sharding.NamedSharding(mesh(), jax.sharding.PartitionSpec(*[None] * axis, "data"))
 
 
 # --- the embedding table ----------------------------------------------------------------------------------------------
 
-def init_table(key, rows, dim):
-    """[rows, dim] float32, uniform with variance 1 / (3 dim), so that a vector's length is about 0.6; row 0 is 0."""
+def table_rows(config):
+    """How many rows the table has: of words, then of n-grams; with --shard-table filled up to a multiple of PARTS."""
+    rows = config["vocabulary"] + config["buckets"]
+    return rows + -rows % PARTS if config.get("shard_table") else rows
+
+
+def shardings(config, tree):
+    """Where each array of a state, or of its variables, goes: every device has all of it, but with --shard-table a part
+    of the table's rows, their weights and sums."""
+    def sharding(path, x):
+        # Deeper in the tree these names mean something else.
+        is_table = len(path) <= 2 and getattr(path[-1], "key", None) in ("table", "weights", "accumulator")
+        return devices.parted(len(x)) if is_table and config.get("shard_table") else devices.whole()
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def init_table(key, rows, dim, parted=False):
+    """[rows, dim] float32, uniform with variance 1 / (3 dim), so that a vector's length is about 0.6; row 0 is 0.
+    parted: each device draws its own rows."""
     def drawn(key, rows):
         return jax.random.uniform(key, (rows, dim), minval=-1, maxval=1) / math.sqrt(dim)
 
+    if parted:
+        # Part after part, each from a key of its own: the same numbers on any number of devices.
+        def draw(numbers):
+            return jax.lax.map(lambda i: drawn(jax.random.fold_in(key, i), rows // PARTS), numbers).reshape(-1, dim)
+
+        spec = devices.parted(PARTS).spec
+        return jax.shard_map(draw, mesh=devices.mesh(), in_specs=spec, out_specs=spec, check_vma=False)(
+            jnp.arange(PARTS)).at[0].set(0)
     if rows <= LARGE:
         return drawn(key, rows).at[0].set(0)
 
@@ -402,14 +403,14 @@ class Gathered(NamedTuple):
     positions: np.ndarray    # [X] of the vectors, in 0 to P - 1
 
 
-def lookup(table, drawn_rows):
-    """Rows as from `draw_features` -> (vectors [B, P, D], weights [B, P]) of words, then word n-grams; and Gathered."""
-    # Column by column: [B, P, F, D], which all at once would need, does not fit the cache.
+def lookup(table, drawn_rows, parted=False):
+    """Rows as from `draw_features` -> (vectors [B, P, D], weights [B, P]) of words, then word n-grams; and Gathered.
+    parted: whether each device has a part of the table's rows."""
     norms, normalized, vectors = [], [], []
     for rows, weight in drawn_rows:
         norms.append(jnp.sqrt(jnp.sum(weight ** 2, -1)))
         normalized.append(weight / jnp.maximum(norms[-1], 1e-6)[..., None])
-        vectors.append(sum(table[rows[..., i]] * normalized[-1][..., i, None] for i in range(rows.shape[-1])))
+        vectors.append((sums_of_parts if parted else sums_of_rows)(table, rows, normalized[-1]))
 
     # For `update` all rows of a title stand side by side, with the position of the vector that each went into.
     size = [rows.shape[2] for rows, _ in drawn_rows for _ in range(rows.shape[1])]
@@ -417,6 +418,25 @@ def lookup(table, drawn_rows):
                         for of_all in ([rows for rows, _ in drawn_rows], normalized))
     return (jnp.concatenate(vectors, 1), jnp.concatenate(norms, 1),
             Gathered(rows, normalized, np.repeat(np.arange(len(size)), size)))
+
+
+def sums_of_rows(table, rows, weights):
+    """[B, P, D] sums over the last axis of rows [B, P, F] of the table, times their weights [B, P, F]."""
+    # Column by column: [B, P, F, D], which all at once would need, does not fit the cache.
+    return sum(table[rows[..., i]] * weights[..., i, None] for i in range(rows.shape[-1]))
+
+
+def sums_of_parts(table, rows, weights):
+    """The same of a table whose rows are parted among the devices. Each sums those that it has, for all titles, and
+    these sums are added: left to itself the compiler would add up each of the F columns."""
+    def sums(part, rows, weights):
+        rows = rows - jax.lax.axis_index("data") * len(part)
+        here = (rows >= 0) & (rows < len(part))
+        return jax.lax.psum(sums_of_rows(part, jnp.where(here, rows, 0), jnp.where(here, weights, 0)), "data")
+
+    everywhere = jax.sharding.PartitionSpec()
+    return jax.shard_map(sums, mesh=devices.mesh(), in_specs=(devices.parted(len(table)).spec, everywhere, everywhere),
+                         out_specs=everywhere)(table, rows, weights)
 
 
 def update(table, accumulator, gathered, gradients, rate):
@@ -439,12 +459,14 @@ def update(table, accumulator, gathered, gradients, rate):
     return table.at[rows].add(-step[..., None] * gradients[:, positions], mode="drop"), accumulator
 
 
-@functools.partial(jax.jit, compiler_options=QUICK_COMPILE)
-def compose(table, weights, features):
-    """The vectors of words from all their n-grams, for prediction: (vectors [W, D], weights [W])."""
+@functools.partial(jax.jit, static_argnames="parted", compiler_options=QUICK_COMPILE)
+def compose(table, weights, features, parted=False):
+    """The vectors of words from all their n-grams, for prediction: (vectors [W, D], weights [W]). parted: each device
+    gets a part of the words, to whose number zeros are added where they cannot be shared evenly."""
     # The word that each n-gram belongs to.
     start, own = features["start"], features["own"]
     word = jnp.repeat(jnp.arange(len(own)), jnp.diff(start), total_repeat_length=len(features["ngrams"]))
+    own = jnp.pad(own, (0, -len(own) % devices.mesh().size if parted else 0))
 
     def add(total, block):
         rows, word = block
@@ -457,23 +479,23 @@ def compose(table, weights, features):
     (vectors, squares), _ = jax.lax.scan(add, (weight[:, None] * table[own], weight ** 2), (
         features["ngrams"].reshape(-1, 4096), word.reshape(-1, 4096)))
     norm = jnp.sqrt(squares)
-    return vectors / jnp.maximum(norm, 1e-6)[:, None], norm
+    composed = vectors / jnp.maximum(norm, 1e-6)[:, None], norm
+    return jax.lax.with_sharding_constraint(composed, devices.parted(len(own))) if parted else composed
 
 
 def row_weights(config, features, titles):
     """Weight of each row of the table, from the training titles [N, L]: inverse document frequency as in `idf`, where
     titles with two words that share an n-gram count twice."""
     # A word's titles count for its own row and for the rows of its n-grams.
-    rows = config["vocabulary"] + config["buckets"]
+    rows = table_rows(config)
     count = document_frequency(titles, len(features["own"]))
     total = np.bincount(features["own"], count, rows)
     in_ngrams = np.repeat(count, np.diff(features["start"]))
     total += np.bincount(features["ngrams"][:len(in_ngrams)], in_ngrams, rows)
 
     # Word n-grams are counted where they stand, a block of titles at a time.
-    for start in range(0, len(titles) if config["word_ngrams"] > 1 else 0, 100_000):
-        total += np.bincount(word_ngrams(features, titles[start:start + 100_000], config["word_ngrams"]).ravel(),
-                             minlength=rows)
+    for block in data.blocks(len(titles)) if config["word_ngrams"] > 1 else ():
+        total += np.bincount(word_ngrams(features, titles[block], config["word_ngrams"]).ravel(), minlength=rows)
     total[0] = 0
     return idf(np.minimum(total, len(titles)), len(titles))
 
@@ -482,8 +504,8 @@ def document_frequency(titles, words):
     """How many titles [N, L] hold each word: [words] counts."""
     count = np.zeros(words, np.int64)
     # In a sorted title, a word that comes again stands behind itself.
-    for start in range(0, len(titles), 100_000):
-        block = np.sort(titles[start:start + 100_000], axis=1)
+    for rows in data.blocks(len(titles)):
+        block = np.sort(titles[rows], axis=1)
         first = np.concatenate([np.ones((len(block), 1), bool), block[:, 1:] != block[:, :-1]], 1)
         count += np.bincount(block[first], minlength=words)
     return count
@@ -512,7 +534,7 @@ def init(config, key):
         return variables if config["freeze_embeddings"] else variables | {
             "table": jnp.zeros((config["pieces"], vectors.shape[-1])),
             "pieces": jnp.zeros(config["pieces"], jnp.int32)}
-    table = init_table(table_key, config["vocabulary"] + config["buckets"], config["dim"])
+    table = init_table(table_key, table_rows(config), config["dim"], config.get("shard_table", False))
     vectors = jnp.zeros((1, config["max_len"] * config["word_ngrams"], config["dim"]))
     params = build(config).init(key, vectors, vectors[..., 0])["params"]
     return {"params": params, "table": table, "weights": jnp.ones(len(table)).at[0].set(0)}
@@ -538,7 +560,8 @@ def predictor(config, variables, features):
         table = jnp.asarray(variables["table"])
         weights = jnp.ones(len(table)).at[0].set(0)
         return Predictor(build(config), 1, variables["params"], table, weights, (table, weights), None, {})
-    words = compose(variables["table"], variables["weights"], features)
+    features = devices.put(features, devices.whole())
+    words = compose(variables["table"], variables["weights"], features, config.get("shard_table", False))
     kept = {name: features[name] for name in ("hashes", "first", "buckets")}
     return Predictor(build(config), config["word_ngrams"], variables["params"], variables["table"],
                      variables["weights"], words, None, kept)
@@ -560,7 +583,7 @@ def inputs(predictor, ids):
     vectors, weights = (of_all[ids] for of_all in predictor.words)
     if predictor.further:
         # Looked up apart: to append them to the vectors of all words would copy these.
-        behind = ids.astype(jnp.int32) - len(predictor.words[1])
+        behind = ids.astype(jnp.int32) - (len(predictor.features["hashes"]) - len(predictor.further[1]))
         more, more_weights = (of_all[jnp.maximum(behind, 0)] for of_all in predictor.further)
         vectors = jnp.where(behind[..., None] < 0, vectors, more)
         weights = jnp.where(behind < 0, weights, more_weights)
@@ -642,14 +665,14 @@ def in_batches(function, ids, *others, largest=BATCH_SIZES[-1]):
     whole = [array.shape[1] for array in ids]
     half = [-(-width // 2) for width in whole]
     long = np.any([array[:, width:].any(1) for array, width in zip(ids, half, strict=True)], 0)
-    order, results, sharding = [np.zeros(0, int)], [], parted(batch_size)
+    order, results, sharding = [np.zeros(0, int)], [], devices.parted(batch_size)
     for rows, widths in ((np.flatnonzero(~long), half), (np.flatnonzero(long), whole)):
         for start in range(0, len(rows), batch_size):
             order.append(rows[start:start + batch_size])
             batch = np.resize(order[-1], batch_size)
-            results.append(function(*jax.device_put((
+            results.append(devices.shared(function(*devices.put((
                 tuple(array[batch, :width] for array, width in zip(ids, widths, strict=True)),
-                *(array[batch] for array in others)), sharding)))
+                *(array[batch] for array in others)), sharding))))
 
     # Results in the order of the rows again, without those that filled up a batch.
     back = np.argsort(np.concatenate(order))

@@ -165,8 +165,8 @@ def show_all(runs, fingerprint):
 
 def other_folders(args):
     """--runs and --data, as a user types them, where they are not the usual ones."""
-    return "".join(f" --{flag} {shlex.quote(str(value))}" for flag, value, usual in (
-        ("runs", args.runs, "runs"), ("data", args.data, "data/prepared")) if str(value) != usual)
+    return "".join(f" --{flag} {files.listed(value)}" for flag, value, usual in (
+        ("runs", args.runs, "runs"), ("data", args.data, "data/prepared")) if files.listed(value) != usual)
 
 
 def settings(config):
@@ -201,9 +201,15 @@ def load(folder, models):
 
 @contextmanager
 def training_lock(folder):
-    """Keep other trainings away from a run in this block; raises UserError where one is at work on it."""
+    """Keep other trainings away from a run in this block; raises UserError where one is at work on it. Of several
+    processes of a training the first one has the lock."""
     # The lock is on the open file, so it ends with the process, however that ends.
     import fcntl
+
+    import devices
+    if not devices.is_first():
+        yield
+        return
     with open(folder / "config.json") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -377,6 +383,8 @@ def checkpoint_manager(folder, read_only=False):
     import orbax.checkpoint as ocp
     from orbax.checkpoint import checkpoint_managers as policies
 
+    import devices
+
     # Orbax logs what it also raises. It trusts the metrics that tell the best checkpoint, so they are verified first.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     for step in (Path(folder) / "checkpoints").glob("[0-9]*"):
@@ -396,7 +404,8 @@ def checkpoint_manager(folder, read_only=False):
         # What the system refuses is no damage, and says itself what it is.
         raise
     except Exception as error:  # Orbax raises many kinds for a damaged folder
-        raise UserError(f"{folder}/checkpoints: cannot be read ({str(error)[:200]}); remove the damaged step") from None
+        advice = "" if devices.doubt() else "; remove the damaged step"
+        raise UserError(f"{folder}/checkpoints: {devices.doubt()}cannot be read ({str(error)[:200]}){advice}") from None
 
 
 def save_checkpoint(manager, step, state, history, metrics=None):
@@ -409,6 +418,8 @@ def save_checkpoint(manager, step, state, history, metrics=None):
     import jax
     import orbax.checkpoint as ocp
 
+    import devices
+
     # Orbax's threads print tracebacks on a full disk, so look before.
     need = 1.1 * sum(x.nbytes for x in jax.tree.leaves(state)) + (1 << 20)
     free = shutil.disk_usage(manager.directory).free
@@ -416,15 +427,15 @@ def save_checkpoint(manager, step, state, history, metrics=None):
     try:
         saved = not failure and manager.save(step, metrics=metrics, force=True, args=ocp.args.Composite(
             history=ocp.args.JsonSave(history), **{part: ocp.args.StandardSave(tree) for part, tree in state.items()}))
-        if saved:
+        if saved and devices.is_first():
             # Here Orbax has given the checkpoint its name; killed before the next line, it stays without checksums.
             folder = Path(manager.directory) / str(step)
             files.write_json(folder / "sums.json", file_checksums(folder))
     except (OSError, ValueError) as error:  # TensorStore raises ValueError where it cannot write
         failure = str(error)[:200]
     if not saved:
-        raise UserError(f"{manager.directory}: step {step} is not saved ({failure}); mend that, then go on with "
-                        f"train.py --resume {manager.directory.parent.name}")
+        raise UserError(f"{manager.directory}: {devices.doubt()}step {step} is not saved ({failure}); mend that, then "
+                        f"go on with train.py --resume {manager.directory.parent.name}")
 
 
 def restore_checkpoint(manager, step, **targets):
@@ -433,11 +444,11 @@ def restore_checkpoint(manager, step, **targets):
     import jax
     import orbax.checkpoint as ocp
 
-    import model
-    here = model.whole()  # not the devices it was saved from
+    import devices
 
+    # Not the devices it was saved from.
     def on_these_devices(x):
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or devices.whole())
 
     def shapes(tree):
         return sorted((x.shape, str(x.dtype)) for x in jax.tree.leaves(tree))
@@ -457,7 +468,8 @@ def restore_checkpoint(manager, step, **targets):
         restored = manager.restore(step, args=ocp.args.Composite(**arguments))
         return {part: restored[part] for part in targets}
     except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged folder
-        raise UserError(f"{folder}: cannot be read as this run's checkpoint ({str(error)[:200]})") from None
+        raise UserError(f"{folder}: {devices.doubt()}cannot be read as this run's checkpoint ({str(error)[:200]})"
+                        ) from None
 
 
 def restore(folder, which):
@@ -465,6 +477,7 @@ def restore(folder, which):
     with all its pieces and layers. Says so where its code has changed. Raises UserError where it cannot be used."""
     import jax
 
+    import devices
     import encoder
     import model
     config, vocab, labels = load(folder, model.MODELS)
@@ -482,15 +495,17 @@ def restore(folder, which):
 
     # The configuration tells the shapes, so nothing but what prediction needs is read.
     try:
-        shapes = {"variables": jax.eval_shape(lambda: model.init(config, jax.random.key(0))),
-                  "validation": validation_shapes(config)}
+        variables = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
+        shapes = {"validation": validation_shapes(config), "variables": jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), variables,
+            model.shardings(config, variables))}
     except KeyError as error:
         raise UserError(f"{folder}: was trained without {error}, which its model needs now; use the scripts that it "
                         f"keeps in {folder / 'source'}/") from None
     saved = restore_checkpoint(manager, step, **shapes)
     if "encoder" in config:
         config, variables = encoder.complete(config, saved["variables"])
-        saved["variables"] = jax.device_put(variables, model.whole())
+        saved["variables"] = devices.put(variables, devices.whole())
     return config, vocab, labels, saved, step
 
 

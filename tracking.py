@@ -238,13 +238,13 @@ class Tracker:
         """Log what is known before the first step: parameters, sizes, the data set and a description."""
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 
-        import model
+        import devices
         config = self.config
 
         # Parameters are what a person would compare; config.json, an artifact, has the rest.
         self.client.log_batch(
             self.run_id, tags=[RunTag("data", "synthetic" if config["synthetic"] else "real"),
-                               RunTag("device", model.devices())],
+                               RunTag("device", devices.names())],
             params=[Param(name, str(value)[:6000]) for name, value in (runs.settings(config) | sizes).items()])
 
         # The data set has the fingerprint of the prepared arrays as its digest.

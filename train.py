@@ -9,7 +9,9 @@
     mlflow ui --backend-store-uri sqlite:///mlflow.db
     python -c "import mlflow; print(mlflow.search_runs(experiment_names=['titles']))"   # all runs as a pandas table
 
-All devices that JAX sees share every batch; JAX_NUM_CPU_DEVICES=4 makes four of a processor, to try that.
+All devices that JAX sees share every batch; JAX_NUM_CPU_DEVICES=4 makes four of a processor, to try that. Several
+processes, also of several machines, train as one with --coordinator (see devices.py), and several prepared folders
+(prepare.py --like) with --data A B C.
 
 Reads data/prepared/ (prepare.py writes it). Writes runs/NAME/ (its files are described in runs.py) and a run in MLflow
 (sqlite:///mlflow.db, or MLFLOW_TRACKING_URI). The checkpoint `best` is the one with the highest balanced accuracy on
@@ -22,6 +24,7 @@ validation split is about 0.83 and 0.85.
 Where to edit: DEFAULTS, `schedule`, `make_optimizer` and `loss_of` here; modules and their pooling in model.py; the
 tokenizer in data.py. A flag added to `parse_args` is config["its_name"] everywhere.
 """
+import contextlib
 import dataclasses
 import functools
 import json
@@ -91,7 +94,7 @@ def parse_args(argv=None):
         return "(default: " + ", ".join(
             f"{model} {knobs[name]}" for model, knobs in DEFAULTS.items() if name in knobs) + ")"
 
-    add("--data", type=Path, default=Path("data/prepared"), help="folder that prepare.py wrote")
+    files.add_data_flag(parser)
     add("--model", choices=DEFAULTS, default="mlp", help="which module of model.py")
     add("--name", help="name of the run (default: model and number)")
     add("--runs", type=Path, default=Path("runs"), help="folder of all runs")
@@ -139,6 +142,8 @@ def parse_args(argv=None):
     add("--name-weight", type=files.not_negative(float),
         help="factor on the vectors of the categories' names, with which an encoder's classifier begins; 1 is good "
         f"where there are few titles {default('name_weight')}")
+    add("--shard-table", action="store_true",
+        help="give each device a part of the table of vectors instead of all of it")
     add("--freeze-embeddings", action="store_true", help="leave the word vectors as they are at the start")
     add("--freeze-layers", action="store_true",
         help="leave the pretrained layers as they are, and the vectors: only the classifier on top is trained")
@@ -147,11 +152,11 @@ def parse_args(argv=None):
     add("--unreliable-weight", type=files.fraction_or_one, default=1.0, metavar="W",
         help="weight on the loss of rows whose label quality is not `reliable`")
     add("--seed", type=files.seed, default=0, help="decides every random number")
+    files.add_process_flags(parser)
 
     # What was typed goes before DEFAULTS and a former run, even where it equals the flag's default.
-    argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
-    args.given = {flag.partition("=")[0] for flag in argv if flag.startswith("--")}
+    args.given = files.flags_given(argv)
     return args
 
 
@@ -165,6 +170,7 @@ import numpy as np
 import optax
 
 import calibration
+import devices
 import encoder
 import model
 import runs
@@ -230,8 +236,8 @@ def class_terms(balance, labels, classes):
 
 def training_arrays(config, features, rows, frozen=None):
     """What the compiled loop reads, on the device: `features` as from model.feature_tables; of the training rows
-    `titles` [N, L] ids, `labels` [N] and their loss's weight `row_weight` [N]; `shift` [C] of the logits; variables
-    that are `frozen` and not in the state."""
+    `titles` [N, L] ids, `labels` [N] and their loss's weight `row_weight` [N], of which each device has a part; `shift`
+    [C] of the logits; variables that are `frozen` and not in the state."""
     # A row's weight on the loss is its category's times that of its label quality.
     shift, class_weight = class_terms(config["balance"], rows["labels"], config["classes"])
     row_weight = class_weight[rows["labels"]]
@@ -239,8 +245,9 @@ def training_arrays(config, features, rows, frozen=None):
         row_weight = np.where(rows["reliable"], row_weight, row_weight * np.float32(config["unreliable_weight"]))
 
     # All rows go to the device once; a chunk then brings nothing but row numbers.
-    return jax.device_put({"features": features, "titles": rows["titles"], "labels": rows["labels"],
-                           "row_weight": row_weight, "shift": shift, "frozen": frozen or {}}, model.whole())
+    return devices.put({"features": features, "shift": shift, "frozen": frozen or {}}, devices.whole()) | {
+        name: devices.put_rows(array) for name, array in (
+            ("titles", rows["titles"]), ("labels", rows["labels"]), ("row_weight", row_weight))}
 
 
 def make_train_chunk(config):
@@ -248,9 +255,9 @@ def make_train_chunk(config):
     `order` have at most `width` words. The state is donated: parameters and table change in place. What is drawn
     depends on seed and step alone."""
     module, optimizer, factor = model.build(config), make_optimizer(config), schedule(config, "table_lr")
-    pieces = model.reads(config["model"]) == "pieces"
+    pieces, parted = model.reads(config["model"]) == "pieces", config.get("shard_table", False)
 
-    @functools.partial(jax.jit, donate_argnums=0, static_argnames="width", out_shardings=model.whole())
+    @functools.partial(jax.jit, donate_argnums=0, static_argnames="width")
     def train_chunk(state, arrays, order, width):
         run_key = jax.random.fold_in(jax.random.key(config["seed"], impl="rbg"), 1)  # rbg: quick, also to compile
 
@@ -264,7 +271,7 @@ def make_train_chunk(config):
             labels = arrays["labels"][rows].astype(jnp.int32)
             drawn_rows = model.draw_pieces(config, ids, key) if pieces else model.draw_features(
                 config, arrays["features"], variables["weights"], ids, key)
-            vectors, weights, gathered = model.lookup((arrays["frozen"] | variables)["table"], drawn_rows)
+            vectors, weights, gathered = model.lookup((arrays["frozen"] | variables)["table"], drawn_rows, parted)
 
             # The loss, and its gradient with respect to the parameters and to the vectors, not to the table.
             def mean_loss(params, vectors):
@@ -283,7 +290,7 @@ def make_train_chunk(config):
                 # Every device does the whole update, so they exchange row numbers and the gradients of the batch's
                 # vectors: never a table, nor a gradient for every n-gram.
                 *exchanged, vector_gradient = jax.lax.with_sharding_constraint(
-                    (gathered.rows, gathered.weights, vector_gradient), model.whole())
+                    (gathered.rows, gathered.weights, vector_gradient), devices.whole())
                 gathered = model.Gathered(*exchanged, gathered.positions)
                 # The mean over the batch is undone, so that a title's gradient counts in full: where Adagrad's sums
                 # begin (--accumulator) then means the same for every batch size.
@@ -294,7 +301,8 @@ def make_train_chunk(config):
 
         # Python and transfers take their time once a chunk, not once a step.
         state, losses = jax.lax.scan(step, state, order)
-        return state, losses.mean()
+        places = model.shardings(config, state), devices.whole()
+        return jax.lax.with_sharding_constraint((state, losses.mean()), places)
 
     return train_chunk
 
@@ -305,26 +313,27 @@ def init_state(config, features, titles, vectors=None, pretrained=None):
     titles [N, L] give the rows' weights; vectors [V, D] (zero where not found) are the start of the words' own rows.
     pretrained: of an encoder the start of all its variables, those among them that are in its state.
     """
-    # Made under jit, so that the table comes into being on the device.
+    # Made under jit, so that the table comes into being where it stays.
     begin = 0.0 if config["freeze_embeddings"] else config["accumulator"]
 
-    @jax.jit
     def start():
         variables = model.init(config, jax.random.key(config["seed"]))
         return {"variables": variables, "optimizer": {
             "dense": make_optimizer(config).init(variables["params"]), "step": jnp.zeros((), jnp.int32)} | (
                 {"accumulator": jnp.full(len(variables["table"]), begin)} if "table" in variables else {})}
 
-    state = start()
+    places = model.shardings(config, jax.eval_shape(start))
+    state, place = jax.jit(start, out_shardings=places)(), places["variables"]
     variables = state["variables"]
     if pretrained:
         # Table and pieces are variables, layers are parameters; what is frozen is in neither and stays out.
         for tree in (variables, variables["params"]):
-            tree.update(jax.device_put({name: pretrained[name] for name in pretrained.keys() & tree.keys()}))
+            known = {name: pretrained[name] for name in pretrained.keys() & tree.keys()}
+            tree.update(devices.put(known, devices.whole()))
         return state
 
     # A row that no training title uses gets weight 0: its numbers are random and must not count in predictions.
-    variables["weights"] = jax.device_put(model.row_weights(config, features, titles))
+    variables["weights"] = devices.put(model.row_weights(config, features, titles), place["weights"])
 
     # The words' own rows are the first of the table, so that is where their pretrained vectors go.
     if vectors is not None:
@@ -392,9 +401,11 @@ def begin_from(state, config, meta, former):
     mine = np.concatenate([mine, np.arange(config["buckets"]) + config["vocabulary"]])
     theirs = np.concatenate([theirs, np.arange(config["buckets"]) + old["vocabulary"]])
     variables["table"] = variables["table"].at[mine].set(learned["table"][theirs])
-    count = model.counts(variables["weights"], config["rows"])
-    count[mine] += model.counts(learned["weights"], config["earlier_rows"])[theirs]
-    variables["weights"] = jax.device_put(model.idf(count, config["rows"] + config["earlier_rows"]))
+    now, before = devices.shared((variables["weights"], learned["weights"]))
+    count = model.counts(now, config["rows"])
+    count[mine] += model.counts(before, config["earlier_rows"])[theirs]
+    variables["weights"] = devices.put(
+        model.idf(count, config["rows"] + config["earlier_rows"]), variables["weights"].sharding)
     return state, said
 
 
@@ -450,7 +461,8 @@ def configure(args, meta, titles, former=None):
 
     # Flags that only name files and runs are no settings.
     config = {name: value for name, value in vars(args).items()
-              if name not in ("data", "name", "runs", "resume", "refit", "init_from", "save_seconds", "given")}
+              if name not in ("data", "name", "runs", "resume", "refit", "init_from", "save_seconds", "given",
+                              "coordinator", "processes", "process") and (name, value) != ("shard_table", False)}
 
     # An edit of DEFAULTS or of a module may forget the other.
     for name in ("lr", "dropout", "word_ngrams", "epochs"):
@@ -507,7 +519,7 @@ def configure(args, meta, titles, former=None):
     steps = config["epochs"] * sum(group.chunks * group.steps for group in groups)
     if steps >= 1 << 31:
         raise UserError(f"--epochs {config['epochs']}: more than 2^31 steps")
-    if len(meta["vocab"]) + config.get("buckets", 0) >= 1 << 31:
+    if len(meta["vocab"]) + config.get("buckets", 0) + model.PARTS > 1 << 31:
         raise UserError(f"--buckets {config['buckets']}: a table of more than 2^31 rows")
 
     if config["patience"] is None:
@@ -556,6 +568,7 @@ def unused(config, others, meta):
     else:
         found |= dict.fromkeys(("word_ngrams", "minn", "maxn", "character_weight", "buckets", "dim"),
                                f"{config['model']} reads pieces of words, which have vectors of their own")
+        found["shard_table"] = "the table of pieces is small, so every device has all of it"
         if config["freeze_layers"]:
             found |= dict.fromkeys(("encoder_lr", "piece_dropout"), "--freeze-layers makes a title's vector only once")
     if not config["maxn"]:
@@ -576,8 +589,9 @@ def choose_ids(args, name, meta, arrays):
         return
     wanted = model.MODELS[name].encoder
     if (meta.get("encoder") or {}).get("name") != wanted:
-        raise UserError(f"{args.data}: has no pieces for --model {name}; run prepare.py again, with --encoder {wanted}")
-    encoder.require(meta["encoder"], args.data)
+        raise UserError(f"{files.listed(args.data)}: has no pieces for --model {name}; run prepare.py again, with "
+                        f"--encoder {wanted}")
+    encoder.require(meta["encoder"], files.listed(args.data))
     meta["pieces"], ids = data.compact([rows["pieces"] for rows in arrays.values()])
     for rows, mine in zip(arrays.values(), ids, strict=True):
         rows["titles"] = mine
@@ -632,7 +646,7 @@ def choose_former(args):
 
 def load_run(args, flag, name, meta):
     """(folder, config) of a run on this data, whose settings hold."""
-    if others := args.given - {flag, "--data", "--runs", "--save-seconds"}:
+    if others := args.given - {flag, "--data", "--runs", "--save-seconds", "--coordinator", "--processes", "--process"}:
         raise UserError(f"{flag} goes on with the run's own settings; leave {' '.join(sorted(others))} out")
     folder = args.runs / name
     if not (folder / "config.json").is_file():
@@ -641,9 +655,9 @@ def load_run(args, flag, name, meta):
 
     # On other data the same ids would be other words and categories.
     if config["fingerprint"] != meta["fingerprint"]:
-        raise UserError(f"{folder}: was trained on other data ({config['fingerprint']}) than {args.data} holds "
-                        f"({meta['fingerprint']}); name its data with --data")
-    encoder.require_pieces(config, meta, folder, args.data)
+        raise UserError(f"{folder}: was trained on other data ({config['fingerprint']}) than {files.listed(args.data)} "
+                        f"holds ({meta['fingerprint']}); name its data with --data")
+    encoder.require_pieces(config, meta, folder, files.listed(args.data))
     return folder, config
 
 
@@ -673,7 +687,8 @@ def choose_refit(args, meta, arrays):
 
 def add_validation_rows(arrays):
     """Make arrays["train"] the rows of both splits."""
-    arrays["train"] = {kind: np.concatenate([array, arrays["valid"][kind]]) for kind, array in arrays["train"].items()}
+    arrays["train"] = {kind: np.concatenate([array[:], arrays["valid"][kind]])
+                       for kind, array in arrays["train"].items()}
 
 
 def resume_flags(args, name):
@@ -686,7 +701,10 @@ def resume_flags(args, name):
 def train(args):
     # All that can be refused is refused before anything is written.
     files.require_device()
-    meta, arrays = data.load_prepared(args.data, ("train", "valid"))
+    meta, arrays = data.load_prepared(args.data, ("train", "valid"), on_disk=("train",))
+    if not (meta["rows"]["train"] and meta["rows"]["valid"]):
+        raise UserError(f"{files.listed(args.data)}: has no training or no validation rows; name the folder that it "
+                        "was prepared --like with it")
     folder, config = choose_run(args, meta, arrays)
 
     # A run begins with what a former one has learned, unless it goes on from a checkpoint of its own.
@@ -696,7 +714,7 @@ def train(args):
         former = runs.restore(*runs.find(config["init_from"], args.runs))
 
     # MLflow takes seconds to connect; meanwhile the loop is compiled.
-    connecting = files.in_background(tracking.mlflow_client)
+    connecting = files.in_background(tracking.mlflow_client) if devices.is_first() else None
     if "encoder" in config:
         features, pretrained = {}, pretrained_variables(config, meta, arrays, former and former[3]["variables"])
         state = init_state(config, features, arrays["train"]["titles"], pretrained=pretrained)
@@ -707,14 +725,17 @@ def train(args):
     if former:
         state, said = begin_from(state, config, meta, former)
         print(f"begins with what {config['init_from']} knows: {said}")
-    state, features, frozen = jax.device_put((state, features, frozen), model.whole())
+    state = devices.put(state, model.shardings(config, state))
+    features, frozen = devices.put((features, frozen), devices.whole())
     groups = data.length_groups(arrays["train"]["titles"], config["batch_size"], MAX_STEPS)
     programs = compile_chunks(config, state, training_arrays(config, features, arrays["train"], frozen), groups)
-    mlflow = connecting.result()
+    mlflow = connecting and connecting.result()
 
     if args.resume is None:
         # Only now, with all compiled: what fails before this leaves no folder behind.
-        folder = runs.create(folder, config, meta, named=args.name is not None or args.refit is not None)
+        if devices.is_first():
+            folder = runs.create(folder, config, meta, named=args.name is not None or args.refit is not None)
+        folder = Path(devices.from_first(str(folder)))
     sizes = sizes_of(state["variables"] | frozen)
     with runs.training_lock(folder):
         # A resumed run goes on from its latest checkpoint. A kill may have kept its last epochs from being logged.
@@ -723,9 +744,9 @@ def train(args):
             state = runs.restore_checkpoint(manager, manager.latest_step(), **state, history=None)
             history = state.pop("history")
         before = history[-1]["seconds"] if history else 0  # that the trainings took which this one goes on from
-        with (tracking.Tracker(*mlflow, folder, config, meta, sizes) as tracker,
-              Saves(manager, folder, tracker, args.save_seconds) as saves):
-            if history:
+        tracking_run = tracking.Tracker(*mlflow, folder, config, meta, sizes) if mlflow else contextlib.nullcontext()
+        with tracking_run as tracker, Saves(manager, folder, tracker, args.save_seconds) as saves:
+            if history and tracker:
                 runs.write_metrics(folder, history)
                 tracker.log(history, [])
             introduce(folder.name, config, sizes)
@@ -751,10 +772,9 @@ def train(args):
             print(f"ready after {time.time() - STARTED:.1f} s (reading, compiling)")
             progress = Progress(config, step)
 
-            # A broken loss ends the epoch as a signal does; check_finite then says so, before anything is saved.
-            def watch(step, loss):
-                progress.show(step, loss)
-                return stop or not math.isfinite(loss)
+            # A signal to one process ends all at the same step, for they must go on together.
+            def signal_number():
+                return int(devices.largest(max(stop, default=0)))
 
             for epoch in range(step // epoch_steps, config["epochs"]):
                 if is_over(config, history):
@@ -765,7 +785,7 @@ def train(args):
                 for width, order in data.batches(groups, config["batch_size"], config["seed"], epoch):
                     done += len(order)
                     chunks += [(width, order)] if done > step else []
-                state, losses = train_chunks(programs, state, chunks, step, watch)
+                state, losses, number = train_chunks(programs, state, chunks, step, progress, stop)
                 begun_step, step = step, losses[-1][0]
                 check_finite([loss for _, loss, _ in losses], folder.name, config, step)
                 seconds = time.time() - begun
@@ -776,7 +796,7 @@ def train(args):
                     validation = calibrate(ready, calibration_rows)
                 if step < done:  # a signal came
                     saves.save(step, state | {"validation": validation}, history, losses)
-                    leave(args, folder.name, step, stop[0])
+                    leave(args, folder.name, step, number)
 
                 # Evaluate on a sample of the training rows and on all validation rows.
                 row = {"epoch": epoch + 1, "step": step} | evaluate_rows(ready, sample, "train")
@@ -791,10 +811,10 @@ def train(args):
                 # Save and log, or let a quick epoch wait. A signal that comes while it waits ends the next epoch.
                 is_best = "refit" not in config and epochs_since_best(history) == 0
                 saved = saves.epoch(step, state | {"validation": validation}, history, losses, is_best,
-                                    at_once=stop or is_over(config, history))
+                                    at_once=signal_number() or is_over(config, history))
                 print_epoch(row, is_best)
-                if saved and stop and not is_over(config, history):
-                    leave(args, folder.name, step, stop[0])
+                if saved and (number := signal_number()) and not is_over(config, history):
+                    leave(args, folder.name, step, number)
                 progress.pause(time.time() - begun - seconds)  # evaluating and saving are not training time
 
     if "refit" in config:
@@ -804,7 +824,7 @@ def train(args):
         said = f"best epoch {best['epoch']}: validation balanced accuracy {best['valid_balanced_accuracy']:.4f}"
     print(f"{said}{' on SYNTHETIC data' if config['synthetic'] else ''}; {time.time() - STARTED:.1f} s in all\n"
           f"test it: python evaluate.py --ckpt {folder.name}{runs.other_folders(args)}")
-    if page := tracking.experiment_page(mlflow[1]):
+    if mlflow and (page := tracking.experiment_page(mlflow[1])):
         print(f"look at it: {page}")
 
 
@@ -812,23 +832,25 @@ def compile_chunks(config, state, arrays, groups):
     """{width of a group: (state, order) -> (state, loss)}: the compiled loop for each group of titles."""
     train_chunk = make_train_chunk(config)
 
-    parted = model.parted(config["batch_size"], axis=1)  # steps come first
+    parted = devices.parted(config["batch_size"], axis=1)  # steps come first
 
     def compiled(group):
         # Compiled ahead, for which only the shapes count; so no epoch's speed is spoilt by compiling.
-        order = jax.device_put(np.zeros((group.steps, config["batch_size"]), np.uint32), parted)
+        order = devices.put(np.zeros((group.steps, config["batch_size"]), np.uint32), parted)
         program = train_chunk.lower(state, arrays, order, width=group.width).compile()
-        return lambda state, order: program(state, arrays, jax.device_put(order, parted))
+        return lambda state, order: program(state, arrays, devices.put(order, parted))
 
     return {group.width: compiled(group) for group in groups}
 
 
 class Saves:
     """Saves and logs epochs: a long one at its end, quick ones together. A context that saves, after an error, the best
-    one that still waited."""
+    one that still waited. tracker: None in all processes but the first."""
 
     def __init__(self, manager, folder, tracker, seconds):
-        self.manager, self.folder, self.tracker, self.seconds = manager, folder, tracker, seconds
+        self.manager, self.folder, self.tracker = manager, folder, tracker
+        # Several processes would not wait equally long, and save together.
+        self.seconds = seconds if jax.process_count() == 1 else 0
         self.best, self.losses, self.at = None, [], time.time()
 
     def epoch(self, step, state, history, losses, is_best, at_once):
@@ -851,8 +873,10 @@ class Saves:
         best, self.best = self.best, None
         for saved in ((best,) if best else ()) + ((step, state, history, metrics),):
             runs.save_checkpoint(self.manager, *saved)
-            runs.write_metrics(self.folder, saved[2])
-        self.tracker.log(history, [*self.losses, *losses])
+            if self.tracker:
+                runs.write_metrics(self.folder, saved[2])
+        if self.tracker:
+            self.tracker.log(history, [*self.losses, *losses])
         self.losses, self.at = [], time.time()
 
     def __enter__(self):
@@ -871,18 +895,22 @@ def is_over(config, history):
         "patience" in config and epochs_since_best(history) >= config["patience"])
 
 
-def train_chunks(programs, state, chunks, step, watch):
-    """Train on chunks [(width, order)], from `step` on, until `watch(step, loss)` is true. Returns the state and
-    [(step, loss, time)] of the chunks that were trained on."""
-    losses = []
+def train_chunks(programs, state, chunks, step, progress, stop):
+    """Train on chunks [(width, order)], from `step` on, until `stop` of some process has the number of a signal, or the
+    loss is broken: check_finite then says so, before anything is saved. Returns the state, [(step, loss, time)] of the
+    chunks that were trained on, and the signal's number or 0."""
+    losses, signals = [], []
     for width, order in chunks:
         state, loss = programs[width](state, order)
         step += len(order)
         losses.append((step, loss, time.time()))
-        # The loss of the chunk before is looked at, so that the device is busy with this one meanwhile.
-        if watch(step, float(losses[max(0, len(losses) - 2)][1])):
+        signals.append(devices.largest(max(stop, default=0)))
+        # What came of the chunk before is looked at, so that the device is busy with this one meanwhile.
+        before = max(0, len(losses) - 2)
+        progress.show(step, loss := float(losses[before][1]))
+        if int(signals[before]) or not math.isfinite(loss):
             break
-    return state, losses
+    return state, losses, max(map(int, signals))
 
 
 def check_finite(values, name, config, step):
@@ -917,10 +945,13 @@ def sizes_of(variables):
 def introduce(name, config, sizes):
     """Print what is trained and where: the configuration, sizes, and the loss that chance would give."""
     count = len(jax.devices())
-    if config["batch_size"] % count:
+    if config["batch_size"] % count and devices.is_first():
         print(f"warning: {count} devices cannot share batches of {config['batch_size']} rows evenly, so each computes "
               f"all of them; a new run may have a --batch-size that is a multiple of {count}", file=sys.stderr)
-    print(f"run {name}{' (SYNTHETIC DATA)' if config['synthetic'] else ''} on {model.devices()}: "
+    if config.get("shard_table") and model.PARTS % count and devices.is_first():
+        print(f"warning: {count} devices cannot share the {model.PARTS:,} parts of the table evenly, so each holds all "
+              "of them; use 2, 4, 8, 16, ... devices", file=sys.stderr)
+    print(f"run {name}{' (SYNTHETIC DATA)' if config['synthetic'] else ''} on {devices.names()}: "
           + ", ".join(f"{key}={value}" for key, value in runs.settings(config).items()))
     print(f"{config['rows']:,} rows, {config['steps']:,} steps of {config['batch_size']}; {sizes['parameters']:,} "
           f"parameters and a table of {sizes['table_rows']:,} x {sizes['table_columns']}, {sizes['megabytes']:,} MB"
@@ -976,4 +1007,4 @@ def clock(seconds):
 
 
 if __name__ == "__main__":
-    files.run(lambda: train(ARGS))
+    files.run(lambda: devices.together(train, ARGS))

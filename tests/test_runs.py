@@ -41,7 +41,7 @@ def test_a_name_taken_meanwhile(tmp_path):
 def test_a_run_keeps_the_scripts(trained):
     source = trained / "runs/bag/source"
     config = files.read_json(trained / "runs/bag/config.json")
-    assert {f"{name}.py" for name in ("train", "model", "calibration", "encoder", "data", "runs", "tracking",
+    assert {f"{name}.py" for name in ("train", "model", "calibration", "devices", "encoder", "data", "runs", "tracking",
                                       "files")} == set(config["source"])
     for name, digest in config["source"].items():
         assert files.checksum(source / name) == digest and (source / name).read_text() == (ROOT / name).read_text()

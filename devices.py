@@ -1,0 +1,211 @@
+"""The devices that share every batch: all of one process, or of several processes that train together.
+
+    python train.py                                                            # all devices of this machine
+    python train.py --coordinator 10.0.0.1:1234 --processes 2 --process 0      # on the machine of that address
+    python train.py --coordinator 10.0.0.1:1234 --processes 2 --process 1      # on the other one
+    srun python train.py --coordinator auto      # as Slurm, Open MPI, Kubernetes or a TPU pod tells JAX
+
+All processes get the same flags and see the same folders. Each reads the rows that its own devices hold. The first one
+prints, writes reports and logs to MLflow; checkpoints are written by all. A process that ends unexpectedly ends the
+others: at once where a connection breaks, else after HEARTBEAT seconds or a little more.
+
+What is computed, and on which arrays, does not belong here.
+"""
+import functools
+import os
+import re
+import sys
+import threading
+import traceback
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+import files
+from files import UserError
+
+HEARTBEAT = 10   # seconds without a sign of life after which a process counts as dead
+CONNECT = 60     # seconds within which all processes must have begun
+SHUTDOWN = 60    # seconds that a process waits, at its own end, for that of the others
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+def together(main, args):
+    """Call main(args) in this process and, at the same time, in those that --coordinator joins with it. Where one of
+    them fails or is killed, the others end with an error."""
+    join(args)
+    files.require_device()
+    try:
+        main(args)
+        meet()  # the first one has more to do, and would miss the others
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        # What XLA reports begins with a code, such as UNKNOWN, and comes as either kind.
+        code = re.match(r"([A-Z_]+): ", str(error))
+        if jax.process_count() == 1 or not code or code[1] == "RESOURCE_EXHAUSTED":
+            raise
+        raise UserError(f"{doubt()}it cannot be reached; start all of them again, a training with --resume "
+                        f"({str(error)[:200]})") from None
+
+
+def doubt():
+    """How a message begins about what may be wrong only because another process has ended."""
+    return "another process has ended, or " if jax.process_count() > 1 else ""
+
+
+def join(args):
+    """Join the processes that --coordinator names, before JAX looks for devices. Raises UserError where they do not
+    find each other."""
+    alone = args.processes is None and args.process is None
+    if args.coordinator in (None, "auto"):
+        if not alone:
+            raise UserError("--processes and --process go with --coordinator HOST:PORT")
+    elif not re.fullmatch(r"\S+:\d{1,5}", args.coordinator):
+        raise UserError(f"--coordinator {args.coordinator}: wanted HOST:PORT, or auto")
+    elif args.processes is None or args.process is None or args.process >= args.processes:
+        raise UserError(f"--coordinator {args.coordinator}: needs --processes N, and --process from 0 to N - 1")
+    if args.coordinator is None:
+        return
+
+    # A process that fails must not wait at its end for the others, who wait for it.
+    files.leave_at_once = True
+    sys.excepthook = leave_with_traceback
+    address = None if args.coordinator == "auto" else args.coordinator
+    # Where JAX's own patience ends it aborts the program.
+    patience = threading.Timer(CONNECT, give_up, [args.coordinator])
+    patience.start()
+    try:
+        jax.distributed.initialize(address, args.processes, args.process, initialization_timeout=2 * CONNECT,
+                                   heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=SHUTDOWN)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"--coordinator {args.coordinator}: JAX cannot begin there ({str(error)[:200]})") from None
+    finally:
+        patience.cancel()
+
+    # Gloo says on standard output that it is connected; that is for messages, as our own output may be JSON.
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    meet()
+    os.dup2(kept, 1)
+    if not is_first():
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+
+
+def give_up(coordinator):
+    """End the program, from another thread than the one that waits for the other processes."""
+    print(f"error: --coordinator {coordinator}: not all processes were there within {CONNECT} s; start them together, "
+          "each with the address of the first one's machine", file=sys.stderr, flush=True)
+    os._exit(2)
+
+
+def leave_with_traceback(*error):
+    traceback.print_exception(*error)
+    os._exit(1)
+
+
+def is_first():
+    """Whether this is the process that prints and logs; a single one is."""
+    return jax.process_index() == 0
+
+
+def meet():
+    """Wait until all processes are here."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+        multihost_utils.sync_global_devices("meet")
+
+
+def from_first(text):
+    """The text that the first process has, in all of them."""
+    from jax.experimental import multihost_utils
+    padded = np.frombuffer(text.encode().ljust(4096), np.uint8)
+    return multihost_utils.broadcast_one_to_all(padded).astype(np.uint8).tobytes().decode().rstrip()
+
+
+# --- what goes where --------------------------------------------------------------------------------------------------
+
+def mesh():
+    """All devices in a row, or the one that JAX was told to use (jax.default_device). Its axis is automatic: the
+    compiler finds out what a gather from shared rows needs."""
+    chosen = jax.config.jax_default_device
+    if isinstance(chosen, str):  # a platform
+        chosen = jax.devices(chosen)[0]
+    return mesh_of(*([chosen] if chosen else jax.devices()))
+
+
+@functools.cache
+def mesh_of(*row):
+    return jax.make_mesh((len(row),), ("data",), (jax.sharding.AxisType.Auto,), devices=row)
+
+
+def names():
+    """The devices, as text."""
+    first, *others = mesh().devices
+    text = f"{1 + len(others)} devices, {first} to {others[-1]}" if others else str(first)
+    return text + (f" of {jax.process_count()} processes" if jax.process_count() > 1 else "")
+
+
+def whole():
+    """The sharding of what every device has a copy of."""
+    return NamedSharding(mesh(), PartitionSpec())
+
+
+def parted(rows, axis=0):
+    """The sharding of an array with so many rows, which are this axis: each device has its part of them, or all where
+    they cannot have equal ones."""
+    if rows % mesh().size:
+        return whole()
+    return NamedSharding(mesh(), PartitionSpec(*[None] * axis, "data"))
+
+
+def put(tree, sharding):
+    """The arrays of a tree, which are the same in all processes, on the devices. sharding: one for all, or a tree."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    # device_put would compare the arrays of all processes first.
+    def put_one(x, place):
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return jax.device_put(x, place)
+        return jax.make_array_from_callback(np.shape(x), place, lambda index: np.asarray(x)[index])
+
+    one_for_all = isinstance(sharding, NamedSharding)
+    return jax.tree.map(put_one, tree, jax.tree.map(lambda _: sharding, tree) if one_for_all else sharding)
+
+
+def put_rows(array):
+    """An array [N, ...] on the devices, each with its part of the rows; only those of this process are read. Zeros at
+    the end make the parts equal."""
+    count = -(-len(array) // mesh().size) * mesh().size
+
+    def part(index):
+        found = np.asarray(array[index[0]])
+        missing = len(range(*index[0].indices(count))) - len(found)
+        return np.concatenate([found, np.zeros((missing, *found.shape[1:]), found.dtype)]) if missing else found
+
+    return jax.make_array_from_callback((count, *array.shape[1:]), parted(count), part)
+
+
+def shared(tree):
+    """The arrays of a tree, of which each process can read all and not only its own devices' parts."""
+    return tree if jax.process_count() == 1 else replicated(same)(tree)
+
+
+def largest(number):
+    """The largest number of all processes, as an array that is computed after what the devices were given before."""
+    if jax.process_count() == 1:
+        return number
+    numbers = jax.make_array_from_callback((mesh().size,), parted(mesh().size), lambda _: np.full(1, number, np.int32))
+    return replicated(jnp.max)(numbers)
+
+
+def same(tree):
+    return tree
+
+
+@functools.cache
+def replicated(function):
+    """The function, compiled, with results that every device has."""
+    return jax.jit(function, out_shardings=whole())

@@ -1,0 +1,165 @@
+"""Parts of a large set, each prepared with the vocabulary of the first (prepare.py --like), and trained on as one."""
+import json
+import random
+
+import numpy as np
+import pytest
+from conftest import assert_one_line_error, run_here, run_script, tiny_rows, write_csv
+
+import data
+import files
+import runs
+
+FLAGS = ("--epochs", 1, "--dim", 8)
+
+
+def as_words(meta, titles):
+    return [[meta["words"][i] for i in row if i] for row in titles.tolist()]
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """A folder with base/ and two parts like it. Of the first part 30 titles stand in the base, too, one row has a
+    category and some titles have words that the base lacks."""
+    folder = tmp_path_factory.mktemp("parts")
+    write_csv(folder / "base.csv", tiny_rows(400))
+    write_csv(folder / "one.csv", tiny_rows(150, seed=1) + tiny_rows(400)[:30] + [
+        ("mesa inaudita redonda", "reliable", "spanish", "MESAS"), ("torno", "reliable", "spanish", "TORNOS")])
+    write_csv(folder / "two.csv", tiny_rows(100, seed=2) + [("silla inaudita", "unreliable", "portuguese", "SILLAS")])
+    run_script("prepare", "--data", "base.csv", "--out", "base", "--max-len", 7, cwd=folder)
+    for name in ("one", "two"):
+        run_script("prepare", "--data", f"{name}.csv", "--like", "base", "--out", name, cwd=folder)
+    return folder
+
+
+def test_a_part_has_the_ids_of_its_base(parts):
+    base, one = (data.read_prepared(parts / name, ("train",), "train") for name in ("base", "one"))
+    for name in ("vocab", "labels"):
+        assert one[0][name] == base[0][name]
+    assert one[0]["max_len"] == base[0]["max_len"] == 7 and one[1]["train"]["titles"].shape[1] == 7
+    assert one[0]["oov"] and not set(one[0]["oov"]) & set(base[0]["vocab"])
+    meta, arrays = data.load_prepared(parts / "one", text="train")
+    text = arrays["train"]["text"]
+    assert as_words(meta, arrays["train"]["titles"]) == [data.tokenize(title)[:7] for title in text]
+    labels = {title: label for title, _, _, label in tiny_rows(150, seed=1)}
+    named = [(meta["labels"][i], labels[title]) for i, title in zip(arrays["train"]["labels"], text, strict=True)
+             if title in labels]
+    assert len(named) > 100 and all(found == wanted for found, wanted in named)
+
+
+def test_no_title_trains_that_the_base_holds_out(parts):
+    held_out = {tuple(data.tokenize(title)[:7]) for split in ("valid", "test")
+                for title in files.read_lines(parts / f"base/{split}_text.txt")}
+    rows = [row for row in tiny_rows(150, seed=1) + tiny_rows(400)[:30] if row[3] != "TORNOS"]
+    meta = files.read_json(parts / "one/meta.json")
+    kept = [title for title, *_ in rows if tuple(data.tokenize(title)[:7]) not in held_out]
+    assert files.read_lines(parts / "one/train_text.txt") == [*kept, "mesa inaudita redonda"]
+    assert meta["rows"] == {"train": len(kept) + 1, "valid": 0, "test": 0}
+    assert meta["left_out_rows"] == len(rows) - len(kept) > 5
+    assert meta["bad_rows"] == 1 and "base has no category TORNOS" in meta["first_bad_row"]
+
+
+def test_what_is_said_of_a_part(parts):
+    done = run_here("prepare", "--data", "one.csv", "--like", "base", "--out", "again", cwd=parts)
+    assert "rows whose titles validate or test in base" in done.stdout and not done.stderr
+    assert "1, first one.csv:183: base has no category TORNOS" in done.stdout
+    assert files.read_json(parts / "again/meta.json")["fingerprint"] == files.read_json(
+        parts / "one/meta.json")["fingerprint"]
+
+
+def test_rows_keep_the_split_that_their_source_gives(parts, tmp_path):
+    rows = tiny_rows(60, seed=3)
+    splits = ["train", "test", ""] * 20
+    write_csv(tmp_path / "more.csv", [(*row, split) for row, split in zip(rows, splits, strict=True)],
+              header="title,label_quality,language,category,split")
+    run_here("prepare", "--data", "more.csv", "--like", parts / "base", "--out", "more", cwd=tmp_path)
+    meta = files.read_json(tmp_path / "more/meta.json")
+    assert meta["rows"]["test"] == 20 and meta["rows"]["valid"] == 0
+    assert meta["rows"]["train"] + meta["left_out_rows"] == 40
+
+
+@pytest.mark.parametrize("on_disk", [(), ("train",)])
+def test_several_folders_are_read_as_one(parts, on_disk):
+    names = ["base", "one", "two"]
+    together, arrays = data.load_prepared([parts / name for name in names], text="train", on_disk=on_disk)
+    alone = sorted((data.load_prepared(parts / name, text="train") for name in names),
+                   key=lambda found: found[0]["fingerprint"])
+    assert together["words"] == together["vocab"] + sorted({word for meta, _ in alone for word in meta["words"]}
+                                                           - set(together["vocab"]))
+    for split in data.SPLITS:
+        rows = arrays[split]
+        assert as_words(together, rows["titles"][:]) == [
+            words for meta, one in alone for words in as_words(meta, one[split]["titles"])]
+        for kind in ("labels", "reliable"):
+            assert np.array_equal(rows[kind], np.concatenate([one[split][kind] for _, one in alone]))
+        assert [together["languages"][i] for i in rows["language"]] == [
+            meta["languages"][i] for meta, one in alone for i in one[split]["language"]]
+        assert together["rows"][split] == len(rows["labels"]) == len(rows["titles"])
+    assert arrays["train"]["text"] == [title for _, one in alone for title in one["train"]["text"]]
+    assert together["training_rows"] == np.bincount(arrays["train"]["labels"]).tolist()
+    assert together["reliable_share"] == pytest.approx(np.mean(np.concatenate(
+        [arrays[split]["reliable"] for split in data.SPLITS])))
+
+
+def test_titles_on_the_disk_are_those_in_memory(parts):
+    folders = [parts / "base", parts / "one", parts / "two"]
+    memory, disk = (data.load_prepared(folders, on_disk=on_disk)[1]["train"]["titles"] for on_disk in ((), ("train",)))
+    assert isinstance(disk, data.Titles) and disk.shape == memory.shape and disk.dtype == memory.dtype
+    draw = np.random.default_rng(0)
+    for rows in (slice(0, 5), slice(300, None), slice(None), draw.integers(0, len(disk), 50), np.array([], int)):
+        np.testing.assert_array_equal(disk[rows], memory[rows])
+    assert data.length_groups(disk, 8, 4)[0].width == data.length_groups(memory, 8, 4)[0].width
+
+
+def test_parts_train_in_any_order_to_the_same_bits(parts):
+    orders = (["base", "one", "two"], ["two", "base", "one"])
+    for order, run in zip(orders, "ab", strict=True):
+        done = run_script("train", "--data", *order, "--name", run, *FLAGS, cwd=parts)
+        assert f"evaluate.py --ckpt {run} --data {' '.join(order)}\n" in done.stdout
+    (*_, one, _), (*_, two, _) = (runs.restore(parts / "runs" / run, "best") for run in "ab")
+    assert np.array_equal(one["variables"]["table"], two["variables"]["table"])
+    scores = json.loads(run_here("evaluate", "--data", "one", "base", "two", "--ckpt", "best", "--json",
+                                 cwd=parts).stdout)
+    assert scores["rows"] == files.read_json(parts / "base/meta.json")["rows"]["test"]
+    listed = run_here("evaluate", "--data", "one", "two", "base", "--list", cwd=parts).stdout
+    assert [line.split()[0] for line in listed.splitlines()[1:]] in (["a", "b"], ["b", "a"])
+    done = run_here("train", "--resume", "a", "--data", "two", "one", "base", cwd=parts)
+    assert "best epoch 1" in done.stdout
+    assert_one_line_error(run_here("evaluate", "--data", "base", "--ckpt", "a", cwd=parts, check=False), "other data")
+
+
+@pytest.mark.parametrize("flags, words", [
+    (("--like", "base", "--max-len", 9), "--max-len: --like takes it from base"),
+    (("--like", "base", "--out", "base"), "an --out of its own"),
+    (("--like", "one"), "was itself prepared --like "),
+    (("--like", "nowhere"), "no prepared data here"),
+])
+def test_parts_that_cannot_be(parts, tmp_path, flags, words):
+    flags = [parts / value if value in ("base", "one") else value for value in flags]
+    out = tmp_path / "out"
+    done = run_here("prepare", "--data", parts / "two.csv", "--out", out, *flags, cwd=tmp_path, check=False)
+    assert_one_line_error(done, words.replace("base", str(parts / "base")))
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("category, words", [("MESAS", "the train split is empty"),
+                                             ("TORNOS", "base has no category TORNOS")])
+def test_a_part_of_nothing_that_can_be_used(parts, tmp_path, category, words):
+    titles = files.read_lines(parts / "base/test_text.txt")
+    write_csv(tmp_path / "old.csv", [(title, "", "", category) for title in titles])
+    done = run_here("prepare", "--data", "old.csv", "--like", parts / "base", "--out", "old", cwd=tmp_path, check=False)
+    assert_one_line_error(done, words)
+
+
+def test_folders_that_do_not_go_together(parts, tmp_path):
+    rows = tiny_rows(300, seed=9)
+    random.Random(0).shuffle(rows)
+    write_csv(tmp_path / "other.csv", rows)
+    run_here("prepare", "--data", "other.csv", "--out", "other", "--max-len", 7, cwd=tmp_path)
+    for folders, words in (((parts / "base", tmp_path / "other"), "has another vocab.txt than"),
+                           ((parts / "base", parts / "base"), "the same prepared data twice"),
+                           ((parts / "one", parts / "two"), "no training or no validation rows"),
+                           ((parts / "one",), "no training or no validation rows")):
+        done = run_here("train", "--data", *folders, *FLAGS, cwd=tmp_path, check=False)
+        assert_one_line_error(done, words)
+    assert not (tmp_path / "runs").exists()
