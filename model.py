@@ -29,7 +29,7 @@ import devices
 
 NGRAM_SAMPLES = 4  # of a word's character n-grams, in a training step; prediction uses all
 LARGE, BLOCK = 1 << 19, 1 << 16  # rows of a table from which on it is drawn in blocks, and rows of a block
-PARTS = 1024       # parts that a table with --shard-table is drawn in; a number of devices that divides it can share it
+PARTS = 1024  # of equally many rows, in which a table with --shard-table is drawn; its divisors of devices can share it
 BATCH_SIZES = (1, 64, 1024)  # of prediction
 # On a CPU this takes half the time; only training gets slower. Other releases may not know it and refuse.
 QUICK_COMPILE = {"xla_cpu_use_fusion_emitters": False} if jax.__version__.startswith("0.10.") else {}

@@ -28,6 +28,7 @@ import files
 from files import UserError
 
 FORMAT = 5  # of a run's folder: raise it when its files change their meaning
+DATA_FILE = 8 << 20  # bytes of a file with a large table, about: Orbax keeps what it has encoded until a file is full
 BOOKKEEPING = ("checksum", "created", "files", "source", "versions", "format", "training_rows", "fingerprint",
                "calibration_rows", "synthetic")  # what a configuration holds besides settings and sizes
 TAKEN = "{folder}: a run of this name is there; choose another --name, or go on with --resume {folder.name}"
@@ -419,6 +420,14 @@ def save_checkpoint(manager, step, state, history, metrics=None):
     import orbax.checkpoint as ocp
 
     import devices
+    import model
+
+    # In several files, or a large table would lie encoded in memory until all of it is. Orbax cuts it for that into
+    # equal pieces; where the rows cannot be divided well these are tiny, and a restore takes many seconds.
+    def in_files(tree):
+        large = [x for x in jax.tree.leaves(tree) if x.nbytes > DATA_FILE]
+        even = large and all(len(x) % model.PARTS == 0 for x in large)
+        return ocp.args.PyTreeSave(tree, ocdbt_target_data_file_size=DATA_FILE if even else None)
 
     # Orbax's threads print tracebacks on a full disk, so look before.
     need = 1.1 * sum(x.nbytes for x in jax.tree.leaves(state)) + (1 << 20)
@@ -426,7 +435,7 @@ def save_checkpoint(manager, step, state, history, metrics=None):
     saved, failure = False, None if free >= need else f"needs {need / 1e6:.1f} MB of disk, {free / 1e6:.1f} MB are free"
     try:
         saved = not failure and manager.save(step, metrics=metrics, force=True, args=ocp.args.Composite(
-            history=ocp.args.JsonSave(history), **{part: ocp.args.StandardSave(tree) for part, tree in state.items()}))
+            history=ocp.args.JsonSave(history), **{part: in_files(tree) for part, tree in state.items()}))
         if saved and devices.is_first():
             # Here Orbax has given the checkpoint its name; killed before the next line, it stays without checksums.
             folder = Path(manager.directory) / str(step)
@@ -464,7 +473,8 @@ def restore_checkpoint(manager, step, **targets):
             with ocp.StandardCheckpointer() as reader:
                 if shapes(reader.metadata(folder / part).item_metadata.tree) != shapes(target):
                     raise ValueError("its arrays have other shapes than its config.json says")
-            arguments[part] = ocp.args.StandardRestore(jax.tree.map(on_these_devices, target))
+            target = jax.tree.map(on_these_devices, target)
+            arguments[part] = ocp.args.PyTreeRestore(target, ocp.checkpoint_utils.construct_restore_args(target))
         restored = manager.restore(step, args=ocp.args.Composite(**arguments))
         return {part: restored[part] for part in targets}
     except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged folder

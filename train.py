@@ -72,16 +72,17 @@ def size_rule(rows, epochs, dropout, vocabulary):
 
     More rows need larger batches, fewer epochs, less dropout and less weight for n-grams of characters, as words can
     speak for themselves; more words need more buckets (16 for each, where that is little memory, else 4; rounded up to
-    a power of 2, 2^21 at most). Adagrad's sums of squares begin above zero, so that rare words do not take the largest
-    steps.
+    a power of 2, or near it, 2^21 at most). Adagrad's sums of squares begin above zero, so that rare words do not take
+    the largest steps.
     """
     # Chosen on validation rows, see EXPERIMENTS.md: more rows need less of what keeps a model from overfitting.
     shrink = min(1, (SMALL / rows) ** 0.6)
-    buckets = max(4 * vocabulary, min(16 * vocabulary, 1 << 17))
+    buckets = 2 ** min(21, math.ceil(math.log2(max(4 * vocabulary, min(16 * vocabulary, 1 << 17)))))
+    if vocabulary + buckets > model.LARGE:  # a table whose rows can be divided evenly, see runs.save_checkpoint
+        buckets -= (vocabulary + buckets) % model.PARTS
     return {"batch_size": min(max(2 ** round(math.log2(max(rows, 1) / 500)), 64), 1024),
             "epochs": max(3, round(epochs * shrink)), "dropout": round(dropout * shrink, 3),
-            "character_weight": round(shrink, 3),
-            "buckets": 2 ** min(21, math.ceil(math.log2(buckets))),
+            "character_weight": round(shrink, 3), "buckets": buckets,
             "accumulator": 0.01 * min(1, rows / FEW) ** 2}
 
 
@@ -700,7 +701,6 @@ def resume_flags(args, name):
 
 def train(args):
     # All that can be refused is refused before anything is written.
-    files.require_device()
     meta, arrays = data.load_prepared(args.data, ("train", "valid"), on_disk=("train",))
     if not (meta["rows"]["train"] and meta["rows"]["valid"]):
         raise UserError(f"{files.listed(args.data)}: has no training or no validation rows; name the folder that it "
@@ -767,8 +767,9 @@ def train(args):
 
             # What comes before the first step: scores by chance, or what a former run's knowledge is worth here.
             if step == 0 and not validation:
-                ready = model.predictor(config, state["variables"] | frozen, features)
-                print_epoch({"epoch": 0} | evaluate_rows(ready, arrays["valid"], "valid"))
+                begun = model.predictor(config, state["variables"] | frozen, features)
+                print_epoch({"epoch": 0} | evaluate_rows(begun, arrays["valid"], "valid"))
+                del begun
             print(f"ready after {time.time() - STARTED:.1f} s (reading, compiling)")
             progress = Progress(config, step)
 
@@ -802,6 +803,7 @@ def train(args):
                 row = {"epoch": epoch + 1, "step": step} | evaluate_rows(ready, sample, "train")
                 if "refit" not in config:
                     row |= evaluate_rows(ready, arrays["valid"], "valid")
+                del ready  # it has the vectors of all words
                 check_finite([row["train_loss"], row.get("valid_loss", 0)], folder.name, config, step)
                 row |= {name: float(validation[name]) for name in ("temperature", "smoothing")} | {
                             "titles_per_second": (step - begun_step) / epoch_steps * config["rows"] / seconds,
@@ -944,7 +946,7 @@ def sizes_of(variables):
 
 def introduce(name, config, sizes):
     """Print what is trained and where: the configuration, sizes, and the loss that chance would give."""
-    count = len(jax.devices())
+    count = devices.mesh().size
     if config["batch_size"] % count and devices.is_first():
         print(f"warning: {count} devices cannot share batches of {config['batch_size']} rows evenly, so each computes "
               f"all of them; a new run may have a --batch-size that is a multiple of {count}", file=sys.stderr)

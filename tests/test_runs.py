@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 
+import jax
+import numpy as np
 import pytest
 from conftest import (
     ROOT,
@@ -347,3 +349,17 @@ def test_unreachable_mlflow(tiny):
         "MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"})
     assert_one_line_error(done, "MLflow", "127.0.0.1:9")
     assert not (tiny / "runs/lonely").exists()
+
+
+@pytest.mark.parametrize("rows, several", [(8192, True), (8191, False)])
+def test_a_large_table_is_saved_in_several_files(tmp_path, monkeypatch, rows, several):
+    """Where its rows can be divided evenly; a save then needs no memory for all of it."""
+    monkeypatch.setattr(runs, "DATA_FILE", 1 << 17)
+    table = np.random.default_rng(0).normal(size=(rows, 64)).astype(np.float32)
+    state = jax.device_put({"variables": {"table": table}, "optimizer": {"step": np.int32(3)}})
+    (tmp_path / "checkpoints").mkdir()
+    runs.save_checkpoint(runs.checkpoint_manager(tmp_path), 1, state, [], {"valid_balanced_accuracy": 0.5})
+    saved = runs.restore_checkpoint(runs.checkpoint_manager(tmp_path, read_only=True), 1, **state)
+    assert np.array_equal(saved["variables"]["table"], table) and saved["optimizer"]["step"] == 3
+    large = [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size > 1 << 15]
+    assert (len(large) > 4) == several

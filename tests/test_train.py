@@ -128,7 +128,7 @@ def test_size_rule():
 
     assert rule(500, 300) == (64, 25, 0.5, 1, 1 << 13, 0.01 / 64)
     assert rule(5_000, 4_000) == (64, 25, 0.5, 1, 1 << 16, 0.01)
-    assert rule(5_000_000, 1_000_000) == (1024, 3, 0.028, 0.055, 1 << 21, 0.01)
+    assert rule(5_000_000, 1_000_000) == (1024, 3, 0.028, 0.055, (1 << 21) - 576, 0.01)  # with the words n * 1,024
     sizes = [rule(rows, rows // 9 + 1) for rows in (10, 3_000, 100_000, 1_000_000, 10_000_000)]
     assert sizes == sorted(sizes, key=lambda size: (size[0], *(-x for x in size[1:4]), *size[4:]))
 
