@@ -203,7 +203,8 @@ def smallest_uint(largest):
 
 class Titles:
     """Word ids of titles [N, L], read from the disk where they are asked for, by a slice or by numbers of rows: of a
-    split of one prepared folder, or of several as of one."""
+    split of one prepared folder, or of several as of one. In memory is, where there are unknown words, a count for each
+    row."""
 
     def __init__(self, parts, longest, dtype):
         """parts: [(array [n, max_len] as prepare.py writes it, ids [U] of the words that it has as UNKNOWN)]; longest:
@@ -219,7 +220,7 @@ class Titles:
         return self.shape[0]
 
     def __getitem__(self, rows):
-        rows = np.arange(len(self))[rows] if isinstance(rows, slice) else np.asarray(rows)
+        rows = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else np.asarray(rows)
         result, part_of = np.empty((len(rows), self.shape[1]), self.dtype), np.searchsorted(self.ends, rows, "right")
         for number, (array, unknown, first) in enumerate(self.parts):
             mine = np.flatnonzero(part_of == number)
@@ -249,7 +250,7 @@ def load_prepared(folders, splits=SPLITS, text=None, on_disk=()):
     Returns: (meta, arrays). meta: the content of meta.json with `vocab`, `words` (vocab, then oov.txt), `labels` and
     `vectors` (or None) added. arrays[split][kind]: `titles` [N, L] ids in `words`, columns that are padding in every
     row cut off; `labels`; where there are any `language`, `reliable` and `pieces` (of one folder left on the disk);
-    `text`, a list of str.
+    `text`, a list of str, and of several folders `lines`, where each title stands.
     Raises UserError where a folder holds no prepared data, or not what prepare.py wrote, or where they do not go
     together.
     """
@@ -283,6 +284,9 @@ def load_prepared(folders, splits=SPLITS, text=None, on_disk=()):
                 values = [part[kind] for part in parts]
                 arrays[split][kind] = values[0] if len(parts) == 1 else (
                     sum(values, []) if kind == "text" else np.concatenate(values))
+    if text and len(found) > 1:
+        arrays[text]["lines"] = np.array([f"{folder}:{line}" for _, rows, folder in found
+                                          for line in range(1, len(rows[text]["labels"]) + 1)])
     return meta, arrays
 
 
@@ -299,7 +303,8 @@ def require_alike(found):
                 raise UserError(f"{other}: was prepared with another {what} than {folder}; prepare both again, one of "
                                 "them with --like")
         if (its["reliable_share"] is None) != (meta["reliable_share"] is None):
-            raise UserError(f"{folder} and {other}: one of them alone says which labels are reliable")
+            raise UserError(f"{folder} and {other}: one of them alone says which labels are reliable; add the column "
+                            "label_quality to the other's source, or drop it from both")
 
 
 def joined_meta(metas):
@@ -336,10 +341,13 @@ def joined_fingerprint(fingerprints):
 
 
 def fingerprint_of(folders):
-    """The fingerprint that `load_prepared` would give; None where there is no prepared data."""
+    """The fingerprint that `load_prepared` would give; None where there is no prepared data. Raises UserError where one
+    of several folders has none."""
     paths = [Path(folder) / "meta.json" for folder in ([folders] if isinstance(folders, (str, Path)) else folders)]
-    if not all(path.is_file() for path in paths):
+    if not any(path.is_file() for path in paths):
         return None
+    for path in paths:
+        files.require_file(path)
     return joined_fingerprint([files.read_json(path).get("fingerprint", "") for path in paths]) or None
 
 

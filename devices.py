@@ -5,15 +5,20 @@
     python train.py --coordinator 10.0.0.1:1234 --processes 2 --process 1      # on the other one
     srun python train.py --coordinator auto      # as Slurm, Open MPI, Kubernetes or a TPU pod tells JAX
 
-All processes get the same flags and see the same folders. Each reads the rows that its own devices hold. The first one
-prints, writes reports and logs to MLflow; checkpoints are written by all. A process that ends unexpectedly ends the
-others: at once where a connection breaks, else after HEARTBEAT seconds or a little more.
+All processes get the same flags and see the same folders. Each looks at all rows once (checksums, counts) and keeps
+those that its own devices hold. The first one prints, writes reports and logs to MLflow; all write checkpoints. One
+that ends unexpectedly ends the others: at once where a connection breaks, else after HEARTBEAT seconds or a little
+more.
+
+What a process decides must not rest on its clock, its signals or what it alone sees, or the others wait for ever.
 
 What is computed, and on which arrays, does not belong here.
 """
 import functools
 import os
 import re
+import signal
+import socket
 import sys
 import threading
 import traceback
@@ -62,7 +67,7 @@ def join(args):
     if args.coordinator in (None, "auto"):
         if not alone:
             raise UserError("--processes and --process go with --coordinator HOST:PORT")
-    elif not re.fullmatch(r"\S+:\d{1,5}", args.coordinator):
+    elif not (match := re.fullmatch(r"\S+:(\d{1,5})", args.coordinator)) or not 0 < int(match[1]) < 1 << 16:
         raise UserError(f"--coordinator {args.coordinator}: wanted HOST:PORT, or auto")
     elif args.processes is None or args.process is None or args.process >= args.processes:
         raise UserError(f"--coordinator {args.coordinator}: needs --processes N, and --process from 0 to N - 1")
@@ -73,7 +78,11 @@ def join(args):
     files.leave_at_once = True
     sys.excepthook = leave_with_traceback
     address = None if args.coordinator == "auto" else args.coordinator
-    # Where JAX's own patience ends it aborts the program.
+    if address and args.process == 0:
+        require_free(int(match[1]))
+
+    # Where JAX's own patience ends it aborts the program. Until then Ctrl-C would not be heard.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     patience = threading.Timer(CONNECT, give_up, [args.coordinator])
     patience.start()
     try:
@@ -83,14 +92,27 @@ def join(args):
         raise UserError(f"--coordinator {args.coordinator}: JAX cannot begin there ({str(error)[:200]})") from None
     finally:
         patience.cancel()
+        signal.signal(signal.SIGINT, files.interrupt)
 
     # Gloo says on standard output that it is connected; that is for messages, as our own output may be JSON.
     kept = os.dup(1)
     os.dup2(2, 1)
     meet()
     os.dup2(kept, 1)
+    os.close(kept)
     if not is_first():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
+
+
+def require_free(port):
+    """Raise UserError where a port of this machine is taken: JAX would crash."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise UserError(f"--coordinator: port {port} of this machine cannot be used ({error.strerror}); choose "
+                            "another") from None
 
 
 def give_up(coordinator):
@@ -115,6 +137,17 @@ def meet():
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
         multihost_utils.sync_global_devices("meet")
+
+
+def require_same(value):
+    """Raise UserError, in all processes, unless this value, which JSON can hold, is the same in all of them."""
+    if jax.process_count() == 1:
+        return
+    from jax.experimental import multihost_utils
+    digest = np.frombuffer(files.fingerprint(value).encode(), np.uint8)
+    if (multihost_utils.process_allgather(digest) != digest).any():
+        raise UserError("the processes do not have the same flags, scripts, data and runs; start all of them with the "
+                        "same, in folders that they share")
 
 
 def from_first(text):

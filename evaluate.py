@@ -201,6 +201,12 @@ class Classifier:
             temperature, self.smoothing = calibration.fit(self.combined_kept(), kept["labels"])
         self.weights /= np.float32(temperature)
 
+    @property
+    def identity(self):
+        """What tells this classifier from others: its prior, and of each checkpoint when its run began and its step."""
+        return self.prior, [(config["created"], step)
+                            for (config, _), step in zip(self.members, self.steps, strict=True)]
+
     def kept_logits(self, member, shift):
         """The logits of a member on the validation rows that its checkpoint keeps [n, C], shifted."""
         return self.validation[member]["logits"].astype(np.float32) + shift
@@ -401,8 +407,9 @@ def prepared_rows(args, classifier, meta, arrays):
                         "--like with it")
 
     # A row's line is its number in the split, from 1: where its title stands in {split}_text.txt.
-    rows = SimpleNamespace(**{"language": None, "reliable": None} | arrays[args.split])
-    rows.labels, rows.lines = rows.labels.astype(np.int64), np.arange(1, len(rows.labels) + 1)
+    lines = np.arange(1, meta["rows"][args.split] + 1)
+    rows = SimpleNamespace(**{"language": None, "reliable": None, "lines": lines} | arrays[args.split])
+    rows.labels = rows.labels.astype(np.int64)
     rows.names, rows.languages = classifier.labels, meta["languages"]
     return rows
 
@@ -464,6 +471,7 @@ def evaluate(args):
         meta, arrays = data.load_prepared(args.data, (args.split,), text=args.split)
         classifier = load(*args.ckpt, folder=args.runs, prior=args.prior, fingerprint=meta["fingerprint"])
         rows = prepared_rows(args, classifier, meta, arrays)
+    devices.require_same([classifier.identity, args.split, args.prior, rows.text, rows.labels.tolist()])
     if devices.is_first():
         connecting = files.in_background(tracking.mlflow_client)  # takes seconds; meanwhile we score
 
@@ -533,6 +541,7 @@ def predict(args):
         raise UserError("--predict -: only one process has this input; name a file that all can read")
     args.out = args.out if devices.is_first() else None  # what the others print goes nowhere
     classifier = load_named(args)
+    devices.require_same([classifier.identity, args.predict, args.top, args.explain, args.precision, args.threshold])
     threshold = args.threshold or 0.0
     if args.precision and (threshold := classifier.threshold(args.precision)) is None:
         raise UserError(f"--precision {args.precision}: no threshold promises it, on {len(classifier.validated[1]):,} "

@@ -19,8 +19,9 @@ equal titles stay on one side. Takes about 4 s for a million rows on two cores; 
 --encoder also cuts titles into pieces of words, about 9,000 titles a second and core.
 --like prepares more training rows with the vocabulary, categories and options of another folder, which need not be on
 the same machine, so that parts of a large set can be made side by side. Nothing is drawn from them for validation or
-test: all rows train but those that the source itself gives to another split, and those whose title the other folder
-validates or tests with, which are left out. Rows of other categories are bad rows.
+test: all rows train but those that the source itself gives to another split (which may have titles that train in other
+folders), and those whose title the other folder validates or tests with, which are left out. Rows of other categories
+are bad rows.
 """
 import contextlib
 import itertools
@@ -206,7 +207,8 @@ def read_rows(args, chosen, bad, seen, categories=None):
             seen["rows"] += len(block["title"])
             if args.languages:
                 if "language" not in block:
-                    raise UserError(f"{path}: has no language column, which --languages needs")
+                    raise UserError(f"{path}: has no language column, which --languages "
+                                    + (f"of {args.like} " if args.like else "") + "needs")
                 wanted = pc.is_in(block["language"], pa.array(args.languages))
                 block = {column: values.filter(wanted) for column, values in block.items()}
             if categories is not None:
@@ -357,8 +359,7 @@ def read_base(args):
     if described := meta["encoder"]:
         encoder.require(described, args.like)
     blocks = ((None, None, {"title": pa.array(held_out[rows], pa.string())}) for rows in data.blocks(len(held_out)))
-    return SimpleNamespace(vocab=meta["vocab"], labels=meta["labels"], held_out=blocks, folder=args.like,
-                           has_vectors=meta["vectors"] is not None)
+    return SimpleNamespace(vocab=meta["vocab"], labels=meta["labels"], held_out=blocks, vectors=meta["vectors"])
 
 
 def base_order(codes, names):
@@ -681,8 +682,7 @@ def write_arrays(args, chosen, bad, folder, base=None):
     # SPECIALS, the first two entries, never have a vector and do not count.
     vectors_found = None
     if args.vectors:
-        vectors = np.load(base.folder / "vectors.npy") if base else data.read_vectors(
-            args.vectors, vocab, sources.BadRows(args.max_bad_rows))
+        vectors = base.vectors if base else data.read_vectors(args.vectors, vocab, sources.BadRows(args.max_bad_rows))
         np.save(folder / "vectors.npy", vectors)
         vectors_found = float(vectors[2:].any(1).mean())
 
@@ -735,7 +735,8 @@ def report(meta, out, written, seconds):
                          f"{meta['max_len']} words",
         "conflicting labels": meta["conflicting_rows"] and f"{meta['conflicting_rows']:,} rows have a title that comes "
                               "with another category, too",
-        "titles also in train": ", ".join(f"{name} {percent(x)}" for name, x in meta["also_in_train"].items()),
+        "titles also in train": ", ".join(f"{name} {percent(x)}" for name, x in meta["also_in_train"].items()
+                                          if meta["rows"][name]),
         "vectors found": None if meta["vectors_found"] is None else percent(meta["vectors_found"]) + " of words",
         "pieces": meta["encoder"] and f"of encoder {meta['encoder']['name']}; {percent(meta['full_share'])} of titles "
                                       f"have {meta['encoder']['max_len']} or were cut there",

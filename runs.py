@@ -425,7 +425,7 @@ def save_checkpoint(manager, step, state, history, metrics=None):
     # In several files, or a large table would lie encoded in memory until all of it is. Orbax cuts it for that into
     # equal pieces; where the rows cannot be divided well these are tiny, and a restore takes many seconds.
     def in_files(tree):
-        large = [x for x in jax.tree.leaves(tree) if x.nbytes > DATA_FILE]
+        large = [x for x in jax.tree.leaves(tree) if x.shape and len(x) > model.LARGE]
         even = large and all(len(x) % model.PARTS == 0 for x in large)
         return ocp.args.PyTreeSave(tree, ocdbt_target_data_file_size=DATA_FILE if even else None)
 

@@ -475,7 +475,8 @@ def configure(args, meta, titles, former=None):
                             "its module")
 
     # What flags leave open comes from the model, then from the size of the data; or all of it from the former run.
-    kept = {name: former[name] for name in (config.keys() | fields.keys()) & (former or {}).keys() - {"classes"}}
+    kept = {name: former[name] for name in (
+        config.keys() | fields.keys() | {"shard_table"}) & (former or {}).keys() - {"classes"}}
     usual = usual | kept
     config |= {name: value for name, value in usual.items() if flag_of(name) not in args.given}
 
@@ -706,6 +707,7 @@ def train(args):
         raise UserError(f"{files.listed(args.data)}: has no training or no validation rows; name the folder that it "
                         "was prepared --like with it")
     folder, config = choose_run(args, meta, arrays)
+    devices.require_same({name: value for name, value in config.items() if name not in ("created", "checksum")})
 
     # A run begins with what a former one has learned, unless it goes on from a checkpoint of its own.
     former = None
@@ -853,7 +855,7 @@ class Saves:
         self.manager, self.folder, self.tracker = manager, folder, tracker
         # Several processes would not wait equally long, and save together.
         self.seconds = seconds if jax.process_count() == 1 else 0
-        self.best, self.losses, self.at = None, [], time.time()
+        self.best, self.losses, self.at = None, [], time.monotonic()
 
     def epoch(self, step, state, history, losses, is_best, at_once):
         """After an epoch: save it where `at_once` or the last save was long ago, else keep it if it is the best.
@@ -861,7 +863,7 @@ class Saves:
         metrics = history[-1] if "valid_loss" in history[-1] else None
         if is_best:
             self.best = None  # what waited is second now
-        if at_once or time.time() - self.at >= self.seconds:
+        if at_once or time.monotonic() - self.at >= self.seconds:
             self.save(step, state, history, losses, metrics)
             return True
         self.losses += losses
@@ -879,7 +881,7 @@ class Saves:
                 runs.write_metrics(self.folder, saved[2])
         if self.tracker:
             self.tracker.log(history, [*self.losses, *losses])
-        self.losses, self.at = [], time.time()
+        self.losses, self.at = [], time.monotonic()
 
     def __enter__(self):
         return self
@@ -950,9 +952,9 @@ def introduce(name, config, sizes):
     if config["batch_size"] % count and devices.is_first():
         print(f"warning: {count} devices cannot share batches of {config['batch_size']} rows evenly, so each computes "
               f"all of them; a new run may have a --batch-size that is a multiple of {count}", file=sys.stderr)
-    if config.get("shard_table") and model.PARTS % count and devices.is_first():
-        print(f"warning: {count} devices cannot share the {model.PARTS:,} parts of the table evenly, so each holds all "
-              "of them; use 2, 4, 8, 16, ... devices", file=sys.stderr)
+    if config.get("shard_table") and model.table_rows(config) % count and devices.is_first():
+        print(f"warning: {count} devices cannot share the {model.table_rows(config):,} rows of the table evenly, so "
+              "each holds all of them; 2, 4, 8, 16, ... devices can", file=sys.stderr)
     print(f"run {name}{' (SYNTHETIC DATA)' if config['synthetic'] else ''} on {devices.names()}: "
           + ", ".join(f"{key}={value}" for key, value in runs.settings(config).items()))
     print(f"{config['rows']:,} rows, {config['steps']:,} steps of {config['batch_size']}; {sizes['parameters']:,} "

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, add_database, environment, run_script, tiny_rows, write_csv
+from conftest import ROOT, add_database, assert_one_line_error, environment, run_script, tiny_rows, write_csv
 
 import runs
 
@@ -41,8 +41,9 @@ def train(folder, devices, *flags):
     return run_script("train", *flags, cwd=folder, env={"JAX_NUM_CPU_DEVICES": str(devices)})
 
 
-def processes(count, folder, script, *flags, devices=1):
-    """A script as several processes, which have begun: what they print goes to files beside the data."""
+def processes(count, folder, script, *flags, devices=1, last=()):
+    """A script as several processes, which have begun: what they print goes to files beside the data. last: further
+    flags of the last one."""
     add_database(script, folder, None)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -50,7 +51,7 @@ def processes(count, folder, script, *flags, devices=1):
     begun = []
     for number in range(count):
         command = [sys.executable, "-u", ROOT / f"{script}.py", *flags, "--coordinator", address, "--processes", count,
-                   "--process", number]
+                   "--process", number, *(last if number == count - 1 else ())]
         with open(folder / f"{number}.out", "w") as out, open(folder / f"{number}.err", "w") as err:
             begun.append(subprocess.Popen([*map(str, command)], cwd=folder, stdout=out, stderr=err,
                                           env=environment() | {"JAX_NUM_CPU_DEVICES": str(devices)}))
@@ -164,7 +165,27 @@ def test_a_signal_to_one_process_ends_all(one_device):
     assert "go on with: python " in said(one_device, 0, "out")
 
 
+def test_processes_that_differ(one_device):
+    """They would train on, each something else, or wait for each other for ever."""
+    begun = processes(2, one_device, "train", "--name", "split", *FLAGS, last=("--seed", 1))
+    assert ended(begun, 120) == [2, 2]
+    for number in range(2):
+        assert "error: the processes do not have the same flags, scripts, data" in said(one_device, number, "err")
+    assert not (one_device / "runs/split").exists()
+
+
+def test_a_port_that_is_taken(one_device):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = run_script("train", "--coordinator", f"127.0.0.1:{port}", "--processes", 1, "--process", 0,
+                          cwd=one_device, check=False)
+    assert_one_line_error(done, f"port {port} of this machine cannot be used")
+
+
 @pytest.mark.parametrize("flags, words", [
+    (("--coordinator", "127.0.0.1:0", "--processes", 1, "--process", 0), "wanted HOST:PORT"),
     (("--coordinator", "127.0.0.1:1", "--processes", 2), "--process from 0 to N - 1"),
     (("--coordinator", "127.0.0.1:1", "--processes", 2, "--process", 2), "--process from 0 to N - 1"),
     (("--process", 0), "go with --coordinator"),
@@ -172,8 +193,7 @@ def test_a_signal_to_one_process_ends_all(one_device):
     (("--coordinator", "nowhere", "--processes", 2, "--process", 0), "wanted HOST:PORT"),
 ])
 def test_wrong_flags_of_processes(one_device, flags, words):
-    done = run_script("train", *flags, cwd=one_device, check=False)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and words in done.stderr, done.stderr
+    assert_one_line_error(run_script("train", *flags, cwd=one_device, check=False), words)
 
 
 COLLECTIVES = """

@@ -1,4 +1,5 @@
 """Parts of a large set, each prepared with the vocabulary of the first (prepare.py --like), and trained on as one."""
+import csv
 import json
 import random
 
@@ -126,6 +127,17 @@ def test_parts_train_in_any_order_to_the_same_bits(parts):
     done = run_here("train", "--resume", "a", "--data", "two", "one", "base", cwd=parts)
     assert "best epoch 1" in done.stdout
     assert_one_line_error(run_here("evaluate", "--data", "base", "--ckpt", "a", cwd=parts, check=False), "other data")
+    done = run_here("evaluate", "--data", "base", "no", "--list", cwd=parts, check=False)
+    assert_one_line_error(done, "no/meta.json")
+
+    # A suspect stands where its folder and line say.
+    run_here("evaluate", "--data", "one", "base", "two", "--ckpt", "a", "--split", "train", cwd=parts)
+    with open(parts / "runs/a/train-best/suspects.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["row"].rpartition(":")[0] for row in rows} >= {"base"}
+    for row in rows:
+        folder, _, line = row["row"].rpartition(":")
+        assert files.read_lines(parts / folder / "train_text.txt")[int(line) - 1] == row["title"]
 
 
 @pytest.mark.parametrize("flags, words", [

@@ -128,6 +128,8 @@ def test_a_new_run_begins_with_what_a_former_one_knows(name, next_year):
     config = train.configure(args, meta, arrays["train"]["titles"], train.choose_former(args))
     same = {"model", "dim", "word_ngrams", "buckets", "epochs", "batch_size", "dropout", "accumulator", "scale"}
     assert {key: config[key] for key in same} == {key: old[key] for key in same} and config["lr"] == 0.5
+    parted = train.configure(args, meta, arrays["train"]["titles"], old | {"shard_table": True})
+    assert parted["shard_table"] and "shard_table" not in config
     features = model.feature_tables(config, meta["words"])
     fresh = train.init_state(config, features, arrays["train"]["titles"])
     fresh = jax.device_get(fresh)

@@ -26,6 +26,7 @@ from mlflow import MlflowClient
 
 import calibration
 import files
+import model
 import runs
 from files import UserError
 
@@ -355,6 +356,7 @@ def test_unreachable_mlflow(tiny):
 def test_a_large_table_is_saved_in_several_files(tmp_path, monkeypatch, rows, several):
     """Where its rows can be divided evenly; a save then needs no memory for all of it."""
     monkeypatch.setattr(runs, "DATA_FILE", 1 << 17)
+    monkeypatch.setattr(model, "LARGE", 4096)
     table = np.random.default_rng(0).normal(size=(rows, 64)).astype(np.float32)
     state = jax.device_put({"variables": {"table": table}, "optimizer": {"step": np.int32(3)}})
     (tmp_path / "checkpoints").mkdir()
