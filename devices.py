@@ -94,10 +94,12 @@ def join(args):
         patience.cancel()
         signal.signal(signal.SIGINT, files.interrupt)
 
-    # Gloo says on standard output that it is connected; that is for messages, as our own output may be JSON.
+    # Gloo says on standard output that it is connected; that is for messages, as our own output may be JSON. It
+    # connects processes, and then all devices, when it is first used.
     kept = os.dup(1)
     os.dup2(2, 1)
     meet()
+    int(largest(0))
     os.dup2(kept, 1)
     os.close(kept)
     if not is_first():
