@@ -8,7 +8,7 @@
 All processes get the same flags and see the same folders. Each looks at all rows once (checksums, counts) and keeps
 those that its own devices hold. The first one prints, writes reports and logs to MLflow; all write checkpoints. One
 that ends unexpectedly ends the others: at once where a connection breaks, else after HEARTBEAT seconds or a little
-more.
+more; one that never comes, after CONNECT.
 
 What a process decides must not rest on its clock, its signals or what it alone sees, or the others wait for ever.
 
