@@ -249,7 +249,8 @@ def mistakes(found, suspects):
         [f"{report.plain(true, NAME)}, {rows:,} rows ({share:.0%})", report.plain(taken, NAME), examples.split(" | ")]
         for true, taken, rows, share, examples in zip(*found.values(), strict=True)]) + table(
         "Suspects: labels that the model finds least likely", ("title", "category", "predicted", "row"), [
-            [title, f"{report.plain(name, NAME)} ({given:.4f})", f"{report.plain(other, NAME)} ({sure:.4f})", row.item()]
+            [title, f"{report.plain(name, NAME)} ({given:.4f})", f"{report.plain(other, NAME)} ({sure:.4f})",
+             row.item()]
             for title, name, given, other, sure, row in zip(
                 *(suspects[column][:SUSPECTS] for column in columns), strict=True)])
 
