@@ -471,7 +471,7 @@ def evaluate(args):
         meta, arrays = data.load_prepared(args.data, (args.split,), text=args.split)
         classifier = load(*args.ckpt, folder=args.runs, prior=args.prior, fingerprint=meta["fingerprint"])
         rows = prepared_rows(args, classifier, meta, arrays)
-    devices.require_same([classifier.identity, args.split, args.prior, rows.text, rows.labels.tolist()])
+    devices.require_same([classifier.identity, rows.text, files.checksum_of(rows.labels.tobytes())])
     if devices.is_first():
         connecting = files.in_background(tracking.mlflow_client)  # takes seconds; meanwhile we score
 

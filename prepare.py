@@ -216,7 +216,7 @@ def read_rows(args, chosen, bad, seen, categories=None):
                 for line, name in zip(*(block[column].filter(pc.invert(known)).to_pylist()
                                         for column in ("line", "category")), strict=True):
                     bad.add(path, line, f"{args.like} has no category {name}")
-                    seen["rows"] -= 1
+                    seen["rows"] -= 1  # bad rows are counted by themselves
                 block = {column: values.filter(known) for column, values in block.items()}
             if split in (None, 0) and left is not None:
                 block = {column: values[:left] for column, values in block.items()}
@@ -356,6 +356,7 @@ def read_base(args):
             setattr(args, name, meta["options"].get(name))
         elif name in OF_BASE:
             raise UserError(f"{flag}: --like takes it from {args.like}; leave it out")
+    args.fold = None  # no split is drawn, and one that the source gives is welcome
     if described := meta["encoder"]:
         encoder.require(described, args.like)
     blocks = ((None, None, {"title": pa.array(held_out[rows], pa.string())}) for rows in data.blocks(len(held_out)))

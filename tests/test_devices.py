@@ -135,12 +135,13 @@ def test_batches_that_cannot_be_shared(one_device):
                                atol=1e-5)
 
 
-def kill_and_resume(folder, draw, name, count, resumed_by):
-    """Train by several processes, kill one of them at a random moment, and resume; returns what happened."""
+def kill_and_resume(folder, draw, name, count, resumed_by, seconds):
+    """Train by several processes, kill one of them at a random moment of so many seconds, and resume. Returns all exit
+    statuses, and what happened as text."""
     begun, victim = processes(count, folder, "train", "--name", name, *FLAGS), draw.randrange(count)
     while not (folder / "runs" / name).exists() and begun[0].poll() is None:
         time.sleep(0.1)
-    time.sleep(4 * draw.random())
+    time.sleep(seconds * draw.random())
     begun[victim].kill()
     killed = time.time()
     statuses = ended(begun, PATIENCE)
@@ -153,12 +154,13 @@ def kill_and_resume(folder, draw, name, count, resumed_by):
             statuses[number] == -signal.SIGABRT and "another task died" in error), (statuses, error)
     trained_by(resumed_by, folder, "--resume", name) if resumed_by > 1 else train(folder, 1, "--resume", name)
     assert_same_training(folder, name, "mlp")
-    return f"process {victim} of {count} killed, others ended after {taken:.1f} s with {statuses}"
+    return statuses, f"process {victim} of {count} killed, others ended after {taken:.1f} s with {statuses}"
 
 
 def test_a_killed_process_ends_the_others(one_device):
     """And four processes then train to the same end as one."""
-    kill_and_resume(one_device, random.Random(0), "killed", 2, resumed_by=4)
+    statuses, _ = kill_and_resume(one_device, random.Random(0), "killed", 2, resumed_by=4, seconds=0.5)
+    assert -signal.SIGKILL in statuses and 0 not in statuses  # it was killed before the training had ended
     assert "on 4 devices, " in said(one_device, 0, "out") and " of 4 processes: " in said(one_device, 0, "out")
 
 
@@ -261,8 +263,8 @@ def kill_often(kills, seed):
         run_script("prepare", "--data", "tiny.csv", cwd=folder)
         train(folder, 1, "--name", "mlp", *FLAGS)
         for number in range(kills):
-            print(number, kill_and_resume(folder, draw, f"kill-{number}", draw.choice([2, 2, 4]),
-                                          draw.choice([1, 2, 4])), flush=True)
+            count, resumed_by = draw.choice([2, 2, 4]), draw.choice([1, 2, 4])
+            print(number, kill_and_resume(folder, draw, f"kill-{number}", count, resumed_by, 4)[1], flush=True)
 
 
 if __name__ == "__main__":

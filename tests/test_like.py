@@ -79,6 +79,13 @@ def test_rows_keep_the_split_that_their_source_gives(parts, tmp_path):
     assert meta["rows"]["train"] + meta["left_out_rows"] == 40
 
 
+def test_a_base_that_is_a_fold_takes_parts_with_a_test_file(parts, tmp_path):
+    run_here("prepare", "--data", parts / "base.csv", "--fold", "1/3", "--out", "fold", cwd=tmp_path)
+    run_here("prepare", "--data", parts / "one.csv", "--test", parts / "two.csv", "--like", "fold", "--out", "part",
+             cwd=tmp_path)
+    assert files.read_json(tmp_path / "part/meta.json")["rows"]["test"] == 101
+
+
 @pytest.mark.parametrize("on_disk", [(), ("train",)])
 def test_several_folders_are_read_as_one(parts, on_disk):
     names = ["base", "one", "two"]
