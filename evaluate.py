@@ -246,7 +246,7 @@ class Classifier:
             part = slice(start, start + PREDICT_ROWS)
             ensemble, ids, known = self.read(titles[part])
             result = model.in_batches(functools.partial(function, ensemble), ids, *(array[part] for array in others),
-                                      largest=model.largest_batch(ensemble.predictors))
+                                      largest=model.largest_batch_of(ensemble.predictors))
             found.append(result | {"known": known})
         return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 

@@ -30,10 +30,9 @@ import devices
 NGRAM_SAMPLES = 4  # of a word's character n-grams, in a training step; prediction uses all
 LARGE, BLOCK = 1 << 19, 1 << 16  # rows of a table from which on it is drawn in blocks, and rows of a block
 PARTS = 1024  # of equally many rows, in which a table with --shard-table is drawn; its divisors of devices can share it
-BATCH_SIZES = (1, 64, 1024)  # of prediction
+BATCH_SIZES = (1, 64, 1024, 16384)  # of prediction
 # On a CPU this takes half the time; only training gets slower. Other releases may not know it and refuse.
 QUICK_COMPILE = {"xla_cpu_use_fusion_emitters": False} if jax.__version__.startswith("0.10.") else {}
-ENCODER_BATCH = 64  # titles that an encoder predicts at a time, at most: each costs it much more
 
 # --- modules ----------------------------------------------------------------------------------------------------------
 # Fields have no defaults: DEFAULTS of train.py has them, a run's configuration keeps them, and prediction reads them
@@ -279,7 +278,7 @@ def title_vectors(config, table, layers, ids):
         return {"vectors": module.apply({"params": layers}, table[ids], (ids > 0).astype(jnp.float32))}
 
     table, layers = devices.put((table, layers), devices.whole())
-    return in_batches(lambda ids: vectors(table, layers, ids[0]), (ids,), largest=ENCODER_BATCH)["vectors"]
+    return in_batches(lambda ids: vectors(table, layers, ids[0]), (ids,), largest=largest_batch(True))["vectors"]
 
 
 # --- the embedding table ----------------------------------------------------------------------------------------------
@@ -650,12 +649,18 @@ def first_maximum(z):
     return top, jnp.where(z == top[:, None], jnp.arange(z.shape[1]), z.shape[1] - 1).min(1)
 
 
-def largest_batch(predictors):
-    """How many titles are classified at a time, at most."""
-    return ENCODER_BATCH if any(hasattr(predictor.module, "encoder") for predictor in predictors) else BATCH_SIZES[-1]
+def largest_batch(encoder):
+    """How many titles are classified at a time, at most. A CPU has caches for few, and only many keep a GPU busy; where
+    there is an encoder, each costs much more."""
+    sizes = BATCH_SIZES[1:3] if devices.mesh().devices.flat[0].platform == "cpu" else BATCH_SIZES[2:]
+    return sizes[not encoder]
 
 
-def in_batches(function, ids, *others, largest=BATCH_SIZES[-1]):
+def largest_batch_of(predictors):
+    return largest_batch(any(hasattr(predictor.module, "encoder") for predictor in predictors))
+
+
+def in_batches(function, ids, *others, largest):
     """Call `function` on the rows of ids, a tuple of [N, L] for each model, and other arrays [N, ...] in batches of one
     size (the last one repeats rows): the smallest of BATCH_SIZES that holds all, or `largest`. Titles of up to L / 2
     words come apart from longer ones, so that two programs are compiled and little padding is computed. Returns its
@@ -688,7 +693,7 @@ def score(ensemble, ids, labels):
     in training. ids: a tuple of [N, L] for each Predictor; labels [N].
     """
     return in_batches(lambda ids, y: score_batch(ensemble, ids, y), ids, labels.astype(np.int32),
-                      largest=largest_batch(ensemble.predictors))
+                      largest=largest_batch_of(ensemble.predictors))
 
 
 def balanced_accuracy(labels, predictions):

@@ -440,7 +440,7 @@ def calibrate(predictor, rows):
     """What a checkpoint keeps so that its probabilities can be trusted: of some validation rows (`titles`, `labels`)
     the `logits` [n, C] float16, minus the largest of each row, and the `labels`; `temperature` and `smoothing`."""
     logits = model.in_batches(lambda ids: {"logits": model.logits(predictor, *ids)}, (rows["titles"],),
-                              largest=model.largest_batch((predictor,)))["logits"]
+                              largest=model.largest_batch_of((predictor,)))["logits"]
 
     # Softmax does not see what a whole row has lost, and float16 is finest near 0, where the likeliest now are.
     logits = logits - logits.max(1, keepdims=True)

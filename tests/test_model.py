@@ -321,7 +321,7 @@ def test_in_batches_gives_every_row_its_own_result(rows):
     np.testing.assert_array_equal(result["other"], np.arange(rows))
     size = 1 if rows == 1 else 8
     assert widths <= {(size, -(-ids.shape[1] // 2)), (size, ids.shape[1])}
-    model.in_batches(function, (ids,), np.arange(rows))
+    model.in_batches(function, (ids,), np.arange(rows), largest=1024)
     assert widths & {(1 if rows == 1 else 64, -(-ids.shape[1] // 2)), (1 if rows == 1 else 64, ids.shape[1])}
 
 
