@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib.metadata import distributions, version
 
 import jax
@@ -77,7 +77,7 @@ class Problem:
         jax.block_until_ready(state)
         taken = time.perf_counter() - begun
         once = len(self.rows["labels"]) / (batch_size * sum(chunks * steps for _, _, chunks, steps in plan))
-        return state, done * once / taken, taken  # rows that come twice in an epoch count once
+        return state, done * min(once, 1) / taken, taken  # rows that come twice in an epoch count once
 
     def predictor(self, state):
         return model.predictor(self.config, state["variables"], self.features)
@@ -182,38 +182,45 @@ def correctness(job):
     flags = ("--batch-size", 256, *(() if equal else ("--dropout", 0, "--maxn", 0)))
     yield {"random_bits_equal": equal, "tolerance": TOLERANCE, "steps": STEPS}
 
+    # Compiling takes most of the time, so all models are compared side by side.
     wrong, trained = [], None
-    for name in job.sizes["models"]:
-        if time.time() > job.deadline - 30:
-            yield {"skipped": [name]}
-            continue
-        problem = Problem(job.data, *flags, "--model", name)
-        (expected, reference), (exact, _), (usual, state), (_, again) = trainings(problem, cpu, card)
-        trained = trained or ((*flags, "--model", name), problem, state)
+    with ThreadPoolExecutor() as pool:
+        comparing = {pool.submit(compare, job, name, flags, cpu, card): name for name in job.sizes["models"]}
+        for future in as_completed(comparing):
+            name, (row, problem, state) = comparing[future], future.result()
+            yield {"models": {name: row}}
+            if name == job.sizes["models"][0]:
+                trained = (*flags, "--model", name), problem, state
+            if not row["loss_deviation"] <= TOLERANCE:  # also where it is not a number
+                wrong.append(f"{name}: losses deviate from the CPU's by {row['loss_deviation']:.2g}")
+            if row["other_predictions"]:
+                wrong.append(f"{name}: {row['other_predictions']} predictions are not the CPU's")
 
-        # All predictions are made from the state that the CPU trained, so that only prediction is compared.
-        scores = []
-        for place, precision in ((cpu, "highest"), (card, "highest"), (card, "default")):
-            with jax.default_device(place), jax.default_matmul_precision(precision):
-                scores.append(problem.score(problem.predictor(jax.device_put(reference)))["prediction"])
-        row = {"losses": [expected[0], expected[-1]], "loss_deviation": np.abs(exact / expected - 1).max(),
-               "loss_deviation_default_precision": np.abs(usual / expected - 1).max(),
-               "same_bits": not differing(state, again), "differing": differing(state, again),
-               "predictions": len(scores[0]), "other_predictions": int((scores[1] != scores[0]).sum()),
-               "other_predictions_default_precision": int((scores[2] != scores[0]).sum())}
-        yield {"models": {name: row}}
-        if not row["loss_deviation"] <= TOLERANCE:  # also where it is not a number
-            wrong.append(f"{name}: losses deviate from the CPU's by {row['loss_deviation']:.2g}")
-        if row["other_predictions"]:
-            wrong.append(f"{name}: {row['other_predictions']} predictions are not the CPU's")
-
-    yield {"same_bits": same_bits(16 * job.sizes["scatters"][-1])}
+    yield {"same_bits": repeated(16 * job.sizes["scatters"][-1])}
     way = checkpoint_way(job, *trained)
     yield {"checkpoint": way}
     if way["differing"] or way["other_predictions"]:
         wrong.append("a checkpoint is not the same after its way to the CPU and back")
     if wrong:
         raise ArithmeticError("; ".join(wrong))
+
+
+def compare(job, name, flags, cpu, card):
+    """(findings, problem, the state that the card has trained) of one model."""
+    problem = Problem(job.data, *flags, "--model", name)
+    (expected, reference), (exact, _), (usual, state), (_, again) = trainings(problem, cpu, card)
+
+    # All predictions are made from the state that the CPU trained, so that only prediction is compared.
+    scores = []
+    for place, precision in ((cpu, "highest"), (card, "highest"), (card, "default")):
+        with jax.default_device(place), jax.default_matmul_precision(precision):
+            scores.append(problem.score(problem.predictor(jax.device_put(reference)))["prediction"])
+    others = differing(state, again)
+    return {"losses": [expected[0], expected[-1]], "loss_deviation": np.abs(exact / expected - 1).max(),
+            "loss_deviation_default_precision": np.abs(usual / expected - 1).max(),
+            "same_bits": not others, "differing": others, "predictions": len(scores[0]),
+            "other_predictions": int((scores[1] != scores[0]).sum()),
+            "other_predictions_default_precision": int((scores[2] != scores[0]).sum())}, problem, state
 
 
 def trainings(problem, cpu, card):
@@ -238,7 +245,7 @@ def trainings(problem, cpu, card):
     return results
 
 
-def same_bits(rows):
+def repeated(rows):
     """Whether each operation of a step gives the same bits five times: {operation: bool}."""
     operations = {
         "gather": lambda x, ids, w: x[ids],
@@ -385,32 +392,61 @@ def program_bytes(program):
     return plan.argument_size_in_bytes + plan.temp_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
 
 
+# --- same_bits --------------------------------------------------------------------------------------------------------
+
+def same_bits(job):
+    # JAX reads this when it is first used.
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
+    for name, flags in job.sizes["trained"].items():
+        problem = Problem(job.data, *flags)
+        start, inputs, batch_size = problem.start(), problem.inputs(), problem.config["batch_size"]
+        plan = [group._replace(chunks=min(group.chunks, 10)) for group in problem.plan(batch_size)]  # not all titles
+        with ThreadPoolExecutor() as pool:
+            compiling = {width: pool.submit(problem.lower(start, inputs, (steps, batch_size, width)).compile)
+                         for _, width, _, steps in plan}
+        programs = {width: future.result() for width, future in compiling.items()}
+        ends = []
+        for _ in range(2):
+            state, speed, _ = problem.epoch(programs, plan, batch_size, jax.tree.map(jnp.copy, start), inputs)
+            ends.append(host(state))
+        yield {"epochs": [{"model": name, "batch_size": batch_size, "same_bits": not differing(*ends),
+                           "titles_per_second": speed}]}
+        if differing(*ends):
+            raise ArithmeticError(f"{name}: deterministic operations give other bits the second time")
+
+
 # --- profile ----------------------------------------------------------------------------------------------------------
 
 def profile(job):
     problem = Problem(job.data)
-    inputs, state = problem.inputs(), problem.start()
+    inputs, state, launch = problem.inputs(), problem.start(), kernel_ms(job.sizes["timing"])
     for batch_size in job.sizes["profiles"]:
         group, width, _, _ = max(problem.plan(batch_size), key=lambda group: len(group[0]))
         order = jax.device_put(np.random.default_rng(0).choice(group, (16, batch_size)))
-        times = {}
+        # Every stage in a loop of 16 steps, and the whole step; they are compiled side by side.
+        stages = {}
         for name in ("empty loop", "random numbers", "gather of features", "gather of rows", "matrix products", "Adam"):
             stage = functools.partial(step_until, problem, name, width)
             carry = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype),
                                  jax.eval_shape(stage, 0, state, inputs, order))
             loop = jax.jit(lambda carry, *rest, stage=stage: jax.lax.fori_loop(
                 0, 16, lambda i, _: stage(i, *rest), carry), donate_argnums=0)
-            times[name], _ = milliseconds(job.sizes["timing"], loop, carry, state, inputs, order)
-        whole = problem.lower(state, inputs, (*order.shape, width)).compile()
+            stages[name] = carry, loop.lower(carry, state, inputs, order)
+        with ThreadPoolExecutor() as pool:
+            compiling = {name: pool.submit(lowered.compile) for name, (_, lowered) in stages.items()}
+            whole = problem.lower(state, inputs, (*order.shape, width)).compile()
+
+        times = {name: milliseconds(job.sizes["timing"], compiling[name].result(), carry, state, inputs, order)[0]
+                 for name, (carry, _) in stages.items()}
         times["scatter"], state = milliseconds(
             job.sizes["timing"], lambda state, *others: advance(state, *others)[0], state, whole, inputs, order)
 
-        # Each loop has 16 steps; a stage's time is what the loop takes longer than that of the stage before.
+        # A stage's time is what its loop takes longer than that of the stage before.
         step = times["scatter"] / 16
         shares = dict(zip(times, np.diff([0, *times.values()]) / times["scatter"], strict=True))
         kernels = len(re.findall(r" (?:fusion|custom-call|sort|scatter)\(", whole.as_text()))
         yield {"steps": [{"batch_size": batch_size, "width": width, "step_ms": step, "shares": shares,
-                          "kernels": kernels, "kernels_share": kernels * kernel_ms(job.sizes["timing"]) / step}]}
+                          "kernels": kernels, "kernels_share": kernels * launch / step}]}
 
 
 def step_until(problem, last, width, i, state, inputs, order):
@@ -513,7 +549,7 @@ def learning(job):
     for batch_size, chunk in contenders:
         yield {"trainings": [trained(problem, start, inputs, batch_size, chunk, problem.config["epochs"])]}
     overhead = (time.time() - begun) / len(contenders)
-    seconds = min(job.sizes["minute"], (job.deadline - time.time() - 5) / len(contenders) - overhead)
+    seconds = min(job.sizes["fixed"], (job.deadline - time.time() - 5) / len(contenders) - overhead)
     for batch_size, chunk in contenders:
         speed = speeds.get((batch_size, chunk), min(speeds.values()))
         epochs = max(1, int(0.95 * seconds * speed / len(problem.rows["labels"])))

@@ -52,6 +52,9 @@ def test_rehearsal_measures_everything(tmp_path):
     assert len(skipped) == 3 and all("batches of 256, chunks of 16" in text for text in skipped)
     assert all(row["titles_per_second"] > 100 and row["program_bytes"] > 4e5 for row in grid)
 
+    for row, name in zip(parts["same_bits"]["epochs"], sizes["trained"], strict=True):
+        assert row["model"] == name and row["same_bits"] and row["titles_per_second"] > 100
+
     step, = parts["profile"]["steps"]
     assert step["step_ms"] > 0 and sum(step["shares"].values()) == pytest.approx(1, abs=1e-3)
     stages = list(step["shares"])
