@@ -41,8 +41,8 @@ def smoothed(logits, smoothing):
 def calibration_loss(values, logits, right):
     """Cross-entropy between `right` [N], how sure it is that the largest of logits [N, C] is that of the label, and the
     probability that (log temperature, log odds of the smoothing) give it. The largest of each row is 0."""
-    # So its share is one over the sum. The gradient of a maximum would rest on XLA's computing what it compares twice to
-    # the same bits, which it does not always do: jax 0.12.0.1 was wrong here (the kind of jax-ml/jax#40564).
+    # So its share is one over the sum. The gradient of a maximum would rest on XLA's computing twice, to the same bits,
+    # what it compares, which it does not always do: jax 0.12.0.1 was wrong here (as in jax-ml/jax#40564).
     share = 1 / jnp.exp(logits * jnp.exp(-values[0])).sum(-1)
     smoothing = jax.nn.sigmoid(values[1])
 
