@@ -103,6 +103,8 @@ def test_a_part_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(gpu, "PARTS", {name: ("test_gpu", limit, "small" if name == "waits" else None)
                                        for name, limit in limits.items()})
     monkeypatch.setattr(gpu, "make_data", no_data)
+    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):  # undone after the test
+        monkeypatch.setenv(name, "")
     assert not gpu.run(tmp_path / "out.json", rehearse=True)
     parts = json.loads((tmp_path / "out.json").read_text())["parts"]
     assert {name: part["status"] for name, part in parts.items()} == dict.fromkeys(limits, "error") | {"works": "ok"}
