@@ -1,6 +1,7 @@
 """The modules, the sparse table and the scores against plain NumPy and scikit-learn."""
 import functools
 import itertools
+import types
 import zlib
 
 import jax
@@ -323,6 +324,15 @@ def test_in_batches_gives_every_row_its_own_result(rows):
     assert widths <= {(size, -(-ids.shape[1] // 2)), (size, ids.shape[1])}
     model.in_batches(function, (ids,), np.arange(rows), largest=1024)
     assert widths & {(1 if rows == 1 else 64, -(-ids.shape[1] // 2)), (1 if rows == 1 else 64, ids.shape[1])}
+
+
+def test_a_gpu_is_given_more_titles_at_a_time(monkeypatch):
+    bag = random_predictor("mlp")
+    on_cpu = model.largest_batch(True), model.largest_batch_of((bag,))
+    card = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform="gpu")]))
+    monkeypatch.setattr(model.devices, "mesh", lambda: card)
+    on_gpu = model.largest_batch(True), model.largest_batch_of((bag,))
+    assert on_cpu[0] < on_cpu[1] <= on_gpu[0] < on_gpu[1] and {*on_cpu, *on_gpu} <= {*model.BATCH_SIZES}
 
 
 def test_score_equals_float64_and_scikit_learn():
