@@ -343,8 +343,9 @@ CHOSEN = ("languages", "title_column", "category_column", "encoding", "max_bad_r
 
 
 def read_base(args):
-    """What a part takes from the folder of --like, or None without it: a namespace of its `vocab` and `labels`, and the
-    titles that it has `held_out` for validation and test, as blocks for `ingest`. Its options become those of args.
+    """What a part takes from the folder of --like, or None without it: a namespace of its `vocab` and `labels`, the
+    titles that it has `held_out` for validation and test, as blocks for `ingest`, and whether it `knows_quality` of
+    labels. Its options become those of args.
     Raises UserError where they cannot."""
     if args.like is None:
         return None
@@ -370,7 +371,8 @@ def read_base(args):
     if described := meta["encoder"]:
         encoder.require(described, args.like)
     blocks = ((None, None, {"title": pa.array(held_out[rows], pa.string())}) for rows in data.blocks(len(held_out)))
-    return SimpleNamespace(vocab=meta["vocab"], labels=meta["labels"], held_out=blocks, vectors=meta["vectors"])
+    return SimpleNamespace(vocab=meta["vocab"], labels=meta["labels"], held_out=blocks, vectors=meta["vectors"],
+                           knows_quality=meta["reliable_share"] is not None)
 
 
 def base_order(codes, names):
@@ -672,6 +674,9 @@ def write_arrays(args, chosen, bad, folder, base=None):
     label = ranks.astype(data.smallest_uint(len(labels) - 1))[rows.label]
     groups = number_equal(rows.key)
     if base:
+        # Labels of which nothing is said, such as predicted ones, are not reliable beside those that are.
+        if base.knows_quality and rows.reliable is None:
+            rows.reliable = np.zeros(count, bool)
         # No title may train here that the base holds out.
         split = np.where((given <= 0) & np.isin(rows.key, rows.held_out), LEFT_OUT, np.maximum(given, 0))
         vocab, oov, ids = known_words(rows.words, rows.blocks, split != LEFT_OUT, base.vocab)

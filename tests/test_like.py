@@ -2,12 +2,14 @@
 import csv
 import json
 import random
+import shutil
 
 import numpy as np
 import pytest
 from conftest import assert_one_line_error, run_here, run_script, tiny_rows, write_csv
 
 import data
+import evaluate
 import files
 import runs
 
@@ -182,3 +184,24 @@ def test_folders_that_do_not_go_together(parts, tmp_path):
         done = run_here("train", "--data", *folders, *FLAGS, cwd=tmp_path, check=False)
         assert_one_line_error(done, words)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_bag_learns_what_another_run_says_of_titles_without_categories(parts, tmp_path):
+    """Predicted categories are rows like others; beside labels that are reliable they are not."""
+    shutil.copytree(parts / "base", tmp_path / "base")
+    titles = [(title,) for title, *_ in tiny_rows(90, seed=3)]
+    write_csv(tmp_path / "others.csv", titles, header="title")
+    run_here("train", "--data", "base", "--name", "teacher", "--epochs", 3, cwd=tmp_path)
+    run_here("evaluate", "--data", "base", "--ckpt", "teacher", "--predict", "others.csv", "--keep", "--out",
+             "taught.csv", cwd=tmp_path)
+    run_here("prepare", "--data", "taught.csv", "--like", "base", "--out", "taught", cwd=tmp_path)
+    meta, arrays = data.load_prepared(tmp_path / "taught", text="train")
+    said = dict(zip((title for title, in titles), evaluate.load(tmp_path / "runs/teacher").predict(
+        [title for title, in titles]), strict=True))
+    rows = arrays["train"]
+    assert len(rows["text"]) + meta["left_out_rows"] == 90 and len(rows["text"]) > 50
+    assert [meta["labels"][i] for i in rows["labels"]] == [said[text][0][0] for text in rows["text"]]
+    assert not rows["reliable"].any() and meta["reliable_share"] == 0
+    run_here("train", "--data", "base", "taught", "--name", "pupil", *FLAGS, "--unreliable-weight", 0.5, cwd=tmp_path)
+    config = files.read_json(tmp_path / "runs/pupil/config.json")
+    assert config["rows"] == files.read_json(tmp_path / "base/meta.json")["rows"]["train"] + len(rows["text"])
