@@ -322,18 +322,21 @@ def title_lines(titles):
 
 def given_split(path, split, values):
     """The split of each row of a block, [n] int8: of its file, or of its column `split`; -1 where neither says."""
-    # A column `split` may repeat what the file's name says, but not contradict it.
+    # A column `split` may repeat what the file's name says, not contradict it; of a training file it may part rows off.
     codes = {value: SPLIT_NAMES.get(value.lower(), -1) for value in values.unique().to_pylist()}
     wrong = [value for value, code in codes.items() if value and code < 0]
     if wrong:
         raise UserError(f"{path}: the split column says {wrong[0]!r}; use train, valid or test")
-    other = [code for code in codes.values() if code >= 0 and split not in (None, code)]
+    other = [code for code in codes.values() if code >= 0 and split not in (None, code) and (split, code) != (0, 1)]
     if other:
         raise UserError(f"{path}: its split column names {SPLITS[other[0]]} rows, but --test or the file's name makes "
                         f"it the {SPLITS[split]} split; drop the column, or leave --test out")
-    if split is not None or list(codes) == [""]:
-        return np.full(len(values), -1 if split is None else split, np.int8)
-    return np.array([codes[value] for value in values.to_pylist()], np.int8)
+    if split is None:
+        split = -1
+    if list(codes) == [""]:
+        return np.full(len(values), split, np.int8)
+    given = np.array([codes[value] for value in values.to_pylist()], np.int8)
+    return np.where(given == -1, np.int8(split), given)
 
 
 # --- more rows for another folder -------------------------------------------------------------------------------------

@@ -195,6 +195,10 @@ def test_a_split_column_and_a_test_file_must_agree(prep):
     save("test.csv", as_csv(rows[150:]))
     save("titles.csv", as_csv(rows[:150], extra=[("split", ["train"] * 150)]))
     prep("--data", "titles.csv", "--test", "test.csv")
+    save("titles.csv", as_csv(rows[:150], extra=[("split", ["train"] * 90 + ["valid"] * 20 + [""] * 40)]))
+    prep("--data", "titles.csv", "--test", "test.csv")  # it says of no row that it tests
+    assert [texts(split) for split in SPLITS] == [[row[0] for row in part] for part in (
+        rows[:90] + rows[110:150], rows[90:110], rows[150:])]
     save("titles.csv", as_csv(rows[:150], extra=[("split", ["train"] * 100 + ["test"] * 50)]))
     done = prep("--data", "titles.csv", "--test", "test.csv", check=False)
     assert_one_line_error(done, "titles.csv", "split column", "--test")
