@@ -56,9 +56,6 @@ from files import UserError, readable
 # --- knobs ------------------------------------------------------------------------------------------------------------
 RAW = Path("data/raw")      # where --download writes and where data is looked for without --data
 TEST_SHARE = 0.2            # of the rows, where the source gives no test split
-MAX_LEN, MAX_PIECES = 20, 28  # words, and pieces of words, that are kept of a title at least, ...
-USUAL, LONGEST = 0.98, 64   # ... more where so many titles have no more, and so many at most (usual_length)
-PIECE_SAMPLE = 5000         # titles that say how many pieces are usual
 GLUED = 12                  # labels that begin alike before a comma, of a fastText file, are a doubt, as are commas ...
                             # ... in all of them; so is ...
 CUT_TITLES, CUT_SHARE = 8, 0.95  # ... a category of so many titles, whose first words stand nowhere else
@@ -234,35 +231,53 @@ def ingest(args, chosen, bad, base=None):
 
     Returns a namespace: `blocks` of rows [(word numbers of the first max_len words of all titles, in turn [T] int32,
     number of these words by title [n], titles as bytes, a line each)]; arrays with one entry a row: `label`,
-    `language` and `reliable` (None where the source says nothing), `split` (-1: not given), `length` in words, of which
-    max_len are kept, `key` (equal for equal titles); the keys of the titles that are `held_out` in the base; the Codes
-    of `words`, `labels` and `languages`; the number of rows `read`, kept or not. Where --max-len was not given,
-    args.max_len becomes what is usual.
+    `language` and `reliable` (None where the source says nothing), `split` (-1: not given), `key` (equal for equal
+    titles); the keys of the titles that are `held_out` in the base; the Codes of `words`, `labels` and `languages`; the
+    numbers of words before titles are cut, of titles that are `cut`, and of rows `read`, kept or not.
     """
     import pyarrow.compute as pc
     words, labels, languages = Codes(), Codes(), Codes()
-    columns = {name: [] for name in ("label", "language", "reliable", "split", "length")}
+    columns = {name: [] for name in ("label", "language", "reliable", "split", "key")}
     blocks, known, seen = [], set(), {"rows": 0}
-    longest = args.max_len or LONGEST  # without --max-len, what is usual is known once all titles are
+    total = SimpleNamespace(words=0, cut=0)
+
+    # Odd factors, so that numbers which differ still do when multiplied modulo 2^64; always the same ones, because the
+    # order of keys decides which titles a seed draws for which split.
+    mix = np.random.default_rng(0).integers(1, 1 << 63, args.max_len, np.uint64) | np.uint64(1)
+
+    # Titles of the same words in the same order get the same key: a sum, modulo 2^64, of every word's number times a
+    # random factor for its position.
+    def keys(numbers, lengths, factor):
+        sums = np.zeros(len(numbers) + 1, np.uint64)
+        np.cumsum((1 + numbers).astype(np.uint64) * factor, out=sums[1:])
+        sums = sums[np.cumsum(lengths)]
+        return np.diff(sums, prepend=sums.dtype.type(0))
 
     def tokenized(item):
         titles = item[2]["title"]
         codes, distinct, lengths = data.bulk_tokenize(titles)
-        return *item, title_lines(titles), *cut_titles(codes, lengths, longest), distinct, lengths
+        position = np.arange(len(codes)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        kept = position < args.max_len
+        return *item, title_lines(titles), (codes[kept], mix[position[kept]]), distinct, lengths
 
     # One thread more than asked for, as reading the next block takes one.
     with ThreadPoolExecutor(args.threads + 1) as pool:
-        # Words are numbered in the order of appearance.
-        held_out = [(words.number(distinct)[codes], kept) for *_, codes, kept, distinct, _ in map_ahead(
-            pool, tokenized, base.held_out if base else (), 2 * args.threads)]
+        held_out = [np.zeros(0, np.uint64)]
+        for *_, (codes, factor), distinct, lengths in map_ahead(
+                pool, tokenized, base.held_out if base else (), 2 * args.threads):
+            held_out.append(keys(words.number(distinct)[codes], np.minimum(lengths, args.max_len), factor))
         known_categories = base and pa.array(base.labels)
-        for path, split, block, text, codes, kept, distinct, lengths in map_ahead(
+        for path, split, block, text, (codes, factor), distinct, lengths in map_ahead(
                 pool, tokenized, read_rows(args, chosen, bad, seen, known_categories), 2 * args.threads):
-            blocks.append((words.number(distinct)[codes], kept, text))
+            # Word numbers in the order of appearance; what --max-len cuts off is counted and dropped.
+            total.words, total.cut = total.words + lengths.sum(), total.cut + (lengths > args.max_len).sum()
+            numbers, lengths = words.number(distinct)[codes], np.minimum(lengths, args.max_len)
+            blocks.append((numbers, lengths.astype(data.smallest_uint(args.max_len)), text))
 
-            # Length, category, language, label quality and split.
+            columns["key"].append(keys(numbers, lengths, factor))
+
+            # Category, language, label quality and split.
             rows = len(lengths)
-            columns["length"].append(lengths)
             nothing = pa.array([""] * rows, pa.string())
             columns["label"].append(labels(block["category"]))
             columns["language"].append(languages(block.get("language", nothing)))
@@ -277,33 +292,8 @@ def ingest(args, chosen, bad, base=None):
     columns = {name: np.concatenate(parts) if parts else np.zeros(0, int) for name, parts in columns.items()}
     columns["language"] = columns["language"] if "language" in known else None
     columns["reliable"] = columns["reliable"] if "quality" in known else None
-    if args.max_len is None:
-        args.max_len = usual_length(columns["length"][columns["split"] <= 0], MAX_LEN)
-        blocks = [(*cut_titles(*words_of, args.max_len), text) for *words_of, text in blocks]
-
-    # Titles of the same words in the same order get the same key: a sum, modulo 2^64, of every word's number times an
-    # odd factor of its position. The factors are always the same, as keys decide which titles a seed draws for a split.
-    factors = np.random.default_rng(0).integers(1, 1 << 63, args.max_len, np.uint64) | np.uint64(1)
-    keys, held_out = (np.concatenate([np.zeros(0, np.uint64), *(
-        data.pad(numbers + 1, lengths, args.max_len).astype(np.uint64) @ factors for numbers, lengths, *_ in parts)])
-        for parts in (blocks, held_out))
-    return SimpleNamespace(blocks=blocks, words=words, labels=labels, languages=languages, key=keys, held_out=held_out,
-                           read=seen["rows"], **columns)
-
-
-def cut_titles(numbers, lengths, most):
-    """Of titles with these numbers of words, the words' numbers in turn: both for the first `most` words of each."""
-    if not len(lengths) or lengths.max() <= most:
-        return numbers, lengths.astype(data.smallest_uint(most))
-    position = np.arange(len(numbers)) - np.repeat(np.cumsum(lengths, dtype=np.int64) - lengths, lengths)
-    return numbers[position < most], np.minimum(lengths, most).astype(data.smallest_uint(most))
-
-
-def usual_length(lengths, least):
-    """How many words, or pieces, to keep of titles when no flag says it: all of 98 % of the titles, but at least so
-    many and LONGEST at most. lengths: of training titles."""
-    usual = np.quantile(lengths, USUAL, method="inverted_cdf") if len(lengths) else 0
-    return int(np.clip(usual, least, LONGEST))
+    return SimpleNamespace(blocks=blocks, words=words, labels=labels, languages=languages, word_count=int(total.words),
+                           cut=int(total.cut), read=seen["rows"], held_out=np.concatenate(held_out), **columns)
 
 
 def title_lines(titles):
@@ -581,23 +571,16 @@ def write_header(file, dtype, rows, columns):
 
 def write_pieces(folder, args, sizes):
     """Write {split}_pieces.npy, ids of pieces of the titles in {split}_text.txt, a block at a time; sizes: rows of the
-    splits. Returns what meta.json says of them: the encoder, and the share of titles that fill all columns. Where
-    --max-pieces was not given, args.max_pieces becomes what is usual."""
+    splits. Returns how many titles fill all columns."""
     from tqdm import tqdm
-    if args.max_pieces is None:
-        # A sample tells what is usual.
-        with open(folder / "train_text.txt", encoding="utf-8", newline="\n") as lines:
-            sample = [line[:-1] for line in itertools.islice(lines, 0, None, -(-sizes[0] // PIECE_SAMPLE))]
-        sample = encoder.pieces(args.encoder, sample, LONGEST)
-        args.max_pieces = usual_length(data.lengths_of(sample), MAX_PIECES)
-    full, workers = 0, min(args.threads, -(-sum(sizes) // PIECE_ROWS))
+    full, workers = 0, min(args.threads, -(-int(sum(sizes)) // PIECE_ROWS))
     with contextlib.ExitStack() as stack:
         # The tokenizer is plain Python, so it takes processes; few titles are done before these have begun. They start
         # afresh: a copy of this process (fork) could hold a lock that a thread of Arrow's had at that moment.
         processes = workers > 1 and stack.enter_context(ProcessPoolExecutor(
             workers, multiprocessing.get_context("spawn"), initializer=encoder.begin_worker))
         pool = stack.enter_context(ThreadPoolExecutor(workers + 1))
-        bar = stack.enter_context(tqdm(desc="pieces", total=sum(sizes), unit=" titles", disable=None))
+        bar = stack.enter_context(tqdm(desc="pieces", total=int(sum(sizes)), unit=" titles", disable=None))
 
         # A thread only waits for a process, so that map_ahead keeps the order; without processes it does the work.
         def cut(lines):
@@ -617,14 +600,13 @@ def write_pieces(folder, args, sizes):
             except BrokenExecutor:
                 raise UserError("--encoder: a process that cut titles into pieces has died (no memory?); try fewer "
                                 "--threads") from None
-    return {"encoder": encoder.describe(args.encoder, args.max_pieces), "full_share": full / sum(sizes)}
+    return full
 
 
 def prepare(args):
     started = time.time()
     base = read_base(args)
-    if args.encoder:
-        encoder.installed(args.encoder)  # a missing package shows at once
+    described = args.encoder and encoder.describe(args.encoder, args.max_pieces)  # a missing package shows at once
     chosen = choose_files(args)
 
     # --out is replaced whole, so it must not hold anything else. Where it is a link, what it points to is replaced.
@@ -636,12 +618,9 @@ def prepare(args):
                         "another --out")
     with files.atomic_folder(out) as folder:
         bad = sources.BadRows(args.max_bad_rows)
-        meta = write_arrays(args, chosen, bad, folder, base) | {"encoder": None}
-        if args.encoder:
-            meta |= write_pieces(folder, args, list(meta["rows"].values()))
-        meta["options"] = {name: readable(value) if isinstance(value, Path) else value for name, value in
-                           vars(args).items() if name not in (
-                               "data", "test", "out", "threads", "mirror", "download", "given")}
+        meta = write_arrays(args, chosen, bad, folder, base) | {"encoder": described}
+        if described:
+            meta["full_share"] = write_pieces(folder, args, meta["rows"].values()) / sum(meta["rows"].values())
 
         # meta.json comes last, for it has the checksums of all other files.
         paths = sorted(folder.iterdir())
@@ -669,7 +648,7 @@ def write_arrays(args, chosen, bad, folder, base=None):
             raise UserError(f"{name}: no rows" + (f" in {' or '.join(args.languages)}" if args.languages else ""))
     if len(rows.labels.index) < 2 and not base:
         raise UserError(f"{where}: only one category ({next(iter(rows.labels.index))}); a classifier needs two or more")
-    if not rows.length.any():
+    if not rows.word_count:
         raise UserError(f"{where}: no title has a letter or digit; is the title column the right one?")
 
     # Categories in alphabetical order, and a split for every row; the vocabulary, of the training rows alone.
@@ -724,6 +703,8 @@ def write_arrays(args, chosen, bad, folder, base=None):
         "format": data.FORMAT, "tokenizer": files.checksum(data.__file__),
         "synthetic": all(name.startswith(synthetic.PREFIX) for name in labels),
         "source": [{"file": readable(path), "split": None if s is None else SPLITS[s]} for path, s in chosen],
+        "options": {name: readable(value) if isinstance(value, Path) else value for name, value in vars(args).items()
+                    if name not in ("data", "test", "out", "threads", "mirror", "download", "given")},
         "rows": dict(zip(SPLITS, sizes.tolist(), strict=True)), "bad_rows": bad.count,
         "left_out_rows": int((split == LEFT_OUT).sum()),
         "first_bad_row": bad.first and readable(bad.first), "categories": len(labels),
@@ -732,8 +713,8 @@ def write_arrays(args, chosen, bad, folder, base=None):
         "reliable_share": None if rows.reliable is None else float(rows.reliable[split != LEFT_OUT].mean()),
         "vocabulary": len(vocab), "max_len": args.max_len,
         "unknown_share": dict(zip(SPLITS, unknown_share.tolist(), strict=True)),
-        "cut_share": float((rows.length > args.max_len).mean()),
-        "mean_words": float(rows.length.mean()),
+        "cut_share": rows.cut / count,
+        "mean_words": rows.word_count / count,
         "conflicting_rows": int(conflicting(label, groups).sum()),
         "not_split_categories": int(((per_category[0] > 0) & (per_category[2] == 0)).sum()),
         "not_in_train_categories": int((per_category[0] == 0).sum()),
@@ -798,17 +779,14 @@ def main():
     add("--rows", type=files.positive(int), help="read at most so many rows of training data, from the start")
     add("--vocab", type=files.positive(int), default=1_000_000, help="keep at most so many words, the most frequent")
     add("--min-count", type=files.positive(int), default=1, help="drop words rarer than this in the training split")
-    add("--max-len", type=files.positive(int),
-        help=f"cut titles to so many words (default: as many as {USUAL:.0%} of them have, {MAX_LEN} to {LONGEST})")
+    add("--max-len", type=files.positive(int), default=20, help="cut titles to so many words")
     add("--fold", type=files.fold, metavar="I/K",
         help="make the test split of the I-th of K equal parts, so that K runs see every row once as a test row")
     add("--valid", type=files.fraction, default=0.1, help="share of the rest for validation, where the source has none")
     add("--seed", type=files.seed, default=0, help="decides the splits, and the synthetic titles")
     add("--vectors", type=Path, help="pretrained vectors: word2vec, GloVe or fastText text file, plain or compressed")
     add("--encoder", choices=encoder.ENCODERS, help="also cut titles into pieces for this pretrained encoder")
-    add("--max-pieces", type=files.positive(int),
-        help="with --encoder: pieces of a title, marks included (default: as --max-len, from "
-        f"{MAX_PIECES} on)")
+    add("--max-pieces", type=files.positive(int), default=28, help="with --encoder: pieces of a title, marks included")
     add("--title-column", metavar="C", help="name or number (from 1) of the column of titles (default: title or text)")
     add("--category-column", metavar="C", help="the same of categories (default: category or label)")
     add("--encoding", type=files.encoding, default="utf-8", help="of the files, such as cp1252 (Excel) or utf-16")

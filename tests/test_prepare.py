@@ -223,22 +223,6 @@ def test_vocab_and_min_count_cut_the_vocabulary(prep, flags, words):
         data.tokenize(text)[:about["max_len"]] for text in arrays["train"]["text"]]
 
 
-@pytest.mark.parametrize(("lengths", "expected"), [
-    ([3] * 99 + [70], 20), ([3] * 49 + [30], 20), ([3] * 48 + [30, 40], 30), ([3] * 9 + [25], 25), ([99] * 30, 64),
-    ], ids=["usual", "two of a hundred", "three", "a tenth", "most"])
-def test_titles_are_cut_where_98_percent_of_the_training_titles_end(prep, lengths, expected):
-    lines = [" ".join([f"w{i}", *["more"] * (length - 1)]) for i, length in enumerate(lengths)]
-    save("titles.csv", "title,category\n" + "".join(f"{line},c{i % 3}\n" for i, line in enumerate(lines)))
-    save("test.csv", "title,category\n" + "".join(f"{'long ' * 50},c{i % 3}\n" for i in range(300)))  # count nothing
-    prep("--data", "titles.csv", "--test", "test.csv")
-    arrays, about = data.load_prepared("data/prepared")[1], meta()
-    assert about["max_len"] == about["options"]["max_len"] == expected
-    for rows, longest in ((arrays["train"], max(lengths)), (arrays["test"], 50)):
-        assert rows["titles"].shape[1] == expected and (rows["titles"] != 0).sum(1).max() == min(longest, expected)
-    assert about["cut_share"] == np.mean([length > expected for length in lengths + [50] * 300])
-    assert about["mean_words"] == pytest.approx(np.mean(lengths + [50] * 300))
-
-
 def test_vectors_are_prepared_and_the_share_found_is_told(prep):
     save("titles.csv", COUNTED)
     vectors = "5 2\nALFA 1 2 \nbéta 3 4 \nsoloval 5 6 \n<pad> 7 7\n<unknown> 8 8\n"
