@@ -21,7 +21,8 @@ equal titles stay on one side. Takes about 4 s for a million rows on two cores; 
 the same machine, so that parts of a large set can be made side by side. Nothing is drawn from them for validation or
 test: all rows train but those that the source itself gives to another split (which may have titles that train in other
 folders), and those whose title the other folder validates or tests with, which are left out. Rows of other categories
-are bad rows.
+are bad rows. Categories may be predicted ones (evaluate.py --predict FILE --keep); where the other folder knows which
+labels are reliable and these rows do not say it, they are not.
 """
 import contextlib
 import itertools
