@@ -339,8 +339,7 @@ CHOSEN = ("languages", "title_column", "category_column", "encoding", "max_bad_r
 def read_base(args):
     """What a part takes from the folder of --like, or None without it: a namespace of its `vocab` and `labels`, the
     titles that it has `held_out` for validation and test, as blocks for `ingest`, and whether it `knows_quality` of
-    labels. Its options become those of args.
-    Raises UserError where they cannot."""
+    labels. Its options become those of args. Raises UserError where they cannot."""
     if args.like is None:
         return None
     if args.data is None or args.out.resolve() == args.like.resolve():
