@@ -659,6 +659,7 @@ def write_arrays(args, chosen, bad, folder, base=None):
         # Labels of which nothing is said, such as predicted ones, are not reliable beside those that are.
         if base.knows_quality and rows.reliable is None:
             rows.reliable = np.zeros(count, bool)
+
         # No title may train here that the base holds out.
         split = np.where((given <= 0) & np.isin(rows.key, rows.held_out), LEFT_OUT, np.maximum(given, 0))
         vocab, oov, ids = known_words(rows.words, rows.blocks, split != LEFT_OUT, base.vocab)
