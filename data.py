@@ -5,6 +5,8 @@ The prepared folder (`data/prepared/`), for each split `train`, `valid`, `test`:
     {split}_titles.npy    [N, max_len] word ids (smallest unsigned type), 0 = padding, 1 = out of vocabulary
     {split}_oov.npy       for each of these 1, row by row, its line in oov.txt (from 0)
     {split}_text.txt      the titles as they came, one a line, for reports
+    {split}_keys.npy      [N] uint64, what tells a title from others, see `title_keys`
+    {split}_groups.npy    [N] uint64, the same of its group          (after `prepare.py --group-column`)
     {split}_labels.npy    [N] category ids (smallest unsigned type)
     {split}_language.npy  [N] uint8, index into meta["languages"]    (where the source names a language)
     {split}_reliable.npy  [N] bool                                   (where the source names a label quality)
@@ -18,6 +20,7 @@ How files of titles are read (sources.py), what a model computes (model.py) and 
 here.
 """
 import functools
+import hashlib
 import html
 import itertools
 import re
@@ -33,7 +36,7 @@ import pyarrow as pa
 import files
 from files import UserError
 
-FORMAT = 4  # of the prepared folder: raise it when its files change their meaning
+FORMAT = 5  # of the prepared folder: raise it when its files change their meaning
 SPLITS = ("train", "valid", "test")
 UNKNOWN = 1  # the id of words that are out of vocabulary; 0 is padding
 NUMBER = re.compile(r"[-+]?\d*\.?\d+([eE][-+]?\d+)?")  # in files of word vectors
@@ -194,6 +197,50 @@ def word_hashes(words):
     return np.array([zlib.crc32(word.encode()) for word in words], np.uint32)
 
 
+# --- keys of titles ---------------------------------------------------------------------------------------------------
+# A key tells whether a title has been seen before: in another split, in another file, in a former training. It depends
+# on the words of the title alone, so it is the same in every file, and whatever --max-len and the vocabulary are.
+
+KEY_WORDS = 20  # titles whose first so many words are the same are equal
+GOLDEN = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio: an odd number without a pattern
+POWERS = np.array([pow(GOLDEN, i + 1, 1 << 64) for i in range(KEY_WORDS)], np.uint64)
+
+
+def text_keys(texts):
+    """[len(texts)] uint64: the first 8 bytes of each text's BLAKE2 digest."""
+    digests = [hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest() for text in texts]
+    return np.frombuffer(b"".join(digests), "<u8")
+
+
+def title_keys(word_keys, lengths):
+    """[N] uint64, equal for titles that begin with the same KEY_WORDS words: a polynomial in GOLDEN of the words' keys,
+    modulo 2^64. word_keys [T]: `text_keys` of the words of all titles in turn; lengths [N]: words of each title."""
+    position = np.arange(len(word_keys)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    first = position < KEY_WORDS
+    terms = np.zeros(len(word_keys) + 1, np.uint64)
+    terms[1:][first] = word_keys[first] * POWERS[position[first]]
+
+    # A running sum: its difference between the bounds of a title is the sum of the terms in it.
+    sums, ends = np.cumsum(terms), np.cumsum(lengths, dtype=np.int64)
+    return sums[ends] - sums[ends - lengths]
+
+
+def keys_of(titles):
+    """`title_keys` of titles (list of str)."""
+    array = binary_array([title.encode("utf-8", "replace") for title in titles]).view(pa.string())
+    codes, words, lengths = bulk_tokenize(array)
+    return title_keys(text_keys(words)[codes], lengths)
+
+
+def draw(keys, seed, purpose):
+    """[N] float64 in [0, 1) of keys [N] uint64: random numbers that depend on key, seed and purpose (0 or 1) alone, by
+    the finalizer of SplitMix64 (Steele, Lea and Flood 2014)."""
+    x = keys + np.uint64((2 * seed + purpose + 1) * GOLDEN % (1 << 64))
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+    return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)) * 2.0 ** -53
+
+
 # --- prepared arrays --------------------------------------------------------------------------------------------------
 
 def smallest_uint(largest):
@@ -249,7 +296,8 @@ def load_prepared(folders, splits=SPLITS, text=None, on_disk=()):
     splits whose titles stay there, as Titles.
     Returns: (meta, arrays). meta: the content of meta.json with `vocab`, `words` (vocab, then oov.txt), `labels` and
     `vectors` (or None) added. arrays[split][kind]: `titles` [N, L] ids in `words`, columns that are padding in every
-    row cut off; `labels`; where there are any `language`, `reliable` and `pieces` (of one folder left on the disk);
+    row cut off; `labels`; `keys`; where there are any `groups`, `language`, `reliable` and `pieces` (of one folder left
+    on the disk);
     `text`, a list of str, and of several folders `lines`, where each title stands.
     Raises UserError where a folder holds no prepared data, or not what prepare.py wrote, or where they do not go
     together.
@@ -351,7 +399,7 @@ def fingerprint_of(folders):
     return joined_fingerprint([files.read_json(path).get("fingerprint", "") for path in paths]) or None
 
 
-def read_prepared(folder, splits, text):
+def read_prepared(folder, splits, text=None):
     """(meta, arrays) of one folder: the content of its meta.json, with `vocab`, `oov`, `labels` and `vectors`; these
     splits as prepare.py wrote them."""
     again = "run prepare.py again"

@@ -294,6 +294,12 @@ class Classifier:
         found = self.in_parts(model.score_batch, titles, labels.astype(np.int32))
         return found | {"probability": np.where(found["known"], found["probability"], 0)}
 
+    def has_trained_on(self, keys):
+        """Whether titles, given by data.title_keys [N], have trained any of the runs: [N] bool."""
+        # A run has one file for its checkpoints.
+        return functools.reduce(np.logical_or, [np.isin(keys, runs.trained_titles(folder)) for folder in dict.fromkeys(
+            folder for folder, _ in self.checkpoints)])
+
     def predict(self, titles, top=1, threshold=None):
         """For every title a list of its `top` likeliest (category, probability), the likeliest first; with a threshold
         the category is None where its probability is below.
@@ -402,6 +408,10 @@ def prepared_rows(args, classifier, meta, arrays):
         raise UserError(f"{classifier.folder}: was trained on other data ({classifier.config['fingerprint']}) than "
                         f"{files.listed(args.data)} holds ({meta['fingerprint']}); name its data with --data, report "
                         "on a file with --test, or classify titles with --predict")
+    refits = [folder for folder, _ in classifier.checkpoints if "refit" in files.read_json(folder / "config.json")]
+    if refits and args.split == "valid":
+        raise UserError(f"{refits[0]}: is a refit, so the validation rows trained it; report on another split, or on "
+                        "the run that it was made of (--ckpt NAME)")
     if not meta["rows"][args.split]:
         raise UserError(f"{files.listed(args.data)}: has no {args.split} rows; name the folder that it was prepared "
                         "--like with it")
@@ -416,8 +426,8 @@ def prepared_rows(args, classifier, meta, arrays):
 
 def read_rows(args, classifier):
     """The rows of a labelled file, as a namespace: `text`, list of titles; `labels` [N], numbers of `names`, which are
-    the run's and behind them those it does not know; `lines` [N], where they stand; `language` [N], number of
-    `languages`, and `reliable` [N] bool, or None."""
+    the run's and behind them those it does not know; `lines` [N], where they stand; `keys` [N] as from data.title_keys;
+    `language` [N], number of `languages`, and `reliable` [N] bool, or None."""
     bad, blocks = sources.BadRows(MAX_BAD_ROWS), []
     for block in sources.read_labelled(args.test, bad, sources.format_from(args)):
         # Called for its check alone: marks other than reliable and unreliable are refused.
@@ -444,7 +454,8 @@ def read_rows(args, classifier):
     languages = sorted({name or "unknown" for name in rows["language"]})
     return SimpleNamespace(
         text=rows["title"], labels=np.array([number[name] for name in rows["category"]]), names=names,
-        lines=np.array(rows["line"]), languages=languages if any(rows["language"]) else None,
+        lines=np.array(rows["line"]), keys=data.keys_of(rows["title"]),
+        languages=languages if any(rows["language"]) else None,
         language=np.array([languages.index(name or "unknown") for name in rows["language"]]),
         reliable=np.array([quality.lower() == "reliable" for quality in rows["quality"]])
         if any(rows["quality"]) else None)
@@ -499,6 +510,12 @@ def evaluate(args):
                                  classifier.checkpoints, classifier.shares, classifier.temperatures, strict=True)}
     scores["unknown_category_rows"] = int(unknown.sum())
     scores["unknown_title_rows"] = int((~result["known"]).sum())
+    rows.trained = classifier.has_trained_on(rows.keys)
+    scores["trained_rows"] = int(rows.trained.sum())
+    if scores["trained_rows"] and args.split != "train":
+        print(f"warning: {scores['trained_rows']:,} of {len(rows.labels):,} rows have titles that trained "
+              f"{' or '.join(dict.fromkeys(member.name for member, _ in classifier.checkpoints))}; their scores do not "
+              "hold for new titles", file=sys.stderr)
     scores["thresholds"] = report.promises(classifier.threshold, rows.labels, result)
     scores["slices"] = {name: report.summarize(rows.labels[mask], {key: value[mask] for key, value in result.items()})
                         for name, mask in report.slices(rows).items()}

@@ -193,7 +193,8 @@ def headline(scores):
                 "brier": "Brier score: squared error of the probabilities, summed over the categories",
                 "expected_calibration_error": "calibration error: how far probabilities are from shares that are right"}
     notes = {"unknown_category_rows": "have a category that the run does not know, and count as wrong",
-             "unknown_title_rows": "have no word or n-gram that training has seen"}
+             "unknown_title_rows": "have no word or n-gram that training has seen",
+             "trained_rows": "have titles that trained the run, so their scores do not hold for new titles"}
     return table(f"Scores of {rows:,} rows", ("score", "value", "95 % interval"), [
         [meaning, scores[name], interval.get(name)] for name, meaning in meanings.items()]) + "".join(
         f"<p>{scores[name]:,} of {rows:,} rows {what}.</p>" for name, what in notes.items() if scores[name])

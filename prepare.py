@@ -6,6 +6,7 @@
     python prepare.py --download course                 # fetch the course's Spanish and Portuguese files first
     python prepare.py --data titles.csv --encoder use   # for train.py --model encoder, too; requirements-encoder.txt
     python prepare.py --data export.csv --title-column Name --category-column 5 --encoding cp1252
+    python prepare.py --data titles.csv --group-column product_id   # no product stands on two sides of a split
     python prepare.py --data more.csv --like data/prepared --out data/more      # then train.py --data with both folders
 
 Reads, plain or compressed (gzip, bzip2, xz), told apart by content:
@@ -14,8 +15,10 @@ Reads, plain or compressed (gzip, bzip2, xz), told apart by content:
   - Parquet and JSON lines with the same names, and fastText files (`__label__x some text`)
   - a folder of such files whose names say train, valid or test
 Writes data/prepared/ (its files are described in data.py); a failed run leaves what was there before.
-Splits that the source does not give are drawn by --seed, stratified by category: 20 % test, then --valid of the rest;
-equal titles stay on one side. Takes about 4 s for a million rows on two cores; 20 million rows need 4 GB of memory.
+Splits that the source does not give are drawn: 20 % test, then --valid of the rest. Where a title goes depends on its
+words and --seed alone, so next month's file, which has these rows and more, keeps all of them where they were; equal
+titles stay on one side, and with --group-column all rows of one product, seller or document. A category without a
+training row gets one. Takes about 4 s for a million rows on two cores; 20 million rows need 4 GB of memory.
 --encoder also cuts titles into pieces of words, about 9,000 titles a second and core.
 --like prepares more training rows with the vocabulary, categories and options of another folder, which need not be on
 the same machine, so that parts of a large set can be made side by side. Nothing is drawn from them for validation or
@@ -62,7 +65,7 @@ GLUED = 12                  # labels that begin alike before a comma, of a fastT
 CUT_TITLES, CUT_SHARE = 8, 0.95  # ... a category of so many titles, whose first words stand nowhere else
 PIECE_ROWS = 8192           # titles that a process cuts into pieces at a time
 LEFT_OUT = len(SPLITS)      # the split of rows that go to none (--like)
-TOO_FEW = 5                 # categories with fewer distinct titles are not split: all their rows train
+NEAR_ROWS, NEAR_SHARE = 5000, 0.25  # of so many test titles, the share that is near a training title, for a hint
 SYNTHETIC_ROWS = 100_000    # size of the built-in set, unless --rows is given
 SYNTHETIC_CATEGORIES = 120
 
@@ -75,8 +78,8 @@ DOWNLOADS = {  # name -> (server folder, {file: size in bytes where it is known}
 
 SPLIT_NAMES = {"train": 0, "training": 0, "valid": 1, "validation": 1, "val": 1, "dev": 1, "test": 2}
 SUFFIX = re.compile(r"\.(csv|tsv|jsonl|json|txt|parquet)(\.(gz|bz2|xz))?$", re.IGNORECASE)
-OWN_FILES = re.compile(r"(train|valid|test)_((titles|oov|labels|language|reliable|pieces)\.npy|text\.txt)|"
-                       r"(vocab|oov|labels)\.txt|vectors\.npy|meta\.json|"
+OWN_FILES = re.compile(r"(train|valid|test)_(titles|oov|keys|groups|labels|language|reliable|pieces)\.npy|"
+                       r"(train|valid|test)_text\.txt|(vocab|oov|labels)\.txt|vectors\.npy|meta\.json|"
                        r"(train|valid|test)_rare\.npy|rare\.txt")  # what may stand in --out when it is replaced
 
 
@@ -232,50 +235,38 @@ def ingest(args, chosen, bad, base=None):
 
     Returns a namespace: `blocks` of rows [(word numbers of the first max_len words of all titles, in turn [T] int32,
     number of these words by title [n], titles as bytes, a line each)]; arrays with one entry a row: `label`,
-    `language` and `reliable` (None where the source says nothing), `split` (-1: not given), `key` (equal for equal
-    titles); the keys of the titles that are `held_out` in the base; the Codes of `words`, `labels` and `languages`; the
-    numbers of words before titles are cut, of titles that are `cut`, and of rows `read`, kept or not.
+    `language` and `reliable` (None where the source says nothing), `split` (-1: not given), `key` as from
+    data.title_keys, `group` (the same of the row's group, or of the title where it has none; None without groups); the
+    Codes of `words`, `labels` and `languages`, and the keys of the words; the numbers of words before titles are cut,
+    of titles that are `cut`, and of rows `read`, kept or not.
     """
     import pyarrow.compute as pc
     words, labels, languages = Codes(), Codes(), Codes()
-    columns = {name: [] for name in ("label", "language", "reliable", "split", "key")}
-    blocks, known, seen = [], set(), {"rows": 0}
+    columns = {name: [] for name in ("label", "language", "reliable", "split", "key", "group")}
+    blocks, word_keys, known, seen = [], np.zeros(0, np.uint64), set(), {"rows": 0}
     total = SimpleNamespace(words=0, cut=0)
-
-    # Odd factors, so that numbers which differ still do when multiplied modulo 2^64; always the same ones, because the
-    # order of keys decides which titles a seed draws for which split.
-    mix = np.random.default_rng(0).integers(1, 1 << 63, args.max_len, np.uint64) | np.uint64(1)
-
-    # Titles of the same words in the same order get the same key: a sum, modulo 2^64, of every word's number times a
-    # random factor for its position.
-    def keys(numbers, lengths, factor):
-        sums = np.zeros(len(numbers) + 1, np.uint64)
-        np.cumsum((1 + numbers).astype(np.uint64) * factor, out=sums[1:])
-        sums = sums[np.cumsum(lengths)]
-        return np.diff(sums, prepend=sums.dtype.type(0))
 
     def tokenized(item):
         titles = item[2]["title"]
-        codes, distinct, lengths = data.bulk_tokenize(titles)
-        position = np.arange(len(codes)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        kept = position < args.max_len
-        return *item, title_lines(titles), (codes[kept], mix[position[kept]]), distinct, lengths
+        return *item, title_lines(titles), *data.bulk_tokenize(titles)
 
     # One thread more than asked for, as reading the next block takes one.
     with ThreadPoolExecutor(args.threads + 1) as pool:
-        held_out = [np.zeros(0, np.uint64)]
-        for *_, (codes, factor), distinct, lengths in map_ahead(
-                pool, tokenized, base.held_out if base else (), 2 * args.threads):
-            held_out.append(keys(words.number(distinct)[codes], np.minimum(lengths, args.max_len), factor))
         known_categories = base and pa.array(base.labels)
-        for path, split, block, text, (codes, factor), distinct, lengths in map_ahead(
+        for path, split, block, text, codes, distinct, lengths in map_ahead(
                 pool, tokenized, read_rows(args, chosen, bad, seen, known_categories), 2 * args.threads):
-            # Word numbers in the order of appearance; what --max-len cuts off is counted and dropped.
-            total.words, total.cut = total.words + lengths.sum(), total.cut + (lengths > args.max_len).sum()
-            numbers, lengths = words.number(distinct)[codes], np.minimum(lengths, args.max_len)
-            blocks.append((numbers, lengths.astype(data.smallest_uint(args.max_len)), text))
+            # Word numbers in the order of appearance, and the keys of the words that are new.
+            before, numbers = len(words.index), words.number(distinct)
+            new = np.flatnonzero(numbers >= before)
+            _, first = np.unique(numbers[new], return_index=True)
+            word_keys = np.concatenate([word_keys, data.text_keys([distinct[i] for i in new[first]])])
+            columns["key"].append(data.title_keys(word_keys[numbers][codes], lengths))
 
-            columns["key"].append(keys(numbers, lengths, factor))
+            # What --max-len cuts off is counted and dropped.
+            total.words, total.cut = total.words + lengths.sum(), total.cut + (lengths > args.max_len).sum()
+            position = np.arange(len(codes)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+            blocks.append((numbers[codes[position < args.max_len]], np.minimum(lengths, args.max_len).astype(
+                data.smallest_uint(args.max_len)), text))
 
             # Category, language, label quality and split.
             rows = len(lengths)
@@ -286,15 +277,29 @@ def ingest(args, chosen, bad, base=None):
                 raise UserError(f"{path}: more than 256 languages; rename the column if it holds something else")
             columns["reliable"].append(sources.given_quality(path, block.get("quality", nothing)))
             columns["split"].append(given_split(path, split, block.get("split", nothing)))
-            known.update(name for name in ("language", "quality")
+            if args.group_column:
+                columns["group"].append(group_keys(block.get("group", nothing), columns["key"][-1]))
+            known.update(name for name in ("language", "quality", "group")
                          if name in block and pc.any(pc.not_equal(block[name], "")).as_py())
 
     # Of what no file says, nothing is kept.
     columns = {name: np.concatenate(parts) if parts else np.zeros(0, int) for name, parts in columns.items()}
     columns["language"] = columns["language"] if "language" in known else None
     columns["reliable"] = columns["reliable"] if "quality" in known else None
-    return SimpleNamespace(blocks=blocks, words=words, labels=labels, languages=languages, word_count=int(total.words),
-                           cut=int(total.cut), read=seen["rows"], held_out=np.concatenate(held_out), **columns)
+    if args.group_column and "group" not in known:
+        raise UserError(f"--group-column {args.group_column}: no row has a value there")
+    columns["group"] = columns["group"] if args.group_column else None
+    return SimpleNamespace(blocks=blocks, words=words, word_keys=word_keys, labels=labels, languages=languages,
+                           word_count=int(total.words), cut=int(total.cut), read=seen["rows"], **columns)
+
+
+def group_keys(values, keys):
+    """The key of each row's group [n] uint64; rows without one are a group with equal titles, whose keys are given."""
+    encoded = values.dictionary_encode()
+    names = encoded.dictionary.to_pylist()
+    found = data.text_keys(names)[encoded.indices.to_numpy()]
+    empty = np.array([name == "" for name in names], bool)[encoded.indices.to_numpy()]
+    return np.where(empty, keys, found)
 
 
 def title_lines(titles):
@@ -333,21 +338,19 @@ def given_split(path, split, values):
 # --- more rows for another folder -------------------------------------------------------------------------------------
 
 OF_BASE = ("vocab", "min_count", "max_len", "fold", "valid", "seed", "vectors", "encoder", "max_pieces")
-CHOSEN = ("languages", "title_column", "category_column", "encoding", "max_bad_rows")  # that a part may have otherwise
+CHOSEN = ("languages", "title_column", "category_column", "group_column", "encoding", "max_bad_rows")  # or as asked
 
 
 def read_base(args):
     """What a part takes from the folder of --like, or None without it: a namespace of its `vocab` and `labels`, the
-    titles that it has `held_out` for validation and test, as blocks for `ingest`, and whether it `knows_quality` of
-    labels. Its options become those of args. Raises UserError where they cannot."""
+    keys of the titles, and of the groups, that it has `held_out` for validation and test, and whether it
+    `knows_quality` of labels. Its options become those of args. Raises UserError where they cannot."""
     if args.like is None:
         return None
     if args.data is None or args.out.resolve() == args.like.resolve():
         raise UserError("--like goes with --data, and with an --out of its own")
-    held_out = []
-    for split in SPLITS[1:]:
-        meta, arrays = data.read_prepared(args.like, (split,), split)
-        held_out += arrays[split]["text"]
+    meta, arrays = data.read_prepared(args.like, SPLITS[1:])
+    held_out = [rows[kind] for rows in arrays.values() for kind in ("keys", "groups") if kind in rows]
     if meta["options"].get("like"):
         raise UserError(f"--like {args.like}: was itself prepared --like {meta['options']['like']}; name that")
     if meta["tokenizer"] != files.checksum(data.__file__):
@@ -363,9 +366,8 @@ def read_base(args):
     args.fold = None  # no split is drawn, and one that the source gives is welcome
     if described := meta["encoder"]:
         encoder.require(described, args.like)
-    blocks = ((None, None, {"title": pa.array(held_out[rows], pa.string())}) for rows in data.blocks(len(held_out)))
-    return SimpleNamespace(vocab=meta["vocab"], labels=meta["labels"], held_out=blocks, vectors=meta["vectors"],
-                           knows_quality=meta["reliable_share"] is not None)
+    return SimpleNamespace(vocab=meta["vocab"], labels=meta["labels"], held_out=np.concatenate(held_out),
+                           vectors=meta["vectors"], knows_quality=meta["reliable_share"] is not None)
 
 
 def base_order(codes, names):
@@ -399,61 +401,91 @@ def number_equal(keys):
     return numbers
 
 
-def draw_splits(labels, groups, given, valid_share, seed, fold=None):
+def draw_splits(keys, labels, given, valid_share, seed, fold=None):
     """Which split each row belongs to: [N] int8 indices into SPLITS.
 
-    Rows with a given split keep it, but a split that the source does not name is drawn from the training rows:
-    stratified by category, equal titles (equal groups) together, under the category of the first of them. With fold
-    (i, k) the test split is the i-th of k parts, the same parts for every i.
+    Rows with a given split [N] (-1: none) keep it, but a split that the source does not name is drawn from the training
+    rows: by keys [N] uint64 and seed alone, so that rows with equal keys go together, and stay where they are in a file
+    that has more rows, fewer, or the same in another order. Of the rows TEST_SHARE test, and valid_share of the others
+    validate. With fold (i, k) the test split is the i-th of k parts. Every category (labels [N]) that has no training
+    row gets those of one key.
     """
-    # What is drawn is a group of equal titles.
-    pool = given <= 0
-    members, drawable = groups[pool], np.zeros(groups.max() + 1, bool)
-    drawable[members] = True
-    category = np.zeros(len(drawable), labels.dtype)
-    category[members[::-1]] = labels[pool][::-1]
-
-    # How many groups of each category go to which split.
-    size = np.bincount(category[drawable])
-    first = 0 * size
+    pool, split = given <= 0, np.maximum(given, 0)
+    test, valid = (data.draw(keys, seed, purpose) for purpose in (0, 1))
+    if not (given == 1).any():
+        split[pool & (valid < valid_share)] = 1
     if fold:
-        # Neighbouring parts share a bound, so every group is in one of them.
-        first, test = size * (fold[0] - 1) // fold[1], size * fold[0] // fold[1] - size * (fold[0] - 1) // fold[1]
-    else:
-        test = np.round(TEST_SHARE * size) if not (given == 2).any() else 0 * size
-    valid = np.maximum(1, np.round(valid_share * (size - test))) if not (given == 1).any() else 0 * size
-    test, valid = np.where(size < TOO_FEW, 0, (test, valid)).astype(np.int64)
+        split[pool & (np.floor(test * fold[1]) == fold[0] - 1)] = 2
+    elif not (given == 2).any():
+        split[pool & (test < TEST_SHARE)] = 2
 
-    # Shuffle, sort by category, and cut each category into test, validation and training.
-    order = np.random.default_rng(seed).permutation(np.flatnonzero(drawable).astype(groups.dtype))
-    order = order[np.argsort(category[order], kind="stable")]
-    if fold:  # each category begins with the part that is held out
-        position = np.arange(len(order)) - np.repeat(np.cumsum(size) - size, size)
-        turned = (position - first[category[order]]) % size[category[order]]
-        order = order[np.lexsort((turned, category[order]))]
-    side = np.zeros(len(drawable), np.int8)
-    side[order] = np.repeat(np.tile(np.array([2, 1, 0], np.int8), len(size)),
-                            np.stack([test, valid, size - test - valid], 1).ravel())
+    # A category without a training row cannot be learned. The row that is farthest from validation trains.
+    lacks = np.bincount(labels[split == 0], minlength=labels.max() + 1) == 0
+    rows = np.flatnonzero(pool & lacks[labels])
+    rows = rows[np.lexsort((-valid[rows], labels[rows]))]
+    _, first = np.unique(labels[rows], return_index=True)
+    split[pool & np.isin(keys, keys[rows[first]])] = 0
 
-    # Rows that are drawn go where their group goes; the others keep what is given.
-    split = np.maximum(given, 0)
-    split[pool] = side[members]
+    # Of a small file the row that is nearest to a split without rows is held out, if its category keeps another key.
+    for s, drawn in ((2, test), (1, valid)):
+        if not ((split == s).any() or fold):
+            rows = np.flatnonzero(pool & (split == 0))
+            pairs = np.unique(np.stack([labels[rows].astype(np.uint64), keys[rows]]), axis=1)
+            spare = np.isin(labels[rows], np.flatnonzero(np.bincount(pairs[0].astype(int)) > 1))
+            if spare.any():
+                row = rows[spare][drawn[rows[spare]].argmin()]
+                split[pool & (keys == keys[row])] = s
     return split
 
 
-def choose_words(words, blocks, training, min_count, largest):
+def near_equal_share(rows, split):
+    """Of a sample of the test rows of four words or more, the share with a near-equal title in training: one of the
+    same words, but for one that is added, dropped or exchanged. rows as from `ingest`."""
+    # A title is signed by the sum of its words' keys, and by this sum without each of its words. Two titles are near
+    # equal where they share a signature.
+    def signatures(numbers, lengths, chosen):
+        chosen = chosen & (lengths > 3)
+        keys, lengths = rows.word_keys[numbers[np.repeat(chosen, lengths)]], lengths[chosen].astype(np.int64)
+        title = np.repeat(np.arange(len(lengths)), lengths)
+        total = np.diff(np.append(np.uint64(0), np.cumsum(keys))[np.append(0, np.cumsum(lengths))])
+        return np.concatenate([total, total[title] - keys]), np.concatenate([np.arange(len(lengths)), title])
+
+    def of_rows(chosen):
+        start = 0
+        for numbers, lengths, _ in rows.blocks:
+            yield signatures(numbers, lengths, chosen[start:start + len(lengths)])
+            start += len(lengths)
+
+    sample = np.zeros(len(split), bool)
+    sample[np.random.default_rng(0).permutation(np.flatnonzero(split == 2))[:NEAR_ROWS]] = True
+    wanted, title, count = [], [], 0
+    for found, of in of_rows(sample):
+        wanted.append(found)
+        title.append(of + count)
+        count += of.max(initial=-1) + 1
+    wanted, title = np.concatenate(wanted), np.concatenate(title)
+
+    # Of the signatures of all training rows few are wanted; a table of 2^22 flags sorts out most others.
+    flags, near = np.zeros(1 << 22, bool), np.zeros(count, bool)
+    flags[wanted >> np.uint64(42)] = True
+    for found, _ in of_rows(split == 0):
+        near[title[np.isin(wanted, found[flags[found >> np.uint64(42)]])]] = True
+    return float(near.mean()) if count else 0.0
+
+
+def choose_words(words, blocks, split, min_count, largest):
     """The vocabulary: words of the training rows, most frequent first, equals in alphabetical order.
 
-    Args: words, a Codes; blocks as from `ingest`; training [N] bool; least count and largest number of words.
+    Args: words, a Codes; blocks as from `ingest`; split [N] of each row; least count and largest number of words.
     Returns: (SPECIALS and the vocabulary; list of the other words, of any split; [len(words)] the position of each
     word in the two lists, one after the other).
     """
     # How often each word comes in training, and whether any split uses it: --max-len cuts words off.
     counts, used, start = np.zeros(len(words.index), np.int64), np.zeros(len(words.index), bool), 0
     for numbers, lengths, _ in blocks:
-        mine = np.repeat(training[start:start + len(lengths)], lengths)
-        counts += np.bincount(numbers[mine], minlength=len(counts))
-        used[numbers] = True
+        mine = np.repeat(split[start:start + len(lengths)], lengths)
+        counts += np.bincount(numbers[mine == 0], minlength=len(counts))
+        used[numbers[mine != LEFT_OUT]] = True
         start += len(lengths)
 
     # A stable sort by count keeps equals in alphabetical order, so the vocabulary does not depend on the rows' order.
@@ -661,21 +693,28 @@ def write_arrays(args, chosen, bad, folder, base=None):
             rows.reliable = np.zeros(count, bool)
 
         # No title may train here that the base holds out.
-        split = np.where((given <= 0) & np.isin(rows.key, rows.held_out), LEFT_OUT, np.maximum(given, 0))
+        held_out = np.isin(rows.key, base.held_out)
+        if rows.group is not None:
+            held_out |= np.isin(rows.group, base.held_out)
+        split = np.where((given <= 0) & held_out, LEFT_OUT, np.maximum(given, 0))
         vocab, oov, ids = known_words(rows.words, rows.blocks, split != LEFT_OUT, base.vocab)
     else:
         if args.fold and (given == 2).any():
             raise UserError(f"{where}: has a test split; --fold holds out a part of the training rows instead, so name "
                             "their file alone with --data")
-        split = draw_splits(label, groups, given, args.valid, args.seed, args.fold)
+        split = draw_splits(rows.key if rows.group is None else rows.group, label, given, args.valid, args.seed,
+                            args.fold)
+        if rows.group is not None:  # groups may share a title, and no title may stand on two sides
+            for s in (1, 2):
+                split[(given <= 0) & (split == s) & np.isin(rows.key, rows.key[split < s])] = LEFT_OUT
         fasttext = any(sources.format_of(sources.first_line(path, args.encoding)) == "fasttext" for path, _ in chosen)
         doubts(rows, labels, label, bad, fasttext)
-        vocab, oov, ids = choose_words(rows.words, rows.blocks, split == 0, args.min_count, args.vocab)
+        vocab, oov, ids = choose_words(rows.words, rows.blocks, split, args.min_count, args.vocab)
     sizes = np.bincount(split, minlength=3)[:3]
     for s, name in enumerate(SPLITS):
         if not (sizes.any() if base else sizes[s]):
             raise UserError(f"{where}: the {name} split is empty" + (
-                "" if s == 0 else f"; no category has {TOO_FEW} different titles to hold some out"))
+                "" if s == 0 else "; there are too few different titles to hold some out"))
     if len(vocab) == len(data.SPECIALS):
         raise UserError(f"{where}: no word comes {args.min_count} times in the training split; lower --min-count")
     unknown_share = write_titles(folder, args, rows.blocks, split, ids, len(vocab))
@@ -685,7 +724,8 @@ def write_arrays(args, chosen, bad, folder, base=None):
     # The arrays that say more of each row.
     languages, ranks = rows.languages.alphabetical()
     language = None if rows.language is None else ranks[rows.language].astype(np.uint8)
-    for kind, values in (("labels", label), ("language", language), ("reliable", rows.reliable)):
+    for kind, values in (("labels", label), ("keys", rows.key), ("groups", rows.group), ("language", language),
+                         ("reliable", rows.reliable)):
         for s, name in enumerate(SPLITS if values is not None else ()):
             np.save(folder / f"{name}_{kind}.npy", values[split == s])
 
@@ -700,6 +740,7 @@ def write_arrays(args, chosen, bad, folder, base=None):
     per_category = np.array([np.bincount(label[split == s], minlength=len(labels)) for s in range(3)])
     in_train = np.zeros(groups.max() + 1, bool)
     in_train[groups[split == 0]] = True
+    near = near_equal_share(rows, split) if not (base or (given == 2).any()) and rows.group is None else None
     return {
         "format": data.FORMAT, "tokenizer": files.checksum(data.__file__),
         "synthetic": all(name.startswith(synthetic.PREFIX) for name in labels),
@@ -721,7 +762,7 @@ def write_arrays(args, chosen, bad, folder, base=None):
         "not_in_train_categories": int((per_category[0] == 0).sum()),
         "also_in_train": {name: float(in_train[groups[split == s]].sum() / max(1, sizes[s]))
                           for s, name in enumerate(SPLITS) if s},
-        "vectors_found": vectors_found,
+        "near_equal_share": near, "vectors_found": vectors_found,
     }
 
 
@@ -733,8 +774,9 @@ def report(meta, out, written, seconds):
     # What there is none of, such as bad rows, gets no line.
     lines = {
         "rows": f"{total:,} (" + ", ".join(f"{name} {n:,}" for name, n in meta["rows"].items()) + ")",
-        "left out": meta["left_out_rows"] and f"{meta['left_out_rows']:,} rows whose titles validate or test in "
-                                              f"{meta['options']['like']}",
+        "left out": meta["left_out_rows"] and f"{meta['left_out_rows']:,} rows whose titles " + (
+            f"validate or test in {meta['options']['like']}" if meta["options"]["like"]
+            else "stand in a group on another side, too"),
         "bad rows skipped": meta["bad_rows"] and f"{meta['bad_rows']:,}, first {meta['first_bad_row']}",
         "categories": f"{meta['categories']:,}",
         "languages": ", ".join(meta["languages"] or []) or "not given",
@@ -747,6 +789,9 @@ def report(meta, out, written, seconds):
                               "with another category, too",
         "titles also in train": ", ".join(f"{name} {percent(x)}" for name, x in meta["also_in_train"].items()
                                           if meta["rows"][name]),
+        "near-equal titles": (meta["near_equal_share"] or 0) >= NEAR_SHARE and (
+            f"{meta['near_equal_share']:.0%} of the test titles differ in one word from a training title; if these are "
+            "variants of one product, keep them on one side with --group-column"),
         "vectors found": None if meta["vectors_found"] is None else percent(meta["vectors_found"]) + " of words",
         "pieces": meta["encoder"] and f"of encoder {meta['encoder']['name']}; {percent(meta['full_share'])} of titles "
                                       f"have {meta['encoder']['max_len']} or were cut there",
@@ -790,6 +835,8 @@ def main():
     add("--max-pieces", type=files.positive(int), default=28, help="with --encoder: pieces of a title, marks included")
     add("--title-column", metavar="C", help="name or number (from 1) of the column of titles (default: title or text)")
     add("--category-column", metavar="C", help="the same of categories (default: category or label)")
+    add("--group-column", metavar="C",
+        help="name or number of a column, such as the product or seller; its rows stay on one side of every split")
     add("--encoding", type=files.encoding, default="utf-8", help="of the files, such as cp1252 (Excel) or utf-16")
     add("--max-bad-rows", type=files.positive(float), default=0.01,
         help="bad rows to skip: a share below 1, or a count")

@@ -95,6 +95,8 @@ def slices(rows):
     masks = {f"language {name}": rows.language == i for i, name in enumerate(rows.languages or [])}
     if rows.reliable is not None:
         masks["reliable"] = rows.reliable
+    if rows.trained.any():
+        masks["new titles"] = ~rows.trained
     # Of no rows there is no score.
     return {name: mask for name, mask in masks.items() if mask.any()}
 
@@ -299,7 +301,8 @@ def show(scores, found):
             print(f"promised {float(precision):.0%} right: from probability {row['threshold']:.4f} on; here "
                   f"{row['coverage']:.1%} of the titles, {kept} of them right")
     for name, what in (("unknown_category_rows", "have a category that the run does not know, and count as wrong"),
-                       ("unknown_title_rows", "have no word or n-gram that training has seen")):
+                       ("unknown_title_rows", "have no word or n-gram that training has seen"),
+                       ("trained_rows", "have titles that trained the run")):
         if scores[name]:
             print(f"{scores[name]:,} of {scores['rows']:,} rows {what}")
 

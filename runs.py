@@ -4,6 +4,7 @@ runs/NAME/ holds
 
     config.json        all that decided the result: settings, sizes, digests of data and source; signed with a checksum
     vocab.txt, labels.txt    of the prepared data, so that the folder alone is enough to predict
+    trained.npy        [K] uint64, data.title_keys of the titles that trained it, or the run that it began from
     source/            the scripts as they were; config.json has the checksums of those that train.py loaded
     checkpoints/STEP/  Orbax checkpoints: the best by validation balanced accuracy, and the latest; of a pretrained
                        encoder what training changed, the rest is in its package
@@ -24,13 +25,15 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 import files
 from files import UserError
 
 FORMAT = 5  # of a run's folder: raise it when its files change their meaning
 DATA_FILE = 8 << 20  # bytes of a file with a large table, about: Orbax keeps what it has encoded until a file is full
-BOOKKEEPING = ("checksum", "created", "files", "source", "versions", "format", "training_rows", "fingerprint",
-               "calibration_rows", "synthetic")  # what a configuration holds besides settings and sizes
+BOOKKEEPING = ("checksum", "created", "files", "trained", "source", "versions", "format", "training_rows",
+               "fingerprint", "calibration_rows", "synthetic")  # what a configuration holds besides settings and sizes
 TAKEN = "{folder}: a run of this name is there; choose another --name, or go on with --resume {folder.name}"
 
 
@@ -56,10 +59,11 @@ def new_folder(runs, name, model):
     return runs / name
 
 
-def create(folder, config, meta, named=True):
+def create(folder, config, meta, trained, named=True):
     """Make the folder of a new run, whole or not at all, and return it.
 
-    meta: of the prepared data, as from data.load_prepared. named: whether the user chose the name; if not, and another
+    meta: of the prepared data, as from data.load_prepared; trained: the content of trained.npy, of which the
+    configuration has the checksum. named: whether the user chose the name; if not, and another
     training has taken it meanwhile, the next free one is used.
     """
     # A name that begins with a dot is no run: --ckpt passes over a folder that is being made.
@@ -69,6 +73,7 @@ def create(folder, config, meta, named=True):
         files.write_json(temporary / "config.json", config)
         files.write_lines(temporary / "vocab.txt", meta["vocab"])
         files.write_lines(temporary / "labels.txt", meta["labels"])
+        np.save(temporary / "trained.npy", trained)
 
         # All scripts, so that source/train.py runs by itself.
         (temporary / "source").mkdir()
@@ -198,6 +203,23 @@ def load(folder, models):
         if not (folder / name).is_file() or files.checksum(folder / name) != config["files"][name]:
             raise UserError(f"{folder / name}: missing, or not the one that this run was trained with")
     return config, files.read_lines(folder / "vocab.txt"), files.read_lines(folder / "labels.txt")
+
+
+def trained_titles(folder):
+    """The content of a run's trained.npy. Of a run that older scripts have trained, which kept none, it is empty, and a
+    warning says so. Raises UserError where it is damaged."""
+    path, wanted = folder / "trained.npy", files.read_json(folder / "config.json").get("trained")
+    if wanted is None:
+        print(f"warning: {folder}: does not say which titles trained it; rows that did may count as new ones",
+              file=sys.stderr)
+        return np.zeros(0, np.uint64)
+    try:
+        keys = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        keys = np.zeros(0, np.uint64)
+    if files.checksum_of(keys.tobytes()) != wanted:
+        raise UserError(f"{path}: missing, or not what train.py wrote; train again")
+    return keys
 
 
 @contextmanager
@@ -531,7 +553,6 @@ def restore_validation(folder):
 def validation_shapes(config):
     """The arrays that a checkpoint keeps of validation rows, see train.calibrate."""
     import jax
-    import numpy as np
     rows = config["calibration_rows"]
     return {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape, dtype in (
         ("logits", (rows, config["classes"]), np.float16), ("labels", (rows,), np.int32),

@@ -32,8 +32,8 @@ ROW_BYTES = 1 << 18  # that a row with line ends in its fields may take
 
 # By what names we know a column; --title-column and --category-column put others in their place.
 COLUMNS = {"title": ("title", "text"), "category": ("category", "label"), "language": ("language",),
-           "quality": ("label_quality",), "split": ("split",), "id": ("id",)}
-LABELLED = ("title", "category", "language", "quality", "split")
+           "quality": ("label_quality",), "split": ("split",), "id": ("id",), "group": ()}
+LABELLED = ("title", "category", "language", "quality", "split", "group")
 
 # What the first line or the first bytes of a file tell of its format.
 JSON = re.compile(r'\s*(\{\s*("|\}|$)|\[\s*([\[{"\]]|$))')  # but a title may begin with "[Oferta]"
@@ -168,9 +168,9 @@ class Format(NamedTuple):
 
 
 def format_from(args):
-    """The Format that --title-column, --category-column and --encoding ask for."""
+    """The Format that --title-column, --category-column, --group-column and --encoding ask for."""
     names = dict(COLUMNS)
-    for column in ("title", "category"):
+    for column in ("title", "category", "group"):
         # Digits are a position, so a column whose name is a number can only be asked for by where it stands.
         if asked := getattr(args, f"{column}_column", None):
             names[column] = (int(asked),) if re.fullmatch("[0-9]{1,6}", asked) else (asked.strip(),)
@@ -399,7 +399,7 @@ def parse_json(line, names):
     row = {}
     for column, spellings in names.items():
         # A null is as good as no value, so another spelling of the column may serve.
-        if isinstance(spellings[0], int):
+        if isinstance(next(iter(spellings), None), int):
             raise ValueError(f"columns of JSON lines have names and no numbers; see --{column}-column")
         found = [name for name in spellings if fields.get(name) is not None]
         if len(found) > 1:
@@ -570,9 +570,10 @@ def read_labelled(path, bad, form=None):
 
 
 def require_columns(path, columns, wanted, names, header):
-    """Raise UserError unless the title, and the category if wanted, are among the columns that a header has."""
-    for column in ("title", "category"):
-        if column in wanted and column not in columns:
+    """Raise UserError unless the title, and of what is wanted the category, and the group where a user has named its
+    column, are among the columns that a header has."""
+    for column in ("title", "category", "group"):
+        if column in wanted and names[column] and column not in columns:
             raise UserError(f"{path}:1: the header needs one column {' or '.join(map(str, names[column]))}, and says "
                             f"{header}; name it with --{column}-column")
 

@@ -113,8 +113,9 @@ def log_report(client, members, report, group, scores, command):
     names = metric_names([(group, *name) for name in named])
     log_metrics(client, run_id, [Metric(name, value, now, scores["step"])
                                  for name, value in zip(names, named.values(), strict=True)])
+    trained = f", but {scores['trained_rows']} of {scores['rows']} rows trained it" if scores["trained_rows"] else ""
     describe(client, run_id, **{group: f"balanced accuracy {scores['balanced_accuracy']:.4f}, "
-                                       f"accuracy {scores['accuracy']:.4f}, by `{command}`"})
+                                       f"accuracy {scores['accuracy']:.4f}{trained}, by `{command}`"})
     if artifacts_are_here(client, run_id):
         client.log_artifacts(run_id, str(report), report.name)
     # A training's run has ended before; that of several members ends with each report.

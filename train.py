@@ -601,16 +601,20 @@ def choose_ids(args, name, meta, arrays):
 
 
 def choose_run(args, meta, arrays):
-    """(folder, config) of the run to begin, to resume or to refit; writes nothing, but makes `arrays` what it trains
-    on. Raises UserError where it cannot be."""
+    """(folder, config, keys of the titles that train it, see runs.trained_titles) of the run to begin, to resume or to
+    refit; writes nothing, but makes `arrays` what it trains on. Raises UserError where it cannot be."""
     if args.refit is not None:
         return choose_refit(args, meta, arrays)
     if args.resume is None:
         former = choose_former(args) if args.init_from else None
         folder = runs.new_folder(args.runs, args.name, args.model)
         choose_ids(args, args.model, meta, arrays)
+        before = [runs.trained_titles(runs.find(args.init_from, args.runs)[0])] if former else []
+        trained = np.unique(np.concatenate([arrays["train"]["keys"], *before]))
+        leave_out_trained(args, meta, arrays, former, trained)
         config = configure(args, meta, arrays["train"]["titles"], former)
-        return folder, files.with_checksum(config | {"created": time.time()})
+        config |= {"trained": files.checksum_of(trained.tobytes()), "created": time.time()}
+        return folder, files.with_checksum(config), trained
 
     # Other code would make another run of it, so it is refused; other libraries may only round otherwise.
     folder, config = load_run(args, "--resume", args.resume, meta)
@@ -622,9 +626,31 @@ def choose_run(args, meta, arrays):
         print(f"warning: {folder}: was begun with {config['versions']}, and goes on with {now}: its bits may differ",
               file=sys.stderr)
     choose_ids(args, config["model"], meta, arrays)
+    trained = runs.trained_titles(folder)
     if "refit" in config:
         add_validation_rows(arrays)
-    return folder, config
+    else:
+        leave_out_trained(args, meta, arrays, "init_from" in config, trained)
+    return folder, config, trained
+
+
+def leave_out_trained(args, meta, arrays, former, trained):
+    """Where a run begins from a `former` one, or trains on several folders, leave those rows out of the validation rows
+    whose titles are among `trained`: their score, and promises made of it, would not hold for new titles. Raises
+    UserError where no row is left."""
+    # In a single folder equal titles stand on one side, unless its source has divided them; prepare.py says so.
+    folders = args.data if isinstance(args.data, list) else [args.data]
+    seen = np.isin(arrays["valid"]["keys"], trained)
+    if not seen.any() or not (former or len(folders) > 1):
+        return
+    if seen.all():
+        raise UserError(f"{files.listed(args.data)}: all its validation rows have titles that trained the former run; "
+                        "prepare the data with that run's --seed, or with other rows")
+    if devices.is_first():
+        print(f"warning: {seen.sum():,} of {len(seen):,} validation rows have titles that trained the former run, or "
+              "that train in another folder; they are left out", file=sys.stderr)
+    arrays["valid"] = {kind: array[~seen] for kind, array in arrays["valid"].items()}
+    meta["rows"] = meta["rows"] | {"valid": int((~seen).sum())}
 
 
 def choose_former(args):
@@ -664,8 +690,8 @@ def load_run(args, flag, name, meta):
 
 
 def choose_refit(args, meta, arrays):
-    """(folder, config) of the refit of a run: its settings, for the rows of both splits and the epochs of its best
-    checkpoint."""
+    """The same as `choose_run` of the refit of a run: its settings, for the rows of both splits and the epochs of its
+    best checkpoint."""
     folder, config = load_run(args, "--refit", args.refit, meta)
     best = runs.checkpoint_manager(folder, read_only=True).best_step()
     if "refit" in config or best is None:
@@ -680,11 +706,13 @@ def choose_refit(args, meta, arrays):
     rows = arrays["train"]
     groups = data.length_groups(rows["titles"], config["batch_size"], MAX_STEPS)
     config.pop("patience", None)
-    config |= {"refit": args.refit, "epochs": epochs, "rows": len(rows["labels"]),
+    trained = np.unique(np.concatenate([rows["keys"], runs.trained_titles(folder)]))
+    config |= {"refit": args.refit, "epochs": epochs, "trained": files.checksum_of(trained.tobytes()),
+               "rows": len(rows["labels"]),
                "steps": epochs * sum(group.chunks * group.steps for group in groups),
                "training_rows": np.bincount(rows["labels"], minlength=config["classes"]).tolist(),
                "source": runs.source_checksums(), "versions": runs.versions(), "created": time.time()}
-    return runs.new_folder(args.runs, f"{args.refit}-refit", config["model"]), files.with_checksum(config)
+    return runs.new_folder(args.runs, f"{args.refit}-refit", config["model"]), files.with_checksum(config), trained
 
 
 def add_validation_rows(arrays):
@@ -706,7 +734,7 @@ def train(args):
     if not (meta["rows"]["train"] and meta["rows"]["valid"]):
         raise UserError(f"{files.listed(args.data)}: has no training or no validation rows; name the folder that it "
                         "was prepared --like with it")
-    folder, config = choose_run(args, meta, arrays)
+    folder, config, trained = choose_run(args, meta, arrays)
     devices.require_same({name: value for name, value in config.items() if name not in ("created", "checksum")})
 
     # A run begins with what a former one has learned, unless it goes on from a checkpoint of its own.
@@ -736,7 +764,7 @@ def train(args):
     if args.resume is None:
         # Only now, with all compiled: what fails before this leaves no folder behind.
         if devices.is_first():
-            folder = runs.create(folder, config, meta, named=args.name is not None or args.refit is not None)
+            folder = runs.create(folder, config, meta, trained, named=args.name is not None or args.refit is not None)
         folder = Path(devices.from_first(str(folder)))
     sizes = sizes_of(state["variables"] | frozen)
     with runs.training_lock(folder):

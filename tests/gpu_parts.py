@@ -89,7 +89,8 @@ class Problem:
 
     def save(self, state, folder):
         """Make a run of this state that evaluate.py can use."""
-        runs.create(folder, files.with_checksum(self.config | {"created": time.time()}), self.meta)
+        runs.create(folder, files.with_checksum(self.config | {"created": time.time()}), self.meta,
+                    self.arrays["train"]["keys"])
         drawn = {kind: self.arrays["valid"][kind][:self.config["calibration_rows"]] for kind in ("titles", "labels")}
         state = state | {"validation": train.calibrate(self.predictor(state), drawn)}
         runs.save_checkpoint(runs.checkpoint_manager(folder), 1, state, [], {"valid_balanced_accuracy": 0.0})

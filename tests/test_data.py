@@ -213,8 +213,8 @@ def test_load_prepared_gives_what_the_files_hold(prepared):
     longest = max(np.flatnonzero(np.load(prepared / f"{split}_titles.npy").any(0)).max() + 1 for split in data.SPLITS)
     assert longest < meta["max_len"]
     for split in data.SPLITS:
-        assert set(arrays[split]) == {"titles", "labels", "language", "reliable"} | ({"text"} & {*arrays[split]})
-        for kind in ("titles", "labels", "language", "reliable"):
+        assert set(arrays[split]) - {"text"} == {"titles", "keys", "labels", "language", "reliable"}
+        for kind in ("titles", "keys", "labels", "language", "reliable"):
             whole = np.load(prepared / f"{split}_{kind}.npy", allow_pickle=False)
             array = arrays[split][kind]
             assert array.dtype == whole.dtype and len(array) == meta["rows"][split]

@@ -84,12 +84,13 @@ def test_array_files_have_the_documented_types_and_shapes(prep):
     folder, about = Path("data/prepared"), meta()
     assert {path.name for path in folder.iterdir()} == {"vocab.txt", "oov.txt", "labels.txt", "meta.json"} | {
         f"{split}_{kind}" for split in SPLITS
-        for kind in ("titles.npy", "oov.npy", "labels.npy", "language.npy", "reliable.npy", "text.txt")}
+        for kind in ("titles.npy", "oov.npy", "keys.npy", "labels.npy", "language.npy", "reliable.npy", "text.txt")}
     assert 256 < about["vocabulary"] <= 65_536
     for split in SPLITS:
         rows = about["rows"][split]
         for kind, dtype, shape in (("titles", np.uint16, (rows, 9)), ("labels", np.uint8, (rows,)),
-                                   ("language", np.uint8, (rows,)), ("reliable", np.bool_, (rows,))):
+                                   ("keys", np.uint64, (rows,)), ("language", np.uint8, (rows,)),
+                                   ("reliable", np.bool_, (rows,))):
             array = np.load(folder / f"{split}_{kind}.npy", allow_pickle=False)
             assert array.dtype == dtype and array.shape == shape, (split, kind)
         titles = np.load(folder / f"{split}_titles.npy")
@@ -416,7 +417,7 @@ def test_categories_that_look_wrongly_read_are_warned_of(prep, name):
     save("titles.txt", content)
     errors = prep("--data", "titles.txt").stderr
     assert errors == "" if expected is None else errors.startswith("warning: category ") and expected in errors
-    assert errors.count("\n") <= 1
+    assert errors.count("warning: category") <= 1
 
 
 def test_one_file_is_not_read_twice(tmp_path):

@@ -34,9 +34,9 @@ from files import UserError
 def test_a_name_taken_meanwhile(tmp_path):
     meta, config = {"vocab": ["a"], "labels": ["A", "B"]}, {"model": "mlp"}
     (tmp_path / "mlp-1").mkdir()
-    assert runs.create(tmp_path / "mlp-1", config, meta, named=False) == tmp_path / "mlp-2"
+    assert runs.create(tmp_path / "mlp-1", config, meta, np.zeros(0, np.uint64), named=False) == tmp_path / "mlp-2"
     with pytest.raises(UserError, match="a run of this name is there"):
-        runs.create(tmp_path / "mlp-2", config, meta)
+        runs.create(tmp_path / "mlp-2", config, meta, np.zeros(0, np.uint64))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mlp-1", "mlp-2"]
     assert files.read_lines(tmp_path / "mlp-2/labels.txt") == ["A", "B"]
 
