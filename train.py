@@ -111,8 +111,8 @@ def parse_args(argv=None):
     add("--patience", type=files.positive(int), metavar="N",
         help="stop when N epochs have brought no better validation score (default: never)")
     add("--save-seconds", type=files.not_negative(float), default=10.0, metavar="S",
-        help="after an epoch, save and log only when the last save is S seconds ago (0: after each); epochs that a kill "
-        "loses are trained again by --resume, to the same bits")
+        help="after an epoch, save and log only when the last save is S seconds ago (0: after each); epochs that a "
+        "kill loses are trained again by --resume, to the same bits")
     add("--batch-size", type=files.positive(int), help="rows of a step (default: by size, see size_rule)")
     add("--lr", type=files.positive(float), help=f"Adam's learning rate, falling to 0 {default('lr')}")
     add("--encoder-lr", type=files.positive(float),
