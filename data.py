@@ -249,9 +249,9 @@ def smallest_uint(largest):
 
 
 class Titles:
-    """Word ids of titles [N, L], read from the disk where they are asked for, by a slice or by numbers of rows: of a
-    split of one prepared folder, or of several as of one. In memory is, where there are unknown words, a count for each
-    row."""
+    """Word ids [N, L] of the titles of a split, of one prepared folder or of several. A slice, or an array of row
+    numbers, reads these rows from the disk. Only where a folder has unknown words, a number for each row is kept in
+    memory."""
 
     def __init__(self, parts, longest, dtype):
         """parts: [(array [n, max_len] as prepare.py writes it, ids [U] of the words that it has as UNKNOWN)]; longest:

@@ -60,9 +60,10 @@ from files import UserError, readable
 # --- knobs ------------------------------------------------------------------------------------------------------------
 RAW = Path("data/raw")      # where --download writes and where data is looked for without --data
 TEST_SHARE = 0.2            # of the rows, where the source gives no test split
-GLUED = 12                  # labels that begin alike before a comma, of a fastText file, are a doubt, as are commas ...
-                            # ... in all of them; so is ...
-CUT_TITLES, CUT_SHARE = 8, 0.95  # ... a category of so many titles, whose first words stand nowhere else
+# fastText files may not mean what they say. A warning comes where so many labels begin alike before a comma (or all
+# labels have one), and where a category has so many titles, and so large a share of its titles' first words is its own.
+GLUED = 12
+CUT_TITLES, CUT_SHARE = 8, 0.95
 PIECE_ROWS = 8192           # titles that a process cuts into pieces at a time
 LEFT_OUT = len(SPLITS)      # the split of rows that go to none (--like)
 NEAR_ROWS, NEAR_SHARE = 5000, 0.25  # of so many test titles, the share that is near a training title, for a hint

@@ -271,7 +271,8 @@ def validation_scores(folder):
 
 
 def best_epoch(history):
-    """The row of the best epoch, of equally good ones the last, as Orbax keeps it; of a refit the last of all."""
+    """The row of the epoch with the highest validation balanced accuracy. Of several equally good ones it is the last,
+    whose checkpoint Orbax keeps. A refit has no validation scores: then it is the last epoch."""
     return max(reversed(history), key=lambda row: row.get("valid_balanced_accuracy", 0))
 
 

@@ -61,7 +61,7 @@ DEFAULTS = {  # by model, the fields of its module among them; a flag overrides 
 }
 PRIOR = {"none": "training", "logit": "equal", "weights": "equal"}  # how frequent predictions take categories to be
 SMALL = 40_000         # training rows up to which these epochs and dropout hold, and characters weigh 1 (size_rule)
-FEW = 4000             # with fewer training rows Adagrad's sums begin lower, by the square of their share (size_rule)
+FEW = 4000             # training rows below which Adagrad's sums begin lower, by the factor (rows / FEW)^2 (size_rule)
 MAX_STEPS = 8          # of a chunk, which is one call of the compiled loop; titles of a chunk are all short or all long
 CLIP = 1.0             # norm that the gradient of an encoder's layers and head is cut down to
 TRAIN_SAMPLE = 10_000  # training rows evaluated after each epoch, to be compared with the validation split
@@ -111,8 +111,8 @@ def parse_args(argv=None):
     add("--patience", type=files.positive(int), metavar="N",
         help="stop when N epochs have brought no better validation score (default: never)")
     add("--save-seconds", type=files.not_negative(float), default=10.0, metavar="S",
-        help="how long quick epochs may wait to be saved and logged, the next one's end included; what a kill or an "
-        "error loses of them, --resume trains again to the same bits")
+        help="after an epoch, save and log only when the last save is S seconds ago (0: after each); epochs that a "
+        "kill loses are trained again by --resume, to the same bits")
     add("--batch-size", type=files.positive(int), help="rows of a step (default: by size, see size_rule)")
     add("--lr", type=files.positive(float), help=f"Adam's learning rate, falling to 0 {default('lr')}")
     add("--encoder-lr", type=files.positive(float),
@@ -1015,7 +1015,7 @@ class Progress:
         self.begun, self.first_step, self.printed = time.time(), step, 0
 
     def pause(self, seconds):
-        """Take these seconds for no training time."""
+        """Leave these seconds out of the time that the training has taken, and so out of its speed."""
         self.begun += seconds
 
     def show(self, step, loss):

@@ -6,6 +6,7 @@
     python tests/benchmark.py --rows 100000 --only mlp fasttext-hs-all
     python tests/benchmark.py --rows 20000000 --turns 1 --only prepare mlp-1-epoch    # needs 8 GB of disk
     python tests/benchmark.py --scores FOLDER --only svm fasttext mlp cnn both    # scores on real data, see below
+    python tests/benchmark.py --draw scores.png    # the README's picture, from the first table of EXPERIMENTS.md
 
 Peers: fastText with 2 threads and a rate of 0.5, softmax, hierarchical softmax (hs) and one against all (ova), on
 the same normalized words, `-all` with the n-grams that `mlp` has, too, and as many buckets for them; the course's
@@ -27,6 +28,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -161,6 +163,14 @@ FASTTEXT = {"fastText, 25 epochs, lr 0.5, pairs": {"epoch": 25, "lr": 0.5, "word
             "fastText, 50 epochs, lr 1, characters 3-6": {"epoch": 50, "lr": 1.0, "minn": 3, "maxn": 6}}
 
 
+DRAWN = {  # name in the picture -> rows of the table in EXPERIMENTS.md, of which the best is drawn
+    "best of three fastText settings": [*FASTTEXT],
+    "best of two linear SVMs": ["linear SVM", "linear SVM, class-balanced"],
+    "cnn": ["`cnn`"],
+    "mlp, cnn and encoder averaged, refit on all training rows": ["all three averaged, refit"],
+}
+
+
 def rivals(wanted):
     """What runs in a process of its own, in a folder with train.csv and test.csv; prints one JSON object: {name:
     [seconds to fit and predict, accuracy, balanced accuracy]}."""
@@ -261,6 +271,42 @@ def show_scores(result):
         print(f"| {model} | " + " | ".join("; ".join(
             f"{error:.3f}, " + ("none" if precision is None else f"{precision:.1%} @ {coverage:.0%}")
             for *_, error, coverage, precision in found[model]) for found in result.values()) + " |")
+
+
+def balanced_scores(text):
+    """{model: {set: balanced accuracy in percent}} of the first table in a Markdown text, whose cells say
+    accuracy / balanced accuracy; what was not measured is left out."""
+    lines = re.search(r"(^\|.*\n)+", text, re.MULTILINE)[0].splitlines()
+    (_, *sets), _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    return {model: {name: float(found[1]) for name, cell in zip(sets, cells, strict=True)
+                    if (found := re.search(r"/ ([\d.]+)", cell))} for model, *cells in rows}
+
+
+def draw_scores(table, path):
+    """Draw the balanced accuracies of DRAWN into an image: a line for each set, a mark for each model."""
+    from matplotlib.figure import Figure
+    sets = [*table["`cnn`"]]
+    figure = Figure(figsize=(8, 4), dpi=120, layout="constrained")
+    axes = figure.subplots()
+
+    # Where a mark hides another one, the number of the last one, the best for the most part, still stands beside it.
+    for (said, models), mark, color in zip(DRAWN.items(), "^sDo", ("0.65", "0.4", "tab:blue", "tab:orange"),
+                                           strict=True):
+        best = {y: max(found) for y, name in enumerate(sets)
+                if (found := [table[model][name] for model in models if name in table[model]])}
+        axes.plot([*best.values()], [*best], mark, color=color, markersize=8, label=said)
+    for y, score in best.items():
+        axes.annotate(f"{score:.1f}", (score, y), (8, 0), textcoords="offset points", va="center", color=color)
+
+    axes.set_yticks(range(len(sets)), sets)
+    axes.invert_yaxis()
+    axes.set_xlim(right=104)
+    axes.set_xlabel("balanced accuracy on test titles, %")
+    axes.grid(axis="y", color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    figure.savefig(path)
 
 
 def table_step(rows, small=50_000, large=2_000_000, batch_size=1024, width=9, repeats=25):
@@ -455,6 +501,7 @@ def main():
     parser.add_argument("--scores", type=Path, metavar="FOLDER", help="measure scores on the data sets in this folder")
     parser.add_argument("--seeds", type=int, default=3, help="with --scores: how many trainings of each model")
     parser.add_argument("--refit", action="store_true", help="with --scores: also of every training its refit")
+    parser.add_argument("--draw", type=Path, metavar="FILE", help="draw the scores that EXPERIMENTS.md lists")
     parser.add_argument("--peer", help=argparse.SUPPRESS)
     parser.add_argument("--settings", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--rivals", nargs="+", help=argparse.SUPPRESS)
@@ -463,6 +510,8 @@ def main():
         return peer(args.peer, args.epochs, args.settings)
     if args.rivals:
         return rivals(args.rivals)
+    if args.draw:
+        return draw_scores(balanced_scores((ROOT / "EXPERIMENTS.md").read_text(encoding="utf-8")), args.draw)
     if args.scores:
         with tempfile.TemporaryDirectory() as folder:
             result = real_scores(args.scores, args.only or SCORED, args.seeds, args.refit, Path(folder))

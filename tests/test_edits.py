@@ -1,4 +1,4 @@
-"""The scripts are made to be edited: the edits that README.md shows, and others, on a copy of the scripts. An edited
+"""The scripts are made to be edited: the edits of docs/edits.md, and others, on a copy of the scripts. An edited
 program trains, predicts what it was trained to, and no earlier run changes its meaning in silence."""
 import csv
 import json
@@ -44,9 +44,9 @@ OTHER_FIELD = """
 """
 
 
-def readme_edits(name):
-    """The diffs that a README shows."""
-    return re.findall(r"```diff\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL)
+def shown_edits():
+    """The diffs that docs/edits.md shows: a model, an optimizer, a tokenizer."""
+    return re.findall(r"```diff\n(.*?)```", (ROOT / "docs/edits.md").read_text(encoding="utf-8"), re.DOTALL)
 
 
 def apply(edit, folder):
@@ -95,13 +95,8 @@ def train_and_evaluate(copy, *flags):
     return json.loads((copy / "runs/edited/config.json").read_text()), output
 
 
-def test_both_readmes_show_the_same_edits():
-    assert len(readme_edits("README.md")) == 3
-    assert readme_edits("README.md") == readme_edits("README.es.md")
-
-
 def test_another_model(copy):
-    apply(readme_edits("README.md")[0], copy)
+    apply(shown_edits()[0], copy)
     config, _ = train_and_evaluate(copy, "--model", "attention")
     assert config["model"] == "attention" and config["word_ngrams"] == 2 and config["dropout"] == 0.3
     assert not {"filters", "widths", "hidden", "scale", "layers"} & set(config)
@@ -110,7 +105,7 @@ def test_another_model(copy):
 
 
 def test_another_optimizer_schedule_and_loss_with_a_flag(copy):
-    apply(readme_edits("README.md")[1], copy)
+    apply(shown_edits()[1], copy)
     config, output = train_and_evaluate(copy, "--lr", 0.02, "--label-smoothing", 0.05)
     assert config["label_smoothing"] == 0.05
     first = next(line for line in output.splitlines() if " titles/s " in line)  # of the warm-up
@@ -121,7 +116,7 @@ def test_another_optimizer_schedule_and_loss_with_a_flag(copy):
 
 
 def test_another_tokenizer(copy):
-    apply(readme_edits("README.md")[2], copy)
+    apply(shown_edits()[2], copy)
     for command in (["train", "--epochs", 1], ["evaluate", "--ckpt", "bag", "--data", "nowhere", "--predict", "-"]):
         assert "data.py" in run(copy, *command).stderr  # both the data and the runs are of another tokenizer
     run(copy, "prepare", "--data", "tiny.csv")

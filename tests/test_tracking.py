@@ -168,7 +168,7 @@ def test_names_of_metrics_stay_different():
 
 def test_the_sweep_that_is_documented(tiny, tmp_path):
     """Two trials of a small model, in a copy of the scripts."""
-    text = (ROOT / "EXPERIMENTS.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/sweep.md").read_text(encoding="utf-8")
     [code] = [code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "import optuna" in code]
     for old, new in (("n_trials=20", "n_trials=2"), ('"mlp", ', '"mlp", "--epochs", 2, "--dim", 4, ')):
         assert code.count(old) == 1
