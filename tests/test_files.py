@@ -37,6 +37,14 @@ def test_what_goes_wrong_ends_in_one_line_and_a_status(capsys, monkeypatch, erro
     assert (stop.value.code, capsys.readouterr().err) == (status, line)
 
 
+@pytest.mark.parametrize("error", ["BrokenPipeError(32, 'Broken pipe')", "OSError(22, 'Invalid argument')"])
+def test_a_reader_that_has_left_is_no_error(error):
+    """Windows calls it an invalid argument."""
+    code = f"import files\nfiles.WINDOWS = True\ndef main(): raise {error}\nfiles.run(main)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
+
+
 @pytest.mark.parametrize("error", [RuntimeError("INTERNAL: a defect"), ValueError("a defect"), KeyError("defect")])
 def test_defects_keep_their_traceback(error):
     def main():
@@ -135,6 +143,30 @@ def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
         monkeypatch.setattr(os, name, lambda *args, name=name, call=call: (done.append(name), call(*args)))
     files.write_lines(tmp_path / "a.txt", ["one"])
     assert done == ["fsync", "replace"]
+
+
+def test_windows_lets_go_of_a_file_after_a_while(tmp_path, monkeypatch):
+    replace, refusals, pauses = os.replace, [PermissionError(13, "Access is denied")] * 3, []
+
+    def refusing(path, target):
+        if refusals:
+            raise refusals.pop()
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "replace", refusing)
+    monkeypatch.setattr(files.time, "sleep", pauses.append)
+    with pytest.raises(PermissionError):
+        files.write_lines(tmp_path / "a.txt", ["one"])
+    assert not pauses and not os.listdir(tmp_path)  # elsewhere it is no matter of time
+    monkeypatch.setattr(files, "WINDOWS", True)
+    files.rename(save(tmp_path / "b.txt", "two"), tmp_path / "a.txt")
+    assert len(pauses) == 2 and (tmp_path / "a.txt").read_text() == "two"
+
+
+def test_commands_are_quoted_for_the_shell_that_is_there(monkeypatch):
+    assert files.listed([Path("a b"), Path("c")]) == "'a b' c"
+    monkeypatch.setattr(files, "WINDOWS", True)
+    assert files.listed([Path("a b"), Path("c")]) == '"a b" c'
 
 
 def test_a_link_to_a_file_stays_a_link(tmp_path):

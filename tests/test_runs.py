@@ -41,6 +41,18 @@ def test_a_name_taken_meanwhile(tmp_path):
     assert files.read_lines(tmp_path / "mlp-2/labels.txt") == ["A", "B"]
 
 
+@pytest.mark.parametrize("name", ["best", "latest", "", ".", "-x", "a/b", "../a", "a:b", "a b", "a.", "--",
+                                  "NUL", "con", "Aux.txt", "com1", "lpt9.x.y"])
+def test_names_that_no_folder_should_have(tmp_path, name):
+    with pytest.raises(UserError, match="--name"):
+        runs.new_folder(tmp_path, name, "mlp")
+
+
+def test_a_run_may_have_most_names(tmp_path):
+    for name in ("ñandú-1", "a.b", "console", "com10", "nul_", "7"):
+        assert runs.new_folder(tmp_path, name, "mlp") == tmp_path / name
+
+
 def test_a_run_keeps_the_scripts(trained):
     source = trained / "runs/bag/source"
     config = files.read_json(trained / "runs/bag/config.json")
