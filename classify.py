@@ -682,7 +682,7 @@ class Parser(argparse.ArgumentParser):
         # argparse takes `--` out of the values of a flag, before Python 3.13, and fails where none is left.
         for word in sys.argv[1:] if args is None else args:
             if re.fullmatch("--[^=]+=--", word):
-                self.error(f"argument {word[:-3]}: -- is no value")
+                self.error(f"{word}: -- is no value")
         return super().parse_known_args(args, namespace)
 
     def error(self, message):

@@ -207,7 +207,7 @@ class Parser(argparse.ArgumentParser):
         # argparse of Python 3.11 and 3.12 takes `--` out of the values of a flag, and fails where none is left.
         for word in sys.argv[1:] if args is None else args:
             if re.fullmatch("--[^=]+=--", word):
-                self.error(f"argument {word[:-3]}: -- is no value")
+                self.error(f"{word}: -- is no value")
         parsed = super().parse_known_args(args, namespace)
         # Where files cannot be opened, libraries print tracebacks of their threads or fail while they are imported.
         if open_files() < OPEN_FILES:

@@ -100,7 +100,7 @@ def test_errors_of_arguments_are_one_line_and_say_what_is_wanted(capsys):
     parser.add_argument("--rows", type=files.positive(int), default=7, help="rows")
     parser.add_argument("--name", help="name")
     for flags, words in ((["--rows", "0"], "--rows: invalid positive int value: '0'"), (["--row", "1"], "--row 1"),
-                         (["--name=--"], "--name: -- is no value"), (["--name", "--"], "--name: expected one"),
+                         (["--name=--"], "--name=--: -- is no value"), (["--name", "--"], "--name: expected one"),
                          (["--name"], "--name: expected one"), (["--name=a", "--", "b"], "arguments: ")):
         with pytest.raises(SystemExit) as stop:
             parser.parse_args(flags)

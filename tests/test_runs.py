@@ -267,6 +267,20 @@ def test_mlflow_server(tiny, tmp_path):
         server.wait()
 
 
+def test_what_a_kill_leaves_beside_checksums_damages_no_checkpoint(tmp_path):
+    for name in ("metrics/metrics", "variables/d/1"):
+        files.write_lines(tmp_path / name, [name])
+    files.write_json(tmp_path / "sums.json", runs.file_checksums(tmp_path))
+    assert files.read_json(tmp_path / "sums.json").keys() == {"metrics/metrics", "variables/d/1"}
+    (tmp_path / ".sums.json.lock").touch()
+    runs.verify_checkpoint(tmp_path)
+    runs.verify_checkpoint(tmp_path, "metrics")
+    (tmp_path / "variables/d/2").touch()
+    runs.verify_checkpoint(tmp_path, "metrics")
+    with pytest.raises(UserError, match="variables/d/2"):
+        runs.verify_checkpoint(tmp_path)
+
+
 def test_a_full_disk_leaves_what_was_saved(tiny, tmp_path):
     """On a small file system, where root may mount one: one line, and --resume goes on once there is room."""
     small = tmp_path / "small"
