@@ -678,6 +678,13 @@ def end(message):
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
+    def parse_known_args(self, args=None, namespace=None):
+        # argparse takes `--` out of the values of a flag, before Python 3.13, and fails where none is left.
+        for word in sys.argv[1:] if args is None else args:
+            if re.fullmatch("--[^=]+=--", word):
+                self.error(f"{word}: -- is no value")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message):
         end(f"{message}; see {self.prog} --help")
 

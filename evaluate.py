@@ -16,7 +16,8 @@ categories, mistakes, commands), report.json, predictions.csv, categories.csv (p
 each), confusions.csv with example titles, suspects.csv (wrong labels are likely among its first rows), unknown.csv
 (rows of categories that the run does not know; they count as wrong), recall.png, confusions.png and reliability.png. It
 is added to the training's MLflow run. Of several runs it goes to the first one's, runs/NAME/SPLIT-WHICH+OTHER..., with
---prior to SPLIT-WHICH-PRIOR, with --test to FILE-WHICH. The interval of the balanced accuracy is a bootstrap within
+--prior to SPLIT-WHICH-PRIOR, with --test to FILE-WHICH (of a second file of that name, to FILE-DIGEST-WHICH). Where it
+cannot be written, a warning says so, and the scores are shown all the same. The interval of the balanced accuracy is a bootstrap within
 categories.
 
 The probability of the likeliest category is the chance that it is right, for titles like the validation rows. The
@@ -123,7 +124,6 @@ import csv
 import functools
 import gc
 import re
-import shlex
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -469,7 +469,16 @@ def command(args, classifier):
                         "encoding": "utf-8"}.items():
         if (value := getattr(args, name)) is not None and str(value) != usual:
             words += [f"--{name.replace('_', '-')}", str(value)]
-    return shlex.join(words) + runs.other_folders(args)
+    return files.quoted(words) + runs.other_folders(args)
+
+
+def report_name(folder, split, name, file):
+    """How the report on a file is called: `split`, its name, or where a run's folder has that report of another file,
+    with a digest of its path behind."""
+    with contextlib.suppress(OSError, UserError):
+        if files.read_json(folder / f"{split}-{name}/report.json").get("file") != files.readable(file.resolve()):
+            return f"{split}-{files.checksum_of(os.fsencode(file.resolve()))[:6]}"
+    return split
 
 
 def evaluate(args):
@@ -497,13 +506,17 @@ def evaluate(args):
         result[name][unknown] = np.nan
 
     # The scores of all rows and of every slice of them, and what thresholds from validation rows give here.
-    split = args.split if args.test is None else re.sub(r"[^\w.-]", "_", args.test.name)
-    if args.test and split in data.SPLITS:
-        split = f"file-{split}"  # a file of such a name is no split
+    split = place = args.split
+    if args.test:
+        split = re.sub(r"[^\w.-]", "_", args.test.name)[:60]
+        split = f"file-{split}" if split in data.SPLITS else split  # a file of such a name is no split
+        place = report_name(folder, split, classifier.name, args.test)
     synthetic = classifier.config["synthetic"]
     scores = {"run": folder.name, "checkpoint": classifier.name, "step": classifier.steps[0], "split": split,
               "prior": classifier.prior, "synthetic": synthetic, "temperature": float(1 / classifier.weights.sum()),
               "smoothing": float(classifier.smoothing)} | report.summarize(rows.labels, result)
+    if args.test:
+        scores["file"] = files.readable(args.test.resolve())
     if len(classifier.members) > 1:
         scores["members"] = {f"{member.name}/{which}": {"weight": float(share), "temperature": float(temperature)}
                              for (member, which), share, temperature in zip(
@@ -526,25 +539,32 @@ def evaluate(args):
     title = f"{'SYNTHETIC data, ' if synthetic else ''}{who}, {split}{'' if args.test else ' split'}"
     tables = report.make_tables(rows, classifier.config["training_rows"], result)
     figures = report.make_figures(rows, tables["categories.csv"], result, title)
-    out = folder / f"{split}-{classifier.name}{f'-{args.prior}' if args.prior else ''}"
-    with files.atomic_folder(out) as temporary:
-        if out.exists():
-            shutil.copytree(out, temporary, symlinks=True, dirs_exist_ok=True,
-                            ignore=shutil.ignore_patterns(*report.FILES))
-        report.write(temporary, scores, tables, figures)
-        page.write(temporary / "report.html", title, scores, tables,
-                   [runs.story(member, runs.other_folders(args)) for member in members], again)
+    out = folder / f"{place}-{classifier.name}{f'-{args.prior}' if args.prior else ''}"
+    try:
+        with files.atomic_folder(out) as temporary:
+            if out.exists():
+                shutil.copytree(out, temporary, symlinks=True, dirs_exist_ok=True,
+                                ignore=shutil.ignore_patterns(*report.FILES))
+            report.write(temporary, scores, tables, figures)
+            page.write(temporary / "report.html", title, scores, tables,
+                       [runs.story(member, runs.other_folders(args)) for member in members], again)
+    except OSError as error:  # of a read-only folder, or a full disk; the scores can be told all the same
+        why = os.strerror(error.errno) if error.errno else "what else is there cannot be copied"
+        print(f"warning: {out}: the report is not written there ({why}), only its scores are shown and logged",
+              file=sys.stderr)
+        out = None
 
     if args.json:
         print(json.dumps(scores))
     else:
         print(f"{title}, {classifier.name} checkpoint (step {scores['step']:,}) of {classifier.config['model']}:")
         report.show(scores, tables["confusions.csv"])
-        print(f"report: {out}/")
+        if out:
+            print(f"report: {out}/")
 
     # In MLflow a report is a group of metrics that bears its name, such as test-best. Several runs together have an
     # MLflow run of their own, and there the members' names need not be repeated.
-    group = f"{split}-{'+'.join(dict.fromkeys(which for _, which in classifier.checkpoints))}"
+    group = f"{place}-{'+'.join(dict.fromkeys(which for _, which in classifier.checkpoints))}"
     with tracking.mlflow_warnings():
         client, _ = connecting.result()
         tracking.log_report(client, classifier.checkpoints, out, f"{group}{f'-{args.prior}' if args.prior else ''}",
@@ -579,8 +599,8 @@ def predict(args):
             columns.append([" ".join(f"{word}:{gain:.2f}" for word, gain in words) for words in explained])
         return columns, np.array([len(titles), refused[:, 0].sum(), (chances[:, 0] == 0).sum()])
 
-    # Output is UTF-8 whatever the locale. What is loaded by now need not be searched for garbage again and again.
-    sys.stdout.reconfigure(encoding="utf-8")
+    # The same bytes on every system. What is loaded by now need not be searched for garbage again and again.
+    sys.stdout.reconfigure(encoding="utf-8", newline="\n")
     gc.freeze()
     bad, counts = sources.NoBadRows(), np.zeros(3, int)
     with contextlib.ExitStack() as stack:

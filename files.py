@@ -6,6 +6,7 @@ What a title, a run or a model is does not belong here, and nothing here imports
 import argparse
 import bz2
 import codecs
+import errno
 import functools
 import glob
 import gzip
@@ -15,6 +16,7 @@ import json
 import lzma
 import os
 import re
+import secrets
 import select
 import shlex
 import shutil
@@ -22,6 +24,7 @@ import signal
 import stat
 import sys
 import threading
+import time
 import zlib
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -31,6 +34,12 @@ from pathlib import Path
 MAX_EXPANSION = 100        # how many times its own size a compressed file may grow to, ...
 FREE_EXPANSION = 64 << 20  # ... beyond these bytes, which any file may grow to
 MAX_LINE = 8 << 20         # bytes of a line
+
+# --- the system -------------------------------------------------------------------------------------------------------
+WINDOWS = os.name == "nt"
+OPEN_FILES = 128  # that a process must be allowed to have open: a training has about 50, with more cores more
+PATIENCE = 2      # seconds after which a process that waits for another one says so
+TEMPORARY = re.compile(r"\.tmp-([0-9a-f]{16}|old)\Z")  # how names end while files and folders are being written
 
 
 # --- errors and exit codes --------------------------------------------------------------------------------------------
@@ -57,20 +66,47 @@ def run(main):
         sys.stdout.flush()
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # in the imports that follow, Ctrl-C ends the program at once
         return result
-    except BrokenPipeError:  # `| head`
-        # What is left in the buffer goes nowhere, or the interpreter's last flush would fail as well.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        exit_with(1)
     except KeyboardInterrupt:
         exit_with(130)
-    except (UserError, OSError, MemoryError, RuntimeError) as error:
+    except Exception as error:
+        # `| head`; Windows has no error of its own for that.
+        if isinstance(error, BrokenPipeError) or (
+                WINDOWS and isinstance(error, OSError) and error.errno == errno.EINVAL and not error.filename):
+            # What is left in the buffer goes nowhere, or the interpreter's last flush would fail as well.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            exit_with(1)
         # JAX reports "no memory on the device" as a RuntimeError; any other RuntimeError is a defect.
-        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+        said = error
+        if is_of_open_files(error):
+            said = too_few_open_files()
+        elif isinstance(error, OSError) and error.strerror:
+            said = f"{error.filename or 'input/output'}: {error.strerror}"
+        elif not isinstance(error, (UserError, OSError, MemoryError)) and not (
+                isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)):
             raise
-        if isinstance(error, OSError) and error.strerror:
-            error = f"{error.filename or 'input/output'}: {error.strerror}"
-        print("error:", " ".join(str(error).split()) or "out of memory", file=sys.stderr)
+        print("error:", " ".join(str(said).split()) or "out of memory", file=sys.stderr)
         exit_with(2)
+
+
+def is_of_open_files(error):
+    """Whether an exception comes of too many open files, whatever libraries have made of it."""
+    return error is not None and (getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE)
+                                  or is_of_open_files(error.__cause__ or error.__context__))
+
+
+def too_few_open_files():
+    """What to say where this process may not open enough files."""
+    return f"a process may have only {open_files()} files open here, too few; run `ulimit -n 1024` first"
+
+
+def open_files():
+    """How many files this process may have open; Windows has no such limit."""
+    try:
+        import resource
+    except ImportError:
+        return float("inf")
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return float("inf") if limit == resource.RLIM_INFINITY else limit
 
 
 def interrupt(number, frame):
@@ -167,6 +203,17 @@ def require_device():
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, as all others are."""
 
+    def parse_known_args(self, args=None, namespace=None):
+        # argparse of Python 3.11 and 3.12 takes `--` out of the values of a flag, and fails where none is left.
+        for word in sys.argv[1:] if args is None else args:
+            if re.fullmatch("--[^=]+=--", word):
+                self.error(f"{word}: -- is no value")
+        parsed = super().parse_known_args(args, namespace)
+        # Where files cannot be opened, libraries print tracebacks of their threads or fail while they are imported.
+        if open_files() < OPEN_FILES:
+            raise UserError(too_few_open_files())
+        return parsed
+
     def error(self, message):
         print(f"error: {message}; see {self.prog} --help", file=sys.stderr)
         raise SystemExit(2)
@@ -196,7 +243,13 @@ def add_data_flag(parser):
 
 def listed(paths):
     """A path, or a list of paths, as a shell reads it."""
-    return shlex.join(map(str, [paths] if isinstance(paths, Path) else paths))
+    return quoted(map(str, [paths] if isinstance(paths, Path) else paths))
+
+
+def quoted(words):
+    """The words of a command as the shell of this system reads them."""
+    from subprocess import list2cmdline
+    return list2cmdline(words) if WINDOWS else shlex.join(words)
 
 
 def add_process_flags(parser):
@@ -276,30 +329,75 @@ def readable(path):
 
 # --- atomic files and folders -----------------------------------------------------------------------------------------
 # New content is written under a temporary name in the same folder and then renamed, so whoever reads sees the former
-# content or the new one, whole. Temporary names end in the number of the process, so that leftovers of killed
-# processes can be told from files that another process is writing.
+# content or the new one, whole. Whoever writes holds the lock of the final name, so what lies there under a temporary
+# name before was left by one that was killed. (Locks of a few network drives do not reach other machines: there two
+# machines must not write the same at the same time.)
 
-def is_running(process):
-    """Whether there is a process of this number."""
+@contextmanager
+def locked(path, wait=True):
+    """Keep other processes out of such a block for the same path. Raises BlockingIOError where one is in it, unless
+    told to wait. The lock, on a hidden file that is beside the path meanwhile, ends with its process, however that
+    ends."""
+    from filelock import FileLock, Timeout
+    place = path.with_name(f".{path.name}.lock")
+    lock = FileLock(place, fallback_to_soft=False)  # where a system has no locks, an error says so
     try:
-        # Signal 0 is not delivered; it only asks whether it could be.
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        # It exists, and belongs to another user.
-        pass
-    return True
+        lock.acquire(timeout=PATIENCE if wait else 0)
+    except Timeout:
+        if not wait:
+            raise BlockingIOError(errno.EAGAIN, "another process is at work on it", str(path)) from None
+        print(f"{path}: waiting for another process that is at work on it", file=sys.stderr, flush=True)
+        lock.acquire()
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    try:
+        yield
+    finally:
+        # Removed while it is locked: whoever waits for it notices, and makes another. Windows removes no open file, and
+        # there the library does it afterwards.
+        if not WINDOWS:
+            place.unlink(missing_ok=True)
+        lock.release()
 
 
+@contextmanager
 def temporary_path(path):
-    """The temporary name for `path` that this process writes under. Removes what killed processes left there."""
-    for stale in path.parent.glob(f"{glob.escape(path.name)}.tmp-*"):
-        process = stale.name.rpartition("-")[2]
-        # `.tmp-old` has no number and stays: it may be the only copy, see `replace_folder`.
-        if process.isdigit() and (int(process) == os.getpid() or not is_running(int(process))):
-            shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
-    return path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    """A name beside `path` to write under, for a block that no other process is in for this path. What still has such a
+    name at the end is removed, and before it what killed processes left. Errors name the path."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from None
+    temporary = path.with_name(f"{path.name}.tmp-{secrets.token_hex(8)}")
+    with locked(path):
+        for stale in path.parent.glob(f"{glob.escape(path.name)}.tmp-*"):
+            # `.tmp-old` stays: it may be the only copy, see `replace_folder`.
+            if TEMPORARY.fullmatch(ending := stale.name.removeprefix(path.name)) and ending != ".tmp-old":
+                remove(stale)
+        try:
+            yield temporary
+        except OSError as error:
+            if error.errno:  # a write that fails does not say where
+                error.filename = str(error.filename or path).replace(str(temporary), str(path))
+            raise
+        finally:
+            remove(temporary)
+
+
+def remove(path):
+    """Remove a file or a folder, if it is there."""
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def rename(path, target):
+    """Rename a file, in the place of another if there is one, or a folder."""
+    # Windows refuses while any program has one of them open; a virus scanner that looks at a new file soon has not.
+    for pause in (0.1, 0.2, 0.4, 0.8, 1.6) if WINDOWS else ():
+        with suppress(PermissionError):
+            return os.replace(path, target)
+        time.sleep(pause)
+    return os.replace(path, target)
 
 
 @contextmanager
@@ -315,20 +413,12 @@ def atomic_write(path, mode="w"):
 
     # A link stays a link: the file that it points to is replaced.
     path = Path(path).resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_path(path)
-    try:
+    with temporary_path(path) as temporary:
         with open(temporary, mode, encoding=encoding, newline=newline) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())  # else a power cut could leave the new name with old content
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.errno:  # a write that fails does not say where
-            error.filename = error.filename or str(path)
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
+        rename(temporary, path)
 
 
 @contextmanager
@@ -336,56 +426,42 @@ def atomic_folder(folder):
     """A new folder to fill in the block; it takes the place of `folder` only when the block ends without an error.
     Where `folder` is a link, what it points to is replaced."""
     folder = Path(folder).resolve()
-    # If another process was killed while it replaced this folder, the former content comes back first, and leaves the
-    # name free that `replace_folder` needs.
-    recover_folder(folder)
-    temporary = temporary_path(folder)
-    temporary.mkdir(parents=True)
-    try:
+    with temporary_path(folder) as temporary:
+        # If another process was killed while it replaced this folder, the former content comes back first, and leaves
+        # the name free that `replace_folder` needs.
+        settle(folder)
+        temporary.mkdir()
         yield temporary
         replace_folder(temporary, folder)
-    except OSError as error:
-        if error.errno:
-            error.filename = error.filename or str(folder)
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def replace_folder(new, folder):
-    """Rename the finished folder `new` to `folder`. A process killed between the two renames leaves `folder`.tmp-old,
-    which `recover_folder` brings back."""
+    """Rename the finished folder `new` to `folder`, whose lock is held. A process killed between the two renames leaves
+    `folder`.tmp-old, which `recover_folder` brings back."""
     # Folders cannot be exchanged in one step everywhere, so the former one makes room first.
-    old = folder.with_name(folder.name + ".tmp-old")
-    with locked(folder.parent):
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        rename(folder, f"{folder}.tmp-old")
+    try:
+        rename(new, folder)
+    finally:
+        settle(folder)
+
+
+def settle(folder):
+    """Finish what was begun in `replace_folder`: bring the former folder back, or remove it. Its lock is held."""
+    old = Path(f"{folder}.tmp-old")
+    if old.exists():
+        # No folder: it ended between the renames. A folder: it ended behind both, and only this is missing.
+        shutil.rmtree(old, ignore_errors=True) if folder.exists() else rename(old, folder)
 
 
 def recover_folder(folder):
-    """Finish what a process killed in `replace_folder` began: bring the former folder back, or remove it."""
+    """Settle what a process killed in `replace_folder` began; one that lives does so itself, in a moment."""
     folder = Path(folder).resolve()  # `.` has no name
-    old = folder.with_name(folder.name + ".tmp-old")
-    if old.exists():
-        with locked(folder.parent):
-            if old.exists():  # no other process was quicker
-                # No folder: the kill came between the renames. A folder: it came behind both, and only this is missing.
-                shutil.rmtree(old, ignore_errors=True) if folder.exists() else old.rename(folder)
-
-
-@contextmanager
-def locked(folder):
-    """Keep other processes out of such a block for the same folder. Linux and macOS alone have fcntl."""
-    import fcntl
-    # The lock goes with the descriptor: it ends when this is closed, also by the death of the process.
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+    while Path(f"{folder}.tmp-old").exists():
+        with suppress(BlockingIOError), locked(folder, wait=False):
+            return settle(folder)
+        time.sleep(0.05)
 
 
 # --- compressed and unknown input -------------------------------------------------------------------------------------
@@ -469,15 +545,18 @@ def is_patient(file):
 def read_ready(stream, size):
     """Up to `size` bytes of a buffered binary stream: those that have come, without waiting for more than the first."""
     pieces = [stream.read1(size)]
-    try:
-        number = stream.fileno()
-    except (OSError, AttributeError):  # of decompressed content nobody can say
-        return pieces[0]
-
     # The first read may give only what a look at the first bytes left in the buffer, so more is taken if it is there.
-    while pieces[-1] and sum(map(len, pieces)) < size and select.select([number], [], [], 0)[0]:
+    while pieces[-1] and sum(map(len, pieces)) < size and gives_more(stream):
         pieces.append(stream.read1(size))
     return b"".join(pieces)
+
+
+def gives_more(stream):
+    """Whether more has come of a stream, or its end."""
+    try:
+        return bool(select.select([stream.fileno()], [], [], 0)[0])
+    except (OSError, AttributeError):  # of decompressed content nobody can say, nor can Windows of files and pipes
+        return False
 
 
 @contextmanager
@@ -624,7 +703,7 @@ def download(url, path, size=None):
         if expected is not None and part.stat().st_size != expected:
             raise UserError(f"{part}: {part.stat().st_size:,} bytes instead of {expected:,}; run again to go on, or "
                             "delete it to start over")
-    part.replace(path)
+    rename(part, path)
     return path
 
 

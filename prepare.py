@@ -106,9 +106,10 @@ def split_of(path):
 def find_files(folder, form):
     """[(path, split or None)] of the data set in a folder, whose files have this sources.Format; raises UserError when
     it holds none or several."""
-    # What begins with a dot belongs to the system (`._train.csv` to a Mac's), `.tmp-` to a killed download.
+    # What begins with a dot belongs to the system (`._train.csv` to a Mac's); what was being unpacked may be cut short.
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and SUFFIX.search(path.name)
-                   and not path.name.startswith(".") and ".tmp-" not in str(path.relative_to(folder)))
+                   and not path.name.startswith(".")
+                   and not any(map(files.TEMPORARY.search, path.relative_to(folder).parts)))
     named = [(path, split_of(path)) for path in paths if split_of(path) is not None]
 
     # The challenge's test.csv has titles without categories.
@@ -606,7 +607,7 @@ def write_pieces(folder, args, sizes):
     """Write {split}_pieces.npy, ids of pieces of the titles in {split}_text.txt, a block at a time; sizes: rows of the
     splits. Returns how many titles fill all columns."""
     from tqdm import tqdm
-    full, workers = 0, min(args.threads, -(-int(sum(sizes)) // PIECE_ROWS))
+    full, workers = 0, min(args.threads, -(-int(sum(sizes)) // PIECE_ROWS), 61)  # Windows allows no more processes
     with contextlib.ExitStack() as stack:
         # The tokenizer is plain Python, so it takes processes; few titles are done before these have begun. They start
         # afresh: a copy of this process (fork) could hold a lock that a thread of Arrow's had at that moment.

@@ -18,11 +18,10 @@ import ast
 import csv
 import math
 import re
-import shlex
 import shutil
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +33,7 @@ FORMAT = 5  # of a run's folder: raise it when its files change their meaning
 DATA_FILE = 8 << 20  # bytes of a file with a large table, about: Orbax keeps what it has encoded until a file is full
 BOOKKEEPING = ("checksum", "created", "files", "trained", "source", "versions", "format", "training_rows",
                "fingerprint", "calibration_rows", "synthetic")  # what a configuration holds besides settings and sizes
+DEVICES = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9\u00b9\u00b2\u00b3])(\..*)?", re.IGNORECASE)  # no names of files
 TAKEN = "{folder}: a run of this name is there; choose another --name, or go on with --resume {folder.name}"
 
 
@@ -51,9 +51,11 @@ def new_folder(runs, name, model):
     if name is None:
         return runs / free_name(runs, model)
 
-    # A name becomes a folder and a word of --ckpt, where best and latest mean something else.
-    if not re.fullmatch(r"\w[\w.-]*", name) or name in ("best", "latest"):
-        raise UserError(f"--name {name}: use letters, digits, '-', '_' and '.', and not best or latest")
+    # A name becomes a folder and a word of --ckpt, where best and latest mean something else. Windows keeps some names
+    # for devices and drops a dot at the end; a run's folder may go there.
+    if not re.fullmatch(r"\w([\w.-]*[\w-])?", name) or name in ("best", "latest") or DEVICES.fullmatch(name):
+        raise UserError(f"--name {name}: use letters, digits, '-', '_' and '.' within, and not best, latest or a name "
+                        "that Windows has for a device")
     if (runs / name).exists():
         raise UserError(TAKEN.format(folder=runs / name))
     return runs / name
@@ -67,9 +69,8 @@ def create(folder, config, meta, trained, named=True):
     training has taken it meanwhile, the next free one is used.
     """
     # A name that begins with a dot is no run: --ckpt passes over a folder that is being made.
-    temporary = files.temporary_path(folder.with_name(f".{folder.name}"))
-    try:
-        temporary.mkdir(parents=True)
+    with files.temporary_path(folder.with_name(f".{folder.name}")) as temporary:
+        temporary.mkdir()
         files.write_json(temporary / "config.json", config)
         files.write_lines(temporary / "vocab.txt", meta["vocab"])
         files.write_lines(temporary / "labels.txt", meta["labels"])
@@ -86,14 +87,12 @@ def create(folder, config, meta, trained, named=True):
                 raise UserError(TAKEN.format(folder=folder))
             folder = folder.parent / free_name(folder.parent, config["model"])
         return folder
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def renamed(source, target):
     """Rename a folder; False where the target is there."""
     try:
-        source.rename(target)
+        files.rename(source, target)
     except OSError:
         # Systems differ in the error that this is, so what is there decides.
         if not target.exists():
@@ -109,7 +108,7 @@ def find(ckpt, runs, fingerprint=None):
     accuracy. `latest`: the run begun last. Else the name or path of a run, with /best (the default) or /latest behind.
     Raises UserError where there is none.
     """
-    runs, ckpt = Path(runs), ckpt.rstrip("/")
+    runs, ckpt = Path(runs), str(Path(ckpt))  # without a slash at its end
     if ckpt in ("best", "latest"):
         found = []
         # Folders of other formats, on other data, or without a checkpoint yet are passed over.
@@ -172,7 +171,8 @@ def show_all(runs, fingerprint):
 def other_folders(args):
     """--runs and --data, as a user types them, where they are not the usual ones."""
     return "".join(f" --{flag} {files.listed(value)}" for flag, value, usual in (
-        ("runs", args.runs, "runs"), ("data", args.data, "data/prepared")) if files.listed(value) != usual)
+        ("runs", args.runs, Path("runs")), ("data", args.data, Path("data/prepared")))
+        if files.listed(value) != files.listed(usual))
 
 
 def settings(config):
@@ -226,18 +226,13 @@ def trained_titles(folder):
 def training_lock(folder):
     """Keep other trainings away from a run in this block; raises UserError where one is at work on it. Of several
     processes of a training the first one has the lock."""
-    # The lock is on the open file, so it ends with the process, however that ends.
-    import fcntl
-
     import devices
-    if not devices.is_first():
-        yield
-        return
-    with open(folder / "config.json") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: another training is at work on this run") from None
+    with ExitStack() as stack:
+        if devices.is_first():
+            try:
+                stack.enter_context(files.locked(folder / "training", wait=False))
+            except BlockingIOError:
+                raise UserError(f"{folder}: another training is at work on this run") from None
         yield
 
 
@@ -346,7 +341,7 @@ def changed_source(folder, config):
 def training_command(folder, config):
     """The command that trains a run again on the same data: its settings, if flags of the train.py that it keeps."""
     if "refit" in config:
-        return shlex.join(["python", "train.py", "--refit", config["refit"]])
+        return files.quoted(["python", "train.py", "--refit", config["refit"]])
     kept, words = folder / "source/train.py", ["python", "train.py", "--name", folder.name]
     script = kept.read_text(encoding="utf-8", errors="replace") if kept.is_file() else ""
     for flag in re.findall(r'add\("--([\w-]+)"', script):
@@ -354,7 +349,7 @@ def training_command(folder, config):
         # False is a switch that was left out; a table without n-grams has no buckets.
         if value is not None and value is not False and (flag, value) != ("buckets", 0):
             words += [f"--{flag}", *map(str, [] if value is True else value if isinstance(value, list) else [value])]
-    return shlex.join(words)
+    return files.quoted(words)
 
 
 def versions():
@@ -380,8 +375,9 @@ def code_of(content):
 
 def file_checksums(step, part=""):
     """{path in the folder of a checkpoint: checksum} of its files, or of those in its folder `part`."""
-    return {str(path.relative_to(step)): files.checksum(path) for path in sorted((step / part).rglob("*"))
-            if path.is_file() and path != step / "sums.json"}
+    # Slashes on every system, as a run may be copied to another one. A kill may leave the lock of sums.json behind.
+    return {path.relative_to(step).as_posix(): files.checksum(path) for path in sorted((step / part).rglob("*"))
+            if path.is_file() and path.name not in ("sums.json", ".sums.json.lock")}
 
 
 def verify_checkpoint(step, part=""):

@@ -22,7 +22,6 @@ def mlflow_uri():
 def mlflow_client():
     """(MLflow client, id of the experiment) at MLFLOW_TRACKING_URI, by default sqlite:///mlflow.db. Raises UserError
     where it cannot be reached."""
-    import fcntl
     import logging
     # By default MLflow waits for minutes for a server that does not answer, and reports its use to its makers.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
@@ -34,9 +33,7 @@ def mlflow_client():
         for noisy in ("alembic", "mlflow", "urllib3"):
             logging.getLogger(noisy).setLevel(logging.CRITICAL)  # what fails is said in one line, see below
         # Two processes that create the same database race in its migrations, so one waits for the other.
-        with open(f"{uri.removeprefix('sqlite:///')}.lock", "w") if database_file() else nullcontext() as file:
-            if file:
-                fcntl.flock(file, fcntl.LOCK_EX)
+        with files.locked(database_file()) if database_file() else nullcontext():
             client = MlflowClient(uri)
             experiment = client.get_experiment_by_name(name)
             if experiment and experiment.lifecycle_stage == "deleted":
@@ -102,9 +99,9 @@ def named_scores(scores):
 
 
 def log_report(client, members, report, group, scores, command):
-    """Log a report, the scores of its report.json as metrics in `group` and the files of the folder `report`: to the
-    MLflow run of the training, or of several members [(folder, "best" or "latest")] to a run of their own. command:
-    the one that makes the report."""
+    """Log a report, the scores of its report.json as metrics in `group` and the files of the folder `report`, if not
+    None: to the MLflow run of the training, or of several members [(folder, "best" or "latest")] to a run of their own.
+    command: the one that makes the report."""
     from mlflow.entities import Metric
     run_id, now = member_run(members[0][0]), int(time.time() * 1000)
     if len(members) > 1:
@@ -116,7 +113,7 @@ def log_report(client, members, report, group, scores, command):
     trained = f", but {scores['trained_rows']} of {scores['rows']} rows trained it" if scores["trained_rows"] else ""
     describe(client, run_id, **{group: f"balanced accuracy {scores['balanced_accuracy']:.4f}, "
                                        f"accuracy {scores['accuracy']:.4f}{trained}, by `{command}`"})
-    if artifacts_are_here(client, run_id):
+    if report and artifacts_are_here(client, run_id):
         client.log_artifacts(run_id, str(report), report.name)
     # A training's run has ended before; that of several members ends with each report.
     if len(members) > 1:
@@ -125,7 +122,7 @@ def log_report(client, members, report, group, scores, command):
 
 def member_run(folder):
     """The id of a training's MLflow run."""
-    return (folder / "mlflow.txt").read_text().strip()
+    return (folder / "mlflow.txt").read_text(encoding="utf-8").strip()
 
 
 def ensemble_run(client, members):

@@ -30,7 +30,6 @@ import functools
 import json
 import math
 import re
-import shlex
 import signal
 import sys
 import time
@@ -620,7 +619,7 @@ def choose_run(args, meta, arrays):
     folder, config = load_run(args, "--resume", args.resume, meta)
     if changed := runs.changed_source(folder, config):
         raise UserError(f"{folder}: {' and '.join(changed)} changed since it was begun; go on with the scripts that it "
-                        f"keeps: python {shlex.quote(str(folder / 'source/train.py'))} "
+                        f"keeps: python {files.listed(folder / 'source/train.py')} "
                         + resume_flags(args, args.resume))
     if (now := runs.versions()) != config["versions"]:
         print(f"warning: {folder}: was begun with {config['versions']}, and goes on with {now}: its bits may differ",
@@ -962,7 +961,7 @@ def stop_signals():
 
 def leave(args, name, step, number):
     """End the program after a signal of this number."""
-    print(f"stopped at step {step:,}; go on with: python {shlex.quote(sys.argv[0])} {resume_flags(args, name)}")
+    print(f"stopped at step {step:,}; go on with: python {files.listed(Path(sys.argv[0]))} {resume_flags(args, name)}")
     # The status that a shell gives to what a signal has ended.
     raise SystemExit(128 + number)
 

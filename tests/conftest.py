@@ -48,7 +48,7 @@ def add_database(name, folder, env):
         return
     if database.exists() or not os.access(folder, os.W_OK):
         return
-    with files.locked(kept):
+    with files.locked(kept / "mlflow.db"):
         if not (kept / "mlflow.db").exists():
             from mlflow import MlflowClient
             MlflowClient(f"sqlite:///{kept}/new.db").search_experiments()

@@ -1,15 +1,18 @@
 """files.py: nothing is half-written, nothing is trusted, and what goes wrong is one line."""
+import errno
 import gzip
 import io
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
-from conftest import PACKED, ROOT, corrupted, save
+from conftest import PACKED, ROOT, assert_one_line_error, corrupted, save
 
 import files
 from files import UserError
@@ -34,6 +37,14 @@ def test_what_goes_wrong_ends_in_one_line_and_a_status(capsys, monkeypatch, erro
     assert (stop.value.code, capsys.readouterr().err) == (status, line)
 
 
+@pytest.mark.parametrize("error", ["BrokenPipeError(32, 'Broken pipe')", "OSError(22, 'Invalid argument')"])
+def test_a_reader_that_has_left_is_no_error(error):
+    """Windows calls it an invalid argument."""
+    code = f"import files\nfiles.WINDOWS = True\ndef main(): raise {error}\nfiles.run(main)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
+
+
 @pytest.mark.parametrize("error", [RuntimeError("INTERNAL: a defect"), ValueError("a defect"), KeyError("defect")])
 def test_defects_keep_their_traceback(error):
     def main():
@@ -41,6 +52,33 @@ def test_defects_keep_their_traceback(error):
 
     with pytest.raises(type(error), match="defect"):
         files.run(main)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_too_many_open_files_are_told_whatever_a_library_made_of_it(capsys, number):
+    def main():
+        try:
+            raise OSError(number, "Too many open files")
+        except OSError as error:
+            try:
+                raise ValueError("no database") from error
+            except ValueError:
+                raise UserError("MLflow: no database") from None
+
+    with pytest.raises(SystemExit) as stop:
+        files.run(main)
+    assert stop.value.code == 2 and capsys.readouterr().err == (
+        f"error: a process may have only {files.open_files()} files open here, too few; run `ulimit -n 1024` first\n")
+
+
+@pytest.mark.parametrize(("script", "limit"), [("train", 32), ("train", 100), ("evaluate", 48), ("prepare", 48),
+                                               ("export", 64), ("synthetic", 32)])
+def test_few_open_files_are_refused_before_libraries_fail(tmp_path, script, limit):
+    flags = ["--out", "x"] if script in ("export", "synthetic") else []
+    limited = f"ulimit -n {limit}; exec {shlex.join([sys.executable, str(ROOT / script) + '.py', *flags])}"
+    done = subprocess.run(["bash", "-c", limited], cwd=tmp_path, capture_output=True, text=True)
+    assert_one_line_error(done, f"only {limit} files open", "ulimit -n 1024")
+    assert not os.listdir(tmp_path)
 
 
 @pytest.mark.parametrize(("kind", "good", "bad"), [
@@ -61,7 +99,9 @@ def test_errors_of_arguments_are_one_line_and_say_what_is_wanted(capsys):
     parser = files.argument_parser("Manual.")
     parser.add_argument("--rows", type=files.positive(int), default=7, help="rows")
     parser.add_argument("--name", help="name")
-    for flags, words in ((["--rows", "0"], "--rows: invalid positive int value: '0'"), (["--row", "1"], "--row 1")):
+    for flags, words in ((["--rows", "0"], "--rows: invalid positive int value: '0'"), (["--row", "1"], "--row 1"),
+                         (["--name=--"], "--name=--: -- is no value"), (["--name", "--"], "--name: expected one"),
+                         (["--name"], "--name: expected one"), (["--name=a", "--", "b"], "arguments: ")):
         with pytest.raises(SystemExit) as stop:
             parser.parse_args(flags)
         error = capsys.readouterr().err
@@ -105,6 +145,30 @@ def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
     assert done == ["fsync", "replace"]
 
 
+def test_windows_lets_go_of_a_file_after_a_while(tmp_path, monkeypatch):
+    replace, refusals, pauses = os.replace, [PermissionError(13, "Access is denied")] * 3, []
+
+    def refusing(path, target):
+        if refusals:
+            raise refusals.pop()
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "replace", refusing)
+    monkeypatch.setattr(files.time, "sleep", pauses.append)
+    with pytest.raises(PermissionError):
+        files.write_lines(tmp_path / "a.txt", ["one"])
+    assert not pauses and not os.listdir(tmp_path)  # elsewhere it is no matter of time
+    monkeypatch.setattr(files, "WINDOWS", True)
+    files.rename(save(tmp_path / "b.txt", "two"), tmp_path / "a.txt")
+    assert len(pauses) == 2 and (tmp_path / "a.txt").read_text() == "two"
+
+
+def test_commands_are_quoted_for_the_shell_that_is_there(monkeypatch):
+    assert files.listed([Path("a b"), Path("c")]) == "'a b' c"
+    monkeypatch.setattr(files, "WINDOWS", True)
+    assert files.listed([Path("a b"), Path("c")]) == '"a b" c'
+
+
 def test_a_link_to_a_file_stays_a_link(tmp_path):
     (tmp_path / "link").symlink_to("real/a.txt")
     files.write_lines(tmp_path / "link", ["one"])
@@ -126,13 +190,56 @@ def test_a_pipe_is_written_as_utf8_whatever_the_locale():
     assert (done.stdout.decode("utf-8", "replace"), done.stderr) == ("\xdf\u20ac", b"")
 
 
-def test_what_dead_processes_left_is_removed_and_what_others_write_is_not(tmp_path):
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    for process in (1, ended.pid, 10 ** 30, os.getpid(), "x"):  # a container may give every process the same number
-        (tmp_path / f"a.txt.tmp-{process}").touch()
+def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
+    left = {"a.txt.tmp-0123456789abcdef", ".a.txt.lock"}
+    others = {"a.txt.tmp-old", "a.txt.tmp-20240131", "a.txt.tmp-x", "b.txt.tmp-0123456789abcdef",
+              "a.txt.tmp-x.tmp-0123456789abcdef", ".b.txt.lock"}
+    for name in left | others:
+        save(tmp_path / name, "")
+    save(tmp_path / "a.txt.tmp-fedcba9876543210/a", "")
     files.write_lines(tmp_path / "a.txt", ["one"])
-    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "a.txt.tmp-1", "a.txt.tmp-x"}
+    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", *others}
+
+
+def test_a_writer_waits_for_one_that_lives(tmp_path, monkeypatch):
+    """Also where both have the same number, as in two containers: neither looks at it."""
+    inside, heard, said = threading.Event(), threading.Event(), []
+    monkeypatch.setattr(files, "PATIENCE", 0.05)
+    monkeypatch.setattr(files, "print", lambda text, **_: (said.append(text), heard.set()), raising=False)
+
+    def write():
+        with files.atomic_folder(tmp_path / "folder") as new:
+            save(new / "first", "")
+            inside.set()
+            heard.wait()
+            assert (new / "first").exists()
+
+    first = threading.Thread(target=write)
+    first.start()
+    inside.wait()
+    with files.atomic_folder(tmp_path / "folder") as new:
+        assert os.listdir(tmp_path / "folder") == ["first"]
+        save(new / "second", "")
+    first.join()
+    assert said == [f"{tmp_path}/folder: waiting for another process that is at work on it"]
+    assert os.listdir(tmp_path / "folder") == ["second"] and os.listdir(tmp_path) == ["folder"]
+
+
+def test_a_lock_can_be_asked_for(tmp_path):
+    def ask():
+        with pytest.raises(BlockingIOError) as raised, files.locked(tmp_path / "x", wait=False):
+            pass
+        refused.append(raised.value.filename)
+
+    refused = []
+    with files.locked(tmp_path / "x"):
+        other = threading.Thread(target=ask)
+        other.start()
+        other.join()
+        assert os.listdir(tmp_path) == [".x.lock"]
+    with files.locked(tmp_path / "x", wait=False):
+        assert refused == [str(tmp_path / "x")]
+    assert not os.listdir(tmp_path)
 
 
 # --- atomic folders ---------------------------------------------------------------------------------------------------
@@ -143,21 +250,21 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("renames", [0, 1, 2])
 def test_a_kill_leaves_the_former_or_the_new_folder_whole(tmp_path, monkeypatch, renames):
-    folder, new = tmp_path / "prepared", tmp_path / "prepared.tmp-1"
+    folder, new = tmp_path / "prepared", tmp_path / "new"
     for path, content in ((folder, "old"), (new, "new")):
         save(path / "content", content)
-    rename, done = Path.rename, []
+    rename, done = os.replace, []
 
-    def dying_rename(self, target):
+    def dying_rename(path, target):
         if len(done) == renames:
             raise Killed
-        done.append(rename(self, target))
+        done.append(rename(path, target))
 
     def dying_rmtree(path, **options):
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", dying_rename)
+        patch.setattr(os, "replace", dying_rename)
         patch.setattr(shutil, "rmtree", dying_rmtree)
         with pytest.raises(Killed):
             files.replace_folder(new, folder)
@@ -165,6 +272,22 @@ def test_a_kill_leaves_the_former_or_the_new_folder_whole(tmp_path, monkeypatch,
         files.recover_folder(folder)
         assert (folder / "content").read_text() == ("new" if renames == 2 else "old")
         assert not (tmp_path / "prepared.tmp-old").exists()
+
+
+def test_a_folder_that_cannot_take_its_name_leaves_the_former_one(tmp_path, monkeypatch):
+    save(tmp_path / "folder/a", "")
+    rename = os.replace
+
+    def refused(path, target):
+        if ".tmp-" in str(path) and not str(path).endswith(".tmp-old"):
+            raise PermissionError(13, "Access is denied", str(path))
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "replace", refused)
+    with pytest.raises(PermissionError) as raised, files.atomic_folder(tmp_path / "folder"):
+        pass
+    assert raised.value.filename == str(tmp_path / "folder")
+    assert os.listdir(tmp_path) == ["folder"] and os.listdir(tmp_path / "folder") == ["a"]
 
 
 @pytest.mark.parametrize("link", [False, True])

@@ -423,7 +423,7 @@ def test_categories_that_look_wrongly_read_are_warned_of(prep, name):
 def test_one_file_is_not_read_twice(tmp_path):
     """A file and its compressed twin, or what a killed unpacking left, never double the rows in silence."""
     save(tmp_path / "raw/train.csv", as_csv(ROWS))
-    save(tmp_path / "raw/unpacked.tmp-123/train.csv", as_csv(ROWS))
+    save(tmp_path / "raw/unpacked.tmp-0123456789abcdef/train.csv", as_csv(ROWS))
     assert len(prepare.find_files(tmp_path / "raw", sources.Format())) == 1
     save(tmp_path / "raw/train.csv.gz", gzip.compress(as_csv(ROWS).encode()))
     with pytest.raises(UserError, match="several data sets"):

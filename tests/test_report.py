@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from conftest import assert_one_line_error, run_here, run_script, save, tiny_rows, write_csv
+from mlflow import MlflowClient
 from test_page import HOSTILE, made_up
 
 import calibration
@@ -23,6 +24,11 @@ def scores_of(folder, *flags):
     return json.loads(run_here("evaluate", *flags, "--json", cwd=folder).stdout)
 
 
+def report_of(folder, name):
+    """The folder of the report on the first file of this name."""
+    return folder / f"runs/filters/{name}-best"
+
+
 def test_a_labelled_file_is_scored_like_the_split_it_equals(trained, tmp_path):
     """The rows of the test split, written as CSV: every score is the same."""
     split = scores_of(trained, "--ckpt", "filters")
@@ -30,9 +36,9 @@ def test_a_labelled_file_is_scored_like_the_split_it_equals(trained, tmp_path):
     given = {row[0]: row for row in tiny_rows()}
     path = write_csv(tmp_path / "last week$.csv", [given[title] for title in titles])
     scores = scores_of(trained, "--ckpt", "filters", "--test", path)
-    assert scores.pop("split") == "last_week_.csv" and split.pop("split") == "test"
+    assert scores.pop("split") == "last_week_.csv" and scores.pop("file") == str(path) and split.pop("split") == "test"
     assert scores == split
-    report = trained / "runs/filters/last_week_.csv-best"
+    report = report_of(trained, "last_week_.csv")
     assert (report / "predictions.csv").read_bytes() == (
         trained / "runs/filters/test-best/predictions.csv").read_bytes()
     assert not (report / "unknown.csv").exists()
@@ -46,7 +52,23 @@ def test_a_file_named_like_a_split_replaces_no_report(trained, tmp_path):
     save(tmp_path / "test", "title,category\nmesa,MESAS\n")
     run_here("evaluate", "--ckpt", "filters", "--test", tmp_path / "test", cwd=trained)
     assert (trained / "runs/filters/test-best/report.json").read_bytes() == before
-    assert files.read_json(trained / "runs/filters/file-test-best/report.json")["rows"] == 1
+    assert files.read_json(report_of(trained, "file-test") / "report.json")["rows"] == 1
+
+
+def test_files_of_one_name_have_reports_of_their_own(trained, tmp_path):
+    """The same file has the same one again; in MLflow, too, each is a group of its own."""
+    run_id = (trained / "runs/filters/mlflow.txt").read_text().strip()
+
+    def reports():
+        metrics = MlflowClient(f"sqlite:///{trained}/mlflow.db").get_run(run_id).data.metrics
+        return ({path.name for path in (trained / "runs/filters").glob("twin.csv-*")},
+                {name.partition("/")[0] for name in metrics if name.startswith("twin.csv")})
+
+    for place, others in (("a", 0), ("b", 1)):
+        path = save(tmp_path / place / "twin.csv", "title,category\nmesa,MESAS\n")
+        for _ in range(2):
+            assert scores_of(trained, "--ckpt", "filters", "--test", path)["split"] == "twin.csv"
+            assert len(reports()[0]) == 1 + others and reports()[0] == reports()[1]
 
 
 def test_categories_that_the_run_does_not_know_are_wrong_and_listed(trained, tmp_path):
@@ -55,14 +77,14 @@ def test_categories_that_the_run_does_not_know_are_wrong_and_listed(trained, tmp
     save(tmp_path / "new.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     done = run_here("evaluate", "--ckpt", "filters", "--test", tmp_path / "new.jsonl", cwd=trained)
     assert "2 of 4 rows have a category that the run does not know" in done.stdout
-    scores = files.read_json(trained / "runs/filters/new.jsonl-best/report.json")
+    scores = files.read_json(report_of(trained, "new.jsonl") / "report.json")
     assert scores["rows"] == 4 and scores["accuracy"] == 0.5 and scores["unknown_category_rows"] == 2
     assert scores["balanced_accuracy"] == 0.5  # of four categories two are known and right
     assert 0 < scores["calibrated_loss"] < 1 and scores["top5_accuracy"] == 0.5
-    unknown = read_csv(trained / "runs/filters/new.jsonl-best/unknown.csv")
+    unknown = read_csv(report_of(trained, "new.jsonl") / "unknown.csv")
     assert [(row["row"], row["category"], row["predicted"]) for row in unknown] == [
         ("2", "PUERTAS", "MESAS"), ("4", "VENTANAS", "SILLAS")]
-    table = {row["category"]: row for row in read_csv(trained / "runs/filters/new.jsonl-best/categories.csv")}
+    table = {row["category"]: row for row in read_csv(report_of(trained, "new.jsonl") / "categories.csv")}
     assert table["PUERTAS"]["support"] == "1" and table["PUERTAS"]["training_rows"] == "0"
 
 
@@ -98,7 +120,7 @@ def test_suspects_begin_with_the_labels_that_are_least_likely(trained, tmp_path)
     rows[7] = (*rows[7][:3], "CELULARES")
     path = write_csv(tmp_path / "wrong.csv", rows)
     scores = scores_of(trained, "--ckpt", "filters", "--test", path)
-    suspects = read_csv(trained / "runs/filters/wrong.csv-best/suspects.csv")
+    suspects = read_csv(report_of(trained, "wrong.csv") / "suspects.csv")
     assert {int(row["row"]) for row in suspects} == {3 + 2, 7 + 2} and scores["accuracy"] == 13 / 15
     likely = [float(row["category_probability"]) for row in suspects]
     assert likely == sorted(likely) and likely[1] < 0.3

@@ -41,6 +41,18 @@ def test_a_name_taken_meanwhile(tmp_path):
     assert files.read_lines(tmp_path / "mlp-2/labels.txt") == ["A", "B"]
 
 
+@pytest.mark.parametrize("name", ["best", "latest", "", ".", "-x", "a/b", "../a", "a:b", "a b", "a.", "--",
+                                  "NUL", "con", "Aux.txt", "com1", "lpt9.x.y"])
+def test_names_that_no_folder_should_have(tmp_path, name):
+    with pytest.raises(UserError, match="--name"):
+        runs.new_folder(tmp_path, name, "mlp")
+
+
+def test_a_run_may_have_most_names(tmp_path):
+    for name in ("ñandú-1", "a.b", "console", "com10", "nul_", "7"):
+        assert runs.new_folder(tmp_path, name, "mlp") == tmp_path / name
+
+
 def test_a_run_keeps_the_scripts(trained):
     source = trained / "runs/bag/source"
     config = files.read_json(trained / "runs/bag/config.json")
@@ -253,6 +265,20 @@ def test_mlflow_server(tiny, tmp_path):
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
+
+
+def test_what_a_kill_leaves_beside_checksums_damages_no_checkpoint(tmp_path):
+    for name in ("metrics/metrics", "variables/d/1"):
+        files.write_lines(tmp_path / name, [name])
+    files.write_json(tmp_path / "sums.json", runs.file_checksums(tmp_path))
+    assert files.read_json(tmp_path / "sums.json").keys() == {"metrics/metrics", "variables/d/1"}
+    (tmp_path / ".sums.json.lock").touch()
+    runs.verify_checkpoint(tmp_path)
+    runs.verify_checkpoint(tmp_path, "metrics")
+    (tmp_path / "variables/d/2").touch()
+    runs.verify_checkpoint(tmp_path, "metrics")
+    with pytest.raises(UserError, match="variables/d/2"):
+        runs.verify_checkpoint(tmp_path)
 
 
 def test_a_full_disk_leaves_what_was_saved(tiny, tmp_path):
