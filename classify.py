@@ -849,12 +849,12 @@ def header_of(lines, name, column, keep):
 
 
 def looks_like_a_table(lines):
-    """Whether lines are rows of a table rather than titles, as sources.py tells them."""
+    """Whether lines are rows of a table rather than titles, about as sources.py tells them."""
     lines = [line for line in lines if line.strip()]
     for delimiter, least_fields, least_lines in (("\t", 2, 2), (";", 2, 2), ("|", 3, 2), (",", 3, 3)):
         fields = [fields_of(line, delimiter) for line in lines]
         names = {name.strip().lower() for name in fields[0]} if lines else set()
-        if len(names) > 1 and names & {"id", "label_quality", "category", "label"}:
+        if len(names) > 1 and names & {"title", "text", "id", "label_quality", "category", "label"}:
             return True
         if len(lines) >= least_lines and len(fields[0]) >= least_fields and len({*map(len, fields)}) == 1:
             return True
