@@ -1,4 +1,5 @@
 """files.py: nothing is half-written, nothing is trusted, and what goes wrong is one line."""
+import argparse
 import errno
 import gzip
 import io
@@ -85,13 +86,13 @@ def test_few_open_files_are_refused_before_libraries_fail(tmp_path, script, limi
     (files.positive(int), ["1", "70"], ["0", "-1", "1.5", "x", ""]),
     (files.positive(float), ["0.5", "1e-9"], ["0", "-1", "nan", "inf"]),
     (files.not_negative(float), ["0", "0.5"], ["-0.1", "nan", "inf"]),
-    (files.fraction, ["0.5"], ["0", "1", "nan", "-0.5"]),
+    (files.fraction, ["0.5"], ["0", "1", "nan", "-0.5", "95", "x", ""]),
     (files.fraction_or_one, ["0.5", "1"], ["0", "1.01"]), (files.fraction_or_zero, ["0.5", "0"], ["1", "-1"]),
     (files.seed, ["0", str(2 ** 32 - 1)], ["-1", str(2 ** 32), "0.5"])])
 def test_arguments_have_limits(kind, good, bad):
     assert [kind(text) for text in good] == [float(text) for text in good]
     for text in bad:
-        with pytest.raises(ValueError):
+        with pytest.raises((ValueError, argparse.ArgumentTypeError)):
             kind(text)
 
 
@@ -99,9 +100,15 @@ def test_errors_of_arguments_are_one_line_and_say_what_is_wanted(capsys):
     parser = files.argument_parser("Manual.")
     parser.add_argument("--rows", type=files.positive(int), default=7, help="rows")
     parser.add_argument("--name", help="name")
+    parser.add_argument("--valid", type=files.fraction)
+    parser.add_argument("--dropout", type=files.fraction_or_zero)
+    parser.add_argument("--fold", type=files.fold)
     for flags, words in ((["--rows", "0"], "--rows: invalid positive int value: '0'"), (["--row", "1"], "--row 1"),
                          (["--name=--"], "--name=--: -- is no value"), (["--name", "--"], "--name: expected one"),
-                         (["--name"], "--name: expected one"), (["--name=a", "--", "b"], "arguments: ")):
+                         (["--name"], "--name: expected one"), (["--name=a", "--", "b"], "arguments: "),
+                         (["--valid", "95"], "--valid: '95': wanted a share between 0 and 1, such as 0.95"),
+                         (["--dropout", "x"], "--dropout: 'x': wanted 0, or a share below 1, such as 0.1"),
+                         (["--fold", "4/3"], "--fold: '4/3': wanted I/K"), (["--fold", "x"], "wanted I/K")):
         with pytest.raises(SystemExit) as stop:
             parser.parse_args(flags)
         error = capsys.readouterr().err
