@@ -214,10 +214,12 @@ def piece_ids(encode, titles, max_len):
 # count.
 
 def head(p, x):
-    """Dense layers with a ReLU between them."""
-    for i in range(len(p)):
-        x = dense(p[f"Dense_{i}"], np.maximum(x, 0) if i else x)
-    return x
+    """Hidden layers, normalized behind their ReLU, and logits: each sees the input and all layers before."""
+    hidden = len(p) // 2  # each has a norm
+    for i in range(hidden):
+        y = layer_norm(p[f"LayerNorm_{i}"], np.maximum(dense(p[f"Dense_{i}"], x), 0))
+        x = np.concatenate([x, y], 1)
+    return dense(p[f"Dense_{hidden}"], x)
 
 
 def dense(p, x):
