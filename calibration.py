@@ -112,29 +112,29 @@ def fit_weights(logits, labels):
 
 # --- promises ---------------------------------------------------------------------------------------------------------
 
-def threshold(confidence, right, precision):
-    """The probability from which on at least this share of predictions are right; None where no threshold promises it.
+def promises(confidence, right):
+    """[(share of the rows that a threshold lets through, that threshold, the least precision among them)] of at most
+    STEPS thresholds, from all rows to the fewest; classify.threshold_of takes the first that is precise enough.
 
-    confidence [N] of validation rows, right [N] bool. Of thresholds that let 5 %, 10 %, ... of the rows through it is
-    the lowest where the precision's lower bound, exact for a binomial share (Clopper and Pearson 1934), is high enough.
-    The bound holds with a certainty of 99 % and not the usual 95 %, because the best of twenty is taken.
+    confidence [N] of validation rows, right [N] bool. The precision is a lower bound, exact for a binomial share
+    (Clopper and Pearson 1934). It holds with a certainty of 99 % and not the usual 95 %, because the best of twenty is
+    taken.
     """
     from scipy.stats import beta
     order = np.argsort(-confidence, kind="stable")
     sorted_right = np.cumsum(right[order])
-
-    # From the most rows to the fewest, so that the first share to keep the promise has the lowest threshold.
-    for share in range(STEPS, 0, -1):
-        rows = len(order) * share // STEPS
-        hits = sorted_right[rows - 1] if rows else 0
-        if hits and beta.ppf(1 - CERTAINTY, hits, rows - hits + 1) >= precision:
-            return float(confidence[order[rows - 1]])
-    return None
+    found = []
+    for step in range(STEPS, 0, -1):
+        if rows := len(order) * step // STEPS:
+            hits = sorted_right[rows - 1]
+            least = beta.ppf(1 - CERTAINTY, hits, rows - hits + 1) if hits else 0.0
+            found.append((step / STEPS, float(confidence[order[rows - 1]]), float(least)))
+    return found
 
 
 def coverage_and_precision(confidence, right, threshold):
     """(share of rows with at least this confidence, share of these that are right or None where there are none)."""
-    passed = confidence >= threshold if threshold is not None else np.zeros(len(confidence), bool)
+    passed = confidence >= threshold
     return float(passed.mean()), float(right[passed].mean()) if passed.any() else None
 
 

@@ -3,34 +3,43 @@
     python classify.py model.npz < titles.txt               # a title a line gives: category TAB probability
     python classify.py model.npz titles.txt --top 3         # the three likeliest, in one line
     python classify.py model.npz --threshold 0.8 < titles   # no category where its probability is lower
+    python classify.py model.npz offers.csv --keep --precision 0.9 > scored.csv    # of the categories 90 % are right
 
     from classify import Classifier
     classifier = Classifier("model.npz")
     classifier.predict(["funda celular negra"], top=3)      # [[(category, probability), ...]]
+    classifier.predict(titles, precision=0.9)               # None instead of a category that is not so sure
     classifier.predict_proba(["funda celular negra"])       # [1, C], in the order of classifier.labels
-    classifier.threshold(0.95)                              # from which probability on 95 % are right
+    classifier.threshold(0.9)                               # from which probability on 90 % are right
 
 export.py makes the model of one or several runs. What comes through a pipe is answered as it comes. The probability of
 the likeliest category is the chance that it is right, for titles like the validation rows; a title of which training
-has seen no word and no n-gram has the probability 0. Bytes that are not UTF-8 become the replacement character. Python
-3.9 or newer.
+has seen no word and no n-gram has no category and the probability 0. A precision that the validation rows cannot
+promise leaves all categories empty, and a warning says which one they can. With --threshold or --precision, --top K
+writes the answer, and then the K candidates whatever their probability. A CSV file (comma, semicolon or tab) is told by
+its header, which names a column title or text, or what --title-column says; --keep writes all its columns, then
+category and probability, in the same form. Bytes that are not UTF-8 become the replacement character, with a warning.
+Python 3.9 or newer.
 
 A tokenizer, n-grams and networks as in data.py and model.py of the project, as plain NumPy. tests/test_export.py holds
 both equal: what is changed there is changed here.
 """
 import argparse
 import contextlib
+import csv
 import functools
 import hashlib
 import html
 import importlib.util
 import itertools
 import json
+import math
 import os
 import re
 import sys
 import threading
 import unicodedata
+import warnings
 import zlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -45,7 +54,7 @@ MAX_LINE = 8 << 20  # bytes of a title
 
 
 class ModelError(ValueError):
-    """A file that is no model of this version, or not the one that was written."""
+    """A file that is no model of this version, or not the one that was written; or no file of titles."""
 
 
 # --- tokenizer --------------------------------------------------------------------------------------------------------
@@ -475,7 +484,96 @@ class Positions(dict):
         return self[word]
 
 
-class Classifier:
+class BaseClassifier:
+    """Titles in, answers out: what Classifier and evaluate.Classifier have in common. They have `labels`; `likeliest`,
+    which gives ids and probabilities [N, top] of titles; and `promises`: (number of validation rows, [(share of them
+    that a threshold lets through, that threshold, the least precision among them)], from all rows to the fewest)."""
+
+    def predict(self, titles, top=1, threshold=None, precision=None):
+        """For every title a list of its `top` likeliest (category, probability), the likeliest first.
+
+        With a threshold, or the precision that one is to promise (see `threshold`), the first pair is the answer: the
+        likeliest category, or None where its probability is below. With top > 1 the `top` candidates follow, whatever
+        their probability. A precision that cannot be promised answers nothing and warns (UserWarning), saying which
+        one can.
+
+        titles: any sequence of str, such as a pandas column; a missing value (None, NaN) gets an empty list. Where
+        training has seen no word and no n-gram of a title, each pair is (None, 0.0). Raises TypeError where titles are
+        something else, ValueError for other arguments that make no sense.
+        """
+        if top < 1:
+            raise ValueError(f"top {top}: wanted 1 or more")
+        if precision is not None:
+            if threshold is not None:
+                raise ValueError("threshold and precision: give one")
+            threshold, unkept = self.promised(precision)
+            if unkept:
+                warnings.warn(unkept, stacklevel=2)
+        elif threshold is not None and not (0 <= threshold <= 1 or threshold == math.inf):
+            raise ValueError(f"threshold {threshold}: wanted a share between 0 and 1, such as 0.95")
+        titles, present = check_titles(titles)
+        result, names = [[] for _ in titles], [*self.labels, None]
+        if present:
+            found = answered(*self.likeliest([titles[i] for i in present], min(top, len(self.labels))), threshold)
+            for i, categories, chances in zip(present, *(column.tolist() for column in found)):  # noqa: B905
+                result[i] = [(names[c], p) for c, p in zip(categories, chances)]  # noqa: B905
+        return result
+
+    def threshold(self, precision):
+        """The probability from which on at least this share of the categories is right, with a certainty of 99 % for
+        titles like the validation rows; infinity where these cannot promise that of any. Raises ValueError where the
+        precision is not between 0 and 1."""
+        if not 0 < precision < 1:
+            raise ValueError(f"precision {precision}: wanted a share between 0 and 1, such as 0.95")
+        return next((least for _, least, known in self.promises[1] if known >= precision), math.inf)
+
+    def promised(self, precision):
+        """(`threshold` of a precision, None or, where it is infinite, a sentence that says which one can be
+        promised)."""
+        threshold, (rows, steps) = self.threshold(precision), self.promises
+        if threshold < math.inf:
+            return threshold, None
+
+        # In hundredths, rounded down; 1e-9, for the product may be rounded up.
+        best = math.floor(100 * max([known for _, _, known in steps], default=0.0) - 1e-9) / 100
+        share = next((share for share, _, known in steps if known >= best > 0), None)
+        possible = f"{best:.2f} can, for {100 * share:.0f} % of titles" if share else "nothing can"
+        return threshold, (f"{precision} cannot be promised on these {rows:,} validation rows, so no title gets a "
+                           f"category; {possible}")
+
+
+def answered(categories, chances, threshold):
+    """(ids [N, K], probabilities [N, K]) of what is said of titles whose likeliest categories [N, top] have these
+    probabilities; the id -1 means no category. K is `top`, or one more where the answer stands before candidates."""
+    # Where nothing of a title is known, its categories are a guess.
+    categories = np.where(chances[:, :1] > 0, categories, -1)
+    if threshold is None:
+        return categories, chances
+    best = np.where(chances[:, :1] >= threshold, categories[:, :1], -1)
+    if chances.shape[1] == 1:
+        return best, chances
+    return np.concatenate([best, categories], 1), np.concatenate([chances[:, :1], chances], 1)
+
+
+def answer_columns(top, is_demanding, taken=()):
+    """Names of the columns of `answered`; is_demanding: whether there is a threshold; taken: names that a table has,
+    which keeps them."""
+    first = ["category", "probability"] if is_demanding and top > 1 else []
+    other = "candidate" if first else "category"
+    names = first + [name + (f"_{k}" if k > 1 or first else "") for k in range(1, top + 1)
+                     for name in (other, "probability")]
+    return [free_name(name, taken) for name in names]
+
+
+def free_name(name, taken):
+    """The name, with `predicted_` before it as often as it is among those taken, in any case."""
+    taken = {one.lower() for one in taken}
+    while name in taken:
+        name = f"predicted_{name}"
+    return name
+
+
+class Classifier(BaseClassifier):
     """A model that export.py wrote."""
 
     def __init__(self, path):
@@ -590,23 +688,10 @@ class Classifier:
             chances[rows] = np.take_along_axis(self.probabilities(z), best, 1) * known[:, None]
         return categories, chances
 
-    def predict(self, titles, top=1, threshold=None):
-        """For every title a list of its `top` likeliest (category, probability), the likeliest first; with a threshold
-        the category is None where its probability is below.
-
-        titles: any sequence of str, such as a pandas column; a missing value (None, NaN) gets an empty list. Raises
-        TypeError where it is something else.
-        """
-        titles, present = check_titles(titles)
-        result = [[] for _ in titles]
-        found = self.likeliest([titles[i] for i in present], min(top, len(self.labels)))
-        for i, categories, chances in zip(present, *(column.tolist() for column in found)):  # noqa: B905
-            result[i] = [(self.labels[c] if threshold is None or p >= threshold else None, p)
-                         for c, p in zip(categories, chances)]  # noqa: B905
-        return result
-
     def predict_proba(self, titles):
-        """The probability of every category, in the order of `labels`: [N, C] float32; NaN for missing titles."""
+        """The probability of every category, in the order of `labels`: [N, C] float32; NaN for missing titles. Where
+        training has seen no word and no n-gram of a title, `predict` names no category; here it has the probabilities
+        that the network gives to a title without words."""
         titles, present = check_titles(titles)
         result = np.full((len(titles), len(self.labels)), np.nan, np.float32)
         present = np.array(present, int)
@@ -614,14 +699,12 @@ class Classifier:
             result[present[rows]] = self.probabilities(z)
         return result
 
-    def threshold(self, precision):
-        """The probability from which on at least this share of the categories is right; None where the validation rows
-        cannot promise that of any. Raises ValueError for a precision that the model has no threshold for."""
-        for known, value in self.settings["thresholds"]:
-            if known == precision:
-                return value
-        raise ValueError(f"precision {precision}: the model has thresholds for "
-                         + ", ".join(str(known) for known, _ in self.settings["thresholds"]))
+    @property
+    def promises(self):
+        if "promises" not in self.settings:
+            raise ModelError("the model was exported by an earlier version, without what a precision needs; export it "
+                             "again")
+        return self.settings["promises"]
 
 
 def check_titles(titles):
@@ -653,6 +736,9 @@ def read_model(path):
     """{name: array} of a model file. Raises ModelError where it is not what export.py wrote, OSError where it cannot be
     read."""
     with open(path, "rb") as file:
+        if not file.peek(4).startswith(b"PK\3\4"):  # NumPy would advise to unpickle it
+            raise ModelError(f"{path}: no model that export.py wrote; the model comes first: classify.py model.npz "
+                             "titles.txt")
         try:
             # A pickle could run any code, so none is read.
             arrays = dict(np.load(file, allow_pickle=False))
@@ -684,9 +770,38 @@ class Parser(argparse.ArgumentParser):
         end(f"{message}; see {self.prog} --help")
 
 
-def titles_of(file, name):
+def share(text):
+    """An argparse type: a number above 0 and below 1."""
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r}: wanted a share between 0 and 1, such as 0.95")
+
+
+# --- files of titles --------------------------------------------------------------------------------------------------
+
+# Parquet, zip (as .xlsx is), gzip, bzip2, xz and UTF-16 begin so; and lines of other formats, which are no titles.
+NOT_TEXT = (b"PAR1", b"PK\3\4", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\xff\xfe", b"\xfe\xff")
+NOT_TITLES = re.compile(r'\s*(?:\{\s*(?:"|\}|$)|\[\s*(?:[\[{"\]]|$)|<(?:[?!]|rss|html)|__label__)')
+SNIFFED = 20  # lines that show whether a file is a list of titles
+
+
+class Notes(dict):
+    """What is odd about lines of a file, and was read all the same: {what: (number of the first line, how many)}."""
+
+    def add(self, number, what, times=1):
+        first, count = self.get(what, (number, 0))
+        self[what] = first, count + times
+
+    def print(self, name):
+        for what, (first, count) in self.items():
+            print(f"warning: {name}:{first}: {what}" + (f" (and {count - 1:,} more)" if count > 1 else ""),
+                  file=sys.stderr)
+
+
+def lines_of(file, name, notes):
     """The lines of a binary stream as lists of str: those that have come, without waiting for more."""
-    rest, piece = b"", True
+    rest, piece, number = b"", True, 1
     while piece:
         # Lines are divided as bytes, for a read may end within a character.
         piece = file.read1(1 << 20)
@@ -695,64 +810,201 @@ def titles_of(file, name):
             lines.append(rest)
         if len(rest) > MAX_LINE:
             raise ModelError(f"{name}: a line of more than {MAX_LINE >> 20} MB; is this a file of titles?")
-        if lines:
-            yield [line.decode("utf-8", "replace") for line in lines]
+        if not lines:
+            continue
+        if number == 1 and (lines[0].startswith(NOT_TEXT) or b"\0" in lines[0][:1000]):
+            raise ModelError(f"{name}: not text in UTF-8; unpack it, or save it as CSV in UTF-8 with a title column")
+        lines = [line.decode("utf-8", "replace") for line in lines]
+        if broken := [i for i, line in enumerate(lines) if "\ufffd" in line]:
+            notes.add(number + broken[0], "bytes that are not UTF-8 were replaced; save the file as UTF-8", len(broken))
+        if number == 1:
+            lines[0] = lines[0].lstrip("\ufeff")  # the byte order mark
+        number += len(lines)
+        yield lines
+
+
+def fields_of(line, delimiter):
+    """The fields of a line of CSV."""
+    return next(csv.reader([line.replace("\r", " ")], delimiter=delimiter, skipinitialspace=True), [""])
+
+
+def header_of(lines, name, column, keep):
+    """(delimiter, names of the columns, position of the titles) of a table that begins with these lines, or None where
+    they are titles. column: name or number of the titles', or None for title or text. Raises ModelError where lines
+    are neither, or no table although the user asks for one."""
+    if NOT_TITLES.match(lines[0]):
+        raise ModelError(f"{name}:1: JSON, XML or labels; give titles, one a line, or CSV with a title column")
+    if "\r" in lines[0].rstrip("\r"):
+        raise ModelError(f"{name}: a carriage return within the first line; end lines with newlines")
+    wanted, tables = [column.strip().lower()] if column else ["title", "text"], []
+    for delimiter in ",\t;":
+        header = [field.strip() for field in fields_of(lines[0], delimiter)]
+        at = [i for i, field in enumerate(header) if field.lower() in wanted or str(i + 1) == column]
+        if len(at) == 1:
+            tables.append((delimiter, header, at[0]))
+    if tables:
+        return max(tables, key=lambda table: len(table[1]))
+    if column or keep or re.search(r"\.[ct]sv$", name, re.IGNORECASE) or looks_like_a_table(lines):
+        raise ModelError(f"{name}:1: no title (or text) column in the header ({lines[0].strip()[:80]}); name the "
+                         "column of titles with --title-column")
+    return None
+
+
+def looks_like_a_table(lines):
+    """Whether lines are rows of a table rather than titles, about as sources.py tells them."""
+    lines = [line for line in lines if line.strip()]
+    for delimiter, least_fields, least_lines in (("\t", 2, 2), (";", 2, 2), ("|", 3, 2), (",", 3, 3)):
+        fields = [fields_of(line, delimiter) for line in lines]
+        names = {name.strip().lower() for name in fields[0]} if lines else set()
+        if len(names) > 1 and names & {"title", "text", "id", "label_quality", "category", "label"}:
+            return True
+        if len(lines) >= least_lines and len(fields[0]) >= least_fields and len({*map(len, fields)}) == 1:
+            return True
+    return False
+
+
+def rows_of(pieces, name, delimiter, width, notes):
+    """Lists of rows of CSV, each a list of str, from lists of the lines behind the header as they come. Raises
+    ModelError where a row has another width, or its quotes are broken."""
+    left, rows, number = [], [], 2
+
+    def lines():
+        for piece in pieces:
+            left[:] = piece[::-1]
+            while left:
+                yield left.pop() + "\n"
+
+    reader = csv.reader(lines(), delimiter=delimiter, skipinitialspace=True, strict=True)
+    try:
+        for row in reader:
+            # A line within a field that would be a row by itself was swallowed by an unclosed quote.
+            between = [line for field in row for line in field.split("\n")[1:-1]]
+            swallowed = width > 1 and any(line.count(delimiter) == width - 1 for line in between)
+            if swallowed or len(row) not in (0, width):
+                raise csv.Error(f"{len(row)} columns instead of {width}" if not swallowed else "a field spans rows")
+            if reader.line_num + 1 > number:
+                notes.add(number, "a field in quotes spans lines; if it should not, a quote is unclosed")
+            if row or width == 1:
+                rows.append(row or [""])
+            else:
+                notes.add(number, "an empty line in a table is no row, so nothing is written for it")
+            number = reader.line_num + 2
+            if not left:  # all that has come
+                yield rows
+                rows = []
+    except csv.Error as error:
+        yield rows
+        raise ModelError(f"{name}:{number}: {error}; is a quote unclosed?") from None
+
+
+def read_titles(file, name, column, keep, notes):
+    """(delimiter and names of the columns of a table, None where the stream is a list; blocks), a block being (titles,
+    list of str; their rows, or None)."""
+    pieces = lines_of(file, name, notes)
+    first = next(pieces, [])
+    table = header_of(first[:SNIFFED] or [""], name, column, keep)
+    if table is None:
+        return None, None, ((lines, None) for lines in itertools.chain([first], pieces))
+    delimiter, header, at = table
+    rows = rows_of(itertools.chain([first[1:]], pieces), name, delimiter, len(header), notes)
+    return delimiter, header, (([row[at] for row in part], part) for part in rows)
 
 
 def main():
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("model", help="model.npz, which export.py wrote")
-    parser.add_argument("titles", nargs="?", default="-", help="file with a title a line (default: standard input)")
-    parser.add_argument("--top", type=int, default=1, metavar="K", help="the K likeliest categories (default: 1)")
-    parser.add_argument("--threshold", type=float, default=0.0, metavar="P",
-                        help="leave the category empty where its probability is below")
+    add = parser.add_argument
+    add("model", help="model.npz, which export.py wrote")
+    add("titles", nargs="?", default="-", help="file with a title a line, or CSV (default: standard input)")
+    add("--top", type=int, default=1, metavar="K", help="the K likeliest categories (default: 1)")
+    add("--threshold", type=share, metavar="P", help="leave the category empty where its probability is below")
+    add("--precision", type=share, metavar="P",
+        help="the same with the threshold from which on this share of the categories is right")
+    add("--keep", action="store_true", help="write the table's own columns, too")
+    add("--title-column", metavar="C", help="name or number (from 1) of the column of titles")
     args = parser.parse_args()
-    if args.top < 1 or not 0 <= args.threshold < 1:
-        parser.error("--top: wanted 1 or more" if args.top < 1 else "--threshold: wanted 0 or more, below 1")
+    if args.top < 1:
+        parser.error("--top: wanted 1 or more")
+    if args.threshold and args.precision:
+        parser.error("--threshold and --precision: give one")
     if sys.stdin is None or sys.stdout is None:
         parser.error("standard input or output is closed")
-    classifier = Classifier(args.model)
-    top = min(args.top, len(classifier.labels))
+    try:
+        classifier = Classifier(args.model)
+    except ModelError:
+        with contextlib.suppress(ModelError, OSError):
+            read_model(args.titles)
+            parser.error(f"{args.titles} is the model, which comes first: classify.py {args.titles} {args.model}")
+        raise
+    top, threshold = min(args.top, len(classifier.labels)), args.threshold
+    if args.precision:
+        threshold, unkept = classifier.promised(args.precision)
+        if unkept:
+            print(f"warning: --precision {unkept}", file=sys.stderr)
 
     # An empty name is the last, so the number -1 means no category. One format makes a whole line, which is much faster
     # than a field at a time.
-    names = [*classifier.labels, ""]
-    form = "\t".join(["{}\t{:.6f}"] * top) + "\n"
+    names, notes = [*classifier.labels, ""], Notes()
+    form = "\t".join(["{}\t{:.6f}"] * (len(answer_columns(top, threshold)) // 2)) + "\n"
 
     # The same bytes on every system.
     sys.stdout.reconfigure(encoding="utf-8", newline="\n")
+    csv.field_size_limit(MAX_LINE)
     with contextlib.nullcontext(sys.stdin.buffer) if args.titles == "-" else open(args.titles, "rb") as file:
-        for titles in titles_of(file, args.titles):
-            categories, chances = classifier.likeliest(titles, top)
-            categories[chances < args.threshold] = -1
-            columns = [column for k in range(top) for column in (
-                [names[c] for c in categories[:, k].tolist()], chances[:, k].tolist())]
-            sys.stdout.writelines(map(form.format, *columns))
+        delimiter, header, blocks = read_titles(file, args.titles, args.title_column, args.keep, notes)
+        if args.keep:
+            table = csv.writer(sys.stdout, delimiter=delimiter, lineterminator="\n")
+            table.writerow([*header, *answer_columns(top, threshold, header)])
+        for titles, rows in blocks:
+            found = answered(*classifier.likeliest(titles, top), threshold)
+            columns = [column for categories, chances in zip(*(part.T.tolist() for part in found))  # noqa: B905
+                       for column in ([names[c] for c in categories], chances)]
+            if args.keep:
+                columns[1::2] = [[f"{p:.6f}" for p in column] for column in columns[1::2]]
+                table.writerows([*row, *answer] for row, answer in zip(rows, zip(*columns)))  # noqa: B905
+            else:
+                sys.stdout.writelines(map(form.format, *columns))
             sys.stdout.flush()
+    notes.print(args.titles)
 
 
 # --- MLflow -----------------------------------------------------------------------------------------------------------
 
 def mlflow_model():
     """The model that MLflow serves, with model.npz as its artifact "model". Titles come as a list or as the column
-    `title` of a table; `params` are those of the command line: top and threshold. Each title is answered by category,
-    probability, then category_2, probability_2 and so on; a missing one by nulls."""
+    `title` of a table; `params` are top, threshold and precision, as for BaseClassifier.predict. Each title is answered
+    by category, probability, then category_2, probability_2 and so on, or with a threshold or a precision candidate_1,
+    probability_1, candidate_2 and so on; a missing one by nulls. What is no text, and other parameters, are refused."""
+    import logging
+
     import mlflow
     import pandas
+    refuse = mlflow.MlflowException.invalid_parameter_value
+
+    def no_unknown_params(record):
+        # All that MLflow does about them is this warning.
+        if "Unrecognized params" in record.getMessage() and "'precision'" in record.getMessage():
+            raise refuse(record.getMessage().replace("are ignored", "are refused"))
+        return True
+
+    logging.getLogger("mlflow.models.utils").addFilter(no_unknown_params)
 
     class Titles(mlflow.pyfunc.PythonModel):
         def load_context(self, context):
             self.classifier = Classifier(context.artifacts["model"])
 
         def predict(self, context, model_input: pandas.DataFrame, params=None):
-            top, threshold = (params or {}).get("top", 1), (params or {}).get("threshold", 0.0)
-            if top < 1 or not 0 <= threshold < 1:
-                raise mlflow.MlflowException.invalid_parameter_value("top: wanted 1 or more; threshold: 0 to below 1")
-            found = self.classifier.predict(model_input["title"], top, threshold)
-            top = min(top, len(self.classifier.labels))
-            missing = [(None, None)] * top
-            names = [name + (f"_{k + 1}" if k else "") for k in range(top) for name in ("category", "probability")]
+            params, titles = {"top": 1, "threshold": None, "precision": None} | (params or {}), model_input["title"]
+            # This is how MLflow puts a list into a table, if all of it is text.
+            if len(titles) == 1 and isinstance(titles.iloc[0], list):
+                titles = titles.iloc[0]
+            try:
+                found = self.classifier.predict(titles, **params)
+            except (TypeError, ValueError) as error:
+                raise refuse(str(error)) from None
+            names = answer_columns(min(params["top"], len(self.classifier.labels)),
+                                   params["threshold"] is not None or params["precision"] is not None)
             # As objects, so that None stays None, and does not become NaN.
+            missing = [(None, None)] * (len(names) // 2)
             return pandas.DataFrame([[value for pair in row or missing for value in pair] for row in found],
                                     columns=names, dtype=object)
 

@@ -32,9 +32,12 @@ standard input; --title-column says which column it is, --encoding what is not U
 It writes a line for each title, in order: category TAB probability, K times with --top K. A CSV with an `id` column,
 such as the challenge's test.csv, gives `id,category` instead; --keep gives all columns of a table, then category and
 probability, as Parquet where --out ends so, else as CSV. --threshold and --precision leave the category empty where the
-probability is too low. A title of which training has seen no word and no n-gram has the probability 0. It needs
-nothing but the run's folder (an encoder also its package, see requirements-encoder.txt); best and latest are of the
-runs on --data, where that is there. What comes through a pipe is answered as it comes.
+probability is too low; a precision that the validation rows cannot promise leaves it empty everywhere, and a warning
+says which one they can. With --top K they keep the K candidates, in columns behind: category, probability, candidate_1,
+probability_1, candidate_2 and so on. A title of which training has seen no word and no n-gram has no category and no
+candidates, and the probability 0. It needs nothing but the run's folder (an encoder also its package, see
+requirements-encoder.txt); best and latest are of the runs on --data, where that is there. What comes through a pipe is
+answered as it comes.
 """
 import json
 import os
@@ -122,6 +125,7 @@ import contextlib
 import csv
 import functools
 import gc
+import math
 import re
 import shlex
 import shutil
@@ -147,7 +151,7 @@ import tracking
 
 # --- the classifier ---------------------------------------------------------------------------------------------------
 
-class Classifier:
+class Classifier(classify.BaseClassifier):
     """One or several checkpoints that share vocabulary and labels, and classify together: the weighted sum of their
     logits. Made by `load`. The probability of the likeliest category is the chance that it is right, for titles like
     the validation rows (calibration.py)."""
@@ -294,25 +298,10 @@ class Classifier:
         found = self.in_parts(model.score_batch, titles, labels.astype(np.int32))
         return found | {"probability": np.where(found["known"], found["probability"], 0)}
 
-    def predict(self, titles, top=1, threshold=None):
-        """For every title a list of its `top` likeliest (category, probability), the likeliest first; with a threshold
-        the category is None where its probability is below.
-
-        titles: any sequence of str, such as a pandas column; a missing value (None, NaN) gets an empty list. Raises
-        TypeError where it is something else.
-        """
-        titles, present = classify.check_titles(titles)
-        result = [[] for _ in titles]
-        if present:
-            found = self.likeliest([titles[i] for i in present], min(top, len(self.labels)))
-            for i, categories, chances in zip(present, *found, strict=True):
-                result[i] = [(self.labels[c] if threshold is None or p >= threshold else None, float(p))
-                             for c, p in zip(categories, chances, strict=True)]
-        return result
-
     def predict_proba(self, titles):
         """The probability of every category, in the order of `labels`: [N, C] float32; NaN for missing titles. Titles
-        are as for `predict`."""
+        are as for `predict`. Where training has seen no word and no n-gram of a title, `predict` names no category;
+        here it has the probabilities that the network gives to a title without words."""
         titles, present = classify.check_titles(titles)
         result = np.full((len(titles), len(self.labels)), np.nan, np.float32)
         if present:
@@ -326,10 +315,10 @@ class Classifier:
         return (np.asarray(calibration.smoothed(logits, self.smoothing)).max(1),
                 logits.argmax(1) == self.validation[0]["labels"])
 
-    def threshold(self, precision):
-        """The probability from which on at least this share of the categories is right; None where the validation rows
-        cannot promise that of any."""
-        return calibration.threshold(*self.validated, precision)
+    @functools.cached_property
+    def promises(self):
+        """(number of these rows, calibration.promises of them)."""
+        return len(self.validated[1]), calibration.promises(*self.validated)
 
     def explain(self, titles, categories):
         """For each title (list of str) the words that speak most for its category (ids [N]): a list of (word, by how
@@ -542,25 +531,27 @@ def predict(args):
     args.out = args.out if devices.is_first() else None  # what the others print goes nowhere
     classifier = load_named(args)
     devices.require_same([classifier.identity, args.predict, args.top, args.explain, args.precision, args.threshold])
-    threshold = args.threshold or 0.0
-    if args.precision and (threshold := classifier.threshold(args.precision)) is None:
-        raise UserError(f"--precision {args.precision}: no threshold promises it, on {len(classifier.validated[1]):,} "
-                        "validation rows; ask for less")
+    threshold = args.threshold
+    if args.precision:
+        # What cannot be promised leaves all categories empty; candidates may still be wanted.
+        threshold, unkept = classifier.promised(args.precision)
+        if unkept:
+            print(f"warning: --precision {unkept}", file=sys.stderr)
 
     # Behind the categories stands an empty name, for titles that are left without one.
     top, names = min(args.top, len(classifier.labels)), np.array([*classifier.labels, ""], object)
 
-    def classify(titles):
+    def classified(titles):
         """[column of the answer, a list with an entry for each title]; how many have no category, and no known word."""
-        categories, chances = classifier.likeliest(titles, top)
-        # Before categories are left out: the likeliest one is explained even where it is refused.
-        explained = classifier.explain(titles, categories[:, 0]) if args.explain else None
-        refused = chances < threshold
-        categories[refused] = len(classifier.labels)
-        columns = [column for k in range(top) for column in (names[categories[:, k]].tolist(), chances[:, k].tolist())]
+        likeliest, chances = classifier.likeliest(titles, top)
+        categories, chances = classify.answered(likeliest, chances, threshold)
+        columns = [column for ids, p in zip(categories.T, chances.T, strict=True)
+                   for column in (names[ids].tolist(), p.tolist())]
+        # The likeliest category is explained even where it is refused.
         if args.explain:
-            columns.append([" ".join(f"{word}:{gain:.2f}" for word, gain in words) for words in explained])
-        return columns, np.array([len(titles), refused[:, 0].sum(), (chances[:, 0] == 0).sum()])
+            columns.append([" ".join(f"{word}:{gain:.2f}" for word, gain in words)
+                            for words in classifier.explain(titles, likeliest[:, 0])])
+        return columns, np.array([len(titles), (categories[:, 0] < 0).sum(), (chances[:, 0] == 0).sum()])
 
     # Output is UTF-8 whatever the locale. What is loaded by now need not be searched for garbage again and again.
     sys.stdout.reconfigure(encoding="utf-8")
@@ -598,13 +589,15 @@ def predict(args):
             for titles, kept in blocks:
                 for start in range(0, len(titles), PREDICT_ROWS):
                     part = slice(start, start + PREDICT_ROWS)
-                    waiting.append((kept and kept[part], pool.submit(classify, titles[part])))
+                    waiting.append((kept and kept[part], pool.submit(classified, titles[part])))
                     finish(ahead)
         finally:  # also what came before a bad row
             finish(0)
     bad.warn()
-    for number, what in ((counts[1], f"left without a category: its probability is below {threshold:.4f}"),
-                         (counts[2], "of which training has seen no word and no n-gram: probability 0")):
+    notes = [(counts[2], "of which training has seen no word and no n-gram: no category, probability 0")]
+    if threshold not in (None, math.inf):
+        notes.insert(0, (counts[1], f"left without a category: its probability is below {threshold:.4f}"))
+    for number, what in notes:
         if number:
             print(f"{number:,} of {counts[0]:,} titles {what}", file=sys.stderr)
 
@@ -613,14 +606,11 @@ def predict(args):
 def writer(args, header, top):
     """A function of (kept columns or None, columns of the answer) that writes rows to --out or standard output: as
     Parquet or CSV behind the columns of a table, after ids as CSV, else divided by tabs."""
-    added = [f"{name}{f'_{k + 1}' if k else ''}" for k in range(top) for name in ("category", "probability")]
-    added += ["explanation"] if args.explain else []
-    if args.keep:
-        # A table's own columns keep their names, such as the category of labelled rows.
-        taken = {name.lower() for name in header}
-        for i in range(len(added)):
-            while added[i] in taken:
-                added[i] = f"predicted_{added[i]}"
+    # A table's own columns keep their names, such as the category of labelled rows.
+    taken = header if args.keep else ()
+    added = classify.answer_columns(top, args.threshold or args.precision, taken)
+    pairs = len(added) // 2
+    added += [classify.free_name("explanation", taken)] if args.explain else []
     if args.out and args.keep and args.out.suffix == ".parquet":
         from pyarrow import parquet
         with files.atomic_write(args.out, "wb") as out, contextlib.ExitStack() as stack:
@@ -629,6 +619,9 @@ def writer(args, header, top):
             # The file begins with the first block, for that tells its schema.
             def write_parquet(kept, columns):
                 for name, values in zip(added, columns, strict=True):
+                    # No category is a null.
+                    if not isinstance(values[0], float):
+                        values = pa.array([value or None for value in values], pa.string())
                     kept = kept.append_column(name, pa.array(values))
                 if not opened:
                     opened.append(stack.enter_context(parquet.ParquetWriter(out, kept.schema)))
@@ -647,7 +640,7 @@ def writer(args, header, top):
             rows.writerow(["id", "category"])
 
         # Lines are made by one format for all columns, which is much faster than a field at a time.
-        form = "\t".join(["{}\t{:.6f}"] * top + ["{}"] * args.explain) + "\n"
+        form = "\t".join(["{}\t{:.6f}"] * pairs + ["{}"] * args.explain) + "\n"
 
         def write_text(kept, columns):
             if args.keep:

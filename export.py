@@ -9,15 +9,16 @@
     python export.py --ckpt mlp-1 --vectors words.vec       # its vectors of words, as gensim and fastText read them
 
 model.npz holds what prediction needs: the rows of the table that training used, as integers of up to 8 bits with a
-scale for each row (--dtype float32: as they are), the heads, the vocabulary, the labels, settings, temperatures,
-thresholds, and where all that comes from; no pickle, and a digest that is verified when it is read. It needs nothing
-but the run's folder; best and latest are of the runs on --data, where that is there. --prior is as in evaluate.py. The
-folder is written whole or not at all; one that holds anything else is left alone. An encoder needs its package where
-the model is used, too; the file holds what training changed of it.
+scale for each row (--dtype float32: as they are), the heads, the vocabulary, the labels, settings, temperatures, what
+thresholds promise, and where all that comes from; no pickle, and a digest that is verified when it is read. It needs
+nothing but the run's folder; best and latest are of the runs on --data, where that is there. --prior is as in
+evaluate.py. The folder is written whole or not at all; one that holds anything else is left alone. An encoder needs its
+package where the model is used, too; the file holds what training changed of it.
 
 --log adds the same two files to the training's MLflow run (of several: the first one's) as a model of MLflow, and
 --register also makes it the next version of a registered model. Such a model takes titles as a list or as the column
-`title` of a table, and the parameters top and threshold; it answers by category, probability, category_2 and so on.
+`title` of a table, and the parameters top, threshold and precision; it answers by category, probability, category_2 and
+so on, or by category, probability, candidate_1 and so on, as evaluate.py --predict; with nulls where a title is null.
 """
 import sys
 from pathlib import Path
@@ -67,7 +68,6 @@ import jax
 import numpy as np
 import pandas as pd
 
-import calibration
 import classify
 import encoder
 import evaluate
@@ -154,12 +154,11 @@ def model_arrays(classifier, dtype):
                            "refit": config.get("refit"),
                            "validation_balanced_accuracy": max(scores) if which == "best" else scores[-1]})
 
-    # Weights, smoothing and thresholds are of all runs together; the provenance is for people, no code reads it.
+    # Weights, smoothing and promises are of all runs together; the provenance is for people, no code reads it.
     settings = {
         "format": classify.FORMAT, "members": members, "weights": [float(weight) for weight in classifier.weights],
         "smoothing": float(classifier.smoothing), "prior": classifier.prior,
-        "thresholds": [(precision, classifier.threshold(precision)) for precision in calibration.PRECISIONS],
-        "provenance": provenance, "fingerprint": classifier.config["fingerprint"],
+        "promises": classifier.promises, "provenance": provenance, "fingerprint": classifier.config["fingerprint"],
         "synthetic": classifier.config["synthetic"]}
 
     # Text goes in as bytes: NumPy's own arrays of text take four bytes a character, or need pickle.
@@ -184,6 +183,7 @@ def log(folder, run_folder, register=None, alias=None):
     import mlflow
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import AnyType
 
     # Model.log takes store and experiment from MLflow's global settings, not from a client.
     mlflow.set_tracking_uri(tracking.mlflow_uri())
@@ -198,10 +198,12 @@ def log(folder, run_folder, register=None, alias=None):
             None, mlflow.pyfunc, registered_model_name=register, name="classifier", run_id=run_id,
             python_model=str(folder / "classify.py"), artifacts={"model": str(folder / "model.npz")},
             signature=ModelSignature(
-                Schema([ColSpec("string", "title")]),
+                # As text, MLflow would make the word None of a null, and words of numbers.
+                Schema([ColSpec(AnyType(), "title")]),
                 Schema([ColSpec("string", "category", required=False),
                         ColSpec("float", "probability", required=False)]),
-                ParamSchema([ParamSpec("top", "long", 1), ParamSpec("threshold", "double", 0.0)])),
+                ParamSchema([ParamSpec("top", "long", 1), ParamSpec("threshold", "double", None),
+                             ParamSpec("precision", "double", None)])),
             input_example=pd.DataFrame({"title": ["zapatillas running talle 42", "funda celular silicona"]}),
             pip_requirements=[f"numpy=={np.__version__}"])
         if alias:

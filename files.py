@@ -226,28 +226,24 @@ def not_negative(kind):
     return positive(kind, or_zero=True)
 
 
-def fraction(text):
-    """An argparse type: a number above 0 and below 1."""
-    if not 0 < float(text) < 1:
-        raise ValueError
-    return float(text)
+def fraction(text, wanted="a share between 0 and 1, such as 0.95", ends=()):
+    """An argparse type: a number above 0 and below 1, or one of `ends`."""
+    with suppress(ValueError):
+        if 0 < float(text) < 1 or float(text) in ends:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r}: wanted {wanted}")
 
 
-def fraction_or_one(text):
-    """An argparse type: a number above 0, up to 1."""
-    return 1.0 if float(text) == 1 else fraction(text)
-
-
-def fraction_or_zero(text):
-    """An argparse type: 0, or a number below 1."""
-    return 0.0 if float(text) == 0 else fraction(text)
+fraction_or_one = functools.partial(fraction, wanted="a share above 0, up to 1, such as 0.5", ends=(1,))
+fraction_or_zero = functools.partial(fraction, wanted="0, or a share below 1, such as 0.1", ends=(0,))
 
 
 def fold(text):
     """An argparse type: `2/5` -> (2, 5), the second of five parts."""
-    part, parts = map(int, text.split("/"))
+    found = re.fullmatch("([0-9]{1,9})/([0-9]{1,9})", text)
+    part, parts = map(int, found.groups()) if found else (0, 0)
     if not 1 <= part <= parts or parts < 2:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text!r}: wanted I/K, the part I of K, such as 1/3, 2/3 and 3/3")
     return part, parts
 
 

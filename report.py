@@ -79,14 +79,15 @@ def summarize(labels, result):
 
 def promises(threshold_of, labels, result):
     """{precision: {"threshold", and here "coverage" and "precision"}} for calibration.PRECISIONS; a threshold is what
-    threshold_of(precision) promises, or None."""
+    threshold_of(precision) promises, or None where that is infinite."""
     found = {}
     for precision in calibration.PRECISIONS:
         threshold = threshold_of(precision)
         coverage, kept = calibration.coverage_and_precision(
             result["probability"], result["prediction"] == labels, threshold)
-        # Text, for JSON has no numbers as keys.
-        found[f"{precision:.2f}"] = {"threshold": threshold, "coverage": coverage, "precision": kept}
+        # Text, for JSON has no numbers as keys, and no infinity.
+        found[f"{precision:.2f}"] = {"threshold": threshold if np.isfinite(threshold) else None, "coverage": coverage,
+                                     "precision": kept}
     return found
 
 

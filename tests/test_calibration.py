@@ -1,5 +1,6 @@
 """Temperature, smoothing, weights, thresholds and calibration error, against SciPy and plain Python."""
 import math
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from scipy.special import expit, softmax
 from scipy.stats import binom
 
 import calibration
+import classify
 
 
 def rows_of(temperature, smoothing=0.0, n=4000, classes=5, seed=0):
@@ -69,6 +71,13 @@ def test_log_prior_counts_a_category_without_rows_as_half_a_row():
 
 # --- promises ---------------------------------------------------------------------------------------------------------
 
+def threshold(confidence, right, precision):
+    """What a classifier with these validation rows says."""
+    classifier = classify.BaseClassifier()
+    classifier.promises = len(right), calibration.promises(confidence, right)
+    return classifier.threshold(precision)
+
+
 def plain_threshold(confidence, right, precision):
     """By the definition: the lowest precision under which so many hits are not yet a surprise, for each share."""
     rows = sorted(zip(confidence, right, strict=True), key=lambda row: -row[0])
@@ -78,7 +87,7 @@ def plain_threshold(confidence, right, precision):
         # The exact bound reaches the precision if at that precision so many hits come in 1 % of the cases at most.
         if passed and binom.sf(hits - 1, len(passed), precision) <= 0.01:
             return passed[-1][0]
-    return None
+    return math.inf
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -88,7 +97,7 @@ def test_thresholds_equal_the_plain_definition(seed, n):
     confidence = draw.random(n)
     right = draw.random(n) < confidence ** 0.3
     for precision in (0.8, 0.9, 0.95, 0.99):
-        assert calibration.threshold(confidence, right, precision) == plain_threshold(confidence, right, precision)
+        assert threshold(confidence, right, precision) == plain_threshold(confidence, right, precision)
 
 
 def test_a_promise_is_kept_on_new_rows():
@@ -97,16 +106,36 @@ def test_a_promise_is_kept_on_new_rows():
     for seed in range(300):
         draw = np.random.default_rng(seed)
         confidence = draw.random(1000) ** 0.2
-        t = calibration.threshold(confidence, draw.random(1000) < confidence, 0.9)
+        t = threshold(confidence, draw.random(1000) < confidence, 0.9)
         kept.append((1 - t ** 6) / 1.2 / (1 - t ** 5) >= 0.9)  # the mean of the confidences above t
     assert sum(kept) >= 290
 
 
-def test_what_cannot_be_promised_has_no_threshold():
-    assert calibration.threshold(np.full(40, 0.9), np.ones(40, bool), 0.95) is None  # too few rows to know
-    assert calibration.threshold(np.full(400, 0.9), np.ones(400, bool), 0.95) == 0.9
-    assert calibration.threshold(np.full(400, 0.9), np.zeros(400, bool), 0.95) is None
-    assert calibration.threshold(np.zeros(0), np.zeros(0, bool), 0.95) is None
+def test_what_cannot_be_promised_has_a_threshold_that_nothing_reaches():
+    assert threshold(np.full(40, 0.9), np.ones(40, bool), 0.95) == math.inf  # too few rows to know
+    assert threshold(np.full(400, 0.9), np.ones(400, bool), 0.95) == 0.9
+    assert threshold(np.full(400, 0.9), np.zeros(400, bool), 0.95) == math.inf
+    assert threshold(np.zeros(0), np.zeros(0, bool), 0.95) == math.inf
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_promise_that_cannot_be_kept_names_the_most_precise_one_that_can(seed):
+    draw = np.random.default_rng(seed)
+    confidence = draw.random(2000)
+    right = draw.random(2000) < confidence ** 0.3
+    classifier = classify.BaseClassifier()
+    classifier.promises = 2000, calibration.promises(confidence, right)
+    found, said = classifier.promised(0.999)
+    best, share = re.fullmatch(r"0.999 cannot be promised on these 2,000 validation rows, so no title gets a category; "
+                               r"(0\.\d\d) can, for (\d+) % of titles", said).groups()
+    assert found == math.inf == classifier.threshold(float(best) + 0.01)
+    assert (confidence >= classifier.threshold(float(best))).mean() == int(share) / 100
+    assert classifier.promised(float(best)) == (classifier.threshold(float(best)), None)
+    classifier.promises = 4, calibration.promises(np.ones(4), np.zeros(4, bool))
+    assert classifier.promised(0.5)[1].endswith("; nothing can")
+    for wrong in (0, 1, 95, math.nan):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            classifier.threshold(wrong)
 
 
 def test_coverage_and_precision():
@@ -114,7 +143,7 @@ def test_coverage_and_precision():
     assert calibration.coverage_and_precision(confidence, right, 0.8) == (0.5, 0.5)
     assert calibration.coverage_and_precision(confidence, right, 0.6) == (0.75, 2 / 3)
     assert calibration.coverage_and_precision(confidence, right, 0.9) == (0.0, None)
-    assert calibration.coverage_and_precision(confidence, right, None) == (0.0, None)
+    assert calibration.coverage_and_precision(confidence, right, math.inf) == (0.0, None)
 
 
 # --- calibration error ------------------------------------------------------------------------------------------------

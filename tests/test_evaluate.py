@@ -268,7 +268,7 @@ def test_the_classifier_for_python_and_the_command_line_are_one(trained, monkeyp
     lines = run_script("evaluate", "--ckpt", "bag", "--predict", "-", "--top", 3, cwd=trained,
                        stdin="\n".join(present) + "\n").stdout.splitlines()
     assert found[1] == found[3] == []
-    assert ["\t".join(f"{category}\t{share:.6f}" for category, share in row) for row in found if row] == lines
+    assert ["\t".join(f"{category or ''}\t{share:.6f}" for category, share in row) for row in found if row] == lines
     assert classifier.predict(pd.Series(titles), top=3) == found
     shares = classifier.predict_proba(titles)
     assert shares.shape == (6, 4) and np.isnan(shares[[1, 3]]).all()

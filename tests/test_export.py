@@ -1,7 +1,11 @@
 """Exported models: what classify.py answers with NumPy alone is what evaluate.py answers."""
 import ast
+import bz2
+import csv
+import gzip
 import io
 import json
+import lzma
 import subprocess
 import sys
 import zipfile
@@ -74,10 +78,15 @@ def exported(trained, tmp_path_factory):
 def answers(folder, stdin, *args, check=True):
     """classify.py, run from an empty folder with the standard library and NumPy alone."""
     done = subprocess.run([sys.executable, "-I", folder / "classify.py", folder / "model.npz", *map(str, args)],
-                          cwd=folder, input=stdin.encode(), capture_output=True)
+                          cwd=folder, input=stdin if isinstance(stdin, bytes) else stdin.encode(), capture_output=True)
     done.stdout, done.stderr = done.stdout.decode(), done.stderr.decode()
     assert not check or done.returncode == 0, done.stderr
     return done
+
+
+def fields_of(found):
+    """The fields of what `predict` found, as the command line writes them."""
+    return [[str(field) for name, chance in row for field in (name or "", f"{chance:.6f}")] for row in found]
 
 
 # --- the same answers -------------------------------------------------------------------------------------------------
@@ -87,8 +96,13 @@ def assert_the_same(small, run, titles, atol=1e-5):
     wanted, known, found = run.predict_proba(titles), run.read(titles)[2], small.predict(titles, top=3)
     np.testing.assert_allclose(small.predict_proba(titles), wanted, atol=atol)
     assert [row[0][0] for row in found] == [row[0][0] for row in small.predict(titles)]
-    assert [row[0][0] for row in found] == [run.labels[i] for i in wanted.argmax(1)]
+    assert [row[0][0] for row in found] == [run.labels[i] if k else None
+                                            for i, k in zip(wanted.argmax(1), known, strict=True)]
     assert [row[0][1] > 0 for row in found] == known.tolist()
+
+    # Any precision has the very same threshold.
+    for precision in (0.01, 0.5, 0.613, 0.9, 0.99):
+        assert small.promised(precision) == run.promised(precision)
     expected = np.where(known[:, None], -np.sort(-wanted, 1)[:, :3], 0)
     np.testing.assert_allclose([[chance for _, chance in row] for row in found], expected, atol=atol)
 
@@ -105,7 +119,6 @@ def test_every_network_says_what_the_run_says(names, prior, random_run, trained,
     np.savez(tmp_path / "model.npz", **export.model_arrays(run, "float32"))
     small = classify.Classifier(tmp_path / "model.npz")
     assert small.settings["prior"] == run.prior
-    assert small.settings["thresholds"] == [[p, run.threshold(p)] for p in (0.9, 0.95, 0.99)]
     # What random networks are calibrated to may be very sharp, and rounding errors grow with the weight of the logits.
     titles = [*ODD, *texts("test", trained / "data/prepared")]
     assert_the_same(small, run, titles, 1e-5 * max(1, float(run.weights.sum())))
@@ -202,21 +215,103 @@ def test_answers_on_the_command_line(exported, tmp_path):
     small = classify.Classifier(folder / "model.npz")
     stdin = "".join(f"{title}\n" for title in ODD)
     found = [line.split("\t") for line in answers(folder, stdin, "--top", 3).stdout.splitlines()]
-    assert found == [[str(field) for name, chance in row for field in (name, f"{chance:.6f}")]
-                     for row in small.predict(ODD, top=3)]
+    assert found == fields_of(small.predict(ODD, top=3))
     refused = [line.split("\t") for line in answers(folder, stdin, "--threshold", 0.5).stdout.splitlines()]
     assert refused == [[row[0] if float(row[1]) >= 0.5 else "", row[1]] for row in found]
+    done = answers(folder, stdin, "--precision", 0.6, "--top", 2)
+    assert [line.split("\t") for line in done.stdout.splitlines()] == fields_of(
+        small.predict(ODD, top=2, precision=0.6)) and done.stderr == ""
+    done = answers(folder, stdin, "--precision", 0.9999, "--top", 3)
+    assert [line.split("\t") for line in done.stdout.splitlines()] == [["", row[1], *row] for row in found]
+    assert done.stderr == f"warning: --precision {small.promised(0.9999)[1]}\n"
     assert answers(folder, "").stdout == "" and answers(folder, "\n").stdout.endswith("\t0.000000\n")
     (tmp_path / "titles.txt").write_bytes(b"mesa\r\nsi\xfflla")
     assert answers(folder, "", tmp_path / "titles.txt").stdout.startswith("MESAS\t")
     assert answers(folder, "", tmp_path / "titles.txt").stdout.count("\n") == 2
-    for args in (["--top", 0], ["--threshold", 2], ["--nonsense"], [tmp_path / "none.txt"]):
+    for args in (["--top", 0], ["--threshold", 2], ["--precision", 95], ["--nonsense"], [tmp_path / "none.txt"]):
         assert_one_line_error(answers(folder, "mesa\n", *args, check=False), str(args[-2:][0]))
+    done = answers(folder, "mesa\n", "--precision", 0.9, "--threshold", 0.9, check=False)
+    assert_one_line_error(done, "give one")
 
 
-def test_a_line_is_answered_while_the_producer_pauses(exported):
+TABLE = [("sku", "Title", "category", "note"),
+         *((f"00{i}", title, "old", 'a "b",; c\nd') for i, title in enumerate(["mesa, x", "", "qwzzk", "silla; x"]))]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_table_is_answered_row_by_row(delimiter, exported, tmp_path):
+    def read(text):
+        return list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
+
+    folder, file = exported("bag"), io.StringIO()
+    csv.writer(file, delimiter=delimiter, lineterminator="\r\n").writerows(TABLE)
+    (tmp_path / "offers.csv").write_bytes(b"\xef\xbb\xbf" + file.getvalue().encode())
+    found = classify.Classifier(folder / "model.npz").predict([row[1] for row in TABLE[1:]], top=2)
+    wanted = fields_of(found)
+    assert [line.split("\t") for line in answers(folder, "", tmp_path / "offers.csv", "--top", 2).stdout.splitlines(
+        )] == wanted
+    header = [*TABLE[0], "predicted_category", "probability"]
+    expected = [[*header, "category_2", "probability_2"], *([*row, *added] for row, added in zip(
+        TABLE[1:], wanted, strict=True))]
+    for stdin, args in (("", [tmp_path / "offers.csv"]), (file.getvalue(), [])):
+        done = answers(folder, stdin, *args, "--keep", "--top", 2)
+        assert read(done.stdout) == expected
+    done = answers(folder, file.getvalue(), "--keep", "--top", 2, "--precision", 0.9999)
+    assert read(done.stdout) == [[*header, "candidate_1", "probability_1", "candidate_2", "probability_2"], *(
+        [*row, "", added[1], *added] for row, added in zip(TABLE[1:], wanted, strict=True))]
+    named = file.getvalue().replace("Title", "Artículo")
+    for column in ("artículo", "2"):
+        assert read(answers(folder, named, "--keep", "--title-column", column).stdout)[1][-2:] == wanted[0][:2]
+
+
+def test_what_is_neither_titles_nor_a_table_is_refused(exported, tmp_path):
+    """In one line, with what to do; and no row of a table is swallowed."""
+    folder = exported("bag")
+    packed = [gzip.compress(b"mesa\n"), bz2.compress(b"mesa\n"), lzma.compress(b"mesa\n"), b"PAR1\x15\4\n",
+              b"PK\3\4\x14\n", "mesa\n".encode("utf-16")]
+    cases = [*((content, "not text in UTF-8; unpack it") for content in packed),
+             (b'{"title": "mesa"}\n', "JSON"), (b"[\n", "JSON"), (b"__label__a x\n", "labels"), (b"<?xml ?>\n", "XML"),
+             (b"mesa\rsilla\r", "carriage return"), (b"id,x\n1,2\n", "no title (or text) column in the header (id,x)"),
+             (b"a;b\nmesa;1\n", "--title-column"), (b"sku,name,price\n1,mesa,2\n2,silla,3\n", "--title-column"),
+             (b"title,text\nmesa,1\n", "--title-column"), (b"sku,title\n1,mesa\n2\n", ":3: 1 columns instead of 2"),
+             (b'sku,title\n1,"mesa\n2,silla\n', ":2: unexpected end of data; is a quote unclosed?"),
+             (b'sku,title\n1,"mesa\n2,silla\n3,funda"\n', ":2: a field spans rows"),
+             (b'sku,title\n1,"mesa" x\n', ":2: ',' expected")]
+    for content, reason in cases:
+        assert_one_line_error(answers(folder, content, check=False), "-:", reason)
+    for args, reason in ((["--keep"], "header (mesa)"), (["--title-column", "x"], "header (mesa)")):
+        assert_one_line_error(answers(folder, "mesa\nsilla\n", *args, check=False), reason)
+    (tmp_path / "list.csv").write_text("mesa\n")
+    assert_one_line_error(answers(folder, "", tmp_path / "list.csv", check=False), "list.csv:1: no title")
+    done = answers(folder, "", folder / "model.npz", check=False)
+    assert_one_line_error(done, "model.npz: not text in UTF-8")
+    done = subprocess.run([sys.executable, folder / "classify.py", tmp_path / "list.csv", folder / "model.npz"],
+                          capture_output=True, text=True)
+    assert_one_line_error(done, f"{folder / 'model.npz'} is the model, which comes first")
+
+
+def test_what_is_odd_in_a_file_is_said(exported):
+    """And is read all the same; what came before a bad row is answered."""
+    folder = exported("bag")
+    done = answers(folder, b"mesa\nsi\xfflla\n\n\xff\n")
+    assert done.stdout.count("\n") == 4
+    assert done.stderr == "warning: -:2: bytes that are not UTF-8 were replaced; save the file as UTF-8 (and 1 more)\n"
+    done = answers(folder, 'sku,title\n1,"mesa\nazul"\n\n2,silla\n')
+    assert [line[0] for line in done.stdout.splitlines()] == ["M", "S"]
+    assert done.stderr.splitlines() == [
+        "warning: -:2: a field in quotes spans lines; if it should not, a quote is unclosed",
+        "warning: -:4: an empty line in a table is no row, so nothing is written for it"]
+    assert answers(folder, "title\nmesa\n\nsilla\n").stdout.count("\n") == 3  # in one column it is an empty title
+    assert answers(folder, "title,x\n", "--keep").stdout == "title,x,category,probability\n"
+    done = answers(folder, "sku,title\n1,mesa\n2\n", check=False)
+    assert done.stdout.startswith("MESAS\t") and done.returncode == 2
+
+
+@pytest.mark.parametrize("header", ["", "title\n"])
+def test_a_line_is_answered_while_the_producer_pauses(header, exported):
     folder, pipes = exported("bag"), {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-I", folder / "classify.py", folder / "model.npz"], **pipes) as done:
+        done.stdin.write(header.encode())
         for title, category in (("mesa", "MESAS"), ("silla", "SILLAS"), ("celular x1", "CELULARES")):
             done.stdin.write(f"{title}\n".encode())
             done.stdin.flush()
@@ -228,15 +323,16 @@ def test_a_line_is_answered_while_the_producer_pauses(exported):
 def test_titles_from_python(exported):
     small = classify.Classifier(exported("bag") / "model.npz")
     found = small.predict(pd.Series(["mesa", None, float("nan"), pd.NA, ""]), top=100, threshold=0.3)
-    assert [len(row) for row in found] == [len(small.labels), 0, 0, 0, len(small.labels)]
-    assert found[0][0][0] == "MESAS" and found[0][1][0] is None and found[4][0] == (None, 0.0)
+    assert [len(row) for row in found] == [1 + len(small.labels), 0, 0, 0, 1 + len(small.labels)]
+    assert found[0][0] == found[0][1] and found[0][0][0] == "MESAS" and found[0][2][0] is not None
+    assert set(found[4]) == {(None, 0.0)}
     assert np.isnan(small.predict_proba(["mesa", None])).all(1).tolist() == [False, True]
     assert small.predict([]) == [] and small.predict_proba([]).shape == (0, len(small.labels))
     for wrong in ("mesa", [1], [b"mesa"]):
         with pytest.raises(TypeError, match="titles"):
             small.predict(wrong)
-    with pytest.raises(ValueError, match=r"0.9, 0.95, 0.99"):
-        small.threshold(0.5)
+    with pytest.warns(UserWarning, match=" can, for "):
+        assert small.predict(["mesa"], precision=0.9999) == [[(None, found[0][0][1])]]
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -250,7 +346,7 @@ def test_files_that_are_no_model_are_refused(exported, tmp_path):
     for content, words in (
             ({"x": np.ones(3)}, "export it again"), (arrays | {"0/weights": arrays["0/weights"] * 2}, "changed"),
             (newer, "version 99"), (arrays | {"0/table": np.array([Path()])}, "export it again"),
-            (b"", "export it again"), (b"mesa\n", "export it again")):
+            (b"", "model comes first"), (b"mesa\n", "model comes first")):
         if isinstance(content, dict):
             file = io.BytesIO()
             np.savez(file, **content)
@@ -360,6 +456,9 @@ def test_runs_and_models_of_this_format_stay_readable(tmp_path):
     found = answers(tmp_path / "exported", (tmp_path / "titles.txt").read_text(encoding="utf-8"), "--top", 4).stdout
     for answer in (done.stdout, found):
         for one, other in zip(answer.splitlines(), wanted.splitlines(), strict=True):
-            assert one.split("\t")[::2] == other.split("\t")[::2]
+            # That version named a category where nothing of a title was known.
+            assert one.split("\t")[::2] == (other.split("\t")[::2] if float(other.split("\t")[1]) else [""] * 4)
             np.testing.assert_allclose([*map(float, one.split("\t")[1::2])], [*map(float, other.split("\t")[1::2])],
                                        atol=2e-6)
+    done = answers(tmp_path / "exported", "mesa\n", "--precision", 0.9, check=False)
+    assert_one_line_error(done, "earlier version", "export it again")

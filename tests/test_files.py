@@ -1,4 +1,5 @@
 """files.py: nothing is half-written, nothing is trusted, and what goes wrong is one line."""
+import argparse
 import gzip
 import io
 import os
@@ -47,13 +48,13 @@ def test_defects_keep_their_traceback(error):
     (files.positive(int), ["1", "70"], ["0", "-1", "1.5", "x", ""]),
     (files.positive(float), ["0.5", "1e-9"], ["0", "-1", "nan", "inf"]),
     (files.not_negative(float), ["0", "0.5"], ["-0.1", "nan", "inf"]),
-    (files.fraction, ["0.5"], ["0", "1", "nan", "-0.5"]),
+    (files.fraction, ["0.5"], ["0", "1", "nan", "-0.5", "95", "x", ""]),
     (files.fraction_or_one, ["0.5", "1"], ["0", "1.01"]), (files.fraction_or_zero, ["0.5", "0"], ["1", "-1"]),
     (files.seed, ["0", str(2 ** 32 - 1)], ["-1", str(2 ** 32), "0.5"])])
 def test_arguments_have_limits(kind, good, bad):
     assert [kind(text) for text in good] == [float(text) for text in good]
     for text in bad:
-        with pytest.raises(ValueError):
+        with pytest.raises((ValueError, argparse.ArgumentTypeError)):
             kind(text)
 
 

@@ -81,7 +81,7 @@ def write(path, names=("A", "B"), titles=("x",), title="run, test split", histor
               "unknown_title_rows": 0, "slices": {
                   name: report.summarize(made.labels[mask], {key: value[mask] for key, value in result.items()})
                   for name, mask in report.slices(made).items()},
-              "thresholds": report.promises(lambda precision: None, made.labels, result),
+              "thresholds": report.promises(lambda precision: np.inf, made.labels, result),
               **report.summarize(made.labels, result)}
     page.write(path, title, scores, tables, [(title, [names[0]], {"model": names[0], "seed": 0}, history)], names[0])
     return path.read_text(encoding="utf-8")

@@ -59,18 +59,60 @@ def test_precision_takes_the_threshold_that_promises_it(predict, classifier):
     assert 0 < threshold < 1
     assert predict("-", "--precision", 0.6, stdin=listed(TITLES)).stdout == predict(
         "-", "--threshold", threshold, stdin=listed(TITLES)).stdout
-    assert_one_line_error(predict("-", "--precision", 0.9999, stdin="mesa\n", check=False), "--precision 0.9999")
+    assert classifier.predict(TITLES, precision=0.6) == classifier.predict(TITLES, threshold=threshold)
     assert_one_line_error(predict("-", "--precision", 0.9, "--threshold", 0.9, check=False), "give one")
-    assert_one_line_error(predict("-", "--threshold", 1.5, check=False), "--threshold")
+    for flag in ("--precision", "--threshold"):
+        assert_one_line_error(predict("-", flag, 95, check=False), f"{flag}: '95'", "a share between 0 and 1")
+    for wrong, reason in (({"precision": 0.9, "threshold": 0.9}, "give one"), ({"precision": 95}, "precision 95"),
+                          ({"threshold": 1.5}, "threshold 1.5"), ({"top": 0}, "top 0")):
+        with pytest.raises(ValueError, match=reason):
+            classifier.predict(TITLES, **wrong)
 
 
-def test_a_title_of_which_nothing_is_known_has_probability_0(predict, classifier):
+def test_a_precision_that_cannot_be_promised_answers_nothing_and_says_which_can(predict, classifier):
+    plain, said = lines_of(predict("-", stdin=listed(TITLES))), classifier.promised(0.9999)[1]
+    done = predict("-", "--precision", 0.9999, stdin=listed(TITLES))
+    assert lines_of(done) == [["", chance] for _, chance in plain]
+    assert f"warning: --precision {said}\n" in done.stderr and " can, for " in said
+    with pytest.warns(UserWarning) as warned:
+        found = classifier.predict(TITLES, precision=0.9999)
+    assert [str(warning.message) for warning in warned] == [said] and warned[0].filename == __file__
+    assert found == classifier.predict(TITLES, threshold=classifier.threshold(0.9999))
+    assert [row[0][0] for row in found] == [None] * 6 and classifier.threshold(0.9999) == float("inf")
+
+
+def test_candidates_stand_behind_the_answer(predict, classifier, tmp_path):
+    """With a threshold and --top, a reviewer sees what was refused."""
+    candidates = classifier.predict(TITLES, top=2)
+    threshold = sorted(row[0][1] for row in candidates)[-2]  # refuses all but two
+    found = classifier.predict(TITLES, top=2, threshold=threshold)
+    assert [row[1:] for row in found] == candidates and [len(row) for row in found] == [3] * 6
+    assert [row[0] for row in found] == [row[0] for row in classifier.predict(TITLES, threshold=threshold)]
+    assert [row[0][0] is None for row in found].count(True) == 4
+    lines = [[str(field) for name, chance in row for field in (name or "", f"{chance:.6f}")] for row in found]
+    flags = ("--top", 2, "--threshold", repr(threshold))
+    assert lines_of(predict("-", *flags, stdin=listed(TITLES))) == lines
+    path = save(tmp_path / "table.csv", as_text(TABLE))
+    header, *rows = csv.reader(predict(path, "--keep", *flags).stdout.splitlines())
+    assert header[4:] == ["predicted_category", "probability", "candidate_1", "probability_1", "candidate_2",
+                          "probability_2"]
+    assert [row[4:] for row in rows] == lines
+    predict(path, "--keep", *flags, "--out", tmp_path / "out.parquet")
+    columns = parquet.read_table(tmp_path / "out.parquet")
+    assert columns.column_names[4:] == header[4:]
+    assert columns["predicted_category"].to_pylist() == [row[0][0] for row in found]  # a null where there is none
+    assert columns["candidate_1"].to_pylist() == [row[1][0] for row in found]
+
+
+def test_a_title_of_which_nothing_is_known_has_no_category_and_probability_0(predict, classifier):
     done = predict("-", "--top", 2, stdin=listed(TITLES))
     assert [line[1] for line in lines_of(done)].count("0.000000") == 2  # qwzzk and the empty one
+    assert lines_of(done)[2:4] == [["", "0.000000"] * 2] * 2
     assert "2 of 6 titles of which training has seen no word" in done.stderr
     for title in ("qwzzk", "", "???"):
-        assert classifier.predict([title], threshold=0.0001)[0][0] == (None, 0.0)
-    assert lines_of(predict("-", "--threshold", 0.0001, stdin="qwzzk\n"))[0][0] == ""
+        for threshold in (None, 0.0001, 0):
+            assert set(classifier.predict([title], top=2, threshold=threshold)[0]) == {(None, 0.0)}
+        assert classifier.predict_proba([title]).sum() == pytest.approx(1)
 
 
 # --- whole tables -----------------------------------------------------------------------------------------------------
@@ -104,7 +146,7 @@ def test_parquet_goes_in_and_out_with_its_types(predict, tmp_path):
     predict(tmp_path / "in.parquet", "--keep", "--out", tmp_path / "out.parquet")
     found = parquet.read_table(tmp_path / "out.parquet")
     assert found.select(table.column_names) == table and found["probability"].type in (pa.float64(), pa.float32())
-    assert found["category"].to_pylist() == [name for name, _ in plain]
+    assert found["category"].to_pylist() == [name or None for name, _ in plain]
     np.testing.assert_allclose(found["probability"].to_pylist(), [float(chance) for _, chance in plain], atol=1e-6)
 
     save(tmp_path / "table.csv", as_text(TABLE))

@@ -91,15 +91,27 @@ def test_the_server_says_what_the_run_says(registered, server):
         assert row["category"] == wanted[0][0] or wanted[0][1] - wanted[1][1] < 0.01
 
 
-def test_tables_missing_titles_and_thresholds(server):
+def test_tables_missing_titles_and_thresholds(registered, server):
     one = server({"inputs": ["funda azul"]})[1]["predictions"]
     assert one[0]["category"] in LABELS
     assert server({"dataframe_records": [{"title": "funda azul"}]})[1]["predictions"] == one
     status, answer = server({"dataframe_split": {"columns": ["title"], "data": [["funda azul"], [None], [""]]}})
     assert status == 200 and answer["predictions"][:2] == [*one, {"category": None, "probability": None}]
-    assert answer["predictions"][2]["probability"] == 0
-    answer = server({"inputs": ["funda azul"], "params": {"threshold": 0.9999}})[1]["predictions"]
-    assert answer == [{"category": None, "probability": one[0]["probability"]}]
+    assert answer["predictions"][2] == {"category": None, "probability": 0}
+    for request in ({"inputs": ["funda azul", None]}, {"instances": ["funda azul", None]},
+                    {"inputs": [{"title": "funda azul"}, {"title": None}]},
+                    {"dataframe_records": [{"title": "funda azul"}, {"title": None}]}):
+        assert server(request) == (200, {"predictions": [*one, {"category": None, "probability": None}]})
+    assert server({"inputs": [None]})[1]["predictions"] == [{"category": None, "probability": None}]
+    chance, classifier = one[0]["probability"], evaluate.load("bag", folder=registered[0] / "runs")
+    assert chance >= classifier.threshold(0.6)
+    for params in ({"threshold": 0.9999}, {"precision": 0.9999}):
+        answer = server({"inputs": ["funda azul"], "params": params})[1]["predictions"]
+        assert answer == [{"category": None, "probability": chance}]
+        (answer,) = server({"inputs": ["funda azul"], "params": {"top": 2, **params}})[1]["predictions"]
+        assert [*answer] == ["category", "probability", "candidate_1", "probability_1", "candidate_2", "probability_2"]
+        assert [*answer.values()][:4] == [None, chance, one[0]["category"], chance]
+    assert server({"inputs": ["funda azul"], "params": {"precision": 0.6}})[1]["predictions"] == one
     assert server({"inputs": []}) == (200, {"predictions": []})
     status, answer = server({"inputs": ["funda " * 170_000]})
     assert status == 200 and answer["predictions"][0]["category"] == "FUNDAS"
@@ -109,7 +121,13 @@ def test_tables_missing_titles_and_thresholds(server):
     (b'{"inputs": ["funda"', "valid JSON"), (["funda"], "dictionary"), ({"inputs": "funda"}, "title"),
     ({"dataframe_records": [{"name": "funda"}]}, "title"), ({"inputs": ["funda"], "params": {"top": 0}}, "top"),
     ({"inputs": ["funda"], "params": {"top": "x"}}, "top"),
-    ({"inputs": ["funda"], "params": {"threshold": 1.5}}, "threshold")])
+    ({"inputs": ["funda"], "params": {"threshold": 1.5}}, "threshold"),
+    ({"inputs": ["funda"], "params": {"precision": 95}}, "a share between 0 and 1"),
+    ({"inputs": ["funda"], "params": {"precision": 0.9, "threshold": 0.9}}, "give one"),
+    ({"inputs": ["funda"], "params": {"presicion": 0.9}}, "presicion"),
+    *(({"inputs": ["funda", value]}, "title") for value in (1, 1.5, True, {"title": "x"}, ["mesa"])),
+    ({"dataframe_split": {"columns": ["title"], "data": [["funda"], [7]]}}, "7 is no title"),
+    ({"dataframe_records": [{"title": True}]}, "True is no title"), ({"instances": [7]}, "7 is no title")])
 def test_a_wrong_request_gets_status_400_and_a_reason(request_, word, server):
     status, answer = server(request_)
     assert status == 400 and word in answer["message"]
