@@ -27,6 +27,7 @@ both equal: what is changed there is changed here.
 import argparse
 import collections
 import contextlib
+import copy
 import csv
 import functools
 import hashlib
@@ -224,10 +225,12 @@ def piece_ids(encode, titles, max_len):
 # count.
 
 def head(p, x):
-    """Dense layers with a ReLU between them."""
-    for i in range(len(p)):
-        x = dense(p[f"Dense_{i}"], np.maximum(x, 0) if i else x)
-    return x
+    """Hidden layers, normalized behind their ReLU, and logits: each sees the input and all layers before."""
+    hidden = len(p) // 2  # each has a norm
+    for i in range(hidden):
+        y = layer_norm(p[f"LayerNorm_{i}"], np.maximum(dense(p[f"Dense_{i}"], x), 0))
+        x = np.concatenate([x, y], 1)
+    return dense(p[f"Dense_{hidden}"], x)
 
 
 def dense(p, x):
@@ -485,16 +488,18 @@ class Positions(dict):
 
 class BaseClassifier:
     """Titles in, answers out: what Classifier and evaluate.Classifier have in common. They have `labels`; `likeliest`,
-    which gives ids and probabilities [N, top] of titles; and `promises`: (number of validation rows, [(share of them
-    that a threshold lets through, that threshold, the least precision among them)], from all rows to the fewest)."""
+    which gives ids and probabilities [N, top] of titles; `promises`: (number of validation rows, [(share of them that a
+    threshold lets through, that threshold, the least precision among them)], from all rows to the fewest); and
+    `promising`, the classifier of the same kind that answers where a precision is to be promised."""
 
     def predict(self, titles, top=1, threshold=None, precision=None):
         """For every title a list of its `top` likeliest (category, probability), the likeliest first.
 
         With a threshold, or the precision that one is to promise (see `threshold`), the first pair is the answer: the
         likeliest category, or None where its probability is below. With top > 1 the `top` candidates follow, whatever
-        their probability. A precision that cannot be promised answers nothing and warns (UserWarning), saying which
-        one can.
+        their probability. A precision takes categories to be as frequent as in training, unless the classifier was
+        made with another prior, and is then promised for more titles; one that cannot be promised answers nothing and
+        warns (UserWarning), saying which one can.
 
         titles: any sequence of str, such as a pandas column; a missing value (None, NaN) gets an empty list. Where
         training has seen no word and no n-gram of a title, each pair is (None, 0.0). Raises TypeError where titles are
@@ -502,10 +507,12 @@ class BaseClassifier:
         """
         if top < 1:
             raise ValueError(f"top {top}: wanted 1 or more")
+        classifier = self
         if precision is not None:
             if threshold is not None:
                 raise ValueError("threshold and precision: give one")
-            threshold, unkept = self.promised(precision)
+            classifier = self.promising
+            threshold, unkept = classifier.promised(precision)
             if unkept:
                 warnings.warn(unkept, stacklevel=2)
         elif threshold is not None and not (0 <= threshold <= 1 or threshold == math.inf):
@@ -513,15 +520,17 @@ class BaseClassifier:
         titles, present = check_titles(titles)
         result, names = [[] for _ in titles], [*self.labels, None]
         if present:
-            found = answered(*self.likeliest([titles[i] for i in present], min(top, len(self.labels))), threshold)
+            found = classifier.likeliest([titles[i] for i in present], min(top, len(self.labels)))
+            found = answered(*found, threshold)
             for i, categories, chances in zip(present, *(column.tolist() for column in found)):  # noqa: B905
                 result[i] = [(names[c], p) for c, p in zip(categories, chances)]  # noqa: B905
         return result
 
     def threshold(self, precision):
         """The probability from which on at least this share of the categories is right, with a certainty of 99 % for
-        titles like the validation rows; infinity where these cannot promise that of any. Raises ValueError where the
-        precision is not between 0 and 1."""
+        titles like the validation rows; infinity where these cannot promise that of any. It holds for the probabilities
+        of this classifier, as `predict` gives them without a precision. Raises ValueError where the precision is not
+        between 0 and 1."""
         if not 0 < precision < 1:
             raise ValueError(f"precision {precision}: wanted a share between 0 and 1, such as 0.95")
         return next((least for _, least, known in self.promises[1] if known >= precision), math.inf)
@@ -583,10 +592,29 @@ class Classifier(BaseClassifier):
         # Text is kept as arrays of bytes, so that no pickle is needed.
         self.labels, vocabulary = (arrays[name].tobytes().decode().split("\n") for name in ("labels", "vocabulary"))
         self.vocabulary, self.seen = {word: i for i, word in enumerate(vocabulary)}, {}
-        self.lock = threading.Lock()  # threads of a server share the words that have been met
         self.members = [(EncoderMember if "encoder" in settings else Member)(settings, {
             name.partition("/")[2]: array for name, array in arrays.items() if name.startswith(f"{i}/")})
             for i, settings in enumerate(self.settings["members"])]
+        self.promising_shifts = [arrays.get(f"{i}/promising_shift") for i in range(len(self.members))]
+        self.begin()
+
+    @functools.cached_property
+    def promising(self):
+        """The classifier that promises a precision, see evaluate.Classifier: this one, or the same under another
+        prior."""
+        settings = self.settings.get("promising", self.settings)
+        if settings["prior"] == self.settings["prior"]:
+            return self
+        other = copy.copy(self)
+        other.settings, other.members = {**self.settings, **settings}, [copy.copy(member) for member in self.members]
+        for member, shift in zip(other.members, self.promising_shifts):  # noqa: B905
+            member.shift = shift
+        other.begin()
+        return other
+
+    def begin(self):
+        """What is not read from the file, such as the words that are met."""
+        self.lock = threading.Lock()  # threads of a server share these words
         self.of_words = [member for member in self.members if isinstance(member, Member)]
         self.max_len = max([member.settings["max_len"] for member in self.of_words], default=0)
         self.forget()
@@ -922,6 +950,7 @@ def main():
         raise
     top, threshold = min(args.top, len(classifier.labels)), args.threshold
     if args.precision:
+        classifier = classifier.promising
         threshold, unkept = classifier.promised(args.precision)
         if unkept:
             print(f"warning: --precision {unkept}", file=sys.stderr)

@@ -16,8 +16,8 @@ categories, mistakes, commands), report.json, predictions.csv, categories.csv (p
 each), confusions.csv with example titles, suspects.csv (wrong labels are likely among its first rows), unknown.csv
 (rows of categories that the run does not know; they count as wrong), recall.png, confusions.png and reliability.png. It
 is added to the training's MLflow run. Of several runs it goes to the first one's, runs/NAME/SPLIT-WHICH+OTHER..., with
---prior to SPLIT-WHICH-PRIOR, with --test to FILE-WHICH (of a second file of that name, to FILE-DIGEST-WHICH). Where it
-cannot be written, a warning says so, and the scores are shown all the same. The interval of the balanced accuracy is a bootstrap within
+--prior to SPLIT-WHICH-PRIOR, with --test to FILE-WHICH (of a second file of that
+name, to FILE-DIGEST-WHICH). Where it cannot be written, a warning says so, and the scores are shown all the same. The interval of the balanced accuracy is a bootstrap within
 categories.
 
 The probability of the likeliest category is the chance that it is right, for titles like the validation rows. The
@@ -26,7 +26,8 @@ certainty of 99 %, from validation rows), and how many are right on the rows rep
 after their temperatures, by the weights that fit the validation rows best, or equal ones where these are as good.
 Predictions assume a prior: that all categories are equally frequent (`equal`, what training with --balance logit or
 weights aims at), or as frequent as in training (`training`, as after --balance none). The default is the first run's
-own; --prior converts by adding or taking away the log prior.
+own; --prior converts by adding or taking away the log prior. What a precision promises counts titles, of which frequent
+categories have more: where --prior says nothing, --precision and the promises of a report assume `training`.
 
 --predict reads a title a line, or a CSV or Parquet file with a `title` (or `text`) column, plain or compressed, `-` for
 standard input; --title-column says which column it is, --encoding what is not UTF-8 (cp1252 is what Excel writes).
@@ -80,7 +81,8 @@ def parse_args():
     add("--threshold", type=files.fraction, metavar="P",
         help="with --predict: leave the category empty where its probability is below")
     add("--precision", type=files.fraction, metavar="P",
-        help="with --predict: the same with the threshold from which on this share of the categories is right")
+        help="with --predict: the same with the threshold from which on this share of the categories is right, with "
+        "--prior training where no prior is given: it promises that for more titles")
     add("--keep", action="store_true", help="with --predict: write the table's own columns, too")
     add("--explain", action="store_true", help="with --predict: write the words that spoke most for the category")
     add("--out", type=Path, metavar="FILE", help="with --predict: write here instead of standard output")
@@ -123,6 +125,7 @@ if __name__ == "__main__":
     files.run(files.clean_environment)
 
 import contextlib
+import copy
 import csv
 import functools
 import gc
@@ -178,13 +181,23 @@ class Classifier(classify.BaseClassifier):
                                 "the same prepared data")
             self.steps.append(step)
 
+        # The vectors of all words are composed once, and serve all titles that come, under any prior.
+        self.predictors = functools.cache(lambda: tuple(
+            model.predictor(config, variables, None if "encoder" in config else model.feature_tables(
+                config, self.vocab)) for config, variables in self.members))
+
         # Hashes of the character n-grams of all words of the vocabulary, for `knows`.
         self.ngrams = functools.cache(
             lambda minn, maxn: np.unique(data.character_ngrams(self.vocab, minn, maxn, HASHES)[1]))
 
+        self.has_own_prior = prior is None
+        self.assume(prior or self.config["prior"])
+
+    def assume(self, prior):
+        """Set the prior of predictions, and what calibrates them under it."""
         # A run's logits are under the prior that its --balance aims at. Adding the log prior of the training rows, or
         # subtracting it, converts from one to the other.
-        self.prior = prior or self.config["prior"]
+        self.prior = prior
         log_prior = calibration.log_prior(self.config["training_rows"])
         own = [config["prior"] for config, _ in self.members]
         sign = [(self.prior == "training") - (one == "training") for one in own]
@@ -205,6 +218,18 @@ class Classifier(classify.BaseClassifier):
             temperature, self.smoothing = calibration.fit(self.combined_kept(), kept["labels"])
         self.weights /= np.float32(temperature)
 
+    @functools.cached_property
+    def promising(self):
+        """The classifier that promises a precision: this one, under the training prior unless another was asked for. A
+        precision counts titles, and under the prior that they come with it is promised for more of them."""
+        if self.prior == "training" or not self.has_own_prior:
+            return self
+        other = copy.copy(self)
+        for cached in ("known", "validated", "promises"):  # under this prior
+            vars(other).pop(cached, None)
+        other.assume("training")
+        return other
+
     @property
     def identity(self):
         """What tells this classifier from others: its prior, and of each checkpoint when its run began and its step."""
@@ -223,11 +248,8 @@ class Classifier(classify.BaseClassifier):
     @functools.cached_property
     def known(self):
         """(word ids of the vocabulary, the Ensemble that knows it)."""
-        # The vectors of all words are composed once, and serve all titles that come.
-        predictors = tuple(model.predictor(config, variables, None if "encoder" in config else model.feature_tables(
-            config, self.vocab)) for config, variables in self.members)
-        return ({word: i for i, word in enumerate(self.vocab)},
-                model.Ensemble(predictors, *devices.put((self.weights, self.shifts, self.smoothing), devices.whole())))
+        return ({word: i for i, word in enumerate(self.vocab)}, model.Ensemble(
+            self.predictors(), *devices.put((self.weights, self.shifts, self.smoothing), devices.whole())))
 
     def word_vectors(self, others=()):
         """(words, their vectors [n, D] float32): of the vocabulary, then of `others`, a list of words that are not in
@@ -487,6 +509,8 @@ def evaluate(args):
     # Score every row. Categories that the run does not know have no probability: they are wrong.
     classes, folder = len(classifier.labels), classifier.folder
     result = classifier.score(rows.text, np.minimum(rows.labels, classes - 1))
+    promising = classifier.promising
+    promised = result if promising is classifier else promising.score(rows.text, np.minimum(rows.labels, classes - 1))
     if not devices.is_first():
         return
     unknown = rows.labels >= classes
@@ -518,7 +542,8 @@ def evaluate(args):
         print(f"warning: {scores['trained_rows']:,} of {len(rows.labels):,} rows have titles that trained "
               f"{' or '.join(dict.fromkeys(member.name for member, _ in classifier.checkpoints))}; their scores do not "
               "hold for new titles", file=sys.stderr)
-    scores["thresholds"] = report.promises(classifier.threshold, rows.labels, result)
+    scores["promising_prior"] = promising.prior
+    scores["thresholds"] = report.promises(promising.threshold, rows.labels, promised)
     scores["slices"] = {name: report.summarize(rows.labels[mask], {key: value[mask] for key, value in result.items()})
                         for name, mask in report.slices(rows).items()}
 
@@ -571,6 +596,7 @@ def predict(args):
     threshold = args.threshold
     if args.precision:
         # What cannot be promised leaves all categories empty; candidates may still be wanted.
+        classifier = classifier.promising
         threshold, unkept = classifier.promised(args.precision)
         if unkept:
             print(f"warning: --precision {unkept}", file=sys.stderr)

@@ -139,12 +139,13 @@ def encoder_arrays(config, variables, shift, dtype):
 
 def model_arrays(classifier, dtype):
     """{name: array} of an evaluate.Classifier, as classify.Classifier takes them."""
-    arrays, members, provenance = {}, [], []
+    arrays, members, provenance, promising = {}, [], [], classifier.promising
     for i, ((config, variables), shift, (folder, which), step) in enumerate(zip(
             classifier.members, classifier.shifts, classifier.checkpoints, classifier.steps, strict=True)):
         # Names begin with the number of the run, so that several fit into one file.
         arrays_of = encoder_arrays if "encoder" in config else member_arrays
         settings, found = arrays_of(config, variables, shift, dtype)
+        found["promising_shift"] = np.asarray(promising.shifts[i], np.float32)
         arrays |= {f"{i}/{name}": array for name, array in found.items()}
         members.append(settings)
 
@@ -156,10 +157,13 @@ def model_arrays(classifier, dtype):
                            "validation_balanced_accuracy": max(scores) if which == "best" else scores[-1]})
 
     # Weights, smoothing and promises are of all runs together; the provenance is for people, no code reads it.
+    def together(classifier):
+        return {"weights": [float(weight) for weight in classifier.weights], "smoothing": float(classifier.smoothing),
+                "prior": classifier.prior, "promises": classifier.promises}
+
     settings = {
-        "format": classify.FORMAT, "members": members, "weights": [float(weight) for weight in classifier.weights],
-        "smoothing": float(classifier.smoothing), "prior": classifier.prior,
-        "promises": classifier.promises, "provenance": provenance, "fingerprint": classifier.config["fingerprint"],
+        "format": classify.FORMAT, "members": members, **together(classifier), "promising": together(promising),
+        "provenance": provenance, "fingerprint": classifier.config["fingerprint"],
         "synthetic": classifier.config["synthetic"]}
 
     # Text goes in as bytes: NumPy's own arrays of text take four bytes a character, or need pickle.

@@ -200,12 +200,15 @@ def headline(scores):
         f"<p>{scores[name]:,} of {rows:,} rows {what}.</p>" for name, what in notes.items() if scores[name])
 
 
-def promises(thresholds):
+def promises(scores):
     """What validation rows promised beside what came true on these rows."""
+    note = "" if scores["promising_prior"] == scores["prior"] else (
+        "<p>With --precision predictions take categories to be as frequent as in training.</p>")
     return table("Precision promised, and kept", ("promise", "from probability", "coverage", "precision", "kept"), [
         [f"{float(promised):.0%}", row["threshold"], row["coverage"], row["precision"],
          "nothing promised" if row["threshold"] is None else "no rows" if row["precision"] is None
-         else "yes" if row["precision"] >= float(promised) else "no"] for promised, row in thresholds.items()])
+         else "yes" if row["precision"] >= float(promised) else "no"]
+        for promised, row in scores["thresholds"].items()]) + note
 
 
 def slices(scores, categories):
@@ -273,7 +276,7 @@ def write(path, title, scores, tables, members, command):
                          for one in [*(one for _, trained, _, _ in members for one in trained), command])
     parts = {
         "Scores": headline(scores),
-        "Probabilities": promises(scores["thresholds"]) + reliability(tables["predictions.csv"]),
+        "Probabilities": promises(scores) + reliability(tables["predictions.csv"]),
         "Slices": slices(scores, tables["categories.csv"]),
         "Categories": recalls(tables["categories.csv"]),
         "Mistakes": mistakes(tables["confusions.csv"], tables["suspects.csv"]),

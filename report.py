@@ -294,6 +294,8 @@ def show(scores, found):
           + f" (see --prior); calibration error of their probabilities {scores['expected_calibration_error']:.4f}")
 
     # What validation rows promised beside what came true on these rows.
+    if scores["promising_prior"] != scores["prior"]:
+        print("with --precision they take them to be as frequent as in training:")
     for precision, row in scores["thresholds"].items():
         if row["threshold"] is None:
             print(f"promised {float(precision):.0%} right: by no probability, on these validation rows")

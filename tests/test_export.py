@@ -103,6 +103,10 @@ def assert_the_same(small, run, titles, atol=1e-5):
     # Any precision has the very same threshold.
     for precision in (0.01, 0.5, 0.613, 0.9, 0.99):
         assert small.promised(precision) == run.promised(precision)
+        assert small.promising.promised(precision) == run.promising.promised(precision)
+    promised = run.promising.likeliest(titles, 1)
+    np.testing.assert_allclose(small.promising.likeliest(titles, 1)[1], promised[1], atol=atol)
+    assert small.promising.settings["prior"] == run.promising.prior
     expected = np.where(known[:, None], -np.sort(-wanted, 1)[:, :3], 0)
     np.testing.assert_allclose([[chance for _, chance in row] for row in found], expected, atol=atol)
 
@@ -222,8 +226,9 @@ def test_answers_on_the_command_line(exported, tmp_path):
     assert [line.split("\t") for line in done.stdout.splitlines()] == fields_of(
         small.predict(ODD, top=2, precision=0.6)) and done.stderr == ""
     done = answers(folder, stdin, "--precision", 0.9999, "--top", 3)
-    assert [line.split("\t") for line in done.stdout.splitlines()] == [["", row[1], *row] for row in found]
-    assert done.stderr == f"warning: --precision {small.promised(0.9999)[1]}\n"
+    likely = fields_of(small.promising.predict(ODD, top=3))
+    assert [line.split("\t") for line in done.stdout.splitlines()] == [["", row[1], *row] for row in likely]
+    assert done.stderr == f"warning: --precision {small.promising.promised(0.9999)[1]}\n"
     assert answers(folder, "").stdout == "" and answers(folder, "\n").stdout.endswith("\t0.000000\n")
     (tmp_path / "titles.txt").write_bytes(b"mesa\r\nsi\xfflla")
     assert answers(folder, "", tmp_path / "titles.txt").stdout.startswith("MESAS\t")
@@ -247,8 +252,8 @@ def test_a_table_is_answered_row_by_row(delimiter, exported, tmp_path):
     folder, file = exported("bag"), io.StringIO()
     csv.writer(file, delimiter=delimiter, lineterminator="\r\n").writerows(TABLE)
     (tmp_path / "offers.csv").write_bytes(b"\xef\xbb\xbf" + file.getvalue().encode())
-    found = classify.Classifier(folder / "model.npz").predict([row[1] for row in TABLE[1:]], top=2)
-    wanted = fields_of(found)
+    small, titles = classify.Classifier(folder / "model.npz"), [row[1] for row in TABLE[1:]]
+    wanted, likely = (fields_of(one.predict(titles, top=2)) for one in (small, small.promising))
     assert [line.split("\t") for line in answers(folder, "", tmp_path / "offers.csv", "--top", 2).stdout.splitlines(
         )] == wanted
     header = [*TABLE[0], "predicted_category", "probability"]
@@ -259,7 +264,7 @@ def test_a_table_is_answered_row_by_row(delimiter, exported, tmp_path):
         assert read(done.stdout) == expected
     done = answers(folder, file.getvalue(), "--keep", "--top", 2, "--precision", 0.9999)
     assert read(done.stdout) == [[*header, "candidate_1", "probability_1", "candidate_2", "probability_2"], *(
-        [*row, "", added[1], *added] for row, added in zip(TABLE[1:], wanted, strict=True))]
+        [*row, "", added[1], *added] for row, added in zip(TABLE[1:], likely, strict=True))]
     named = file.getvalue().replace("Title", "Artículo")
     for column in ("artículo", "2"):
         assert read(answers(folder, named, "--keep", "--title-column", column).stdout)[1][-2:] == wanted[0][:2]
@@ -333,7 +338,7 @@ def test_titles_from_python(exported):
         with pytest.raises(TypeError, match="titles"):
             small.predict(wrong)
     with pytest.warns(UserWarning, match=" can, for "):
-        assert small.predict(["mesa"], precision=0.9999) == [[(None, found[0][0][1])]]
+        assert small.predict(["mesa"], precision=0.9999) == [[(None, small.promising.predict(["mesa"])[0][0][1])]]
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -77,8 +77,8 @@ def made_up(names, titles, rows=200, languages=("es", "pt")):
 def write(path, names=("A", "B"), titles=("x",), title="run, test split", history=(), synthetic=False, **others):
     """Write a page of rows that are made up, and return its content."""
     made, result, tables = made_up(names, titles, **others)
-    scores = {"checkpoint": "best", "step": 7, "prior": "equal", "synthetic": synthetic, "unknown_category_rows": 3,
-              "unknown_title_rows": 0, "slices": {
+    scores = {"checkpoint": "best", "step": 7, "prior": "equal", "promising_prior": "training", "synthetic": synthetic,
+              "unknown_category_rows": 3, "unknown_title_rows": 0, "slices": {
                   name: report.summarize(made.labels[mask], {key: value[mask] for key, value in result.items()})
                   for name, mask in report.slices(made).items()},
               "thresholds": report.promises(lambda precision: np.inf, made.labels, result),

@@ -54,12 +54,19 @@ def test_categories_below_the_threshold_are_left_empty(predict, classifier):
     assert [row[0][0] for row in found] == [name or None for name, _ in lines_of(done)]
 
 
-def test_precision_takes_the_threshold_that_promises_it(predict, classifier):
-    threshold = classifier.threshold(0.6)  # the tiny set has few validation rows
-    assert 0 < threshold < 1
-    assert predict("-", "--precision", 0.6, stdin=listed(TITLES)).stdout == predict(
-        "-", "--threshold", threshold, stdin=listed(TITLES)).stdout
-    assert classifier.predict(TITLES, precision=0.6) == classifier.predict(TITLES, threshold=threshold)
+def test_precision_takes_the_threshold_that_promises_it(predict, trained, classifier):
+    """Under the training prior, unless another is asked for."""
+    for flags, prior in (((), "training"), (("--prior", "training"), "training"), (("--prior", "equal"), "equal")):
+        other = evaluate.load("filters", folder=trained / "runs", prior=prior)
+        threshold = other.threshold(0.6)  # the tiny set has few validation rows
+        assert 0 < threshold < 1
+        assert predict("-", "--precision", 0.6, *flags, stdin=listed(TITLES)).stdout == predict(
+            "-", "--threshold", threshold, "--prior", prior, stdin=listed(TITLES)).stdout
+        wanted = other.predict(TITLES, threshold=threshold)
+        assert other.predict(TITLES, precision=0.6) == wanted and other.promising is other
+        assert (classifier.predict(TITLES, precision=0.6) == wanted) == (prior == "training")
+    assert classifier.promising.prior == "training" and classifier.prior == "equal"
+    assert classifier.promising.known[1].predictors is classifier.known[1].predictors
     assert_one_line_error(predict("-", "--precision", 0.9, "--threshold", 0.9, check=False), "give one")
     for flag in ("--precision", "--threshold"):
         assert_one_line_error(predict("-", flag, 95, check=False), f"{flag}: '95'", "a share between 0 and 1")
@@ -70,14 +77,15 @@ def test_precision_takes_the_threshold_that_promises_it(predict, classifier):
 
 
 def test_a_precision_that_cannot_be_promised_answers_nothing_and_says_which_can(predict, classifier):
-    plain, said = lines_of(predict("-", stdin=listed(TITLES))), classifier.promised(0.9999)[1]
+    plain = lines_of(predict("-", "--prior", "training", stdin=listed(TITLES)))
+    said = classifier.promising.promised(0.9999)[1]
     done = predict("-", "--precision", 0.9999, stdin=listed(TITLES))
     assert lines_of(done) == [["", chance] for _, chance in plain]
     assert f"warning: --precision {said}\n" in done.stderr and " can, for " in said
     with pytest.warns(UserWarning) as warned:
         found = classifier.predict(TITLES, precision=0.9999)
     assert [str(warning.message) for warning in warned] == [said] and warned[0].filename == __file__
-    assert found == classifier.predict(TITLES, threshold=classifier.threshold(0.9999))
+    assert found == classifier.promising.predict(TITLES, threshold=float("inf"))
     assert [row[0][0] for row in found] == [None] * 6 and classifier.threshold(0.9999) == float("inf")
 
 

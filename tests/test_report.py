@@ -138,8 +138,14 @@ def test_calibration_and_promises_in_the_report(trained):
     error = calibration.expected_error(confidence, right)
     assert scores["expected_calibration_error"] == pytest.approx(error, abs=1e-5)
     assert 0.04 < scores["temperature"] < 60 and 0 <= scores["smoothing"] <= 0.5
-    classifier = evaluate.load("filters", folder=trained / "runs")
     assert list(scores["thresholds"]) == ["0.90", "0.95", "0.99"]
+
+    # What --precision gives, which assumes the training prior where --prior says nothing.
+    classifier = evaluate.load("filters", folder=trained / "runs", prior="training")
+    assert (scores["prior"], scores["promising_prior"]) == ("equal", "training")
+    found, chances = classifier.likeliest([row["title"] for row in rows], 1)
+    confidence, right = chances[:, 0], np.array([classifier.labels[i] for i in found[:, 0]]) == [
+        row["category"] for row in rows]
     for precision, row in scores["thresholds"].items():
         assert (row["threshold"] or np.inf) == classifier.threshold(float(precision))
         passed = confidence >= (row["threshold"] or np.inf) - 1e-6

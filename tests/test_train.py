@@ -260,3 +260,25 @@ def test_more_epochs_compile_nothing_more(tiny, tmp_path):
         compiled.append(re.findall(r"Finished XLA compilation of jit\((\w+)\)", done.stderr))
     assert compiled[0] == compiled[1] == ["start", "train_chunk", "compose", "score_batch", "factors", "forward",
                                           "calibration_loss", "score_batch"]  # once for few rows, once for many
+
+
+def test_hidden_layers_learn_what_a_linear_classifier_does():
+    """At the default settings, on titles of categories with 6 rows: two words of the category's own four, two that say
+    nothing. A linear classifier finds all; two hidden layers without norm or way around them found a third."""
+    draw, classes, words = np.random.default_rng(0), 40, words_of(400)
+    labels = np.repeat(np.arange(classes), 12).astype(np.uint8)
+    own = 2 + 4 * labels[:, None] + draw.permuted(np.tile(np.arange(4), (len(labels), 1)), axis=1)[:, :2]
+    titles = np.concatenate([own, draw.integers(2 + 4 * classes, 400, own.shape)], 1).astype(np.uint16)
+    split = [{"titles": titles[i::2], "labels": labels[i::2], "reliable": labels[i::2] < 0} for i in range(2)]
+
+    config = config_of("--hidden", 32, 16, titles=titles[::2], meta={
+        "vocab": words, "labels": [*map(str, range(classes))], "training_rows": [6] * classes})
+    features = model.feature_tables(config, words)
+    state = train.init_state(config, features, titles[::2])
+    groups = data.length_groups(titles[::2], config["batch_size"], train.MAX_STEPS)
+    programs = train.compile_chunks(config, state, train.training_arrays(config, features, split[0]), groups)
+    for epoch in range(config["epochs"]):
+        for width, order in data.batches(groups, config["batch_size"], 0, epoch):
+            state, _ = programs[width](state, order)
+    found = train.evaluate_rows(model.predictor(config, state["variables"], features), split[1], "valid")
+    assert found["valid_balanced_accuracy"] > 0.95
