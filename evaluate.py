@@ -16,9 +16,9 @@ categories, mistakes, commands), report.json, predictions.csv, categories.csv (p
 each), confusions.csv with example titles, suspects.csv (wrong labels are likely among its first rows), unknown.csv
 (rows of categories that the run does not know; they count as wrong), recall.png, confusions.png and reliability.png. It
 is added to the training's MLflow run. Of several runs it goes to the first one's, runs/NAME/SPLIT-WHICH+OTHER..., with
---prior to SPLIT-WHICH-PRIOR, with --test to FILE-WHICH (of a second file of that
-name, to FILE-DIGEST-WHICH). Where it cannot be written, a warning says so, and the scores are shown all the same. The interval of the balanced accuracy is a bootstrap within
-categories.
+--prior to SPLIT-WHICH-PRIOR, with --test to FILE-WHICH (of a second file of that name, to FILE-DIGEST-WHICH). Where it
+cannot be written, a warning says so, and the scores are shown all the same. The interval of the balanced accuracy is a
+bootstrap within categories.
 
 The probability of the likeliest category is the chance that it is right, for titles like the validation rows. The
 report says from which probability on 90, 95 and 99 % of the categories should be right (a bound that holds with a
