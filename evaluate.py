@@ -418,12 +418,12 @@ def read_rows(args, classifier):
     """The rows of a labelled file, as a namespace: `text`, list of titles; `labels` [N], numbers of `names`, which are
     the run's and behind them those it does not know; `lines` [N], where they stand; `language` [N], number of
     `languages`, and `reliable` [N] bool, or None."""
-    bad, blocks = sources.BadRows(MAX_BAD_ROWS), []
+    bad, blocks = sources.BadRows(MAX_BAD_ROWS, "mend them"), []
     for block in sources.read_labelled(args.test, bad, sources.format_from(args)):
         # Called for its check alone: marks other than reliable and unreliable are refused.
         sources.given_quality(args.test, block.get("quality", pa.array([], pa.string())))
         blocks.append({column: block[column].to_pylist() if column in block else [""] * len(block["title"])
-                       for column in ("title", "category", "language", "quality", "line")})
+                       for column in ("title", "category", "spelling", "language", "quality", "line")})
     rows = {column: [value for block in blocks for value in block[column]] for column in blocks[0]} if blocks else {}
     bad.check(len(rows.get("title", [])))
     bad.warn()
@@ -432,13 +432,13 @@ def read_rows(args, classifier):
     if bad.count:
         print(f"warning: {bad.count:,} bad rows left out, first {bad.first}", file=sys.stderr)
 
-    # Categories that the run does not know get numbers behind those it does.
+    # Categories that the run does not know get numbers behind those it does. Names that look the same are the same.
     names = list(classifier.labels)
-    number = {name: i for i, name in enumerate(names)}
-    for name in rows["category"]:
+    number = {sources.tidy(name): i for i, name in enumerate(names)}
+    for name, spelling in zip(rows["category"], rows["spelling"], strict=True):
         if name not in number:
             number[name] = len(names)
-            names.append(name)
+            names.append(spelling)
 
     # Rows without a language are a slice of their own, unless no row has one.
     languages = sorted({name or "unknown" for name in rows["language"]})

@@ -568,8 +568,10 @@ def write_json(path, value):
 
 def read_lines(path):
     """The lines of a text file as `write_lines` wrote them."""
-    # Not by splitlines, which also divides at characters that titles may hold, such as U+2028.
-    return Path(path).read_text(encoding="utf-8").split("\n")[:-1]
+    # Not by splitlines, which also divides at characters that titles may hold, such as U+2028; nor does a carriage
+    # return become a newline.
+    with open(path, encoding="utf-8", newline="") as file:
+        return file.read().split("\n")[:-1]
 
 
 def write_lines(path, lines):

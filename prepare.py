@@ -233,13 +233,14 @@ def ingest(args, chosen, bad, base=None):
     Returns a namespace: `blocks` of rows [(word numbers of the first max_len words of all titles, in turn [T] int32,
     number of these words by title [n], titles as bytes, a line each)]; arrays with one entry a row: `label`,
     `language` and `reliable` (None where the source says nothing), `split` (-1: not given), `key` (equal for equal
-    titles); the keys of the titles that are `held_out` in the base; the Codes of `words`, `labels` and `languages`; the
-    numbers of words before titles are cut, of titles that are `cut`, and of rows `read`, kept or not.
+    titles); the keys of the titles that are `held_out` in the base; the Codes of `words`, `labels` and `languages`, and
+    {category as rows write it: how many do} as `spellings`; the numbers of words before titles are cut, of titles that
+    are `cut`, and of rows `read`, kept or not.
     """
     import pyarrow.compute as pc
     words, labels, languages = Codes(), Codes(), Codes()
     columns = {name: [] for name in ("label", "language", "reliable", "split", "key")}
-    blocks, known, seen = [], set(), {"rows": 0}
+    blocks, known, seen, spellings = [], set(), {"rows": 0}, Counter()
     total = SimpleNamespace(words=0, cut=0)
 
     # Odd factors, so that numbers which differ still do when multiplied modulo 2^64; always the same ones, because the
@@ -267,7 +268,7 @@ def ingest(args, chosen, bad, base=None):
         for *_, (codes, factor), distinct, lengths in map_ahead(
                 pool, tokenized, base.held_out if base else (), 2 * args.threads):
             held_out.append(keys(words.number(distinct)[codes], np.minimum(lengths, args.max_len), factor))
-        known_categories = base and pa.array(base.labels)
+        known_categories = base and pa.array([sources.tidy(name) for name in base.labels], pa.string())
         for path, split, block, text, (codes, factor), distinct, lengths in map_ahead(
                 pool, tokenized, read_rows(args, chosen, bad, seen, known_categories), 2 * args.threads):
             # Word numbers in the order of appearance; what --max-len cuts off is counted and dropped.
@@ -281,6 +282,8 @@ def ingest(args, chosen, bad, base=None):
             rows = len(lengths)
             nothing = pa.array([""] * rows, pa.string())
             columns["label"].append(labels(block["category"]))
+            spellings.update({name.as_py(): count.as_py() for name, count in zip(
+                *block["spelling"].value_counts().flatten(), strict=True)})
             columns["language"].append(languages(block.get("language", nothing)))
             if len(languages.index) > 256:
                 raise UserError(f"{path}: more than 256 languages; rename the column if it holds something else")
@@ -293,8 +296,9 @@ def ingest(args, chosen, bad, base=None):
     columns = {name: np.concatenate(parts) if parts else np.zeros(0, int) for name, parts in columns.items()}
     columns["language"] = columns["language"] if "language" in known else None
     columns["reliable"] = columns["reliable"] if "quality" in known else None
-    return SimpleNamespace(blocks=blocks, words=words, labels=labels, languages=languages, word_count=int(total.words),
-                           cut=int(total.cut), read=seen["rows"], held_out=np.concatenate(held_out), **columns)
+    return SimpleNamespace(blocks=blocks, words=words, labels=labels, languages=languages, spellings=spellings,
+                           word_count=int(total.words), cut=int(total.cut), read=seen["rows"],
+                           held_out=np.concatenate(held_out), **columns)
 
 
 def title_lines(titles):
@@ -333,7 +337,7 @@ def given_split(path, split, values):
 # --- more rows for another folder -------------------------------------------------------------------------------------
 
 OF_BASE = ("vocab", "min_count", "max_len", "fold", "valid", "seed", "vectors", "encoder", "max_pieces")
-CHOSEN = ("languages", "title_column", "category_column", "encoding", "max_bad_rows")  # that a part may have otherwise
+CHOSEN = ("languages", "title_column", "category_column", "max_bad_rows")  # that a part may have otherwise
 
 
 def read_base(args):
@@ -368,9 +372,9 @@ def read_base(args):
                            knows_quality=meta["reliable_share"] is not None)
 
 
-def base_order(codes, names):
-    """(names, [len(codes)] the position of each code's name among them), as Codes.alphabetical."""
-    position = {name: i for i, name in enumerate(names)}
+def order_of(codes, names):
+    """(names, [len(codes)] the position of each code's name, which is tidy, among them), as Codes.alphabetical."""
+    position = {sources.tidy(name): i for i, name in enumerate(names)}
     return names, np.array([position[name] for name in codes.index])
 
 
@@ -384,6 +388,20 @@ def known_words(words, blocks, kept, vocab):
     oov = sorted(word for word, number in words.index.items() if used[number] and word not in known)
     position = {word: i for i, word in enumerate([*vocab, *oov])}
     return vocab, oov, np.array([position.get(word, data.UNKNOWN) for word in words.index])
+
+
+def frequent_spellings(spellings, bad):
+    """The names of categories, each as most rows write it, in alphabetical order; of names that look the same but are
+    written in several ways a note goes to `bad`. spellings: {name as rows write it: how many do}."""
+    # Of equally frequent ones the first in alphabetical order, so that the order of rows does not matter.
+    ways = {}
+    for name in sorted(spellings, key=lambda name: (-spellings[name], name)):
+        ways.setdefault(sources.tidy(name), []).append(name)
+    for first, *others in ways.values():
+        if others:
+            bad.note(f"category {first}", None, "is written in several ways that look the same; the most frequent one "
+                     "is its name")
+    return sorted(first for first, *_ in ways.values())
 
 
 # --- splits, vocabulary -----------------------------------------------------------------------------------------------
@@ -652,7 +670,7 @@ def write_arrays(args, chosen, bad, folder, base=None):
         raise UserError(f"{where}: no title has a letter or digit; is the title column the right one?")
 
     # Categories in alphabetical order, and a split for every row; the vocabulary, of the training rows alone.
-    labels, ranks = rows.labels.alphabetical() if base is None else base_order(rows.labels, base.labels)
+    labels, ranks = order_of(rows.labels, base.labels if base else frequent_spellings(rows.spellings, bad))
     label = ranks.astype(data.smallest_uint(len(labels) - 1))[rows.label]
     groups = number_equal(rows.key)
     if base:

@@ -37,6 +37,7 @@ LABELLED = ("title", "category", "language", "quality", "split")
 
 # What the first line or the first bytes of a file tell of its format.
 JSON = re.compile(r'\s*(\{\s*("|\}|$)|\[\s*([\[{"\]]|$))')  # but a title may begin with "[Oferta]"
+FASTTEXT_BLANKS = re.compile("[ \t\n\v\f\r\0]+")  # that divide its words
 DELIMITER_LINE = re.compile(rb'"?sep=([,;\t|])"?')  # above the header, for spreadsheets
 PARQUET = b"PAR1"
 MARK = b"\xef\xbb\xbf"  # the byte order mark in UTF-8
@@ -49,13 +50,15 @@ class BadRows:
     """Counts the rows that had to be skipped, and notes what was read but is worth a warning; of each kind it
     remembers the first."""
 
-    def __init__(self, limit):
-        """limit: the bad rows to allow, as a share of all rows (below 1) or as a number."""
-        self.limit, self.count, self.first, self.notes = limit, 0, None, {}
+    def __init__(self, limit, advice="mend them, or allow so many with --max-bad-rows"):
+        """limit: the bad rows to allow, as a share of all rows (below 1) or as a number; advice: what to do about
+        more."""
+        self.limit, self.advice, self.count, self.first, self.notes = limit, advice, 0, None, {}
 
-    def add(self, path, line, what):
+    def add(self, path, line, what, times=1):
+        """Count a line that has to be skipped, as so many rows."""
         self.first = self.first or f"{path}:{line}: {what}"
-        self.count += 1
+        self.count += times
 
     def note(self, path, line, what, times=1):
         """Count a row that is kept, or a category (without a line), under what is odd about it."""
@@ -70,8 +73,7 @@ class BadRows:
         # A share is one of all rows, the bad ones included.
         limit = self.limit if self.limit >= 1 else self.limit * (rows + self.count)
         if self.count > limit:
-            raise UserError(f"{self.first} ({self.count:,} bad rows of {rows + self.count:,}; mend them, or allow so "
-                            "many with --max-bad-rows)")
+            raise UserError(f"{self.first} ({self.count:,} bad rows of {rows + self.count:,}; {self.advice})")
 
     def warn(self):
         """Print a line for each kind of odd rows."""
@@ -196,8 +198,8 @@ def locate(header, wanted, names):
 
 
 def tidy(name):
-    """A category or language so that names that look the same are the same: composed (NFC), without invisible
-    characters, with single spaces."""
+    """A category or language so that names that look the same are the same, to compare them: composed (NFC), without
+    invisible characters, with single spaces."""
     # Tabs and the like are control characters, too, but they separate, so they stay until the split.
     return " ".join("".join(c for c in unicodedata.normalize("NFC", name)
                             if c.isspace() or unicodedata.category(c) not in ("Cc", "Cf")).split())
@@ -426,7 +428,8 @@ def json_text(name, value):
 
 def parse_fasttext(line, names):
     """{column: text} of a line of a fastText file; raises ValueError where it has no label, or several."""
-    label, title = [*line.split(None, 1), "", ""][:2]
+    # Other blanks, such as a no-break space, are part of a label, as they are to fastText.
+    label, title = [*FASTTEXT_BLANKS.split(line.lstrip(" \t\v\f\r\0"), maxsplit=1), ""][:2]
     if not label.startswith("__label__"):
         raise ValueError("does not start with __label__")
     if line.count("__label__") > 1:
@@ -540,8 +543,9 @@ def parquet_text(column, values):
 # --- labelled rows ----------------------------------------------------------------------------------------------------
 
 def read_labelled(path, bad, form=None):
-    """Yield blocks of a file's labelled rows: {"title": Arrow string array, "category": ..., "line": number, and, where
-    the file has them, "language", "quality", "split"}, each with one entry a row. Rows that lack a title or a category,
+    """Yield blocks of a file's labelled rows: {"title": Arrow string array, "category": its name made tidy, "spelling":
+    its name as it came, "line": number, and, where the file has them, "language", "quality", "split"}, each with one
+    entry a row. Rows that lack a title or a category,
     or that are not UTF-8, go to `bad`. Raises UserError where the file cannot be read at all.
 
     form: a Format, where the user has asked for one.
@@ -604,7 +608,7 @@ def open_with_progress(path):
 def clean(block, numbers, path, bad, header=None):
     """The cleaning step of all formats: columns of bytes become trimmed text, categories and languages tidy, and rows
     that are not UTF-8, lack a title or a category, or repeat the `header` ({column: its name}) go to `bad` instead.
-    Returns {column: Arrow string array}."""
+    Returns {column: Arrow string array}, with `spelling`, the categories as they came."""
     import pyarrow.compute as pc
     # A column is valid as a whole in nearly every block; where it is not, the rows that are at fault are looked for.
     good = np.ones(len(numbers), bool)
@@ -618,13 +622,18 @@ def clean(block, numbers, path, bad, header=None):
             for i in np.flatnonzero(broken & good):
                 bad.add(path, numbers[i], f"the {column} is not UTF-8")
             good &= ~broken
-        text = pc.utf8_trim_whitespace(text)
 
-        # Distinct names are few, so each is made tidy once.
+        # Distinct names are few, so each is made tidy once. What people join with tables of their own is the name as it
+        # came, but for what would divide a line.
         if column in ("category", "language"):
             encoded = text.dictionary_encode()
-            text = pa.array([tidy(name) for name in encoded.dictionary.to_pylist()], pa.string()).take(encoded.indices)
-        block[column] = text
+            names, at = encoded.dictionary.to_pylist(), encoded.indices
+            text = pa.array([tidy(name) for name in names], pa.string()).take(at)
+            if column == "category":
+                spelling = pa.array([re.sub("[ \t\n\v\f\r]*[\t\n\v\f\r][ \t\n\v\f\r]*", " ", name).strip(" ")
+                                     for name in names], pa.string()).take(at)
+        block[column] = pc.utf8_trim_whitespace(text)
+        text = block[column]
 
         # Without a title or a category, a row teaches nothing. One that is bad already is not counted again.
         if column in ("title", "category"):
@@ -640,7 +649,7 @@ def clean(block, numbers, path, bad, header=None):
         for i in np.flatnonzero(repeated & good):
             bad.add(path, numbers[i], "repeats the header")
         good &= ~repeated
-    block["line"] = pa.array(numbers)
+    block |= {"line": pa.array(numbers), "spelling": spelling}
     return block if good.all() else {column: values.filter(pa.array(good)) for column, values in block.items()}
 
 
@@ -663,7 +672,7 @@ class NoBadRows(BadRows):
     def __init__(self):
         super().__init__(0)
 
-    def add(self, path, line, what):
+    def add(self, path, line, what, times=1):
         raise UserError(f"{path}:{line}: {what}")
 
     def empty(self, path, line):

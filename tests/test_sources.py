@@ -26,8 +26,8 @@ class Recorder(sources.BadRows):
         super().__init__(limit)
         self.skipped, self.odd = {}, {}
 
-    def add(self, path, line, what):
-        super().add(path, line, what)
+    def add(self, path, line, what, times=1):
+        super().add(path, line, what, times)
         self.skipped[int(line)] = what
 
     def note(self, path, line, what, times=1):
@@ -128,9 +128,14 @@ def test_content_and_not_the_name_tells_form_and_compression(tmp_path, name, pac
     assert labelled(path)[0] == rows
 
 
-def test_fasttext_files_may_separate_with_tabs(tmp_path):
-    assert labelled(save(tmp_path / "x", "__label__a\tb c\n__label__d  e\tf\n"))[0] == [
+def test_fasttexts_labels_end_where_it_ends_them(tmp_path):
+    assert labelled(save(tmp_path / "x", "__label__a\tb c\n __label__d  e\tf\n"))[0] == [
         ("b c", "", "", "a"), ("e\tf", "", "", "d")]
+    lines = "".join(f"__label__a{blank}b c\n" for blank in " \t\v\f\r") + "x" * 1000
+    assert {row[3] for row in labelled(save(tmp_path / "x", f"{lines}\n__label__a\0b\n"))[0]} == {"a"}
+    others = [c for c in map(chr, range(0x85, 0x3001)) if c.isspace()]
+    rows = labelled(save(tmp_path / "x", "".join(f"__label__a{blank}b c\n" for blank in others)))[0]
+    assert len(rows) == len(others) > 10 and {row[0] for row in rows} == {"c"} and {row[3] for row in rows} == {"a b"}
 
 
 @pytest.mark.parametrize("block", [1, 700, 5000])
