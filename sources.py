@@ -29,6 +29,7 @@ BLOCK = 8 << 20      # bytes of a file in memory at a time, for each thread a fe
 SNIFFED = 20         # lines that show whether a file is a list of titles
 LINE_ROWS = 50_000   # rows of JSON lines and fastText files in a block at most
 ROW_BYTES = 1 << 18  # that a row with line ends in its fields may take
+FEW = 10             # rows that one bad line may swallow unsaid, and line ends that may be unsure
 
 # By what names we know a column; --title-column and --category-column put others in their place.
 COLUMNS = {"title": ("title", "text"), "category": ("category", "label"), "language": ("language",),
@@ -42,6 +43,10 @@ DELIMITER_LINE = re.compile(rb'"?sep=([,;\t|])"?')  # above the header, for spre
 PARQUET = b"PAR1"
 MARK = b"\xef\xbb\xbf"  # the byte order mark in UTF-8
 NOT_TEXT = (PARQUET, b"\xff\xfe", b"\xfe\xff", b"PK\3\4", b"\x1f\x8b")  # UTF-16, zip, gzip within a compressed file
+HOLE = bytes(64)        # zeros that a crash or a broken copy leaves
+LINE_ENDS = re.compile("[\r\v\f]")  # that are no newlines, as an old Macintosh or a printed page has them
+SPACED = "a carriage return within a line was taken as a space; if it ends a title, end it with a newline"
+ENDED = "a carriage return or form feed was taken as the end of a line"
 
 
 # --- what could not be read -------------------------------------------------------------------------------------------
@@ -84,21 +89,27 @@ class BadRows:
 
 # --- blocks of lines --------------------------------------------------------------------------------------------------
 
-def line_blocks(stream, name, bad, wait=True):
-    """Yield (number of the first line, bytes) of a binary stream: blocks of whole lines, each ended by a newline alone.
+def line_blocks(stream, name, wait=True, whole_only=True):
+    """Yield (number of the first line, bytes) of a binary stream: blocks of whole lines, ended by newlines where they
+    were by these or by a carriage return and a newline; carriage returns alone stay.
 
-    bad: notes carriage returns that are no line ends. wait: fill every block; without it, a block holds what a pipe or
-    a terminal has brought so far.
+    wait: fill every block; without it, a block holds what a pipe or a terminal has brought so far. whole_only: refuse
+    text that is in another encoding than UTF-8 as a whole.
     Raises UserError where the content is no text, or a line longer than files.MAX_LINE.
     """
     # The last line of a piece may go on in the next one.
-    number, rest = 1, b""
+    number, rest, accents = 1, b"", False
     while piece := stream.read(BLOCK) if wait else files.read_ready(stream, BLOCK):
         # What is no text shows at the beginning; further on, a stray NUL only separates words.
-        if number == 1 and ((rest + piece).startswith(NOT_TEXT) or b"\0" in piece[:1000]):
-            raise UserError(f"{name}: not text in UTF-8, plain or compressed once with gzip, bzip2 or xz; if it is "
-                            "text in another encoding, name that with --encoding, such as utf-16")
         whole = rest + piece
+        if number == 1 and (whole.startswith(NOT_TEXT) or b"\0" in piece[:1000]):
+            if encoding := wide_encoding(whole):
+                raise UserError(f"{name}: not UTF-8; looks like {encoding}: add --encoding {encoding}")
+            raise UserError(f"{name}: not text in UTF-8, plain or compressed once with gzip, bzip2 or xz; if it is "
+                            "text in another encoding, name that with --encoding")
+        if b"\0" in whole and HOLE in whole:
+            number += whole.count(b"\n", 0, whole.index(HOLE))
+            raise UserError(f"{name}:{number}: many zero bytes, as in a file that was damaged; fetch or copy it again")
         block, newline, rest = whole.rpartition(b"\n")
         first = whole.find(b"\n") if newline else 0  # only the first line and the last can be that long
 
@@ -108,18 +119,61 @@ def line_blocks(stream, name, bad, wait=True):
             raise UserError(f"{name}:{number}: a line of more than {files.MAX_LINE >> 20} MB; is this a file of "
                             "titles?")
         if newline:
-            yield number, plain_ends(block + newline, name, number, bad)
+            accents = accents or (has_accents(block, name, number) if whole_only else True)
+            yield number, plain_ends(block + newline, name, number)
             number += block.count(b"\n") + 1
 
     # The last line of a file may lack its newline; rows are counted by newlines, so it gets one.
     if rest:
-        yield number, plain_ends(rest + b"\n", name, number, bad)
+        if whole_only and not accents:
+            has_accents(rest, name, number)
+        yield number, plain_ends(rest + b"\n", name, number)
 
 
-def plain_ends(block, name, number, bad):
-    """A block whose lines end in newlines alone. A carriage return within a line becomes a space; within the first
-    line it shows a file of an old Macintosh, whose lines cannot be told. Files put together from several have a byte
-    order mark before the first line of each; it is dropped."""
+def has_accents(block, name, number):
+    """Whether lines hold other characters than ASCII, in UTF-8; number: of the first line. Raises UserError where they
+    are in another encoding: there all such characters are broken, and not only those of a few rows."""
+    if block.isascii():
+        return False
+    try:
+        return bool(block.decode())
+    except UnicodeDecodeError as error:
+        broken = error.start
+    text, encoding = block.decode("utf-8", "replace"), byte_encoding(block)
+    replaced = text.count("\ufffd")
+    # Where characters take several bytes each, some of them pass for UTF-8.
+    if sum(map(len, re.findall("[^\0-\x7f]+", text))) - replaced > (replaced / FEW if encoding else replaced):
+        return True
+    number += block.count(b"\n", 0, broken)
+    raise UserError(f"{name}:{number}: not UTF-8; " + (f"looks like {encoding}: add --encoding {encoding}" if encoding
+                                                       else "name its encoding with --encoding"))
+
+
+def wide_encoding(start):
+    """The encoding of text that begins with these bytes and has several for each character, or None."""
+    marks = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+    if mark := next((mark for mark in marks if start.startswith(mark)), None):
+        return marks[mark]
+
+    # Half of the bytes of ASCII in UTF-16 are zero.
+    halves = [start[first:1000:2] for first in (0, 1)]
+    zeros = [2 * half.count(0) > len(half) for half in halves]
+    return {(False, True): "utf-16-le", (True, False): "utf-16-be"}.get(tuple(zeros))
+
+
+def byte_encoding(block):
+    """The encoding that text with one byte for each character seems to have, or None."""
+    # In Western languages letters with accents stand alone between others; elsewhere whole words are beyond ASCII.
+    runs = re.findall(rb"[\x80-\xff]+", block)
+    if sum(map(len, runs)) < 2 * len(runs) and not re.search(rb"[\x81\x8d\x8f\x90\x9d]", block):
+        return "cp1252"
+    return None
+
+
+def plain_ends(block, name, number):
+    """A block whose lines end in newlines, if not in carriage returns; one of these within the first line shows a file
+    of an old Macintosh, whose lines cannot be told. Files put together from several have a byte order mark before the
+    first line of each; it is dropped."""
     if MARK in block:
         block = block.removeprefix(MARK).replace(b"\n" + MARK, b"\n")
 
@@ -128,12 +182,16 @@ def plain_ends(block, name, number, bad):
         block = block.replace(b"\r\n", b"\n")
         if number == 1 and b"\r" in block.partition(b"\n")[0]:
             raise UserError(f"{name}: a carriage return within the first line; end lines with newlines")
-        if times := block.count(b"\r"):
-            bad.note(name, number + block.count(b"\n", 0, block.index(b"\r")),
-                     "a carriage return within a line was taken as a space; if it ends a title, end it with a newline",
-                     times)
-            block = block.replace(b"\r", b" ")
     return block
+
+
+def note_spaces(name, number, bad, times, sure=False):
+    """Note carriage returns that were taken as spaces. Where titles stand alone, any of them may end one; raises
+    UserError where they are more than a few, unless it is `sure` that they do not."""
+    bad.note(name, number, SPACED, times)
+    if (found := bad.notes[SPACED][0]) > FEW and not sure:
+        raise UserError(f"{name}:{number}: {found:,} carriage returns within lines by here, which may end titles; end "
+                        "lines with newlines")
 
 
 def first_line(path, encoding="utf-8"):
@@ -279,6 +337,10 @@ def read_csv(blocks, table, bad):
 
 def parse_quickly(block, table):
     """{column: Arrow array of bytes} of a block of lines, or None unless every line is a row of the right width."""
+    # Arrow takes a carriage return for a line end, also where it is none.
+    if b"\r" in block:
+        return None
+
     # Arrow takes an empty line for a row of empty fields, which it is in a table of one column alone.
     if table.width > 1 and (block.startswith(b"\n") or b"\n\n" in block):
         return None
@@ -324,11 +386,23 @@ def parse_carefully(text, number, table, bad, last):
     def is_row(line):
         return complete.fullmatch(line) and len(quoted_fields(line, delimiter)) == width
 
+    def ended(found):
+        """A line, in which carriage returns and the like become newlines, unless it is a row without that."""
+        line, pieces = found[0], LINE_ENDS.split(found[0])
+        whole = line.replace("\r", " ")
+        fits = is_row(whole) if complete.fullmatch(whole) else len(whole.split(delimiter)) == width
+        return whole if fits and (width == 1 or not any(map(is_row, pieces[1:-1]))) else "\n".join(pieces)
+
+    # Lines keep the numbers that newlines give them.
+    given = text
+    if LINE_ENDS.search(text):
+        text = re.sub(r"[^\n]*[\r\v\f][^\n]*", ended, text)
+
     # A row is what a line gives when it is divided at the delimiters, unless its quotes say otherwise.
     rows, numbers, position = [], [], 0
     while position < len(text):
         end = text.index("\n", position)
-        line, lines = text[position:end], 1
+        line = text[position:end]
         fields = line.split(delimiter)
         if '"' in line and complete.fullmatch(line):
             # A row of one line. Quotes are as in CSV where that fits, else they are text (`24" tv`).
@@ -342,8 +416,8 @@ def parse_carefully(text, number, table, bad, last):
             joined, between = [], []
             if found:
                 joined, between = quoted_fields(found[0], delimiter), found[0].split("\n")[1:-1]
-            if len(joined) == width and not (width > 1 and any(map(is_row, between))):
-                fields, end, lines = joined, found.end(), len(between) + 2
+            if len(joined) == width and not (any(map(is_row, between)) if width > 1 else len(between) > FEW):
+                fields, end = joined, found.end()
                 bad.note(table.name, number, "a field in quotes spans lines; if it should not, a quote is unclosed")
             elif len(fields) == width:
                 bad.note(table.name, number, "an unclosed quote was taken as text")
@@ -353,11 +427,20 @@ def parse_carefully(text, number, table, bad, last):
             rows.append(fields)
             numbers.append(number)
         elif line.strip():
+            # Where the ends of many lines are missing, it is as wide as their rows together.
+            several = (len(fields) - 1) // max(1, width - 1)
+            several = several if several > FEW else 1
             bad.add(table.name, number, f"{len(fields)} columns instead of {width}"
-                    + ("; is a quote unclosed?" if '"' in line else ""))
+                    + ("; is a quote unclosed?" if '"' in line else "; are many rows in one line?" if several > 1
+                       else ""), several)
         else:
             bad.empty(table.name, number)
-        position, number = end + 1, number + lines
+        if given is not text:
+            if given[end] != "\n":
+                bad.note(table.name, number, ENDED)
+            if times := given.count("\r", position, end):
+                note_spaces(table.name, number, bad, times, width > 1)
+        position, number = end + 1, number + given.count("\n", position, end + 1)
     return rows, numbers, position
 
 
@@ -443,14 +526,25 @@ def read_lines(blocks, name, parse, bad):
     for number, block in blocks:
         # A line that cannot be parsed is a bad row, an empty one none at all.
         rows, numbers = [], []
-        for line in block.split(b"\n")[:-1]:
+
+        def add(line, number, rows=rows, numbers=numbers):
             try:
                 if line.strip():
                     rows.append({column: value.encode("utf-8", "replace")  # lone surrogates come from JSON's escapes
                                  for column, value in parse(line.decode("utf-8")).items()})
                     numbers.append(number)
             except (ValueError, RecursionError) as error:
-                bad.add(name, number, f"{error}")
+                # A line may be several that other characters end.
+                pieces = re.split(rb"[\r\v\f]", line)
+                for piece in pieces if len(pieces) > 1 else ():
+                    add(piece, number)
+                if len(pieces) > 1:
+                    bad.note(name, number, ENDED, len(pieces) - 1)
+                else:
+                    bad.add(name, number, f"{error}")
+
+        for line in block.split(b"\n")[:-1]:
+            add(line, number)
             number += 1
         for start in range(0, len(rows), LINE_ROWS):
             part = rows[start:start + LINE_ROWS]
@@ -559,9 +653,9 @@ def read_labelled(path, bad, form=None):
         elif (kind := format_of(first)) != "text":
             parse = functools.partial({"json": parse_json, "fasttext": parse_fasttext}[kind],
                                       names={column: names[column] for column in LABELLED})
-            found = read_lines(line_blocks(files.decoded(stream, encoding, path), path, bad), path, parse, bad)
+            found = read_lines(line_blocks(files.decoded(stream, encoding, path), path), path, parse, bad)
         else:
-            line, delimiter, blocks = take_header(line_blocks(files.decoded(stream, encoding, path), path, bad))
+            line, delimiter, blocks = take_header(line_blocks(files.decoded(stream, encoding, path), path))
             table = read_table(line, path, LABELLED, names, delimiter)
             require_columns(path, table.columns, LABELLED, names, f"{line[:80]!r} (JSON lines and fastText's __label__ "
                             "lines are read too)")
@@ -696,8 +790,8 @@ def read_titles(stream, name, bad, form=None, keep=False):
             found = [value.decode("utf-8", "replace") for value in values.to_pylist()]
             for number, value in zip(numbers, found, strict=False):
                 if "\ufffd" in value:
-                    bad.note(name, number, "bytes that are not UTF-8 were replaced; --encoding cp1252 reads what Excel "
-                             "writes")
+                    bad.note(name, number, "bytes that are not UTF-8 were replaced; if all of it looks so, name its "
+                             "encoding: --encoding cp1252 is what Excel writes")
             return pa.array(found, pa.string())
 
     def columns(found, kept):
@@ -722,9 +816,9 @@ def read_titles(stream, name, bad, form=None, keep=False):
 
     # What the first lines show decides how the rest is read.
     wait = files.is_patient(stream)
-    blocks = line_blocks(files.decoded(stream, encoding, name), name, bad, wait)
+    blocks = line_blocks(files.decoded(stream, encoding, name), name, wait, wait or keep)
     head = next(blocks, (1, b""))
-    lines = head[1].decode("utf-8", "replace").split("\n")[:SNIFFED]
+    lines = head[1].decode("utf-8", "replace").replace("\r", " ").split("\n")[:SNIFFED]
 
     # Lines of these formats would pass for titles, and get categories that mean nothing.
     if format_of(lines[0].strip()) != "text" or re.match("<(?:[?!]|rss|html)", lines[0]):
@@ -751,6 +845,9 @@ def read_titles(stream, name, bad, form=None, keep=False):
     # In a list every line is a title as it stands, the first one, too: quotes and delimiters mean nothing.
     def listed():
         for number, block in itertools.chain([head] if head[1] else [], blocks):
+            if times := block.count(b"\r"):
+                note_spaces(name, number + block.count(b"\n", 0, block.index(b"\r")), bad, times)
+                block = block.replace(b"\r", b" ")
             yield text(data.binary_array(block.split(b"\n")[:-1]), itertools.count(number)).to_pylist(), None
 
     return None, listed()
