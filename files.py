@@ -269,6 +269,14 @@ def encoding(text):
     return name
 
 
+def separator(text):
+    """An argparse type: what divides the fields of a table in text."""
+    text = {"tab": "\t", "\\t": "\t"}.get(text, text)
+    if text not in (*",;|\t",):
+        raise ValueError
+    return text
+
+
 def readable(path):
     """What the shell or a file system gave, as text; bytes that are not UTF-8 become the replacement character."""
     return os.fsencode(path).decode("utf-8", "replace")
@@ -456,6 +464,17 @@ def decoded(stream, encoding, name):
     if encoding == "utf-8":
         return stream
     return io.BufferedReader(DecodedStream(stream, encoding, name), 1 << 18)
+
+
+def decodes(stream, encoding):
+    """Whether all of a binary stream is text in an encoding."""
+    stream = decoded(stream, encoding, "")
+    try:
+        while stream.read(1 << 20):
+            pass
+    except UserError:
+        return False
+    return True
 
 
 def is_patient(file):

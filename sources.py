@@ -1,4 +1,4 @@
-"""Rows out of any file of titles: CSV and TSV, JSON lines, Parquet, fastText files and plain lists of titles.
+"""Rows out of any file of titles: CSV and TSV, JSON lines, Parquet, Excel, fastText files and plain lists of titles.
 
 prepare.py reads labelled rows with `read_labelled`, evaluate.py titles alone with `read_titles`; both share the readers
 below. A file is read in blocks of whole lines. CSV goes through Arrow, which is quick, as long as a block is in order;
@@ -6,14 +6,20 @@ a block with a row that is not is read again line by line by rules that lose no 
 read is counted in a `BadRows`, with the line where it stands, or refused; no row vanishes unsaid.
 What a title means to a model (words, ids) does not belong here, and neither does which files make a data set.
 """
+import base64
 import csv
+import datetime
+import decimal
 import functools
 import io
 import itertools
 import re
 import sys
 import unicodedata
-from contextlib import contextmanager
+import warnings
+import zipfile
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -40,9 +46,9 @@ LABELLED = ("title", "category", "language", "quality", "split")
 JSON = re.compile(r'\s*(\{\s*("|\}|$)|\[\s*([\[{"\]]|$))')  # but a title may begin with "[Oferta]"
 FASTTEXT_BLANKS = re.compile("[ \t\n\v\f\r\0]+")  # that divide its words
 DELIMITER_LINE = re.compile(rb'"?sep=([,;\t|])"?')  # above the header, for spreadsheets
-PARQUET = b"PAR1"
+PARQUET, ZIP = b"PAR1", b"PK\3\4"  # an Excel workbook is a zip archive
 MARK = b"\xef\xbb\xbf"  # the byte order mark in UTF-8
-NOT_TEXT = (PARQUET, b"\xff\xfe", b"\xfe\xff", b"PK\3\4", b"\x1f\x8b")  # UTF-16, zip, gzip within a compressed file
+NOT_TEXT = (PARQUET, ZIP, b"\xff\xfe", b"\xfe\xff", b"\x1f\x8b")  # UTF-16, gzip within a compressed file
 HOLE = bytes(64)        # zeros that a crash or a broken copy leaves
 LINE_ENDS = re.compile("[\r\v\f]")  # that are no newlines, as an old Macintosh or a printed page has them
 SPACED = "a carriage return within a line was taken as a space; if it ends a title, end it with a newline"
@@ -200,9 +206,9 @@ def first_line(path, encoding="utf-8"):
     files.require_file(path)
     with open(path, "rb") as raw, files.archive_errors(path):
         stream = files.decompressed(raw)
-        # Parquet is never decoded as text: its magic number stands for the first line.
-        if is_parquet(stream):
-            return PARQUET.decode()
+        # What is no text is never decoded: its magic number stands for the first line.
+        if has_columns(stream):
+            return stream.peek(4)[:4].decode()
         stream = files.decoded(stream, encoding, path)
         first = stream.readline(files.MAX_LINE).removeprefix(MARK).strip(b" \r\n")
         if DELIMITER_LINE.fullmatch(first):
@@ -227,23 +233,59 @@ class Format(NamedTuple):
     encoding: str = "utf-8"
 
 
-def format_from(args):
-    """The Format that --title-column, --category-column and --encoding ask for."""
+@dataclass
+class Dialect:
+    """How a table in text is written, so that another can be written alike."""
+    separator: str = ","
+    quote_all: bool = False
+    line_end: str = "\n"
+    encoding: str = "utf-8"
+    mark: bool = False      # whether a byte order mark comes first
+    told: bool = False      # whether a line `sep=;` comes before the header
+    schema: object = None   # what types the columns have where it is no text
+
+
+class Remembered(tuple):
+    """A column's name or number in other files, that a flag gave: where a file lacks it, the usual names hold."""
+
+
+def format_from(args, remembered=None):
+    """The Format that --title-column, --category-column and --encoding ask for; for columns that these do not name,
+    `remembered`, the options that other files were prepared with, serves as far as it fits a file."""
     names = dict(COLUMNS)
     for column in ("title", "category"):
-        # Digits are a position, so a column whose name is a number can only be asked for by where it stands.
-        if asked := getattr(args, f"{column}_column", None):
-            names[column] = (int(asked),) if re.fullmatch("[0-9]{1,6}", asked) else (asked.strip(),)
+        for kind, flags in ((Remembered, remembered or {}), (tuple, vars(args))):
+            # Digits are a position, so a column whose name is a number can only be asked for by where it stands.
+            if asked := flags.get(f"{column}_column"):
+                names[column] = kind([int(asked) if re.fullmatch("[0-9]{1,6}", asked) else asked.strip()])
     return Format(names, args.encoding)
+
+
+def is_utf8(stream, name):
+    """Whether a binary stream is text in UTF-8 but for a few rows, or no text at all."""
+    try:
+        # The first block with other characters than ASCII tells it.
+        if not has_columns(stream):
+            any(not block.isascii() for _, block in line_blocks(stream, name))
+    except UserError:
+        return False
+    return True
 
 
 def locate(header, wanted, names):
     """{column: position} of those of `wanted` that a header has, in any case. A column that it names twice, or under
     two of its names, is a doubt and not taken."""
+    def positions(names):
+        spellings = [name.lower() for name in names if isinstance(name, str)]
+        return [i for i, name in enumerate(header) if name.lower() in spellings or i + 1 in names]
+
     found = {}
     for column in wanted:
-        spellings = [str(name).lower() for name in names[column] if isinstance(name, str)]
-        at = [i for i, name in enumerate(header) if name.lower() in spellings or i + 1 in names[column]]
+        at = positions(names[column])
+        if isinstance(names[column], Remembered):
+            # A number alone does not tell whether this file has the same columns as the others.
+            usual = positions(COLUMNS[column])
+            at = at + [i for i in usual if i not in at] if isinstance(names[column][0], int) else at or usual
         if len(at) == 1:
             found[column] = at[0]
 
@@ -484,6 +526,8 @@ def parse_json(line, names):
     row = {}
     for column, spellings in names.items():
         # A null is as good as no value, so another spelling of the column may serve.
+        if isinstance(spellings, Remembered) and fields.get(spellings[0]) is None:
+            spellings = COLUMNS[column]
         if isinstance(spellings[0], int):
             raise ValueError(f"columns of JSON lines have names and no numbers; see --{column}-column")
         found = [name for name in spellings if fields.get(name) is not None]
@@ -497,16 +541,38 @@ def json_text(name, value):
     """A JSON value as text. Whole numbers and booleans are names, too; NaN is a missing value, as pandas writes it."""
     if isinstance(value, str):
         return value
-    # Asked before numbers, for Python takes a boolean for an integer.
-    if isinstance(value, bool):
-        return str(value).lower()
     if isinstance(value, float) and value != value:
         return ""
     # A whole float counts as an integer: pandas makes floats of a column of integers with gaps.
-    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
-        return str(int(value))
+    if isinstance(value, (bool, int, datetime.date, datetime.time)) or (
+            isinstance(value, (float, decimal.Decimal)) and value == value // 1):
+        return plain_text(value)
     kinds = {list: "a list", dict: "an object", float: "not a whole number"}
     raise ValueError(f"the {name} is {kinds.get(type(value), type(value).__name__)}; wanted: text")
+
+
+def plain_text(value):
+    """Any value of a table as text: nothing for one that is missing, lists and the like as JSON."""
+    import json
+    if isinstance(value, str):
+        return value
+    if value is None or (isinstance(value, float) and value != value):
+        return ""
+    # Asked before numbers, for Python takes a boolean for an integer.
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (float, decimal.Decimal)) and value == value // 1:
+        return str(int(value))
+    if isinstance(value, bytes):
+        with suppress(UnicodeDecodeError):
+            return value.decode()
+        return base64.b64encode(value).decode()
+    if isinstance(value, (list, tuple, dict)):
+        return json.dumps(value, ensure_ascii=False, default=plain_text)
+    # Spreadsheets know no dates without a time.
+    if isinstance(value, datetime.datetime) and value.tzinfo is None and value.time() == datetime.time():
+        value = value.date()
+    return str(value)
 
 
 def parse_fasttext(line, names):
@@ -552,71 +618,98 @@ def read_lines(blocks, name, parse, bad):
                    np.array(numbers[start:start + LINE_ROWS]))
 
 
-# --- Parquet ----------------------------------------------------------------------------------------------------------
+# --- Parquet and Excel ------------------------------------------------------------------------------------------------
 
-def is_parquet(stream):
-    return stream.peek(len(PARQUET)).startswith(PARQUET)
+def has_columns(stream):
+    """Whether a stream is no text but Parquet or an Excel workbook."""
+    return stream.peek(4).startswith((PARQUET, ZIP))
 
 
-def open_parquet(stream):
-    """A Parquet file, from a stream. The description of its columns stands at its end, so what cannot go back is read
-    whole."""
-    from pyarrow.parquet import ParquetFile
+def open_columns(stream, name, bad):
+    """(schema, function from names of columns or None to record batches, iterator of the numbers of rows) of a Parquet
+    file or the first sheet of an Excel workbook. What describes them stands at their end, so a stream that cannot go
+    back is read whole."""
+    excel = stream.peek(4).startswith(ZIP)
     raw = isinstance(stream, io.BufferedReader) and isinstance(stream.raw, io.FileIO) and stream.seekable()
-    return ParquetFile(stream if raw else io.BytesIO(stream.read()))
+    content = stream if raw else io.BytesIO(stream.read())
+    if excel:
+        table, numbers = read_sheet(content, name, bad)
+        return table.schema, lambda columns: (table if columns is None else table.select(columns)).to_batches(
+            LINE_ROWS), iter(numbers)
+    from pyarrow.parquet import ParquetFile
+    file = ParquetFile(content)
+    return file.schema_arrow, lambda columns: file.iter_batches(LINE_ROWS, columns=columns), itertools.count(1)
 
 
 @contextmanager
-def parquet_errors(name):
-    """Turn what a broken Parquet file raises while it is read into a UserError that names it."""
+def column_errors(name):
+    """Turn what a file that is broken, or that Arrow cannot read, raises into a UserError that names it."""
     try:
         yield
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         # With a number it is the system that failed, and not the content of the file.
         if isinstance(error, OSError) and error.errno:
             raise
-        raise UserError(f"{name}: not a sound Parquet file ({' '.join(str(error).split())[:200]})") from None
+        what = "Arrow cannot read it" if isinstance(error, NotImplementedError) else "not a sound Parquet file"
+        raise UserError(f"{name}: {what} ({' '.join(str(error).split())[:200]})") from None
 
 
-def read_parquet(stream, name, wanted, names, bad, keep=False):
-    """Yield ({column: Arrow array of bytes}, row numbers [n]) for blocks of a Parquet file. Values are as in JSON.
+def read_columns(stream, name, wanted, names, bad, keep=False):
+    """Yield ({column: Arrow array of bytes}, row numbers [n]) for blocks of a Parquet file or an Excel workbook. Values
+    are as in JSON.
 
     keep: add all columns as they are, as `kept`, an Arrow table; the first block has nothing but these, without rows.
     """
-    number = 1
-    with parquet_errors(name):
-        file = open_parquet(stream)
-        header = file.schema_arrow.names
+    with column_errors(name):
+        schema, batches, rows = open_columns(stream, name, bad)
+        header = schema.names
         columns = locate(header, wanted, names)
         require_columns(name, columns, wanted, names, ", ".join(header)[:80])
 
         # Ahead of all rows, so that a table without rows has its columns, too.
         if keep:
-            yield {"kept": file.schema_arrow.empty_table()}, []
+            yield {"kept": schema.empty_table()}, []
 
         # Columns are read by their names, so all are read where several have one and a number tells which is meant.
         needed = [header[position] for position in columns.values()]
         if keep or any(header.count(column) > 1 for column in needed):
             needed = None
-        for batch in file.iter_batches(LINE_ROWS, columns=needed):
+        for batch in readable_batches(batches, needed, schema, name):
             block, good = {}, np.ones(len(batch), bool)
+            numbers = np.fromiter(itertools.islice(rows, len(batch)), np.int64, len(batch))
             for column, position in columns.items():
-                block[column], wrong = parquet_text(column, batch.column(
+                block[column], wrong = column_text(column, batch.column(
                     header[position] if needed else position))
                 # A row with several faults is counted once, for its first.
                 for i in [i for i in wrong if good[i]]:
-                    bad.add(name, number + i, wrong[i])
+                    bad.add(name, numbers[i], wrong[i])
                     good[i] = False
-            numbers = number + np.flatnonzero(good)
-            number += len(batch)
 
-            # The kept columns lose the bad rows, too, so that their rows go on to belong to the titles.
-            block |= {"kept": pa.Table.from_batches([batch])} if keep else {}
-            yield {column: values.filter(pa.array(good)) for column, values in block.items()}, numbers
+            # Not all types can be filtered, but titles to classify have no bad rows: `bad` refuses the first.
+            if keep:
+                block["kept"] = pa.Table.from_batches([batch])
+            yield (block if good.all() else {column: values.filter(pa.array(good)) for column, values in block.items()},
+                   numbers[good])
 
 
-def parquet_text(column, values):
-    """(a column of a Parquet file as an Arrow array of bytes, {index of a value that is no text: what it is})."""
+def readable_batches(batches, needed, schema, name):
+    """The record batches of these columns. Raises UserError which names a column that Arrow cannot read, although it
+    may have written it."""
+    try:
+        yield from batches(needed)
+    except (pa.ArrowException, OSError):
+        for field in schema if needed is None else ():
+            try:
+                for _ in batches([field.name]):
+                    pass
+            except pa.ArrowException as error:
+                raise UserError(f"{name}: Arrow cannot read the column {field.name}, {field.type} "
+                                f"({' '.join(str(error).split())[:200]}); leave it out, or --keep") from None
+        raise
+
+
+def column_text(column, values):
+    """(a column as an Arrow array of bytes, {index of a value that is no text: what it is})."""
     kind = values.type
     # This is how pandas writes a categorical column.
     if pa.types.is_dictionary(kind):
@@ -625,13 +718,82 @@ def parquet_text(column, values):
                                        "fixed_size_binary"):
         return values.cast(pa.binary()).fill_null(b""), {}
     text, wrong = [], {}
-    for i, value in enumerate(values.to_pylist()):
+    for i, value in enumerate(python_values(values)):
         try:
             text.append("" if value is None else json_text(column, value))
         except ValueError as error:
             text.append("")
             wrong[i] = str(error)
     return pa.array([value.encode() for value in text], pa.binary()), wrong
+
+
+def python_values(values):
+    """The values of an Arrow array for Python; dates that it does not know, and times of a zone that nobody knows, as
+    text."""
+    try:
+        return values.to_pylist()
+    except (pa.ArrowException, ValueError, OverflowError):
+        if not pa.types.is_temporal(values.type):
+            raise
+        if pa.types.is_timestamp(values.type):
+            values = values.cast(pa.timestamp(values.type.unit))
+        return [text and text.removeprefix("<value out of range: ").removesuffix(">")
+                for text in values.cast(pa.string()).to_pylist()]
+
+
+def read_sheet(content, name, bad):
+    """(the first sheet of an Excel workbook as an Arrow table, the numbers of its rows). The first row that is not
+    empty names the columns. Raises UserError where it cannot be read."""
+    try:
+        # What it unpacks to has the limit of other compressed files.
+        with zipfile.ZipFile(content) as archive:
+            packed, unpacked = (sum(getattr(info, size) for info in archive.infolist())
+                                for size in ("compress_size", "file_size"))
+            if unpacked > max(files.FREE_EXPANSION, files.MAX_EXPANSION * packed):
+                raise UserError(f"{name}: grows more than {files.MAX_EXPANSION}-fold when decompressed; save it as CSV "
+                                "if that is meant")
+            if "xl/workbook.xml" not in archive.namelist():
+                raise UserError(f"{name}: a zip archive, and no Excel workbook; unpack it, or save it as .xlsx or CSV")
+        import openpyxl
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about styles that it does not know
+            sheet = openpyxl.load_workbook(content, read_only=True, data_only=True).worksheets[0]
+            sheet.reset_dimensions()  # which some programs write wrongly
+            rows = [(number, row) for number, row in enumerate(sheet.iter_rows(values_only=True), 1)]
+    except UserError:
+        raise
+    except ImportError:
+        raise UserError(f"{name}: to read Excel files, pip install openpyxl, or save it as CSV") from None
+    except Exception as error:  # openpyxl, zipfile and the XML parser raise many kinds
+        raise UserError(f"{name}: not a sound Excel file ({' '.join(str(error).split())[:200]})") from None
+
+    # Rows and columns without a value at the ends are none.
+    filled = [i for i, (_, row) in enumerate(rows) if any(value not in (None, "") for value in row)]
+    if not filled:
+        raise UserError(f"{name}: its first sheet is empty")
+    (_, header), *rows = rows[filled[0]:filled[-1] + 1]
+    width = max(i + 1 for row in (header, *(row for _, row in rows)) for i, value in enumerate(row)
+                if value not in (None, ""))
+    values, numbers = [], []
+    for number, row in rows:
+        # An empty row between others is as an empty line in CSV.
+        if width > 1 and all(value in (None, "") for value in row):
+            bad.empty(name, number)
+        else:
+            values.append((*row, *[None] * width)[:width])
+            numbers.append(number)
+    columns = [sheet_column(column) for column in zip(*values, strict=True)] or [pa.nulls(0, pa.string())] * width
+    header = [plain_text(value).strip() for value in (*header, *[None] * width)[:width]]
+    return pa.Table.from_arrays(columns, header), numbers
+
+
+def sheet_column(values):
+    """A column of a sheet as an Arrow array of their type, or of text where types differ."""
+    kinds = {type(value) for value in values} - {type(None)}
+    with suppress(pa.ArrowException, OverflowError):
+        if len(kinds) < 2 or kinds == {int, float}:
+            return pa.array(values)
+    return pa.array([None if value is None else plain_text(value) for value in values], pa.string())
 
 
 # --- labelled rows ----------------------------------------------------------------------------------------------------
@@ -648,8 +810,8 @@ def read_labelled(path, bad, form=None):
     first, header = first_line(path, encoding), None
     with open_with_progress(path) as (stream, show):
         # Whatever the format, blocks of it are columns of bytes with line numbers, and `clean` does the rest.
-        if is_parquet(stream):
-            found = read_parquet(stream, path, LABELLED, names, bad)
+        if has_columns(stream):
+            found = read_columns(stream, path, LABELLED, names, bad)
         elif (kind := format_of(first)) != "text":
             parse = functools.partial({"json": parse_json, "fasttext": parse_fasttext}[kind],
                                       names={column: names[column] for column in LABELLED})
@@ -671,17 +833,19 @@ def require_columns(path, columns, wanted, names, header):
     """Raise UserError unless the title, and the category if wanted, are among the columns that a header has."""
     for column in ("title", "category"):
         if column in wanted and column not in columns:
-            raise UserError(f"{path}:1: the header needs one column {' or '.join(map(str, names[column]))}, and says "
-                            f"{header}; name it with --{column}-column")
+            known = names[column] + (COLUMNS[column] if isinstance(names[column], Remembered) else ())
+            raise UserError(f"{path}:1: the header needs one column {' or '.join(map(str, known))}, and says {header}; "
+                            f"name it with --{column}-column")
 
 
 def has_categories(path, form=None):
     """Whether the rows of a file have a category, by its first line."""
     names, encoding = form or Format()
     first = first_line(path, encoding)
-    if first == PARQUET.decode():
-        with open(path, "rb") as raw, files.archive_errors(path), parquet_errors(path):
-            return "category" in locate(open_parquet(files.decompressed(raw)).schema_arrow.names, ("category",), names)
+    if first.encode() in (PARQUET, ZIP):
+        with open(path, "rb") as raw, files.archive_errors(path), column_errors(path):
+            schema, *_ = open_columns(files.decompressed(raw), path, BadRows(0))
+            return "category" in locate(schema.names, ("category",), names)
 
     # That the name occurs is enough here; whether the line is sound shows when the rows are read.
     if format_of(first) == "json":
@@ -773,14 +937,14 @@ class NoBadRows(BadRows):
         self.note(path, line, "an empty line in a table is no row, so nothing is written for it")
 
 
-def read_titles(stream, name, bad, form=None, keep=False):
+def read_titles(stream, name, bad, form=None, keep=False, dialect=None):
     """Titles to classify, from a binary stream: (header, blocks), a block being (titles, list of str; kept columns, an
     Arrow table). Every line of a list, and every row of a CSV or Parquet file with a column title (or text), gives one
     title; an empty line does so in a list and in a table of one column. What is kept is the column `id`, where there is
     one, or with `keep` all columns; header names these, and where there are none both are None. Bytes that are not
     UTF-8 become the replacement character, and are noted. Raises UserError where the content is something else.
 
-    form: a Format, where the user has asked for one.
+    form: a Format, where the user has asked for one; dialect: a Dialect, which becomes that of a table in text.
     """
     # A title that cannot be decoded is classified all the same, for every row needs an answer.
     def text(values, numbers):
@@ -803,20 +967,26 @@ def read_titles(stream, name, bad, form=None, keep=False):
                 table = pa.Table.from_arrays([text(block[key], numbers) for _, key in kept], [one for one, _ in kept])
             yield text(block["title"], numbers).to_pylist(), table if kept != [] else None
 
-    # Parquet describes its columns, so nothing needs to be guessed. Whether there is an id shows in the first block,
-    # which is then put back in front.
-    names, encoding = form or Format()
-    if is_parquet(stream):
-        found = read_parquet(stream, name, ("title", "id"), names, bad, keep)
+    # Parquet and Excel describe their columns, so nothing needs to be guessed. Whether there is an id shows in the
+    # first block, which is then put back in front.
+    (names, encoding), dialect = form or Format(), dialect or Dialect()
+    if has_columns(stream):
+        found = read_columns(stream, name, ("title", "id"), names, bad, keep)
         head = next(found, ({"title": pa.array([], pa.binary())}, []))
         if keep:
-            return head[0]["kept"].column_names, columns(found, None)
+            dialect.schema = head[0]["kept"].schema
+            return dialect.schema.names, columns(found, None)
         kept = [("id", "id")] if "id" in head[0] else []
         return ["id"] if kept else None, columns(itertools.chain([head], found), kept)
 
     # What the first lines show decides how the rest is read.
     wait = files.is_patient(stream)
-    blocks = line_blocks(files.decoded(stream, encoding, name), name, wait, wait or keep)
+    dialect.encoding = "utf-16-be" if encoding == "utf-16" and stream.peek(2).startswith(b"\xfe\xff") else encoding
+    stream = files.decoded(stream, encoding, name)
+    start = stream.peek(4)
+    dialect.mark = start.startswith(MARK) or dialect.encoding == "utf-16-be" != encoding
+    dialect.line_end = "\r\n" if start.partition(b"\n")[0].endswith(b"\r") else "\n"
+    blocks = line_blocks(stream, name, wait, wait or keep)
     head = next(blocks, (1, b""))
     lines = head[1].decode("utf-8", "replace").replace("\r", " ").split("\n")[:SNIFFED]
 
@@ -828,6 +998,12 @@ def read_titles(stream, name, bad, form=None, keep=False):
     first, delimiter, behind = take_header(itertools.chain([head], blocks))
     table = read_table(first, name, ("title", "id"), names, delimiter)
     if "title" in table.columns:
+        dialect.separator, dialect.told = table.delimiter, bool(delimiter)
+        # The header may be in quotes where rows are not, as numbers are not to all programs.
+        field = r'"(?:[^"]++|"")*+"'
+        quoted = re.compile(f"{field}(?:{re.escape(table.delimiter)}{field})*+")
+        second = lines[1 + dialect.told] if len(lines) > 1 + dialect.told else ""
+        dialect.quote_all = all(quoted.fullmatch(line.strip()) for line in (first, second) if line)
         kept = [("id", "id")] if "id" in table.columns else []
         if keep:
             kept = [(column, position) for position, column in enumerate(table.header)]
@@ -835,7 +1011,8 @@ def read_titles(stream, name, bad, form=None, keep=False):
         return [column for column, _ in kept] or None, columns(read_csv(behind, table, bad), kept)
 
     # Without one these are titles, unless the user, the file's name or the lines speak for a table.
-    if (names["title"] != COLUMNS["title"] or re.search(r"\.[ct]sv(\.|$)", str(name), re.IGNORECASE)
+    asked = names["title"] != COLUMNS["title"] and not isinstance(names["title"], Remembered)
+    if (asked or re.search(r"\.[ct]sv(\.|$)", str(name), re.IGNORECASE)
             or looks_like_a_table(lines)):
         raise UserError(f"{name}:1: no title (or text) column in the header ({first[:80]}); name the column of titles "
                         "with --title-column")

@@ -111,13 +111,20 @@ def test_titles_in_another_encoding(trained, tmp_path, expected, encoding):
                           ("table.txt", "x\ttitle\r\n" + "".join(f"1\t{title}\r\n" for title in TITLES))):
         path = save(tmp_path / name, content.encode(encoding))
         assert predicted(trained, path, "--encoding", encoding).stdout == expected
-    if encoding == "cp1252":  # without the flag, bytes that are not UTF-8 are told
-        done = predicted(trained, tmp_path / "list.txt")
-        assert done.stdout.count("\n") == len(TITLES)
-        assert f"warning: {tmp_path}/list.txt:1: bytes that are not UTF-8 were replaced" in done.stderr
+    if encoding != "utf-8-sig":  # without the flag, the line says which one it is
+        for name, flags in (("list.txt", ()), ("table.txt", ("--keep",))):
+            done = predicted(trained, tmp_path / name, *flags, check=False)
+            assert_one_line_error(done, f"not UTF-8; looks like {encoding}: add --encoding {encoding}")
+            assert not done.stdout
+        done = run_here("evaluate", "--ckpt", "bag", "--test", tmp_path / "table.txt", "--category-column", "x",
+                        cwd=trained, check=False)
+        assert_one_line_error(done, f"not UTF-8; looks like {encoding}: add --encoding {encoding}")
+    if encoding == "cp1252":  # a list of which some is UTF-8 is classified
+        path = save(tmp_path / "mixed.txt", "ñandú\n".encode() * 3 + (tmp_path / "list.txt").read_bytes())
+        done = predicted(trained, path)
+        assert done.stdout.count("\n") == len(TITLES) + 3
+        assert f"warning: {tmp_path}/mixed.txt:4: bytes that are not UTF-8 were replaced" in done.stderr
         assert "(and 2 more)" in done.stderr and "--encoding cp1252" in done.stderr
-    if encoding == "utf-16":
-        assert_one_line_error(predicted(trained, tmp_path / "list.txt", check=False), "not text in UTF-8", "--encoding")
 
 
 @pytest.mark.parametrize("column", ["Nombre", "2"])

@@ -203,7 +203,7 @@ BAD = {  # name: (content of bad.csv, how the message begins, what else is in it
     "compressed twice": (lzma.compress(lzma.compress(GOOD)), ": not text in UTF-8, plain or compressed once"),
     "binary": (b"\x7fELF" + random.Random(1).randbytes(100_000), ": not text"),
     "binary with CR": (b"\x00\r\xff\r" + bytes(range(256)) * 99, ": not text"),
-    "zip archive": (b"PK\x03\x04\x14\x00" + random.Random(2).randbytes(5000), ": not text"),
+    "broken zip archive": (b"PK\x03\x04\x14\x00" + random.Random(2).randbytes(5000), ": not a sound Excel file"),
     "broken JSON line": (as_json(tiny_rows(9)).encode() + b'{"title": "a", \n', ":10: ", "--max-bad-rows"),
     "JSON without objects": (as_json(tiny_rows(2)).encode() + b"[1]\n", ":3: not a JSON object"),
     "a JSON array": (b'[{"title": "a", "category": "b"}]\n', ":1: not a JSON object; wanted: JSON lines"),
@@ -214,7 +214,7 @@ BAD = {  # name: (content of bad.csv, how the message begins, what else is in it
                                ":3: 'utf-8' codec"),
     "JSON in cp1252": (b'{"title": "a", "category": "b"}\n\n{"title": "\xff"}\n', ":3: not UTF-8; looks like cp1252"),
     "many JSON records that carriage returns end": (
-        as_json(tiny_rows(9)).encode() + b'{"title": 1.5}\r' * 20, ":10: the title is not a whole number", "20 bad rows"),
+        as_json(tiny_rows(9)).encode() + b'{"title": 1.5}\r' * 20, ":10: the title is not a whole", "20 bad rows"),
     "fastText line without label": (b"__label__a b\n" * 9 + b"a b\n", ":10: does not start with __label__"),
     "fastText line of two labels": (b"__label__a b\n" * 9 + b"__label__a __label__b c\n",
                                     ":10: has several labels; keep one"),
@@ -413,7 +413,8 @@ def test_titles_that_are_not_utf8_are_replaced_and_noted(content):
     (b"__label__a b\n", ":1: JSON, XML or labels"), (b'<?xml version="1.0"?>\n<rss/>\n', ":1: JSON, XML or labels"),
     (b"name,kind\na,b\n", r":1: no title \(or text\) column in the header"),
     (b"title,title\na,b\n", ":1: no title"), (b"a\rb\r", ": a carriage return"), (b"a\0b\n", ": not text in UTF-8"),
-    ("a\n".encode("utf-16"), ": not UTF-8; looks like utf-16"), (lzma.compress(b"a\n"), ": not text|:1: no title")], ids=ascii)
+    ("a\n".encode("utf-16"), ": not UTF-8; looks like utf-16"),
+    (lzma.compress(b"a\n"), ": not text|:1: no title")], ids=ascii)
 def test_what_is_no_file_of_titles_is_refused(content, message):
     with pytest.raises(UserError, match=f"titles.csv{message}"):
         titles_of(content, "titles.csv")
