@@ -757,9 +757,10 @@ def read_sheet(content, name, bad):
         import openpyxl
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about styles that it does not know
-            sheet = openpyxl.load_workbook(content, read_only=True, data_only=True).worksheets[0]
-            sheet.reset_dimensions()  # which some programs write wrongly
-            rows = [(number, row) for number, row in enumerate(sheet.iter_rows(values_only=True), 1)]
+            book = openpyxl.load_workbook(content, read_only=True, data_only=True)
+            book.worksheets[0].reset_dimensions()  # which some programs write wrongly
+            rows = [*enumerate(book.worksheets[0].iter_rows(values_only=True), 1)]
+            book.close()
     except UserError:
         raise
     except ImportError:

@@ -148,7 +148,11 @@ def excel(file, path, names, dialect, schema):
                 raise UserError(f"{path}: a sheet of Excel holds {SHEET_ROWS:,} rows; write .csv or .parquet")
 
     sheet.append([cell(name) for name in names])
-    yield write
+    try:
+        yield write
+    except BaseException:
+        sheet.close()  # else Python closes its file too late, and complains
+        raise
     book.save(file)
 
 
