@@ -27,11 +27,14 @@ Predictions assume a prior: that all categories are equally frequent (`equal`, w
 weights aims at), or as frequent as in training (`training`, as after --balance none). The default is the first run's
 own; --prior converts by adding or taking away the log prior.
 
---predict reads a title a line, or a CSV or Parquet file with a `title` (or `text`) column, plain or compressed, `-` for
-standard input; --title-column says which column it is, --encoding what is not UTF-8 (cp1252 is what Excel writes).
-It writes a line for each title, in order: category TAB probability, K times with --top K. A CSV with an `id` column,
+--predict reads a title a line, or a CSV, Parquet or Excel file with a `title` (or `text`) column, plain or compressed,
+`-` for standard input; --title-column says which column it is, --encoding what is not UTF-8 (cp1252 is what Excel's CSV
+has). For runs on --data both are as that was prepared, where it fits the file.
+It writes a line for each title, in order: category TAB probability, K times with --top K. A table with an `id` column,
 such as the challenge's test.csv, gives `id,category` instead; --keep gives all columns of a table, then category and
-probability, as Parquet where --out ends so, else as CSV. --threshold and --precision leave the category empty where the
+probability: as Parquet, JSON lines or Excel where --out ends in .parquet, .jsonl or .xlsx, else as CSV with the
+separator, quotes, line ends and encoding of the table that was read (.csv is never divided by tabs, .tsv always), or
+with those that --out-separator and --out-encoding name. --threshold and --precision leave the category empty where the
 probability is too low. A title of which training has seen no word and no n-gram has the probability 0. It needs
 nothing but the run's folder (an encoder also its package, see requirements-encoder.txt); best and latest are of the
 runs on --data, where that is there. What comes through a pipe is answered as it comes.
@@ -81,7 +84,7 @@ def parse_args():
         help="with --predict: leave the category empty where its probability is below")
     add("--precision", type=files.fraction, metavar="P",
         help="with --predict: the same with the threshold from which on this share of the categories is right")
-    add("--keep", action="store_true", help="with --predict: write the table's own columns, too")
+    add("--keep", action="store_true", help="with --predict: write the table's own columns, too, as they were read")
     add("--explain", action="store_true", help="with --predict: write the words that spoke most for the category")
     add("--out", type=Path, metavar="FILE", help="with --predict: write here instead of standard output")
     add("--out-encoding", type=files.encoding, metavar="E", help="with --keep: of CSV (default: as the table's own)")

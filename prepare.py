@@ -11,9 +11,11 @@
 Reads, plain or compressed (gzip, bzip2, xz), told apart by content:
   - CSV or TSV with a header that names `title` (or `text`) and `category` (or `label`), in any order; `language`,
     `label_quality` (reliable, unreliable) and `split` (train, valid, test) are used where present
-  - Parquet and JSON lines with the same names, and fastText files (`__label__x some text`)
+  - Parquet, JSON lines and Excel workbooks (.xlsx, the first sheet; needs openpyxl) with the same names, and fastText
+    files (`__label__x some text`)
   - a folder of such files whose names say train, valid or test
 Writes data/prepared/ (its files are described in data.py); a failed run leaves what was there before.
+Categories whose names look the same are one, which labels.txt writes as most rows do.
 Splits that the source does not give are drawn by --seed, stratified by category: 20 % test, then --valid of the rest;
 equal titles stay on one side. Takes about 4 s for a million rows on two cores; 20 million rows need 4 GB of memory.
 --encoder also cuts titles into pieces of words, about 9,000 titles a second and core.
@@ -74,7 +76,7 @@ DOWNLOADS = {  # name -> (server folder, {file: size in bytes where it is known}
 }
 
 SPLIT_NAMES = {"train": 0, "training": 0, "valid": 1, "validation": 1, "val": 1, "dev": 1, "test": 2}
-SUFFIX = re.compile(r"\.(csv|tsv|jsonl|json|txt|parquet)(\.(gz|bz2|xz))?$", re.IGNORECASE)
+SUFFIX = re.compile(r"\.(csv|tsv|jsonl|json|txt|parquet|xlsx)(\.(gz|bz2|xz))?$", re.IGNORECASE)
 OWN_FILES = re.compile(r"(train|valid|test)_((titles|oov|labels|language|reliable|pieces)\.npy|text\.txt)|"
                        r"(vocab|oov|labels)\.txt|vectors\.npy|meta\.json|"
                        r"(train|valid|test)_rare\.npy|rare\.txt")  # what may stand in --out when it is replaced
@@ -102,9 +104,10 @@ def split_of(path):
 def find_files(folder, form):
     """[(path, split or None)] of the data set in a folder, whose files have this sources.Format; raises UserError when
     it holds none or several."""
-    # What begins with a dot belongs to the system (`._train.csv` to a Mac's), `.tmp-` to a killed download.
+    # What begins with a dot belongs to the system (`._train.csv` to a Mac's), with `~$` to Excel while a file is open,
+    # `.tmp-` to a killed download.
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and SUFFIX.search(path.name)
-                   and not path.name.startswith(".") and ".tmp-" not in str(path.relative_to(folder)))
+                   and not path.name.startswith((".", "~$")) and ".tmp-" not in str(path.relative_to(folder)))
     named = [(path, split_of(path)) for path in paths if split_of(path) is not None]
 
     # The challenge's test.csv has titles without categories.
@@ -116,7 +119,7 @@ def find_files(folder, form):
         raise UserError(f"{folder}: has no training file (no name says train); name one with --data")
     found = named or [(path, None) for path in paths]
     if not found:
-        raise UserError(f"{folder}: no .csv, .tsv, .jsonl, .txt or .parquet file here")
+        raise UserError(f"{folder}: no .csv, .tsv, .jsonl, .txt, .parquet or .xlsx file here")
 
     # Files of several folders, several files without a split, or the same file twice, packed and not, are a doubt.
     distinct = {SUFFIX.sub(r".\1", str(path)) for path, _ in found}

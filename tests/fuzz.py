@@ -101,7 +101,7 @@ def lines_of(path):
     """(lines of a file as the readers see them, how many of them are blank); None of a Parquet file."""
     with open(path, "rb") as raw:
         stream = files.decoded(files.decompressed(raw), encoding_of(path), path)
-        if sources.is_parquet(stream):
+        if sources.has_columns(stream):
             return None
         content = stream.read().replace(b"\r\n", b"\n")
     lines = content.removesuffix(b"\n").decode("latin-1").split("\n")
@@ -144,7 +144,7 @@ def fuzz_raw(folder, draw):
             lines, blank = found
             above = 2 * (sources.format_of(first) == "text")  # a header, and perhaps the line of a spreadsheet
             assert lines - blank - above <= told or SPANS in errors, (found, told)
-            assert told <= lines, (found, told)
+            assert told <= lines or sources.ENDED in errors or "many rows in one line" in errors, (found, told)
     return f"{name}{' and vectors' if flags else ''}: {'taken' if status == 0 else 'refused'}"
 
 
