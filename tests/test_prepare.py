@@ -353,7 +353,7 @@ def test_a_folder_without_training_data_is_named(prep):
     assert_one_line_error(prep("--data", "folder", check=False), "folder: has no training file", "--data")
     save("empty/notes.md", "no data")
     assert_one_line_error(prep("--data", "empty", check=False),
-                          "empty: no .csv, .tsv, .jsonl, .txt or .parquet file here")
+                          "empty: no .csv, .tsv, .jsonl, .txt, .parquet or .xlsx file here")
 
 
 def test_the_files_that_are_read_are_named_and_hidden_ones_are_not_read(prep):
