@@ -438,7 +438,7 @@ def parse_carefully(text, number, table, bad, last):
     # Lines keep the numbers that newlines give them.
     given = text
     if LINE_ENDS.search(text):
-        text = re.sub(r"[^\n]*[\r\v\f][^\n]*", ended, text)
+        text = re.sub(r"(?m)^[^\n\r\v\f]*+[\r\v\f][^\n]*+", ended, text)
 
     # A row is what a line gives when it is divided at the delimiters, unless its quotes say otherwise.
     rows, numbers, position = [], [], 0
