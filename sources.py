@@ -52,6 +52,8 @@ NOT_TEXT = (PARQUET, ZIP, b"\xff\xfe", b"\xfe\xff", b"\x1f\x8b")  # UTF-16, gzip
 HOLE = bytes(64)        # zeros that a crash or a broken copy leaves
 LINE_ENDS = re.compile("[\r\v\f]")  # that are no newlines, as an old Macintosh or a printed page has them
 SPACED = "a carriage return within a line was taken as a space; if it ends a title, end it with a newline"
+CP1252 = re.compile(rb"[\x80\x85\x91-\x94\x99\xa9\xaa\xae\xb0-\xb3\xba\xbc-\xd6\xd8-\xf6\xf8-\xff]|"
+                    rb"(?<![A-Za-z])[\x96\x97]|[\x96\x97](?![A-Za-z])")  # what titles have, unlike DOS and Macintosh
 ENDED = "a carriage return or form feed was taken as the end of a line"
 
 
@@ -171,8 +173,9 @@ def byte_encoding(block):
     """The encoding that text with one byte for each character seems to have, or None."""
     # In Western languages letters with accents stand alone between others; elsewhere whole words are beyond ASCII.
     runs = re.findall(rb"[\x80-\xff]+", block)
-    if sum(map(len, runs)) < 2 * len(runs) and not re.search(rb"[\x81\x8d\x8f\x90\x9d]", block):
-        return "cp1252"
+    beyond = sum(map(len, runs))
+    if beyond < 2 * len(runs) and len(CP1252.findall(block)) > beyond / 2:
+        return None if re.search(rb"[\x81\x8d\x8f\x90\x9d]", block) else "cp1252"  # which are no characters there
     return None
 
 

@@ -190,6 +190,10 @@ def test_what_data_was_prepared_with_serves_its_runs(tmp_path, encoding):
     save(tmp_path / "plain.csv", "title,category\n" + content.replace(";5;", ","))
     assert json.loads(said("--test", "plain.csv", "--json"))["accuracy"] == scores[0]["accuracy"]
 
+    save(tmp_path / "bad.csv", "title,category\nmesa,A,B\n")
+    done = run_here("evaluate", "--ckpt", "bag", "--test", "bad.csv", cwd=tmp_path, check=False)
+    assert_one_line_error(done, "3 columns instead of 2 (1 bad rows of 1; mend them)")
+
     # A number may mean a column of another kind here, and other data has nothing to do with the run.
     save(tmp_path / "doubt.csv", "category,title,price\nMESAS,mesa,5\n")
     done = run_here("evaluate", "--ckpt", "bag", "--test", "doubt.csv", cwd=tmp_path, check=False)
