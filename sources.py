@@ -476,7 +476,7 @@ def parse_carefully(text, number, table, bad, last):
             several = (len(fields) - 1) // max(1, width - 1)
             several = several if several > FEW else 1
             bad.add(table.name, number, f"{len(fields)} columns instead of {width}"
-                    + ("; is a quote unclosed?" if '"' in line else "; are many rows in one line?" if several > 1
+                    + ("; are many rows in one line?" if several > 1 else "; is a quote unclosed?" if '"' in line
                        else ""), several)
         else:
             bad.empty(table.name, number)

@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import save
+from conftest import meta, save
 from pyarrow import parquet
 from test_sources import labelled, titles_of
 
@@ -256,3 +256,12 @@ def test_bad_workbooks_are_refused(tmp_path, monkeypatch):
         archive.writestr("xl/workbook.xml", "<workbook" * 10 ** 5)
     with pytest.raises(UserError, match="x: grows more than 100-fold"):
         titles_of((tmp_path / "x").read_bytes(), "x")
+
+
+def test_a_folder_of_workbooks_is_prepared(prep, workbook):
+    for name, count in (("train.xlsx", 60), ("test.xlsx", 20)):
+        workbook([["title", "category"], *([f"titulo {i % 9} {name} {i}", i % 3] for i in range(count))], name)
+    save("~$train.xlsx", "Excel has it open")
+    prep("--data", ".", "--out", "data/prepared")
+    assert sum(meta()["rows"].values()) == 80 and meta()["rows"]["test"] == 20
+    assert files.read_lines("data/prepared/labels.txt") == ["0", "1", "2"]
