@@ -29,11 +29,14 @@ weights aims at), or as frequent as in training (`training`, as after --balance 
 own; --prior converts by adding or taking away the log prior. What a precision promises counts titles, of which frequent
 categories have more: where --prior says nothing, --precision and the promises of a report assume `training`.
 
---predict reads a title a line, or a CSV or Parquet file with a `title` (or `text`) column, plain or compressed, `-` for
-standard input; --title-column says which column it is, --encoding what is not UTF-8 (cp1252 is what Excel writes).
-It writes a line for each title, in order: category TAB probability, K times with --top K. A CSV with an `id` column,
+--predict reads a title a line, or a CSV, Parquet or Excel file with a `title` (or `text`) column, plain or compressed,
+`-` for standard input; --title-column says which column it is, --encoding what is not UTF-8 (cp1252 is what Excel's CSV
+has). For runs on --data both are as that was prepared, where it fits the file.
+It writes a line for each title, in order: category TAB probability, K times with --top K. A table with an `id` column,
 such as the challenge's test.csv, gives `id,category` instead; --keep gives all columns of a table, then category and
-probability, as Parquet where --out ends so, else as CSV. --threshold and --precision leave the category empty where the
+probability: as Parquet, JSON lines or Excel where --out ends in .parquet, .jsonl or .xlsx, else as CSV with the
+separator, quotes, line ends and encoding of the table that was read (.csv is never divided by tabs, .tsv always), or
+with those that --out-separator and --out-encoding name. --threshold and --precision leave the category empty where the
 probability is too low; a precision that the validation rows cannot promise leaves it empty everywhere, and a warning
 says which one they can. With --top K they keep the K candidates, in columns behind: category, probability, candidate_1,
 probability_1, candidate_2 and so on. A title of which training has seen no word and no n-gram has no category and no
@@ -41,6 +44,7 @@ candidates, and the probability 0. It needs nothing but the run's folder (an enc
 requirements-encoder.txt); best and latest are of the runs on --data, where that is there. What comes through a pipe is
 answered as it comes.
 """
+import importlib.util
 import json
 import os
 import signal
@@ -60,6 +64,9 @@ PREDICT_ROWS = 32768  # titles classified at a time
 HASHES = (1 << 31) - 1  # that tell n-grams apart
 EXPLAINED, EXPLAINED_OF = 5, 40  # words that --explain writes at most, of the first so many of a title
 MAX_BAD_ROWS = 0.01   # share of the rows of --test that may be left out
+WRITTEN = (".parquet", ".jsonl", ".ndjson", ".xlsx")  # what --keep writes by the name of --out, besides CSV
+UNWRITTEN = {".json": ".jsonl", ".xls": ".xlsx", ".xlsm": ".xlsx", ".xlsb": ".xlsx", ".ods": ".xlsx",
+             **dict.fromkeys((".gz", ".bz2", ".xz", ".zst", ".zip"), "without this and compress it then")}
 
 
 def parse_args():
@@ -83,9 +90,12 @@ def parse_args():
     add("--precision", type=files.fraction, metavar="P",
         help="with --predict: the same with the threshold from which on this share of the categories is right, with "
         "--prior training where no prior is given: it promises that for more titles")
-    add("--keep", action="store_true", help="with --predict: write the table's own columns, too")
+    add("--keep", action="store_true", help="with --predict: write the table's own columns, too, as they were read")
     add("--explain", action="store_true", help="with --predict: write the words that spoke most for the category")
     add("--out", type=Path, metavar="FILE", help="with --predict: write here instead of standard output")
+    add("--out-encoding", type=files.encoding, metavar="E", help="with --keep: of CSV (default: as the table's own)")
+    add("--out-separator", type=files.separator, metavar="S",
+        help="with --keep: of CSV, such as ';' or tab (default: as the table's own)")
     add("--title-column", metavar="C", help="with --predict, --test: name or number (from 1) of the column of titles")
     add("--category-column", metavar="C", help="with --test: the same of categories")
     add("--encoding", type=files.encoding, default="utf-8", help="of the file, such as cp1252, utf-16")
@@ -97,9 +107,11 @@ def parse_args():
         "--out", "--threshold", "--precision", "--keep", "--explain", "--json", "--test", "--split", "--title-column",
         "--category-column")}
     flags["--top"], flags["--encoding"] = args.top, args.encoding != "utf-8"
+    flags["--out-encoding"], flags["--out-separator"] = args.out_encoding, args.out_separator
     flags["--predict"], flags["--neighbors"] = args.predict is not None, args.neighbors is not None
     flags["--list"] = args.list
     groups = (("--predict", flags["--predict"], ("--out", "--threshold", "--precision", "--keep", "--explain")),
+              ("--keep", args.keep, ("--out-encoding", "--out-separator")),
               ("--predict or --neighbors", flags["--predict"] or flags["--neighbors"], ("--top",)),
               ("a report", not any(flags[mode] for mode in ("--predict", "--neighbors", "--list")),
                ("--json", "--test", "--split")),
@@ -112,8 +124,15 @@ def parse_args():
                        ("--list", "--predict"), ("--list", "--neighbors")):
         if flags[one] and flags[other]:
             raise UserError(f"{one} and {other}: give one")
-    if args.out and args.out.suffix == ".parquet" and not args.keep:
-        raise UserError("--out: Parquet is written with --keep")
+    suffix = args.out.suffix.lower() if args.out else ""
+    if suffix in UNWRITTEN:
+        raise UserError(f"--out {args.out}: {suffix} is not written; name it {UNWRITTEN[suffix]}")
+    if suffix in WRITTEN and not args.keep:
+        raise UserError(f"--out {args.out}: {suffix} is written with --keep")
+    if suffix in WRITTEN and (args.out_encoding or args.out_separator):
+        raise UserError(f"--out {args.out}: --out-encoding and --out-separator are of CSV")
+    if suffix == ".xlsx" and not importlib.util.find_spec("openpyxl"):
+        raise UserError(f"--out {args.out}: to write Excel files, pip install openpyxl, or name it .csv")
 
     # Filled in only here: above, None tells that a flag was not given.
     args.split, args.top = args.split or "test", args.top or (10 if flags["--neighbors"] else 1)
@@ -127,11 +146,14 @@ if __name__ == "__main__":
 import contextlib
 import copy
 import csv
+import dataclasses
 import functools
 import gc
+import io
 import math
 import re
 import shutil
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -150,6 +172,7 @@ import page
 import report
 import runs
 import sources
+import tables
 import tracking
 
 # --- the classifier ---------------------------------------------------------------------------------------------------
@@ -435,16 +458,44 @@ def prepared_rows(args, classifier, meta, arrays):
     return rows
 
 
+def file_format(args, classifier, file):
+    """The sources.Format of the file to read: what flags say, and where they say nothing what the data of the run was
+    prepared with, if it lies in --data and where that fits. file: what is read, open, if it is no path."""
+    remembered = {}
+    with contextlib.suppress(UserError):  # a run needs no data to classify
+        if data.fingerprint_of(args.data) == classifier.config["fingerprint"]:
+            folder = args.data if isinstance(args.data, Path) else args.data[0]
+            remembered = files.read_json(folder / "meta.json")["options"]
+    form, encoding = sources.format_from(args, remembered), remembered.get("encoding", args.encoding)
+    if args.encoding != "utf-8" or encoding == "utf-8":
+        return form
+
+    # Of what comes through a pipe only the first lines can be looked at.
+    def opened():
+        if not files.is_patient(file):
+            return io.BufferedReader(io.BytesIO(b"".join(file.peek().rpartition(b"\n")[:2]) or file.peek()))
+        file.seek(0)
+        return files.decompressed(file)
+
+    with files.archive_errors(args.test or args.predict):
+        other = not sources.is_utf8(opened(), "") and files.decodes(opened(), encoding)
+    if files.is_patient(file):
+        file.seek(0)
+    return form._replace(encoding=encoding) if other else form
+
+
 def read_rows(args, classifier):
     """The rows of a labelled file, as a namespace: `text`, list of titles; `labels` [N], numbers of `names`, which are
     the run's and behind them those it does not know; `lines` [N], where they stand; `keys` [N] as from data.title_keys;
     `language` [N], number of `languages`, and `reliable` [N] bool, or None."""
-    bad, blocks = sources.BadRows(MAX_BAD_ROWS), []
-    for block in sources.read_labelled(args.test, bad, sources.format_from(args)):
+    bad, blocks = sources.BadRows(MAX_BAD_ROWS, "mend them"), []
+    with open(args.test, "rb") as file:
+        form = file_format(args, classifier, file)
+    for block in sources.read_labelled(args.test, bad, form):
         # Called for its check alone: marks other than reliable and unreliable are refused.
         sources.given_quality(args.test, block.get("quality", pa.array([], pa.string())))
         blocks.append({column: block[column].to_pylist() if column in block else [""] * len(block["title"])
-                       for column in ("title", "category", "language", "quality", "line")})
+                       for column in ("title", "category", "spelling", "language", "quality", "line")})
     rows = {column: [value for block in blocks for value in block[column]] for column in blocks[0]} if blocks else {}
     bad.check(len(rows.get("title", [])))
     bad.warn()
@@ -453,13 +504,13 @@ def read_rows(args, classifier):
     if bad.count:
         print(f"warning: {bad.count:,} bad rows left out, first {bad.first}", file=sys.stderr)
 
-    # Categories that the run does not know get numbers behind those it does.
+    # Categories that the run does not know get numbers behind those it does. Names that look the same are the same.
     names = list(classifier.labels)
-    number = {name: i for i, name in enumerate(names)}
-    for name in rows["category"]:
+    number = {sources.tidy(name): i for i, name in enumerate(names)}
+    for name, spelling in zip(rows["category"], rows["spelling"], strict=True):
         if name not in number:
             number[name] = len(names)
-            names.append(name)
+            names.append(spelling)
 
     # Rows without a language are a slice of their own, unless no row has one.
     languages = sorted({name or "unknown" for name in rows["language"]})
@@ -625,15 +676,19 @@ def predict(args):
             raise UserError("--predict -: standard input is closed")
         file = sys.stdin.buffer if args.predict == "-" else stack.enter_context(open(args.predict, "rb"))
         stack.enter_context(files.archive_errors(args.predict))
-        header, blocks = sources.read_titles(
-            files.decompressed(file), args.predict, bad, sources.format_from(args), args.keep)
+        require_other_file(file, args.out)
+        form, dialect = file_format(args, classifier, file), sources.Dialect()
+        header, blocks = sources.read_titles(files.decompressed(file), args.predict, bad, form, args.keep, dialect)
+        if args.keep:
+            dialect = written_dialect(args, dialect)
+            tables.require_writable(classifier.labels, dialect.encoding)
 
         # The challenge's own form, id,category, has no room for more.
         if header == ["id"] and not args.keep and (top > 1 or args.explain):
             flag = f"--top {args.top}" if top > 1 else "--explain"
             raise UserError(f"{flag}: {args.predict} has ids, for which one category each is written; --keep writes "
                             "whole tables")
-        write = stack.enter_context(writer(args, header, top))
+        write = stack.enter_context(writer(args, header, top, dialect))
         pool = stack.enter_context(ThreadPoolExecutor(1))
 
         # A part of a block is classified while the one before is written; what comes from a terminal or a pipe is
@@ -665,53 +720,51 @@ def predict(args):
             print(f"{number:,} of {counts[0]:,} titles {what}", file=sys.stderr)
 
 
+def require_other_file(file, out):
+    """Raise UserError where --out is the file that is open, by whatever name."""
+    with contextlib.suppress(OSError, ValueError):  # there is no such file yet, or what is read is none
+        read = os.fstat(file.fileno())
+        if stat.S_ISREG(read.st_mode) and out and os.path.samestat(read, os.stat(out)):
+            raise UserError(f"--out {out}: is the file that --predict reads; choose another")
+
+
+def written_dialect(args, dialect):
+    """The Dialect in which --keep writes CSV: as the table is that was read, unless flags or the name of --out say
+    otherwise."""
+    suffix, separator = args.out.suffix.lower() if args.out else "", dialect.separator
+    if suffix in WRITTEN:
+        return dataclasses.replace(dialect, encoding="utf-8")
+    if suffix in (".csv", ".tsv") and (separator == "\t") != (suffix == ".tsv"):
+        separator = "\t" if suffix == ".tsv" else ","
+    return dataclasses.replace(dialect, separator=args.out_separator or separator, encoding=args.out_encoding or
+                               dialect.encoding, mark=dialect.mark and not args.out_encoding)
+
+
 @contextlib.contextmanager
-def writer(args, header, top):
-    """A function of (kept columns or None, columns of the answer) that writes rows to --out or standard output: as
-    Parquet or CSV behind the columns of a table, after ids as CSV, else divided by tabs."""
+def writer(args, header, top, dialect):
+    """A function of (kept columns or None, columns of the answer) that writes rows to --out or standard output: behind
+    the columns of a table, in its own dialect or as the name of --out says; after ids as CSV; else divided by tabs."""
     # A table's own columns keep their names, such as the category of labelled rows.
     taken = header if args.keep else ()
     added = classify.answer_columns(top, args.threshold or args.precision, taken)
     pairs = len(added) // 2
     added += [classify.free_name("explanation", taken)] if args.explain else []
-    if args.out and args.keep and args.out.suffix == ".parquet":
-        from pyarrow import parquet
-        with files.atomic_write(args.out, "wb") as out, contextlib.ExitStack() as stack:
-            opened = []
-
-            # The file begins with the first block, for that tells its schema.
-            def write_parquet(kept, columns):
-                for name, values in zip(added, columns, strict=True):
-                    # No category is a null.
-                    if not isinstance(values[0], float):
-                        values = pa.array([value or None for value in values], pa.string())
-                    kept = kept.append_column(name, pa.array(values))
-                if not opened:
-                    opened.append(stack.enter_context(parquet.ParquetWriter(out, kept.schema)))
-                opened[0].write_table(kept)
-
-            yield write_parquet
-            if not opened:  # a table without rows
-                parquet.write_table(pa.table({name: pa.array([], pa.string()) for name in [*header, *added]}), out)
+    if args.keep:
+        kinds = [pa.string(), pa.float64()] * pairs + [pa.string()] * args.explain
+        with tables.writer(args.out, dialect, header, [*zip(added, kinds, strict=True)]) as write:
+            yield write
         return
 
     with files.atomic_write(args.out) if args.out else contextlib.nullcontext(sys.stdout) as out:
         rows = csv.writer(out, lineterminator="\n")
-        if args.keep:
-            rows.writerow([*header, *added])
-        elif header:
+        if header:
             rows.writerow(["id", "category"])
 
         # Lines are made by one format for all columns, which is much faster than a field at a time.
         form = "\t".join(["{}\t{:.6f}"] * pairs + ["{}"] * args.explain) + "\n"
 
         def write_text(kept, columns):
-            if args.keep:
-                # Of the answer's columns those of floats are probabilities.
-                columns = [[f"{x:.6f}" for x in column] if isinstance(column[0], float) else column
-                           for column in columns]
-                rows.writerows(zip(*(column.to_pylist() for column in kept.columns), *columns, strict=True))
-            elif header:
+            if header:
                 rows.writerows(zip(kept["id"].to_pylist(), columns[0], strict=True))
             else:
                 out.writelines(map(form.format, *columns))

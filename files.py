@@ -318,6 +318,14 @@ def encoding(text):
     return name
 
 
+def separator(text):
+    """An argparse type: what divides the fields of a table in text."""
+    text = {"tab": "\t", "\\t": "\t"}.get(text, text)
+    if text not in (*",;|\t",):
+        raise ValueError
+    return text
+
+
 def readable(path):
     """What the shell or a file system gave, as text; bytes that are not UTF-8 become the replacement character."""
     return os.fsencode(path).decode("utf-8", "replace")
@@ -530,6 +538,17 @@ def decoded(stream, encoding, name):
     return io.BufferedReader(DecodedStream(stream, encoding, name), 1 << 18)
 
 
+def decodes(stream, encoding):
+    """Whether all of a binary stream is text in an encoding."""
+    stream = decoded(stream, encoding, "")
+    try:
+        while stream.read(1 << 20):
+            pass
+    except UserError:
+        return False
+    return True
+
+
 def is_patient(file):
     """Whether a stream gives all it has without waiting for another program or a person."""
     try:
@@ -643,8 +662,10 @@ def write_json(path, value):
 
 def read_lines(path):
     """The lines of a text file as `write_lines` wrote them."""
-    # Not by splitlines, which also divides at characters that titles may hold, such as U+2028.
-    return Path(path).read_text(encoding="utf-8").split("\n")[:-1]
+    # Not by splitlines, which also divides at characters that titles may hold, such as U+2028; nor does a carriage
+    # return become a newline.
+    with open(path, encoding="utf-8", newline="") as file:
+        return file.read().split("\n")[:-1]
 
 
 def write_lines(path, lines):

@@ -12,9 +12,11 @@
 Reads, plain or compressed (gzip, bzip2, xz), told apart by content:
   - CSV or TSV with a header that names `title` (or `text`) and `category` (or `label`), in any order; `language`,
     `label_quality` (reliable, unreliable) and `split` (train, valid, test) are used where present
-  - Parquet and JSON lines with the same names, and fastText files (`__label__x some text`)
+  - Parquet, JSON lines and Excel workbooks (.xlsx, the first sheet; needs openpyxl) with the same names, and fastText
+    files (`__label__x some text`)
   - a folder of such files whose names say train, valid or test
 Writes data/prepared/ (its files are described in data.py); a failed run leaves what was there before.
+Categories whose names look the same are one, which labels.txt writes as most rows do.
 Splits that the source does not give are drawn: 20 % test, then --valid of the rest. Where a title goes depends on its
 words and --seed alone, so next month's file, which has these rows and more, keeps all of them where they were; equal
 titles stay on one side, and with --group-column all rows of one product, seller or document. A category without a
@@ -78,7 +80,7 @@ DOWNLOADS = {  # name -> (server folder, {file: size in bytes where it is known}
 }
 
 SPLIT_NAMES = {"train": 0, "training": 0, "valid": 1, "validation": 1, "val": 1, "dev": 1, "test": 2}
-SUFFIX = re.compile(r"\.(csv|tsv|jsonl|json|txt|parquet)(\.(gz|bz2|xz))?$", re.IGNORECASE)
+SUFFIX = re.compile(r"\.(csv|tsv|jsonl|json|txt|parquet|xlsx)(\.(gz|bz2|xz))?$", re.IGNORECASE)
 OWN_FILES = re.compile(r"(train|valid|test)_(titles|oov|keys|groups|labels|language|reliable|pieces)\.npy|"
                        r"(train|valid|test)_text\.txt|(vocab|oov|labels)\.txt|vectors\.npy|meta\.json|"
                        r"(train|valid|test)_rare\.npy|rare\.txt")  # what may stand in --out when it is replaced
@@ -106,9 +108,10 @@ def split_of(path):
 def find_files(folder, form):
     """[(path, split or None)] of the data set in a folder, whose files have this sources.Format; raises UserError when
     it holds none or several."""
-    # What begins with a dot belongs to the system (`._train.csv` to a Mac's); what was being unpacked may be cut short.
+    # What begins with a dot belongs to the system (`._train.csv` to a Mac's), with `~$` to Excel while a file is open;
+    # what was being unpacked may be cut short.
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and SUFFIX.search(path.name)
-                   and not path.name.startswith(".")
+                   and not path.name.startswith((".", "~$"))
                    and not any(map(files.TEMPORARY.search, path.relative_to(folder).parts)))
     named = [(path, split_of(path)) for path in paths if split_of(path) is not None]
 
@@ -121,7 +124,7 @@ def find_files(folder, form):
         raise UserError(f"{folder}: has no training file (no name says train); name one with --data")
     found = named or [(path, None) for path in paths]
     if not found:
-        raise UserError(f"{folder}: no .csv, .tsv, .jsonl, .txt or .parquet file here")
+        raise UserError(f"{folder}: no .csv, .tsv, .jsonl, .txt, .parquet or .xlsx file here")
 
     # Files of several folders, several files without a split, or the same file twice, packed and not, are a doubt.
     distinct = {SUFFIX.sub(r".\1", str(path)) for path, _ in found}
@@ -239,13 +242,13 @@ def ingest(args, chosen, bad, base=None):
     number of these words by title [n], titles as bytes, a line each)]; arrays with one entry a row: `label`,
     `language` and `reliable` (None where the source says nothing), `split` (-1: not given), `key` as from
     data.title_keys, `group` (the same of the row's group, or of the title where it has none; None without groups); the
-    Codes of `words`, `labels` and `languages`, and the keys of the words; the numbers of words before titles are cut,
-    of titles that are `cut`, and of rows `read`, kept or not.
+    Codes of `words`, `labels` and `languages`, the keys of the words, and {category as rows write it: how many do} as
+    `spellings`; the numbers of words before titles are cut, of titles that are `cut`, and of rows `read`, kept or not.
     """
     import pyarrow.compute as pc
     words, labels, languages = Codes(), Codes(), Codes()
     columns = {name: [] for name in ("label", "language", "reliable", "split", "key", "group")}
-    blocks, word_keys, known, seen = [], np.zeros(0, np.uint64), set(), {"rows": 0}
+    blocks, word_keys, known, seen, spellings = [], np.zeros(0, np.uint64), set(), {"rows": 0}, Counter()
     total = SimpleNamespace(words=0, cut=0)
 
     def tokenized(item):
@@ -254,7 +257,7 @@ def ingest(args, chosen, bad, base=None):
 
     # One thread more than asked for, as reading the next block takes one.
     with ThreadPoolExecutor(args.threads + 1) as pool:
-        known_categories = base and pa.array(base.labels)
+        known_categories = base and pa.array([sources.tidy(name) for name in base.labels], pa.string())
         for path, split, block, text, codes, distinct, lengths in map_ahead(
                 pool, tokenized, read_rows(args, chosen, bad, seen, known_categories), 2 * args.threads):
             # Word numbers in the order of appearance, and the keys of the words that are new.
@@ -274,6 +277,8 @@ def ingest(args, chosen, bad, base=None):
             rows = len(lengths)
             nothing = pa.array([""] * rows, pa.string())
             columns["label"].append(labels(block["category"]))
+            spellings.update({name.as_py(): count.as_py() for name, count in zip(
+                *block["spelling"].value_counts().flatten(), strict=True)})
             columns["language"].append(languages(block.get("language", nothing)))
             if len(languages.index) > 256:
                 raise UserError(f"{path}: more than 256 languages; rename the column if it holds something else")
@@ -292,7 +297,8 @@ def ingest(args, chosen, bad, base=None):
         raise UserError(f"--group-column {args.group_column}: no row has a value there")
     columns["group"] = columns["group"] if args.group_column else None
     return SimpleNamespace(blocks=blocks, words=words, word_keys=word_keys, labels=labels, languages=languages,
-                           word_count=int(total.words), cut=int(total.cut), read=seen["rows"], **columns)
+                           spellings=spellings, word_count=int(total.words), cut=int(total.cut), read=seen["rows"],
+                           **columns)
 
 
 def group_keys(values, keys):
@@ -340,7 +346,7 @@ def given_split(path, split, values):
 # --- more rows for another folder -------------------------------------------------------------------------------------
 
 OF_BASE = ("vocab", "min_count", "max_len", "fold", "valid", "seed", "vectors", "encoder", "max_pieces")
-CHOSEN = ("languages", "title_column", "category_column", "group_column", "encoding", "max_bad_rows")  # or as asked
+CHOSEN = ("languages", "title_column", "category_column", "group_column", "max_bad_rows")  # or as a part asks
 
 
 def read_base(args):
@@ -372,9 +378,9 @@ def read_base(args):
                            vectors=meta["vectors"], knows_quality=meta["reliable_share"] is not None)
 
 
-def base_order(codes, names):
-    """(names, [len(codes)] the position of each code's name among them), as Codes.alphabetical."""
-    position = {name: i for i, name in enumerate(names)}
+def order_of(codes, names):
+    """(names, [len(codes)] the position of each code's name, which is tidy, among them), as Codes.alphabetical."""
+    position = {sources.tidy(name): i for i, name in enumerate(names)}
     return names, np.array([position[name] for name in codes.index])
 
 
@@ -388,6 +394,20 @@ def known_words(words, blocks, kept, vocab):
     oov = sorted(word for word, number in words.index.items() if used[number] and word not in known)
     position = {word: i for i, word in enumerate([*vocab, *oov])}
     return vocab, oov, np.array([position.get(word, data.UNKNOWN) for word in words.index])
+
+
+def frequent_spellings(spellings, bad):
+    """The names of categories, each as most rows write it, in alphabetical order; of names that look the same but are
+    written in several ways a note goes to `bad`. spellings: {name as rows write it: how many do}."""
+    # Of equally frequent ones the first in alphabetical order, so that the order of rows does not matter.
+    ways = {}
+    for name in sorted(spellings, key=lambda name: (-spellings[name], name)):
+        ways.setdefault(sources.tidy(name), []).append(name)
+    for first, *others in ways.values():
+        if others:
+            bad.note(f"category {first}", None, "is written in several ways that look the same; the most frequent one "
+                     "is its name")
+    return sorted(first for first, *_ in ways.values())
 
 
 # --- splits, vocabulary -----------------------------------------------------------------------------------------------
@@ -686,7 +706,7 @@ def write_arrays(args, chosen, bad, folder, base=None):
         raise UserError(f"{where}: no title has a letter or digit; is the title column the right one?")
 
     # Categories in alphabetical order, and a split for every row; the vocabulary, of the training rows alone.
-    labels, ranks = rows.labels.alphabetical() if base is None else base_order(rows.labels, base.labels)
+    labels, ranks = order_of(rows.labels, base.labels if base else frequent_spellings(rows.spellings, bad))
     label = ranks.astype(data.smallest_uint(len(labels) - 1))[rows.label]
     groups = number_equal(rows.key)
     if base:

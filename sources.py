@@ -1,4 +1,4 @@
-"""Rows out of any file of titles: CSV and TSV, JSON lines, Parquet, fastText files and plain lists of titles.
+"""Rows out of any file of titles: CSV and TSV, JSON lines, Parquet, Excel, fastText files and plain lists of titles.
 
 prepare.py reads labelled rows with `read_labelled`, evaluate.py titles alone with `read_titles`; both share the readers
 below. A file is read in blocks of whole lines. CSV goes through Arrow, which is quick, as long as a block is in order;
@@ -6,14 +6,20 @@ a block with a row that is not is read again line by line by rules that lose no 
 read is counted in a `BadRows`, with the line where it stands, or refused; no row vanishes unsaid.
 What a title means to a model (words, ids) does not belong here, and neither does which files make a data set.
 """
+import base64
 import csv
+import datetime
+import decimal
 import functools
 import io
 import itertools
 import re
 import sys
 import unicodedata
-from contextlib import contextmanager
+import warnings
+import zipfile
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +35,7 @@ BLOCK = 8 << 20      # bytes of a file in memory at a time, for each thread a fe
 SNIFFED = 20         # lines that show whether a file is a list of titles
 LINE_ROWS = 50_000   # rows of JSON lines and fastText files in a block at most
 ROW_BYTES = 1 << 18  # that a row with line ends in its fields may take
+FEW = 10             # rows that one bad line may swallow unsaid, and line ends that may be unsure
 
 # By what names we know a column; --title-column and --category-column put others in their place.
 COLUMNS = {"title": ("title", "text"), "category": ("category", "label"), "language": ("language",),
@@ -37,10 +44,17 @@ LABELLED = ("title", "category", "language", "quality", "split", "group")
 
 # What the first line or the first bytes of a file tell of its format.
 JSON = re.compile(r'\s*(\{\s*("|\}|$)|\[\s*([\[{"\]]|$))')  # but a title may begin with "[Oferta]"
+FASTTEXT_BLANKS = re.compile("[ \t\n\v\f\r\0]+")  # that divide its words
 DELIMITER_LINE = re.compile(rb'"?sep=([,;\t|])"?')  # above the header, for spreadsheets
-PARQUET = b"PAR1"
+PARQUET, ZIP = b"PAR1", b"PK\3\4"  # an Excel workbook is a zip archive
 MARK = b"\xef\xbb\xbf"  # the byte order mark in UTF-8
-NOT_TEXT = (PARQUET, b"\xff\xfe", b"\xfe\xff", b"PK\3\4", b"\x1f\x8b")  # UTF-16, zip, gzip within a compressed file
+NOT_TEXT = (PARQUET, ZIP, b"\xff\xfe", b"\xfe\xff", b"\x1f\x8b")  # UTF-16, gzip within a compressed file
+HOLE = bytes(64)        # zeros that a crash or a broken copy leaves
+LINE_ENDS = re.compile("[\r\v\f]")  # that are no newlines, as an old Macintosh or a printed page has them
+SPACED = "a carriage return within a line was taken as a space; if it ends a title, end it with a newline"
+CP1252 = re.compile(rb"[\x80\x85\x91-\x94\x99\xa9\xaa\xae\xb0-\xb3\xba\xbc-\xd6\xd8-\xf6\xf8-\xff]|"
+                    rb"(?<![A-Za-z])[\x96\x97]|[\x96\x97](?![A-Za-z])")  # what titles have, unlike DOS and Macintosh
+ENDED = "a carriage return or form feed was taken as the end of a line"
 
 
 # --- what could not be read -------------------------------------------------------------------------------------------
@@ -49,13 +63,15 @@ class BadRows:
     """Counts the rows that had to be skipped, and notes what was read but is worth a warning; of each kind it
     remembers the first."""
 
-    def __init__(self, limit):
-        """limit: the bad rows to allow, as a share of all rows (below 1) or as a number."""
-        self.limit, self.count, self.first, self.notes = limit, 0, None, {}
+    def __init__(self, limit, advice="mend them, or allow so many with --max-bad-rows"):
+        """limit: the bad rows to allow, as a share of all rows (below 1) or as a number; advice: what to do about
+        more."""
+        self.limit, self.advice, self.count, self.first, self.notes = limit, advice, 0, None, {}
 
-    def add(self, path, line, what):
+    def add(self, path, line, what, times=1):
+        """Count a line that has to be skipped, as so many rows."""
         self.first = self.first or f"{path}:{line}: {what}"
-        self.count += 1
+        self.count += times
 
     def note(self, path, line, what, times=1):
         """Count a row that is kept, or a category (without a line), under what is odd about it."""
@@ -70,8 +86,7 @@ class BadRows:
         # A share is one of all rows, the bad ones included.
         limit = self.limit if self.limit >= 1 else self.limit * (rows + self.count)
         if self.count > limit:
-            raise UserError(f"{self.first} ({self.count:,} bad rows of {rows + self.count:,}; mend them, or allow so "
-                            "many with --max-bad-rows)")
+            raise UserError(f"{self.first} ({self.count:,} bad rows of {rows + self.count:,}; {self.advice})")
 
     def warn(self):
         """Print a line for each kind of odd rows."""
@@ -82,21 +97,27 @@ class BadRows:
 
 # --- blocks of lines --------------------------------------------------------------------------------------------------
 
-def line_blocks(stream, name, bad, wait=True):
-    """Yield (number of the first line, bytes) of a binary stream: blocks of whole lines, each ended by a newline alone.
+def line_blocks(stream, name, wait=True, whole_only=True):
+    """Yield (number of the first line, bytes) of a binary stream: blocks of whole lines, ended by newlines where they
+    were by these or by a carriage return and a newline; carriage returns alone stay.
 
-    bad: notes carriage returns that are no line ends. wait: fill every block; without it, a block holds what a pipe or
-    a terminal has brought so far.
+    wait: fill every block; without it, a block holds what a pipe or a terminal has brought so far. whole_only: refuse
+    text that is in another encoding than UTF-8 as a whole.
     Raises UserError where the content is no text, or a line longer than files.MAX_LINE.
     """
     # The last line of a piece may go on in the next one.
-    number, rest = 1, b""
+    number, rest, accents = 1, b"", False
     while piece := stream.read(BLOCK) if wait else files.read_ready(stream, BLOCK):
         # What is no text shows at the beginning; further on, a stray NUL only separates words.
-        if number == 1 and ((rest + piece).startswith(NOT_TEXT) or b"\0" in piece[:1000]):
-            raise UserError(f"{name}: not text in UTF-8, plain or compressed once with gzip, bzip2 or xz; if it is "
-                            "text in another encoding, name that with --encoding, such as utf-16")
         whole = rest + piece
+        if number == 1 and (whole.startswith(NOT_TEXT) or b"\0" in piece[:1000]):
+            if encoding := wide_encoding(whole):
+                raise UserError(f"{name}: not UTF-8; looks like {encoding}: add --encoding {encoding}")
+            raise UserError(f"{name}: not text in UTF-8, plain or compressed once with gzip, bzip2 or xz; if it is "
+                            "text in another encoding, name that with --encoding")
+        if b"\0" in whole and HOLE in whole:
+            number += whole.count(b"\n", 0, whole.index(HOLE))
+            raise UserError(f"{name}:{number}: many zero bytes, as in a file that was damaged; fetch or copy it again")
         block, newline, rest = whole.rpartition(b"\n")
         first = whole.find(b"\n") if newline else 0  # only the first line and the last can be that long
 
@@ -106,18 +127,62 @@ def line_blocks(stream, name, bad, wait=True):
             raise UserError(f"{name}:{number}: a line of more than {files.MAX_LINE >> 20} MB; is this a file of "
                             "titles?")
         if newline:
-            yield number, plain_ends(block + newline, name, number, bad)
+            accents = accents or (has_accents(block, name, number) if whole_only else True)
+            yield number, plain_ends(block + newline, name, number)
             number += block.count(b"\n") + 1
 
     # The last line of a file may lack its newline; rows are counted by newlines, so it gets one.
     if rest:
-        yield number, plain_ends(rest + b"\n", name, number, bad)
+        if whole_only and not accents:
+            has_accents(rest, name, number)
+        yield number, plain_ends(rest + b"\n", name, number)
 
 
-def plain_ends(block, name, number, bad):
-    """A block whose lines end in newlines alone. A carriage return within a line becomes a space; within the first
-    line it shows a file of an old Macintosh, whose lines cannot be told. Files put together from several have a byte
-    order mark before the first line of each; it is dropped."""
+def has_accents(block, name, number):
+    """Whether lines hold other characters than ASCII, in UTF-8; number: of the first line. Raises UserError where they
+    are in another encoding: there all such characters are broken, and not only those of a few rows."""
+    if block.isascii():
+        return False
+    try:
+        return bool(block.decode())
+    except UnicodeDecodeError as error:
+        broken = error.start
+    text, encoding = block.decode("utf-8", "replace"), byte_encoding(block)
+    replaced = text.count("\ufffd")
+    # Where characters take several bytes each, some of them pass for UTF-8.
+    if sum(map(len, re.findall("[^\0-\x7f]+", text))) - replaced > (replaced / FEW if encoding else replaced):
+        return True
+    number += block.count(b"\n", 0, broken)
+    raise UserError(f"{name}:{number}: not UTF-8; " + (f"looks like {encoding}: add --encoding {encoding}" if encoding
+                                                       else "name its encoding with --encoding"))
+
+
+def wide_encoding(start):
+    """The encoding of text that begins with these bytes and has several for each character, or None."""
+    marks = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+    if mark := next((mark for mark in marks if start.startswith(mark)), None):
+        return marks[mark]
+
+    # Half of the bytes of ASCII in UTF-16 are zero.
+    halves = [start[first:1000:2] for first in (0, 1)]
+    zeros = [2 * half.count(0) > len(half) for half in halves]
+    return {(False, True): "utf-16-le", (True, False): "utf-16-be"}.get(tuple(zeros))
+
+
+def byte_encoding(block):
+    """The encoding that text with one byte for each character seems to have, or None."""
+    # In Western languages letters with accents stand alone between others; elsewhere whole words are beyond ASCII.
+    runs = re.findall(rb"[\x80-\xff]+", block)
+    beyond = sum(map(len, runs))
+    if beyond < 2 * len(runs) and len(CP1252.findall(block)) > beyond / 2:
+        return None if re.search(rb"[\x81\x8d\x8f\x90\x9d]", block) else "cp1252"  # which are no characters there
+    return None
+
+
+def plain_ends(block, name, number):
+    """A block whose lines end in newlines, if not in carriage returns; one of these within the first line shows a file
+    of an old Macintosh, whose lines cannot be told. Files put together from several have a byte order mark before the
+    first line of each; it is dropped."""
     if MARK in block:
         block = block.removeprefix(MARK).replace(b"\n" + MARK, b"\n")
 
@@ -126,12 +191,16 @@ def plain_ends(block, name, number, bad):
         block = block.replace(b"\r\n", b"\n")
         if number == 1 and b"\r" in block.partition(b"\n")[0]:
             raise UserError(f"{name}: a carriage return within the first line; end lines with newlines")
-        if times := block.count(b"\r"):
-            bad.note(name, number + block.count(b"\n", 0, block.index(b"\r")),
-                     "a carriage return within a line was taken as a space; if it ends a title, end it with a newline",
-                     times)
-            block = block.replace(b"\r", b" ")
     return block
+
+
+def note_spaces(name, number, bad, times, sure=False):
+    """Note carriage returns that were taken as spaces. Where titles stand alone, any of them may end one; raises
+    UserError where they are more than a few, unless it is `sure` that they do not."""
+    bad.note(name, number, SPACED, times)
+    if (found := bad.notes[SPACED][0]) > FEW and not sure:
+        raise UserError(f"{name}:{number}: {found:,} carriage returns within lines by here, which may end titles; end "
+                        "lines with newlines")
 
 
 def first_line(path, encoding="utf-8"):
@@ -140,9 +209,9 @@ def first_line(path, encoding="utf-8"):
     files.require_file(path)
     with open(path, "rb") as raw, files.archive_errors(path):
         stream = files.decompressed(raw)
-        # Parquet is never decoded as text: its magic number stands for the first line.
-        if is_parquet(stream):
-            return PARQUET.decode()
+        # What is no text is never decoded: its magic number stands for the first line.
+        if has_columns(stream):
+            return stream.peek(4)[:4].decode()
         stream = files.decoded(stream, encoding, path)
         first = stream.readline(files.MAX_LINE).removeprefix(MARK).strip(b" \r\n")
         if DELIMITER_LINE.fullmatch(first):
@@ -167,23 +236,60 @@ class Format(NamedTuple):
     encoding: str = "utf-8"
 
 
-def format_from(args):
-    """The Format that --title-column, --category-column, --group-column and --encoding ask for."""
+@dataclass
+class Dialect:
+    """How a table in text is written, so that another can be written alike."""
+    separator: str = ","
+    quote_all: bool = False
+    line_end: str = "\n"
+    encoding: str = "utf-8"
+    mark: bool = False      # whether a byte order mark comes first
+    told: bool = False      # whether a line `sep=;` comes before the header
+    schema: object = None   # what types the columns have where it is no text
+
+
+class Remembered(tuple):
+    """A column's name or number in other files, that a flag gave: where a file lacks it, the usual names hold."""
+
+
+def format_from(args, remembered=None):
+    """The Format that --title-column, --category-column, --group-column and --encoding ask for; where title and
+    category are not named, `remembered`, the options that other files were prepared with, serves as far as it fits."""
     names = dict(COLUMNS)
     for column in ("title", "category", "group"):
-        # Digits are a position, so a column whose name is a number can only be asked for by where it stands.
-        if asked := getattr(args, f"{column}_column", None):
-            names[column] = (int(asked),) if re.fullmatch("[0-9]{1,6}", asked) else (asked.strip(),)
+        # Groups are asked for by prepare.py alone.
+        for kind, flags in ((Remembered, remembered if remembered and column != "group" else {}), (tuple, vars(args))):
+            # Digits are a position, so a column whose name is a number can only be asked for by where it stands.
+            if asked := flags.get(f"{column}_column"):
+                names[column] = kind([int(asked) if re.fullmatch("[0-9]{1,6}", asked) else asked.strip()])
     return Format(names, args.encoding)
+
+
+def is_utf8(stream, name):
+    """Whether a binary stream is text in UTF-8 but for a few rows, or no text at all."""
+    try:
+        # The first block with other characters than ASCII tells it.
+        if not has_columns(stream):
+            any(not block.isascii() for _, block in line_blocks(stream, name))
+    except UserError:
+        return False
+    return True
 
 
 def locate(header, wanted, names):
     """{column: position} of those of `wanted` that a header has, in any case. A column that it names twice, or under
     two of its names, is a doubt and not taken."""
+    def positions(names):
+        spellings = [name.lower() for name in names if isinstance(name, str)]
+        return [i for i, name in enumerate(header) if name.lower() in spellings or i + 1 in names]
+
     found = {}
     for column in wanted:
-        spellings = [str(name).lower() for name in names[column] if isinstance(name, str)]
-        at = [i for i, name in enumerate(header) if name.lower() in spellings or i + 1 in names[column]]
+        at = positions(names[column])
+        if isinstance(names[column], Remembered):
+            # A number alone does not tell whether this file has the same columns as the others.
+            usual = positions(COLUMNS[column])
+            at = at + [i for i in usual if i not in at] if isinstance(names[column][0], int) else at or usual
         if len(at) == 1:
             found[column] = at[0]
 
@@ -196,8 +302,8 @@ def locate(header, wanted, names):
 
 
 def tidy(name):
-    """A category or language so that names that look the same are the same: composed (NFC), without invisible
-    characters, with single spaces."""
+    """A category or language so that names that look the same are the same, to compare them: composed (NFC), without
+    invisible characters, with single spaces."""
     # Tabs and the like are control characters, too, but they separate, so they stay until the split.
     return " ".join("".join(c for c in unicodedata.normalize("NFC", name)
                             if c.isspace() or unicodedata.category(c) not in ("Cc", "Cf")).split())
@@ -277,6 +383,10 @@ def read_csv(blocks, table, bad):
 
 def parse_quickly(block, table):
     """{column: Arrow array of bytes} of a block of lines, or None unless every line is a row of the right width."""
+    # Arrow takes a carriage return for a line end, also where it is none.
+    if b"\r" in block:
+        return None
+
     # Arrow takes an empty line for a row of empty fields, which it is in a table of one column alone.
     if table.width > 1 and (block.startswith(b"\n") or b"\n\n" in block):
         return None
@@ -322,11 +432,23 @@ def parse_carefully(text, number, table, bad, last):
     def is_row(line):
         return complete.fullmatch(line) and len(quoted_fields(line, delimiter)) == width
 
+    def ended(found):
+        """A line, in which carriage returns and the like become newlines, unless it is a row without that."""
+        line, pieces = found[0], LINE_ENDS.split(found[0])
+        whole = line.replace("\r", " ")
+        fits = is_row(whole) if complete.fullmatch(whole) else len(whole.split(delimiter)) == width
+        return whole if fits and (width == 1 or not any(map(is_row, pieces[1:-1]))) else "\n".join(pieces)
+
+    # Lines keep the numbers that newlines give them.
+    given = text
+    if LINE_ENDS.search(text):
+        text = re.sub(r"(?m)^[^\n\r\v\f]*+[\r\v\f][^\n]*+", ended, text)
+
     # A row is what a line gives when it is divided at the delimiters, unless its quotes say otherwise.
     rows, numbers, position = [], [], 0
     while position < len(text):
         end = text.index("\n", position)
-        line, lines = text[position:end], 1
+        line = text[position:end]
         fields = line.split(delimiter)
         if '"' in line and complete.fullmatch(line):
             # A row of one line. Quotes are as in CSV where that fits, else they are text (`24" tv`).
@@ -340,8 +462,8 @@ def parse_carefully(text, number, table, bad, last):
             joined, between = [], []
             if found:
                 joined, between = quoted_fields(found[0], delimiter), found[0].split("\n")[1:-1]
-            if len(joined) == width and not (width > 1 and any(map(is_row, between))):
-                fields, end, lines = joined, found.end(), len(between) + 2
+            if len(joined) == width and not (any(map(is_row, between)) if width > 1 else len(between) > FEW):
+                fields, end = joined, found.end()
                 bad.note(table.name, number, "a field in quotes spans lines; if it should not, a quote is unclosed")
             elif len(fields) == width:
                 bad.note(table.name, number, "an unclosed quote was taken as text")
@@ -351,11 +473,20 @@ def parse_carefully(text, number, table, bad, last):
             rows.append(fields)
             numbers.append(number)
         elif line.strip():
+            # Where the ends of many lines are missing, it is as wide as their rows together.
+            several = (len(fields) - 1) // max(1, width - 1)
+            several = several if several > FEW else 1
             bad.add(table.name, number, f"{len(fields)} columns instead of {width}"
-                    + ("; is a quote unclosed?" if '"' in line else ""))
+                    + ("; are many rows in one line?" if several > 1 else "; is a quote unclosed?" if '"' in line
+                       else ""), several)
         else:
             bad.empty(table.name, number)
-        position, number = end + 1, number + lines
+        if given is not text:
+            if given[end] != "\n":
+                bad.note(table.name, number, ENDED)
+            if times := given.count("\r", position, end):
+                note_spaces(table.name, number, bad, times, width > 1)
+        position, number = end + 1, number + given.count("\n", position, end + 1)
     return rows, numbers, position
 
 
@@ -399,6 +530,8 @@ def parse_json(line, names):
     row = {}
     for column, spellings in names.items():
         # A null is as good as no value, so another spelling of the column may serve.
+        if isinstance(spellings, Remembered) and fields.get(spellings[0]) is None:
+            spellings = COLUMNS[column]
         if isinstance(next(iter(spellings), None), int):
             raise ValueError(f"columns of JSON lines have names and no numbers; see --{column}-column")
         found = [name for name in spellings if fields.get(name) is not None]
@@ -412,21 +545,44 @@ def json_text(name, value):
     """A JSON value as text. Whole numbers and booleans are names, too; NaN is a missing value, as pandas writes it."""
     if isinstance(value, str):
         return value
-    # Asked before numbers, for Python takes a boolean for an integer.
-    if isinstance(value, bool):
-        return str(value).lower()
     if isinstance(value, float) and value != value:
         return ""
     # A whole float counts as an integer: pandas makes floats of a column of integers with gaps.
-    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
-        return str(int(value))
+    if isinstance(value, (bool, int, datetime.date, datetime.time)) or (
+            isinstance(value, (float, decimal.Decimal)) and value == value // 1):
+        return plain_text(value)
     kinds = {list: "a list", dict: "an object", float: "not a whole number"}
     raise ValueError(f"the {name} is {kinds.get(type(value), type(value).__name__)}; wanted: text")
 
 
+def plain_text(value):
+    """Any value of a table as text: nothing for one that is missing, lists and the like as JSON."""
+    import json
+    if isinstance(value, str):
+        return value
+    if value is None or (isinstance(value, float) and value != value):
+        return ""
+    # Asked before numbers, for Python takes a boolean for an integer.
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (float, decimal.Decimal)) and value == value // 1:
+        return str(int(value))
+    if isinstance(value, bytes):
+        with suppress(UnicodeDecodeError):
+            return value.decode()
+        return base64.b64encode(value).decode()
+    if isinstance(value, (list, tuple, dict)):
+        return json.dumps(value, ensure_ascii=False, default=plain_text)
+    # Spreadsheets know no dates without a time.
+    if isinstance(value, datetime.datetime) and value.tzinfo is None and value.time() == datetime.time():
+        value = value.date()
+    return str(value)
+
+
 def parse_fasttext(line, names):
     """{column: text} of a line of a fastText file; raises ValueError where it has no label, or several."""
-    label, title = [*line.split(None, 1), "", ""][:2]
+    # Other blanks, such as a no-break space, are part of a label, as they are to fastText.
+    label, title = [*FASTTEXT_BLANKS.split(line.lstrip(" \t\v\f\r\0"), maxsplit=1), ""][:2]
     if not label.startswith("__label__"):
         raise ValueError("does not start with __label__")
     if line.count("__label__") > 1:
@@ -440,14 +596,25 @@ def read_lines(blocks, name, parse, bad):
     for number, block in blocks:
         # A line that cannot be parsed is a bad row, an empty one none at all.
         rows, numbers = [], []
-        for line in block.split(b"\n")[:-1]:
+
+        def add(line, number, rows=rows, numbers=numbers):
             try:
                 if line.strip():
                     rows.append({column: value.encode("utf-8", "replace")  # lone surrogates come from JSON's escapes
                                  for column, value in parse(line.decode("utf-8")).items()})
                     numbers.append(number)
             except (ValueError, RecursionError) as error:
-                bad.add(name, number, f"{error}")
+                # A line may be several that other characters end.
+                pieces = re.split(rb"[\r\v\f]", line)
+                for piece in pieces if len(pieces) > 1 else ():
+                    add(piece, number)
+                if len(pieces) > 1:
+                    bad.note(name, number, ENDED, len(pieces) - 1)
+                else:
+                    bad.add(name, number, f"{error}")
+
+        for line in block.split(b"\n")[:-1]:
+            add(line, number)
             number += 1
         for start in range(0, len(rows), LINE_ROWS):
             part = rows[start:start + LINE_ROWS]
@@ -455,71 +622,98 @@ def read_lines(blocks, name, parse, bad):
                    np.array(numbers[start:start + LINE_ROWS]))
 
 
-# --- Parquet ----------------------------------------------------------------------------------------------------------
+# --- Parquet and Excel ------------------------------------------------------------------------------------------------
 
-def is_parquet(stream):
-    return stream.peek(len(PARQUET)).startswith(PARQUET)
+def has_columns(stream):
+    """Whether a stream is no text but Parquet or an Excel workbook."""
+    return stream.peek(4).startswith((PARQUET, ZIP))
 
 
-def open_parquet(stream):
-    """A Parquet file, from a stream. The description of its columns stands at its end, so what cannot go back is read
-    whole."""
-    from pyarrow.parquet import ParquetFile
+def open_columns(stream, name, bad):
+    """(schema, function from names of columns or None to record batches, iterator of the numbers of rows) of a Parquet
+    file or the first sheet of an Excel workbook. What describes them stands at their end, so a stream that cannot go
+    back is read whole."""
+    excel = stream.peek(4).startswith(ZIP)
     raw = isinstance(stream, io.BufferedReader) and isinstance(stream.raw, io.FileIO) and stream.seekable()
-    return ParquetFile(stream if raw else io.BytesIO(stream.read()))
+    content = stream if raw else io.BytesIO(stream.read())
+    if excel:
+        table, numbers = read_sheet(content, name, bad)
+        return table.schema, lambda columns: (table if columns is None else table.select(columns)).to_batches(
+            LINE_ROWS), iter(numbers)
+    from pyarrow.parquet import ParquetFile
+    file = ParquetFile(content)
+    return file.schema_arrow, lambda columns: file.iter_batches(LINE_ROWS, columns=columns), itertools.count(1)
 
 
 @contextmanager
-def parquet_errors(name):
-    """Turn what a broken Parquet file raises while it is read into a UserError that names it."""
+def column_errors(name):
+    """Turn what a file that is broken, or that Arrow cannot read, raises into a UserError that names it."""
     try:
         yield
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         # With a number it is the system that failed, and not the content of the file.
         if isinstance(error, OSError) and error.errno:
             raise
-        raise UserError(f"{name}: not a sound Parquet file ({' '.join(str(error).split())[:200]})") from None
+        what = "Arrow cannot read it" if isinstance(error, NotImplementedError) else "not a sound Parquet file"
+        raise UserError(f"{name}: {what} ({' '.join(str(error).split())[:200]})") from None
 
 
-def read_parquet(stream, name, wanted, names, bad, keep=False):
-    """Yield ({column: Arrow array of bytes}, row numbers [n]) for blocks of a Parquet file. Values are as in JSON.
+def read_columns(stream, name, wanted, names, bad, keep=False):
+    """Yield ({column: Arrow array of bytes}, row numbers [n]) for blocks of a Parquet file or an Excel workbook. Values
+    are as in JSON.
 
     keep: add all columns as they are, as `kept`, an Arrow table; the first block has nothing but these, without rows.
     """
-    number = 1
-    with parquet_errors(name):
-        file = open_parquet(stream)
-        header = file.schema_arrow.names
+    with column_errors(name):
+        schema, batches, rows = open_columns(stream, name, bad)
+        header = schema.names
         columns = locate(header, wanted, names)
         require_columns(name, columns, wanted, names, ", ".join(header)[:80])
 
         # Ahead of all rows, so that a table without rows has its columns, too.
         if keep:
-            yield {"kept": file.schema_arrow.empty_table()}, []
+            yield {"kept": schema.empty_table()}, []
 
         # Columns are read by their names, so all are read where several have one and a number tells which is meant.
         needed = [header[position] for position in columns.values()]
         if keep or any(header.count(column) > 1 for column in needed):
             needed = None
-        for batch in file.iter_batches(LINE_ROWS, columns=needed):
+        for batch in readable_batches(batches, needed, schema, name):
             block, good = {}, np.ones(len(batch), bool)
+            numbers = np.fromiter(itertools.islice(rows, len(batch)), np.int64, len(batch))
             for column, position in columns.items():
-                block[column], wrong = parquet_text(column, batch.column(
+                block[column], wrong = column_text(column, batch.column(
                     header[position] if needed else position))
                 # A row with several faults is counted once, for its first.
                 for i in [i for i in wrong if good[i]]:
-                    bad.add(name, number + i, wrong[i])
+                    bad.add(name, numbers[i], wrong[i])
                     good[i] = False
-            numbers = number + np.flatnonzero(good)
-            number += len(batch)
 
-            # The kept columns lose the bad rows, too, so that their rows go on to belong to the titles.
-            block |= {"kept": pa.Table.from_batches([batch])} if keep else {}
-            yield {column: values.filter(pa.array(good)) for column, values in block.items()}, numbers
+            # Not all types can be filtered, but titles to classify have no bad rows: `bad` refuses the first.
+            if keep:
+                block["kept"] = pa.Table.from_batches([batch])
+            yield (block if good.all() else {column: values.filter(pa.array(good)) for column, values in block.items()},
+                   numbers[good])
 
 
-def parquet_text(column, values):
-    """(a column of a Parquet file as an Arrow array of bytes, {index of a value that is no text: what it is})."""
+def readable_batches(batches, needed, schema, name):
+    """The record batches of these columns. Raises UserError which names a column that Arrow cannot read, although it
+    may have written it."""
+    try:
+        yield from batches(needed)
+    except (pa.ArrowException, OSError):
+        for field in schema if needed is None else ():
+            try:
+                for _ in batches([field.name]):
+                    pass
+            except pa.ArrowException as error:
+                raise UserError(f"{name}: Arrow cannot read the column {field.name}, {field.type} "
+                                f"({' '.join(str(error).split())[:200]}); leave it out, or --keep") from None
+        raise
+
+
+def column_text(column, values):
+    """(a column as an Arrow array of bytes, {index of a value that is no text: what it is})."""
     kind = values.type
     # This is how pandas writes a categorical column.
     if pa.types.is_dictionary(kind):
@@ -528,7 +722,7 @@ def parquet_text(column, values):
                                        "fixed_size_binary"):
         return values.cast(pa.binary()).fill_null(b""), {}
     text, wrong = [], {}
-    for i, value in enumerate(values.to_pylist()):
+    for i, value in enumerate(python_values(values)):
         try:
             text.append("" if value is None else json_text(column, value))
         except ValueError as error:
@@ -537,11 +731,82 @@ def parquet_text(column, values):
     return pa.array([value.encode() for value in text], pa.binary()), wrong
 
 
+def python_values(values):
+    """The values of an Arrow array for Python; dates that it does not know, and times of a zone that nobody knows, as
+    text."""
+    try:
+        return values.to_pylist()
+    except (pa.ArrowException, ValueError, OverflowError):
+        if not pa.types.is_temporal(values.type):
+            raise
+        if pa.types.is_timestamp(values.type):
+            values = values.cast(pa.timestamp(values.type.unit))
+        return [text and text.removeprefix("<value out of range: ").removesuffix(">")
+                for text in values.cast(pa.string()).to_pylist()]
+
+
+def read_sheet(content, name, bad):
+    """(the first sheet of an Excel workbook as an Arrow table, the numbers of its rows). The first row that is not
+    empty names the columns. Raises UserError where it cannot be read."""
+    try:
+        # What it unpacks to has the limit of other compressed files.
+        with zipfile.ZipFile(content) as archive:
+            packed, unpacked = (sum(getattr(info, size) for info in archive.infolist())
+                                for size in ("compress_size", "file_size"))
+            if unpacked > max(files.FREE_EXPANSION, files.MAX_EXPANSION * packed):
+                raise UserError(f"{name}: grows more than {files.MAX_EXPANSION}-fold when decompressed; save it as CSV "
+                                "if that is meant")
+            if "xl/workbook.xml" not in archive.namelist():
+                raise UserError(f"{name}: a zip archive, and no Excel workbook; unpack it, or save it as .xlsx or CSV")
+        import openpyxl
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about styles that it does not know
+            book = openpyxl.load_workbook(content, read_only=True, data_only=True)
+            book.worksheets[0].reset_dimensions()  # which some programs write wrongly
+            rows = [*enumerate(book.worksheets[0].iter_rows(values_only=True), 1)]
+            book.close()
+    except UserError:
+        raise
+    except ImportError:
+        raise UserError(f"{name}: to read Excel files, pip install openpyxl, or save it as CSV") from None
+    except Exception as error:  # openpyxl, zipfile and the XML parser raise many kinds
+        raise UserError(f"{name}: not a sound Excel file ({' '.join(str(error).split())[:200]})") from None
+
+    # Rows and columns without a value at the ends are none.
+    filled = [i for i, (_, row) in enumerate(rows) if any(value not in (None, "") for value in row)]
+    if not filled:
+        raise UserError(f"{name}: its first sheet is empty")
+    (_, header), *rows = rows[filled[0]:filled[-1] + 1]
+    width = max(i + 1 for row in (header, *(row for _, row in rows)) for i, value in enumerate(row)
+                if value not in (None, ""))
+    values, numbers = [], []
+    for number, row in rows:
+        # An empty row between others is as an empty line in CSV.
+        if width > 1 and all(value in (None, "") for value in row):
+            bad.empty(name, number)
+        else:
+            values.append((*row, *[None] * width)[:width])
+            numbers.append(number)
+    columns = [sheet_column(column) for column in zip(*values, strict=True)] or [pa.nulls(0, pa.string())] * width
+    header = [plain_text(value).strip() for value in (*header, *[None] * width)[:width]]
+    return pa.Table.from_arrays(columns, header), numbers
+
+
+def sheet_column(values):
+    """A column of a sheet as an Arrow array of their type, or of text where types differ."""
+    kinds = {type(value) for value in values} - {type(None)}
+    with suppress(pa.ArrowException, OverflowError):
+        if len(kinds) < 2 or kinds == {int, float}:
+            return pa.array(values)
+    return pa.array([None if value is None else plain_text(value) for value in values], pa.string())
+
+
 # --- labelled rows ----------------------------------------------------------------------------------------------------
 
 def read_labelled(path, bad, form=None):
-    """Yield blocks of a file's labelled rows: {"title": Arrow string array, "category": ..., "line": number, and, where
-    the file has them, "language", "quality", "split"}, each with one entry a row. Rows that lack a title or a category,
+    """Yield blocks of a file's labelled rows: {"title": Arrow string array, "category": its name made tidy, "spelling":
+    its name as it came, "line": number, and, where the file has them, "language", "quality", "split"}, each with one
+    entry a row. Rows that lack a title or a category,
     or that are not UTF-8, go to `bad`. Raises UserError where the file cannot be read at all.
 
     form: a Format, where the user has asked for one.
@@ -550,14 +815,14 @@ def read_labelled(path, bad, form=None):
     first, header = first_line(path, encoding), None
     with open_with_progress(path) as (stream, show):
         # Whatever the format, blocks of it are columns of bytes with line numbers, and `clean` does the rest.
-        if is_parquet(stream):
-            found = read_parquet(stream, path, LABELLED, names, bad)
+        if has_columns(stream):
+            found = read_columns(stream, path, LABELLED, names, bad)
         elif (kind := format_of(first)) != "text":
             parse = functools.partial({"json": parse_json, "fasttext": parse_fasttext}[kind],
                                       names={column: names[column] for column in LABELLED})
-            found = read_lines(line_blocks(files.decoded(stream, encoding, path), path, bad), path, parse, bad)
+            found = read_lines(line_blocks(files.decoded(stream, encoding, path), path), path, parse, bad)
         else:
-            line, delimiter, blocks = take_header(line_blocks(files.decoded(stream, encoding, path), path, bad))
+            line, delimiter, blocks = take_header(line_blocks(files.decoded(stream, encoding, path), path))
             table = read_table(line, path, LABELLED, names, delimiter)
             require_columns(path, table.columns, LABELLED, names, f"{line[:80]!r} (JSON lines and fastText's __label__ "
                             "lines are read too)")
@@ -574,17 +839,19 @@ def require_columns(path, columns, wanted, names, header):
     column, are among the columns that a header has."""
     for column in ("title", "category", "group"):
         if column in wanted and names[column] and column not in columns:
-            raise UserError(f"{path}:1: the header needs one column {' or '.join(map(str, names[column]))}, and says "
-                            f"{header}; name it with --{column}-column")
+            known = names[column] + (COLUMNS[column] if isinstance(names[column], Remembered) else ())
+            raise UserError(f"{path}:1: the header needs one column {' or '.join(map(str, known))}, and says {header}; "
+                            f"name it with --{column}-column")
 
 
 def has_categories(path, form=None):
     """Whether the rows of a file have a category, by its first line."""
     names, encoding = form or Format()
     first = first_line(path, encoding)
-    if first == PARQUET.decode():
-        with open(path, "rb") as raw, files.archive_errors(path), parquet_errors(path):
-            return "category" in locate(open_parquet(files.decompressed(raw)).schema_arrow.names, ("category",), names)
+    if first.encode() in (PARQUET, ZIP):
+        with open(path, "rb") as raw, files.archive_errors(path), column_errors(path):
+            schema, *_ = open_columns(files.decompressed(raw), path, BadRows(0))
+            return "category" in locate(schema.names, ("category",), names)
 
     # That the name occurs is enough here; whether the line is sound shows when the rows are read.
     if format_of(first) == "json":
@@ -605,7 +872,7 @@ def open_with_progress(path):
 def clean(block, numbers, path, bad, header=None):
     """The cleaning step of all formats: columns of bytes become trimmed text, categories and languages tidy, and rows
     that are not UTF-8, lack a title or a category, or repeat the `header` ({column: its name}) go to `bad` instead.
-    Returns {column: Arrow string array}."""
+    Returns {column: Arrow string array}, with `spelling`, the categories as they came."""
     import pyarrow.compute as pc
     # A column is valid as a whole in nearly every block; where it is not, the rows that are at fault are looked for.
     good = np.ones(len(numbers), bool)
@@ -619,13 +886,18 @@ def clean(block, numbers, path, bad, header=None):
             for i in np.flatnonzero(broken & good):
                 bad.add(path, numbers[i], f"the {column} is not UTF-8")
             good &= ~broken
-        text = pc.utf8_trim_whitespace(text)
 
-        # Distinct names are few, so each is made tidy once.
+        # Distinct names are few, so each is made tidy once. What people join with tables of their own is the name as it
+        # came, but for what would divide a line.
         if column in ("category", "language"):
             encoded = text.dictionary_encode()
-            text = pa.array([tidy(name) for name in encoded.dictionary.to_pylist()], pa.string()).take(encoded.indices)
-        block[column] = text
+            names, at = encoded.dictionary.to_pylist(), encoded.indices
+            text = pa.array([tidy(name) for name in names], pa.string()).take(at)
+            if column == "category":
+                spelling = pa.array([re.sub("[ \t\n\v\f\r]*[\t\n\v\f\r][ \t\n\v\f\r]*", " ", name).strip(" ")
+                                     for name in names], pa.string()).take(at)
+        block[column] = pc.utf8_trim_whitespace(text)
+        text = block[column]
 
         # Without a title or a category, a row teaches nothing. One that is bad already is not counted again.
         if column in ("title", "category"):
@@ -641,7 +913,7 @@ def clean(block, numbers, path, bad, header=None):
         for i in np.flatnonzero(repeated & good):
             bad.add(path, numbers[i], "repeats the header")
         good &= ~repeated
-    block["line"] = pa.array(numbers)
+    block |= {"line": pa.array(numbers), "spelling": spelling}
     return block if good.all() else {column: values.filter(pa.array(good)) for column, values in block.items()}
 
 
@@ -664,21 +936,21 @@ class NoBadRows(BadRows):
     def __init__(self):
         super().__init__(0)
 
-    def add(self, path, line, what):
+    def add(self, path, line, what, times=1):
         raise UserError(f"{path}:{line}: {what}")
 
     def empty(self, path, line):
         self.note(path, line, "an empty line in a table is no row, so nothing is written for it")
 
 
-def read_titles(stream, name, bad, form=None, keep=False):
+def read_titles(stream, name, bad, form=None, keep=False, dialect=None):
     """Titles to classify, from a binary stream: (header, blocks), a block being (titles, list of str; kept columns, an
     Arrow table). Every line of a list, and every row of a CSV or Parquet file with a column title (or text), gives one
     title; an empty line does so in a list and in a table of one column. What is kept is the column `id`, where there is
     one, or with `keep` all columns; header names these, and where there are none both are None. Bytes that are not
     UTF-8 become the replacement character, and are noted. Raises UserError where the content is something else.
 
-    form: a Format, where the user has asked for one.
+    form: a Format, where the user has asked for one; dialect: a Dialect, which becomes that of a table in text.
     """
     # A title that cannot be decoded is classified all the same, for every row needs an answer.
     def text(values, numbers):
@@ -688,8 +960,8 @@ def read_titles(stream, name, bad, form=None, keep=False):
             found = [value.decode("utf-8", "replace") for value in values.to_pylist()]
             for number, value in zip(numbers, found, strict=False):
                 if "\ufffd" in value:
-                    bad.note(name, number, "bytes that are not UTF-8 were replaced; --encoding cp1252 reads what Excel "
-                             "writes")
+                    bad.note(name, number, "bytes that are not UTF-8 were replaced; if all of it looks so, name its "
+                             "encoding: --encoding cp1252 is what Excel writes")
             return pa.array(found, pa.string())
 
     def columns(found, kept):
@@ -701,22 +973,28 @@ def read_titles(stream, name, bad, form=None, keep=False):
                 table = pa.Table.from_arrays([text(block[key], numbers) for _, key in kept], [one for one, _ in kept])
             yield text(block["title"], numbers).to_pylist(), table if kept != [] else None
 
-    # Parquet describes its columns, so nothing needs to be guessed. Whether there is an id shows in the first block,
-    # which is then put back in front.
-    names, encoding = form or Format()
-    if is_parquet(stream):
-        found = read_parquet(stream, name, ("title", "id"), names, bad, keep)
+    # Parquet and Excel describe their columns, so nothing needs to be guessed. Whether there is an id shows in the
+    # first block, which is then put back in front.
+    (names, encoding), dialect = form or Format(), dialect or Dialect()
+    if has_columns(stream):
+        found = read_columns(stream, name, ("title", "id"), names, bad, keep)
         head = next(found, ({"title": pa.array([], pa.binary())}, []))
         if keep:
-            return head[0]["kept"].column_names, columns(found, None)
+            dialect.schema = head[0]["kept"].schema
+            return dialect.schema.names, columns(found, None)
         kept = [("id", "id")] if "id" in head[0] else []
         return ["id"] if kept else None, columns(itertools.chain([head], found), kept)
 
     # What the first lines show decides how the rest is read.
     wait = files.is_patient(stream)
-    blocks = line_blocks(files.decoded(stream, encoding, name), name, bad, wait)
+    dialect.encoding = "utf-16-be" if encoding == "utf-16" and stream.peek(2).startswith(b"\xfe\xff") else encoding
+    stream = files.decoded(stream, encoding, name)
+    start = stream.peek(4)
+    dialect.mark = start.startswith(MARK) or dialect.encoding == "utf-16-be" != encoding
+    dialect.line_end = "\r\n" if start.partition(b"\n")[0].endswith(b"\r") else "\n"
+    blocks = line_blocks(stream, name, wait, wait or keep)
     head = next(blocks, (1, b""))
-    lines = head[1].decode("utf-8", "replace").split("\n")[:SNIFFED]
+    lines = head[1].decode("utf-8", "replace").replace("\r", " ").split("\n")[:SNIFFED]
 
     # Lines of these formats would pass for titles, and get categories that mean nothing.
     if format_of(lines[0].strip()) != "text" or re.match("<(?:[?!]|rss|html)", lines[0]):
@@ -726,6 +1004,12 @@ def read_titles(stream, name, bad, form=None, keep=False):
     first, delimiter, behind = take_header(itertools.chain([head], blocks))
     table = read_table(first, name, ("title", "id"), names, delimiter)
     if "title" in table.columns:
+        dialect.separator, dialect.told = table.delimiter, bool(delimiter)
+        # The header may be in quotes where rows are not, as numbers are not to all programs.
+        field = r'"(?:[^"]++|"")*+"'
+        quoted = re.compile(f"{field}(?:{re.escape(table.delimiter)}{field})*+")
+        second = lines[1 + dialect.told] if len(lines) > 1 + dialect.told else ""
+        dialect.quote_all = all(quoted.fullmatch(line.strip()) for line in (first, second) if line)
         kept = [("id", "id")] if "id" in table.columns else []
         if keep:
             kept = [(column, position) for position, column in enumerate(table.header)]
@@ -733,7 +1017,8 @@ def read_titles(stream, name, bad, form=None, keep=False):
         return [column for column, _ in kept] or None, columns(read_csv(behind, table, bad), kept)
 
     # Without one these are titles, unless the user, the file's name or the lines speak for a table.
-    if (names["title"] != COLUMNS["title"] or re.search(r"\.[ct]sv(\.|$)", str(name), re.IGNORECASE)
+    asked = names["title"] != COLUMNS["title"] and not isinstance(names["title"], Remembered)
+    if (asked or re.search(r"\.[ct]sv(\.|$)", str(name), re.IGNORECASE)
             or looks_like_a_table(lines)):
         raise UserError(f"{name}:1: no title (or text) column in the header ({first[:80]}); name the column of titles "
                         "with --title-column")
@@ -743,6 +1028,9 @@ def read_titles(stream, name, bad, form=None, keep=False):
     # In a list every line is a title as it stands, the first one, too: quotes and delimiters mean nothing.
     def listed():
         for number, block in itertools.chain([head] if head[1] else [], blocks):
+            if times := block.count(b"\r"):
+                note_spaces(name, number + block.count(b"\n", 0, block.index(b"\r")), bad, times)
+                block = block.replace(b"\r", b" ")
             yield text(data.binary_array(block.split(b"\n")[:-1]), itertools.count(number)).to_pylist(), None
 
     return None, listed()

@@ -17,7 +17,7 @@ def parsed(text, width=2, delimiter=",", block=8 << 20):
     table = sources.Table("x.csv", delimiter, [*"abcde"[:width]], {str(i): i for i in range(width)})
     bad, found = Recorder(), {}
     with mock.patch.object(sources, "BLOCK", block):
-        blocks = sources.line_blocks(io.BytesIO(text.encode()), "x.csv", bad)
+        blocks = sources.line_blocks(io.BytesIO(text.encode()), "x.csv")
         for cells, numbers in sources.read_csv(blocks, table, bad):
             columns = [[cell.decode().strip() for cell in cells[str(i)].to_pylist()] for i in range(width)]
             found |= zip(numbers.tolist(), zip(*columns, strict=True), strict=True)

@@ -382,7 +382,7 @@ def test_a_file_is_required(tmp_path):
 # --- plain files, with checksums --------------------------------------------------------------------------------------
 
 def test_lines_come_back_as_they_were_written(tmp_path):
-    for lines in (["", "a b", "ñ\u2028手", "\x0b\x1c\x85", ""], []):
+    for lines in (["", "a b", "ñ\u2028手", "\x0b\x1c\x85", "a\rb\r", ""], []):
         files.write_lines(tmp_path / "lines", lines)
         assert files.read_lines(tmp_path / "lines") == lines
 

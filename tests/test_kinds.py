@@ -111,13 +111,20 @@ def test_titles_in_another_encoding(trained, tmp_path, expected, encoding):
                           ("table.txt", "x\ttitle\r\n" + "".join(f"1\t{title}\r\n" for title in TITLES))):
         path = save(tmp_path / name, content.encode(encoding))
         assert predicted(trained, path, "--encoding", encoding).stdout == expected
-    if encoding == "cp1252":  # without the flag, bytes that are not UTF-8 are told
-        done = predicted(trained, tmp_path / "list.txt")
-        assert done.stdout.count("\n") == len(TITLES)
-        assert f"warning: {tmp_path}/list.txt:1: bytes that are not UTF-8 were replaced" in done.stderr
+    if encoding != "utf-8-sig":  # without the flag, the line says which one it is
+        for name, flags in (("list.txt", ()), ("table.txt", ("--keep",))):
+            done = predicted(trained, tmp_path / name, *flags, check=False)
+            assert_one_line_error(done, f"not UTF-8; looks like {encoding}: add --encoding {encoding}")
+            assert not done.stdout
+        done = run_here("evaluate", "--ckpt", "bag", "--test", tmp_path / "table.txt", "--category-column", "x",
+                        cwd=trained, check=False)
+        assert_one_line_error(done, f"not UTF-8; looks like {encoding}: add --encoding {encoding}")
+    if encoding == "cp1252":  # a list of which some is UTF-8 is classified
+        path = save(tmp_path / "mixed.txt", "ñandú\n".encode() * 3 + (tmp_path / "list.txt").read_bytes())
+        done = predicted(trained, path)
+        assert done.stdout.count("\n") == len(TITLES) + 3
+        assert f"warning: {tmp_path}/mixed.txt:4: bytes that are not UTF-8 were replaced" in done.stderr
         assert "(and 2 more)" in done.stderr and "--encoding cp1252" in done.stderr
-    if encoding == "utf-16":
-        assert_one_line_error(predicted(trained, tmp_path / "list.txt", check=False), "not text in UTF-8", "--encoding")
 
 
 @pytest.mark.parametrize("column", ["Nombre", "2"])
@@ -151,3 +158,47 @@ def test_columns_of_training_data_may_be_named_or_numbered(tmp_path):
         assert first == second and first.count("\n") > 60
     assert_one_line_error(run_here("prepare", "--data", "titles.parquet", cwd=tmp_path, check=False),
                           "titles.parquet:1: the header needs one column title or text, and says Name, Kind")
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
+def test_what_data_was_prepared_with_serves_its_runs(tmp_path, encoding):
+    """Column flags and encoding, where they fit the file; then nothing is said."""
+    content = "".join(f"{row[0]};5;{row[3]}\n" for row in tiny_rows(200))
+    save(tmp_path / "titles.csv", f"Título;price;Rubro\n{content}".encode(encoding))
+    flags = ("--title-column", "Título", "--encoding", encoding)
+    run_here("prepare", "--data", "titles.csv", *flags, "--category-column", 3, cwd=tmp_path)
+    run_here("train", "--name", "bag", "--epochs", 2, "--dim", 8, cwd=tmp_path)
+
+    def said(*args, stdin=""):
+        done = run_here("evaluate", "--ckpt", "bag", *args, cwd=tmp_path, stdin=stdin)
+        assert "error" not in done.stderr and "warning" not in done.stderr
+        return done.stdout
+
+    titles = ["mesa ñandú", "teléfono móvil"]
+    expected = said("--predict", "-", stdin="".join(f"{title}\n" for title in titles))
+    save(tmp_path / "new.csv", ("x;Título\r\n" + "".join(f"1;{title}\r\n" for title in titles)).encode(encoding))
+    save(tmp_path / "list.txt", "".join(f"{title}\n" for title in titles).encode(encoding))
+    save(tmp_path / "usual.csv", "x,title\n" + "".join(f"1,{title}\n" for title in titles))
+    save(tmp_path / "own.csv", "title,Título\n" + "".join(f"no,{title}\n" for title in titles))
+    for name in ("new.csv", "list.txt", "usual.csv", "own.csv"):
+        assert said("--predict", name) == expected
+    said("--predict", "new.csv", "--keep", "--out", "out.csv")
+    assert (tmp_path / "out.csv").read_bytes().decode(encoding).startswith("x;Título;category;probability\r\n")
+    scores = [json.loads(said("--test", "titles.csv", "--json", *more))
+              for more in ((), (*flags, "--category-column", 3))]
+    assert scores[0] == scores[1] and scores[0]["rows"] == 200
+    save(tmp_path / "plain.csv", "title,category\n" + content.replace(";5;", ","))
+    assert json.loads(said("--test", "plain.csv", "--json"))["accuracy"] == scores[0]["accuracy"]
+
+    save(tmp_path / "bad.csv", "title,category\nmesa,A,B\n")
+    done = run_here("evaluate", "--ckpt", "bag", "--test", "bad.csv", cwd=tmp_path, check=False)
+    assert_one_line_error(done, "3 columns instead of 2 (1 bad rows of 1; mend them)")
+
+    # A number may mean a column of another kind here, and other data has nothing to do with the run.
+    save(tmp_path / "doubt.csv", "category,title,price\nMESAS,mesa,5\n")
+    done = run_here("evaluate", "--ckpt", "bag", "--test", "doubt.csv", cwd=tmp_path, check=False)
+    assert_one_line_error(done, "the header needs one column 3 or category or label", "--category-column")
+    save(tmp_path / "other.csv", "title,category\n" + content.replace(";5;", ","))
+    run_here("prepare", "--data", "other.csv", cwd=tmp_path)
+    done = run_here("evaluate", "--ckpt", "bag", "--predict", "new.csv", cwd=tmp_path, check=False)
+    assert_one_line_error(done, f"not UTF-8; looks like {encoding}: add --encoding {encoding}")

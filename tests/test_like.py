@@ -205,3 +205,26 @@ def test_a_bag_learns_what_another_run_says_of_titles_without_categories(parts, 
     run_here("train", "--data", "base", "taught", "--name", "pupil", *FLAGS, "--unreliable-weight", 0.5, cwd=tmp_path)
     config = files.read_json(tmp_path / "runs/pupil/config.json")
     assert config["rows"] == files.read_json(tmp_path / "base/meta.json")["rows"]["train"] + len(rows["text"])
+
+
+def test_categories_of_parts_and_of_files_are_compared_tidy(tmp_path):
+    rows = [(f"x{i % 7} {i}", "", "", ("Cafe\u0301", "té\u00a0y 👩\u200d🔧")[i % 2]) for i in range(80)]
+    plain = [(*row[:3], ("Café", "té y 👩🔧")[i % 2]) for i, row in enumerate(tiny_rows(40))]
+    write_csv(tmp_path / "base.csv", rows)
+    write_csv(tmp_path / "more.csv", plain)
+    run_here("prepare", "--data", "base.csv", cwd=tmp_path)
+    run_here("prepare", "--data", "more.csv", "--like", "data/prepared", "--out", "more", cwd=tmp_path)
+    assert files.read_lines(tmp_path / "more/labels.txt") == ["Cafe\u0301", "té\u00a0y 👩\u200d🔧"]
+    assert files.read_json(tmp_path / "more/meta.json")["training_rows"] == [20, 20]
+    run_here("train", "--name", "a", *FLAGS, cwd=tmp_path)
+    scores = json.loads(run_here("evaluate", "--ckpt", "a", "--test", "more.csv", "--json", cwd=tmp_path).stdout)
+    assert (scores["rows"], scores["unknown_category_rows"]) == (40, 0)
+
+
+def test_a_part_has_an_encoding_of_its_own(parts, tmp_path):
+    for name in ("base", "one"):
+        text = (parts / f"{name}.csv").read_text(encoding="utf-8")
+        (tmp_path / f"{name}.csv").write_text(text, encoding="cp1252" if name == "base" else "utf-8")
+    run_here("prepare", "--data", "base.csv", "--encoding", "cp1252", "--out", "base", cwd=tmp_path)
+    run_here("prepare", "--data", "one.csv", "--like", "base", "--out", "one", cwd=tmp_path)
+    assert any("teléfono" in title for title in files.read_lines(tmp_path / "one/train_text.txt"))

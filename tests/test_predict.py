@@ -1,6 +1,7 @@
 """Titles to act on: thresholds, whole tables, pipes, explanations, and one title at a time."""
 import csv
 import io
+import json
 import os
 import subprocess
 import sys
@@ -163,6 +164,52 @@ def test_parquet_goes_in_and_out_with_its_types(predict, tmp_path):
     save(tmp_path / "empty.csv", "title,x\n")
     predict(tmp_path / "empty.csv", "--keep", "--out", tmp_path / "none.parquet")
     assert parquet.read_table(tmp_path / "none.parquet").column_names == ["title", "x", "category", "probability"]
+
+
+def test_a_table_of_excel_comes_back_as_it_went(predict, tmp_path):
+    """Semicolons, Windows line ends and cp1252, as Excel writes CSV, to a file and to standard output."""
+    content = 'sku;título;price\r\n007;"mesa; ""ñandú""";1,5\r\n008;silla;\r\n'
+    path, flags = save(tmp_path / "in.csv", content.encode("cp1252")), ("--title-column", "título", "--keep")
+    assert_one_line_error(predict(path, *flags, check=False), "in.csv:1: not UTF-8; looks like cp1252: add --encoding")
+    predict(path, *flags, "--encoding", "cp1252", "--out", tmp_path / "out.csv")
+    lines = (tmp_path / "out.csv").read_bytes().decode("cp1252").split("\r\n")
+    assert lines[0] == "sku;título;price;category;probability" and len(lines) == 4
+    assert lines[1].startswith('007;"mesa; ""ñandú""";1,5;MESAS;0.') and lines[2].startswith("008;silla;;SILLAS;0.")
+    save(tmp_path / "in.csv", content)
+    assert predict(path, *flags).stdout.split("\r\n") == lines
+    for suffix, separator in ((".csv", ";"), (".txt", ";"), (".tsv", "\t")):
+        out = tmp_path / f"out{suffix}"
+        predict(path, *flags, "--out", out, "--out-encoding", "utf-16")
+        assert out.read_bytes().decode("utf-16").startswith(separator.join(["sku", "título", "price", "category"]))
+    predict(path, *flags, "--out-separator", "tab", "--out", tmp_path / "out.csv")
+    assert (tmp_path / "out.csv").read_bytes().startswith("sku\ttítulo\t".encode())
+
+
+def test_the_name_of_out_says_what_is_written(predict, tmp_path):
+    path = save(tmp_path / "in.csv", "title,category\nmesa,x\n")
+    predict(path, "--keep", "--out", tmp_path / "out.jsonl")
+    found = json.loads((tmp_path / "out.jsonl").read_text())
+    assert list(found) == ["title", "category", "predicted_category", "probability"]
+    assert found["predicted_category"] == "MESAS"
+    for name, word in (("x.json", ".jsonl"), ("x.xls", ".xlsx"), ("x.csv.gz", "compress it then")):
+        assert_one_line_error(predict(path, "--keep", "--out", tmp_path / name, check=False), name, "not written", word)
+    for name in ("x.jsonl", "x.xlsx"):
+        assert_one_line_error(predict(path, "--out", tmp_path / name, check=False), "is written with --keep")
+    done = predict(path, "--keep", "--out", tmp_path / "x.jsonl", "--out-encoding", "cp1252", check=False)
+    assert_one_line_error(done, "are of CSV")
+    assert_one_line_error(predict(path, "--out-separator", ";", check=False), "--out-separator goes with --keep")
+    assert_one_line_error(predict(path, "--keep", "--out-separator", "::", check=False), "--out-separator")
+    assert [*tmp_path.glob("x.*")] == []
+
+
+def test_out_is_never_the_file_that_is_read(predict, tmp_path, monkeypatch):
+    path = save(tmp_path / "in.csv", "title\nmesa\n")
+    (tmp_path / "link.csv").symlink_to("in.csv")
+    os.link(path, tmp_path / "hard.csv")
+    for name in ("in.csv", "./in.csv", "link.csv", "hard.csv"):
+        done = predict(path, "--keep", "--out", f"{tmp_path}/{name}", check=False)
+        assert_one_line_error(done, f"--out {tmp_path}/{name.removeprefix('./')}: is the file that --predict reads")
+    assert path.read_text() == "title\nmesa\n"
 
 
 def test_ids_are_kept_with_the_table(predict, tmp_path):

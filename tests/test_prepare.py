@@ -176,12 +176,34 @@ def test_what_the_source_does_not_say_is_not_made_up(prep, form, absent):
         assert Path(f"data/prepared/train_{kind}.npy").exists() == (name not in absent)
 
 
-def test_labels_are_alphabetical_and_tidy(prep):
-    names = ["b  c", "b c", "Z", "á", "a", "手", "1"]
-    save("titles.csv", as_csv([(f"titulo {i} {j}", "", "", name) for i, name in enumerate(names) for j in range(9)]))
-    prep("--data", "titles.csv")
-    assert files.read_lines("data/prepared/labels.txt") == sorted({*names} - {"b  c"})
-    assert Counter(row[2] for rows in back().values() for row in rows)["b c"] == 18
+# Pairs of names that look the same: as most rows write them, as a few do.
+SPELLED = {"b c": "b  c", "Cafe\u0301": "Café", "👩\u200d🔧": "👩🔧", "hogar\u00a0y más": "hogar y más",
+           "\u200fكتب": "كتب", "a\u2028b\x1cc\x85d": "a b c d"}
+
+
+def test_categories_are_compared_tidy_and_written_as_most_rows_write_them(prep):
+    names = ["Z", "á", "a", "手", "1", *SPELLED]
+    rows = [(f"titulo {i} {j}", "", "", SPELLED.get(name, name) if j < 3 else name)
+            for i, name in enumerate(names) for j in range(9)]
+    save("titles.csv", as_csv(rows))
+    done = prep("--data", "titles.csv")
+    assert files.read_lines("data/prepared/labels.txt") == sorted(names)
+    assert {*Counter(row[2] for rows in back().values() for row in rows).items()} == {(name, 9) for name in names}
+    assert "written in several ways that look the same; the most frequent one is its name (and 5 more)" in done.stderr
+
+    # Of equally many the first in alphabetical order, whatever the order of rows and threads.
+    rows = [row for row in rows if row[3].split() == ["b", "c"] or row[3] in names[:5]]
+    even = [(f"otra {j}", "", "", "b  c") for j in range(3)]
+    for given, threads in ((rows + even, 1), (rows[::-1] + even, 4)):
+        save("titles.csv", as_csv(given))
+        prep("--data", "titles.csv", "--threads", threads)
+        assert [name for name in files.read_lines("data/prepared/labels.txt") if "b" in name] == ["b  c"]
+
+
+def test_line_ends_and_tabs_within_a_category_are_spaces(prep):
+    save("titles.jsonl", as_json([(f"x{i} y{i % 5}", "", "", (" a\r\n b\tc ", "d\re")[i % 2]) for i in range(60)]))
+    prep("--data", "titles.jsonl")
+    assert files.read_lines("data/prepared/labels.txt") == ["a b c", "d e"]
 
 
 # --- vocabulary -------------------------------------------------------------------------------------------------------
@@ -332,7 +354,7 @@ def test_a_folder_without_training_data_is_named(prep):
     assert_one_line_error(prep("--data", "folder", check=False), "folder: has no training file", "--data")
     save("empty/notes.md", "no data")
     assert_one_line_error(prep("--data", "empty", check=False),
-                          "empty: no .csv, .tsv, .jsonl, .txt or .parquet file here")
+                          "empty: no .csv, .tsv, .jsonl, .txt, .parquet or .xlsx file here")
 
 
 def test_the_files_that_are_read_are_named_and_hidden_ones_are_not_read(prep):

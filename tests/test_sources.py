@@ -26,8 +26,8 @@ class Recorder(sources.BadRows):
         super().__init__(limit)
         self.skipped, self.odd = {}, {}
 
-    def add(self, path, line, what):
-        super().add(path, line, what)
+    def add(self, path, line, what, times=1):
+        super().add(path, line, what, times)
         self.skipped[int(line)] = what
 
     def note(self, path, line, what, times=1):
@@ -128,9 +128,14 @@ def test_content_and_not_the_name_tells_form_and_compression(tmp_path, name, pac
     assert labelled(path)[0] == rows
 
 
-def test_fasttext_files_may_separate_with_tabs(tmp_path):
-    assert labelled(save(tmp_path / "x", "__label__a\tb c\n__label__d  e\tf\n"))[0] == [
+def test_fasttexts_labels_end_where_it_ends_them(tmp_path):
+    assert labelled(save(tmp_path / "x", "__label__a\tb c\n __label__d  e\tf\n"))[0] == [
         ("b c", "", "", "a"), ("e\tf", "", "", "d")]
+    lines = "".join(f"__label__a{blank}b c\n" for blank in " \t\v\f\r") + "x" * 1000
+    assert {row[3] for row in labelled(save(tmp_path / "x", f"{lines}\n__label__a\0b\n"))[0]} == {"a"}
+    others = [c for c in map(chr, range(0x85, 0x3001)) if c.isspace()]
+    rows = labelled(save(tmp_path / "x", "".join(f"__label__a{blank}b c\n" for blank in others)))[0]
+    assert len(rows) == len(others) > 10 and {row[0] for row in rows} == {"c"} and {row[3] for row in rows} == {"a b"}
 
 
 @pytest.mark.parametrize("block", [1, 700, 5000])
@@ -169,6 +174,11 @@ def pairs(line, place=500, times=30):
     return b"".join([*rows[:place + 1], *[line] * times, *rows[place + 1:]])
 
 
+def partly(content):
+    """Rows of which some have accents in UTF-8."""
+    return content.replace(b"title 1", "título 1".encode())
+
+
 GOOD = as_csv(tiny_rows(60)).encode()
 BAD = {  # name: (content of bad.csv, how the message begins, what else is in it)
     "missing file": (None, ": no such file"),
@@ -185,31 +195,47 @@ BAD = {  # name: (content of bad.csv, how the message begins, what else is in it
     "CR within the header": (b"id\r,title,category\na,b,c\n", ": a carriage return within the first line"),
     "CR within the first line": (b"__label__a b\r__label__c d\n", ": a carriage return within the first line"),
     "a very long first line": (b"x" * 300_000, ":1: "),
-    "UTF-16": (GOOD.decode().encode("utf-16"), ": not text in UTF-8", "--encoding, such as utf-16"),
+    "UTF-16": (GOOD.decode().encode("utf-16"), ": not UTF-8; looks like utf-16: add --encoding utf-16"),
+    "UTF-16 without a mark": (GOOD.decode().encode("utf-16-be"), ": not UTF-8; looks like utf-16-be: add --encoding"),
+    "UTF-32": (GOOD.decode().encode("utf-32"), ": not UTF-8; looks like utf-32: add --encoding utf-32"),
+    "zeros": (GOOD + bytes(99) + GOOD, f":{GOOD.count(10) + 1}: many zero bytes"),
     "NUL": (GOOD[:60] + b"\0" + GOOD[60:], ": not text in UTF-8"),
     "compressed twice": (lzma.compress(lzma.compress(GOOD)), ": not text in UTF-8, plain or compressed once"),
     "binary": (b"\x7fELF" + random.Random(1).randbytes(100_000), ": not text"),
     "binary with CR": (b"\x00\r\xff\r" + bytes(range(256)) * 99, ": not text"),
-    "zip archive": (b"PK\x03\x04\x14\x00" + random.Random(2).randbytes(5000), ": not text"),
+    "broken zip archive": (b"PK\x03\x04\x14\x00" + random.Random(2).randbytes(5000), ": not a sound Excel file"),
     "broken JSON line": (as_json(tiny_rows(9)).encode() + b'{"title": "a", \n', ":10: ", "--max-bad-rows"),
     "JSON without objects": (as_json(tiny_rows(2)).encode() + b"[1]\n", ":3: not a JSON object"),
     "a JSON array": (b'[{"title": "a", "category": "b"}]\n', ":1: not a JSON object; wanted: JSON lines"),
     "JSON of other fields": (b'{"name": "a", "kind": "b"}\n' * 9, ":1: no title"),
     "JSON without category": (b'{"title": "a", "category": null}\n' * 9, ":1: no category"),
     "deep JSON": (b'{"title":' + b"[" * 100_000 + b"\n", ":1: "),
-    "JSON that is not UTF-8": (b'{"title": "a", "category": "b"}\n\n{"title": "\xff"}\n', ":3: 'utf-8' codec"),
+    "JSON that is not UTF-8": ('{"title": "á", "category": "b"}\n\n'.encode() + b'{"title": "\xff"}\n',
+                               ":3: 'utf-8' codec"),
+    "JSON in cp1252": (b'{"title": "a", "category": "b"}\n\n{"title": "\xff"}\n', ":3: not UTF-8; looks like cp1252"),
+    "many JSON records that carriage returns end": (
+        as_json(tiny_rows(9)).encode() + b'{"title": 1.5}\r' * 20, ":10: the title is not a whole", "20 bad rows"),
     "fastText line without label": (b"__label__a b\n" * 9 + b"a b\n", ":10: does not start with __label__"),
     "fastText line of two labels": (b"__label__a b\n" * 9 + b"__label__a __label__b c\n",
                                     ":10: has several labels; keep one"),
     "fastText label alone": (b"__label__a\n__label__b x\n", ":1: no title"),
-    "title not UTF-8": (pairs(b"caf\xe9,A\n"), ":502: the title is not UTF-8 (30 bad rows of 1,030"),
-    "neither UTF-8 nor the right columns": (pairs("cámara\n".encode("latin-1")), ":502: 1 columns instead of 2"),
-    "category not UTF-8": (pairs(b'"cafe, x",\xe9\n'), ":502: the category is not UTF-8 (30 bad rows of 1,030"),
+    "cp1252": (pairs(b"caf\xe9,A\n"), ":502: not UTF-8; looks like cp1252: add --encoding cp1252"),
+    "one row in cp1252": (pairs(b"caf\xe9,A\n", times=1), ":502: not UTF-8; looks like cp1252: add --encoding cp1252"),
+    "neither UTF-8 nor the right columns": (pairs("cámara\n".encode("latin-1")), ":502: not UTF-8; looks like cp1252"),
+    "Cyrillic": (pairs("стол,мебель\n".encode("cp1251")), ":502: not UTF-8; name its encoding with --encoding"),
+    "DOS": (pairs("cámara réflex español,óptica\n".encode("cp850")), ":502: not UTF-8; name its encoding"),
+    "Macintosh": (pairs("cámara réflex español,óptica\n".encode("mac_roman")), ":502: not UTF-8; name its encoding"),
+    "cp1252 without letters": (pairs("don’t – 5½” 20 °C,€\n".encode("cp1252")), ":502: not UTF-8; looks like cp1252"),
+    "Chinese": (pairs("鞋手机,表\n".encode("gbk")), ":502: not UTF-8; name its encoding with --encoding"),
+    "title not UTF-8": (partly(pairs(b"caf\xe9,A\n")), ":502: the title is not UTF-8 (30 bad rows of 1,030"),
+    "category not UTF-8": (partly(pairs(b'"cafe, x",\xe9\n')), ":502: the category is not UTF-8 (30 bad rows"),
     "no title": (pairs(b" ,A\n"), ":502: no title (30 bad rows of 1,030"),
     "no category in rows": (pairs(b'"a, b",\n'), ":502: no category (30 bad rows of 1,030"),
     "too many columns": (pairs(b"a,b,c\n"), ":502: 3 columns instead of 2 (30 bad rows of 1,030", "--max-bad-rows"),
     "too few columns": (pairs(b"a\n"), ":502: 1 columns instead of 2 (30 bad rows"),
     "unclosed quote": (pairs(b'"a, b,C1\n'), ":502: 3 columns instead of 2; is a quote unclosed? (30 bad rows"),
+    "lines without ends": (pairs(b"a,b " * 40 + b"\n", times=1),
+                           ":502: 41 columns instead of 2; are many rows in one line? (40 bad rows of 1,040"),
 }
 
 
@@ -263,7 +289,7 @@ def test_bad_rows_are_numbered_as_an_editor_numbers_lines(tmp_path, monkeypatch,
     draw, expected, lines, rows = random.Random(block), {}, [b"title,category"], []
     while (number := len(lines) + 1) < 1500:
         kind = draw.choices(["row", "columns", "no title", "UTF-8", "", "two"], (90, 3, 3, 3, 3, 3))[0]
-        lines += {"row": [b"a %d,A" % number], "columns": [b"a,b,c"], "no title": [b" ,A"], "UTF-8": [b"\xff,A"],
+        lines += {"row": [b"a %d,\xc3\x84" % number], "columns": [b"a,b,c"], "no title": [b" ,A"], "UTF-8": [b"\xff,A"],
                   "": [b""], "two": [b'"a %d' % number, b'b",A']}[kind]
         if kind in ("row", "two"):
             rows.append(f"a {number}" + "\nb" * (kind == "two"))
@@ -280,6 +306,36 @@ def test_a_carriage_return_or_a_nul_within_a_row_separates(tmp_path):
     assert [row[0] for row in found[200:]] == ["a b", "c\0d"] and not bad.skipped
     assert [*bad.odd] == [202] and "a carriage return within a line was taken as a space" in bad.odd[202]
     assert [*titles_of("a\r\nb\rc\r\n")[2].odd] == [2]
+
+
+@pytest.mark.parametrize("block", [60, 8 << 20])
+@pytest.mark.parametrize("end", "\r\v\f", ids=ascii)
+def test_rows_that_other_characters_end_are_read(tmp_path, monkeypatch, end, block):
+    monkeypatch.setattr(sources, "BLOCK", block)
+    rows = [(f'x{i}, "y"', "", "", "ABC"[i % 3]) for i in range(600)]
+    lines = as_csv(rows, ["title", "category"]).splitlines()
+    for first, others in ((as_csv(rows[:300], ["title", "category"]), lines[301:]),
+                          (as_fasttext(rows[:300]), as_fasttext(rows[300:]).split("\n")[:-1]),
+                          (as_json(rows[:300], ["title", "category"]),
+                           as_json(rows[300:], ["title", "category"]).split("\n")[:-1])):
+        found, bad = labelled(save(tmp_path / "x", first + "".join(f"{line}{end}" for line in others)))
+        assert found == rows and not bad.skipped and {*bad.odd.values()} == {sources.ENDED}
+
+
+def test_bad_rows_that_carriage_returns_end_are_counted_one_by_one(tmp_path):
+    found, bad = labelled(save(tmp_path / "x", "title,category\na,b\n" + "c,d,e\r" * 300 + "\n" + '"x\ry",z\n'))
+    assert [row[0] for row in found] == ["a", "x y"] and bad.count == 300 and [*bad.skipped] == [3]
+
+
+def test_titles_that_one_line_swallows_are_counted():
+    """Carriage returns in a list, and a pair of quotes in a table of one column, may each take many titles for one."""
+    many = "a\n" + "b\r" * 300 + "\nc\n"
+    for content in (many, "title\n" + many):
+        with pytest.raises(UserError, match=r":[23]: 299 carriage returns within lines by here, which may end titles"):
+            titles_of(content)
+    lines = ['"Gaming', *(f"silla {i}" for i in range(30)), 'tv 24"']
+    titles, _, bad = titles_of("title\n" + "\n".join(lines) + "\n")
+    assert titles == lines and bad.odd == {2: AS_TEXT}
 
 
 # --- titles alone -----------------------------------------------------------------------------------------------------
@@ -349,8 +405,10 @@ def test_what_is_a_table_and_what_is_a_list():
 
 @pytest.mark.parametrize("content", [b"title,x\na,b\n\xe1,b\n\xe2,b\n", b"\na\n\xe1\n\xe2\n"])
 def test_titles_that_are_not_utf8_are_replaced_and_noted(content):
-    titles, _, bad = titles_of(content)
-    assert titles[-3:] == ["a", "\ufffd", "\ufffd"] and {3, 4} == bad.odd.keys() and "not UTF-8" in bad.odd[3]
+    with pytest.raises(UserError, match="titles:3: not UTF-8; looks like cp1252: add --encoding cp1252"):
+        titles_of(content)
+    titles, _, bad = titles_of(content.replace(b"a", "á".encode()))  # some of it is UTF-8
+    assert titles[-3:] == ["á", "\ufffd", "\ufffd"] and {3, 4} == bad.odd.keys() and "not UTF-8" in bad.odd[3]
 
 
 @pytest.mark.parametrize(("content", "message"), [
@@ -358,7 +416,8 @@ def test_titles_that_are_not_utf8_are_replaced_and_noted(content):
     (b"__label__a b\n", ":1: JSON, XML or labels"), (b'<?xml version="1.0"?>\n<rss/>\n', ":1: JSON, XML or labels"),
     (b"name,kind\na,b\n", r":1: no title \(or text\) column in the header"),
     (b"title,title\na,b\n", ":1: no title"), (b"a\rb\r", ": a carriage return"), (b"a\0b\n", ": not text in UTF-8"),
-    ("a\n".encode("utf-16"), ": not text in UTF-8"), (lzma.compress(b"a\n"), ": not text|:1: no title")], ids=ascii)
+    ("a\n".encode("utf-16"), ": not UTF-8; looks like utf-16"),
+    (lzma.compress(b"a\n"), ": not text|:1: no title")], ids=ascii)
 def test_what_is_no_file_of_titles_is_refused(content, message):
     with pytest.raises(UserError, match=f"titles.csv{message}"):
         titles_of(content, "titles.csv")
@@ -375,7 +434,7 @@ def test_lines_of_a_pipe_are_read_as_they_come():
     """What a terminal has brought is a block, though more may come."""
     reading, writing = os.pipe()
     with open(reading, "rb") as pipe:
-        blocks = sources.line_blocks(pipe, "-", Recorder(), wait=False)
+        blocks = sources.line_blocks(pipe, "-", wait=False)
         for number, line in enumerate((b"a\n", b"b\nc\n"), 1):
             os.write(writing, line)
             assert next(blocks) == (number, line)
