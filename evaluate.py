@@ -652,8 +652,9 @@ def predict(args):
         if unkept:
             print(f"warning: --precision {unkept}", file=sys.stderr)
 
-    # Behind the categories stands an empty name, for titles that are left without one.
-    top, names = min(args.top, len(classifier.labels)), np.array([*classifier.labels, ""], object)
+    # Behind the categories stands no name, for titles that are left without one; lines of text need an empty one.
+    nothing = None if args.keep else ""
+    top, names = min(args.top, len(classifier.labels)), np.array([*classifier.labels, nothing], object)
 
     def classified(titles):
         """[column of the answer, a list with an entry for each title]; how many have no category, and no known word."""

@@ -49,7 +49,7 @@ def text(file, path, names, dialect, schema):
 
     def write(kept, columns):
         columns = [*(as_text(column, name) for name, column in zip(kept.column_names, kept.columns, strict=True)),
-                   *([f"{x:.6f}" if isinstance(x, float) else x for x in column] for column in columns)]
+                   *([f"{x:.6f}" if isinstance(x, float) else x or "" for x in column] for column in columns)]
         # Not all versions of Python put a carriage return in quotes.
         written = safe if any("\r" in value for column in columns for value in column) else rows
         try:
