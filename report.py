@@ -216,8 +216,9 @@ def make_tables(rows, training_rows, result):
     from sklearn import metrics
     # Categories that nobody predicted have no precision; it counts as 0, as in macro-F1.
     names, text, labels, predictions = np.array(rows.names, object), rows.text, rows.labels, result["prediction"]
-    precision, recall, f1, support = metrics.precision_recall_fscore_support(
+    precision, recall, f1, _ = metrics.precision_recall_fscore_support(
         labels, predictions, labels=np.arange(len(names)), zero_division=0)
+    support = np.bincount(labels, minlength=len(names))  # scikit-learn's are no integers where no row is right
 
     # A confusion is easier to understand with a few of its titles.
     found = confusions(labels, predictions)
@@ -304,7 +305,8 @@ def show(scores, found):
             print(f"{scores[name]:,} of {scores['rows']:,} rows {what}")
 
     # The first few with one title each; confusions.csv has more.
-    print("most frequent confusions:")
+    if found["rows"]:
+        print("most frequent confusions:")
     for true, wrong, count, share, examples in itertools.islice(zip(*found.values(), strict=True), 8):
         print(f"  {count:>5} x {true} taken for {wrong} ({share:.0%} of its rows), such as: "
               f"{examples.partition(' | ')[0]}")

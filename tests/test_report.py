@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from conftest import assert_one_line_error, run_here, run_script, save, tiny_rows, write_csv
-from test_page import HOSTILE, made_up
+from test_page import HOSTILE, assert_sound, made_up
 
 import calibration
 import evaluate
@@ -64,6 +64,21 @@ def test_categories_that_the_run_does_not_know_are_wrong_and_listed(trained, tmp
         ("2", "PUERTAS", "MESAS"), ("4", "VENTANAS", "SILLAS")]
     table = {row["category"]: row for row in read_csv(trained / "runs/filters/new.jsonl-best/categories.csv")}
     assert table["PUERTAS"]["support"] == "1" and table["PUERTAS"]["training_rows"] == "0"
+
+
+def test_files_of_which_little_is_left(trained, tmp_path):
+    """No row is right, none is of a known category, there is one row, nothing of a title is known, all is right."""
+    for rows, accuracy, unknown in (
+            ("mesa,PUERTAS\nsilla,VENTANAS\n", 0, 2), ("mesa,FUNDAS\n", 0, 0), ("mesa,MESAS\n", 1, 0), ("mesa,X\n", 0, 1),
+            ("qqq,FUNDAS\nqqq,MESAS\n", None, 0), ("mesa,MESAS\nmesa,MESAS\n", 1, 0)):
+        path = save(tmp_path / "few.csv", f"title,category\n{rows}")
+        done = run_here("evaluate", "--ckpt", "filters", "--test", path, cwd=trained)
+        folder, confused = trained / "runs/filters/few.csv-best", "most frequent confusions" in done.stdout
+        scores = files.read_json(folder / "report.json")
+        assert scores["accuracy"] == accuracy or accuracy is None and scores["expected_calibration_error"] > 0.4
+        assert scores["unknown_category_rows"] == unknown and (folder / "unknown.csv").exists() == (unknown > 0)
+        assert_sound((folder / "report.html").read_text(encoding="utf-8"))
+        assert confused == (accuracy != 1) and done.stderr == ""
 
 
 def test_labelled_files_that_do_not_serve(trained, tmp_path):
