@@ -406,9 +406,7 @@ def prepared_rows(args, classifier, meta, arrays):
         raise UserError(f"{files.listed(args.data)}: has no {args.split} rows; name the folder that it was prepared "
                         "--like with it")
 
-    # A row's line is its number in the split, from 1: where its title stands in {split}_text.txt.
-    lines = np.arange(1, meta["rows"][args.split] + 1)
-    rows = SimpleNamespace(**{"language": None, "reliable": None, "lines": lines} | arrays[args.split])
+    rows = SimpleNamespace(**{"language": None, "reliable": None, "id": None} | arrays[args.split])
     rows.labels = rows.labels.astype(np.int64)
     rows.names, rows.languages = classifier.labels, meta["languages"]
     return rows
@@ -416,14 +414,14 @@ def prepared_rows(args, classifier, meta, arrays):
 
 def read_rows(args, classifier):
     """The rows of a labelled file, as a namespace: `text`, list of titles; `labels` [N], numbers of `names`, which are
-    the run's and behind them those it does not know; `lines` [N], where they stand; `language` [N], number of
-    `languages`, and `reliable` [N] bool, or None."""
+    the run's and behind them those it does not know; `file` and `id` (or None), lists of str, and `line` [N], which
+    say where they stand; `language` [N], number of `languages`, and `reliable` [N] bool, or None."""
     bad, blocks = sources.BadRows(MAX_BAD_ROWS), []
     for block in sources.read_labelled(args.test, bad, sources.format_from(args)):
         # Called for its check alone: marks other than reliable and unreliable are refused.
         sources.given_quality(args.test, block.get("quality", pa.array([], pa.string())))
         blocks.append({column: block[column].to_pylist() if column in block else [""] * len(block["title"])
-                       for column in ("title", "category", "language", "quality", "line")})
+                       for column in ("title", "category", "language", "quality", "id", "line")})
     rows = {column: [value for block in blocks for value in block[column]] for column in blocks[0]} if blocks else {}
     bad.check(len(rows.get("title", [])))
     bad.warn()
@@ -444,10 +442,27 @@ def read_rows(args, classifier):
     languages = sorted({name or "unknown" for name in rows["language"]})
     return SimpleNamespace(
         text=rows["title"], labels=np.array([number[name] for name in rows["category"]]), names=names,
-        lines=np.array(rows["line"]), languages=languages if any(rows["language"]) else None,
+        file=[files.readable(args.test)] * len(rows["line"]), line=np.array(rows["line"]),
+        id=rows["id"] if any(rows["id"]) else None, languages=languages if any(rows["language"]) else None,
         language=np.array([languages.index(name or "unknown") for name in rows["language"]]),
         reliable=np.array([quality.lower() == "reliable" for quality in rows["quality"]])
         if any(rows["quality"]) else None)
+
+
+def origin(args, classifier, rows, meta):
+    """Where the rows of a report come from: {"files" as from data.files_of, "folder" and "fingerprint" of prepared data
+    or None, "trained_on": whether one of the runs has trained on such a split or file}. meta: of prepared data, or None
+    for --test."""
+    configs = [config for config, _ in classifier.members]
+    trained = {"train", *("valid" for config in configs if "refit" in config)}
+    if meta:
+        return {"files": data.files_of(meta["source"], args.split), "folder": files.listed(args.data),
+                "fingerprint": meta["fingerprint"], "trained_on": args.split in trained}
+    checksum = files.checksum(args.test)
+    seen = {source["checksum"] for config in configs if "data" in config for source in config["data"]["source"]
+            if any(source["rows"][split] for split in trained)}
+    return {"files": [{"file": files.readable(args.test), "rows": len(rows.text), "checksum": checksum}],
+            "folder": None, "fingerprint": None, "trained_on": checksum in seen}
 
 
 def command(args, classifier):
@@ -466,7 +481,7 @@ def evaluate(args):
     if args.test:
         files.require_file(args.test)
         classifier = load_named(args)
-        rows = read_rows(args, classifier)
+        rows, meta = read_rows(args, classifier), None
     else:
         meta, arrays = data.load_prepared(args.data, (args.split,), text=args.split)
         classifier = load(*args.ckpt, folder=args.runs, prior=args.prior, fingerprint=meta["fingerprint"])
@@ -490,13 +505,16 @@ def evaluate(args):
     if args.test and split in data.SPLITS:
         split = f"file-{split}"  # a file of such a name is no split
     synthetic = classifier.config["synthetic"]
+    source = origin(args, classifier, rows, meta)
     scores = {"run": folder.name, "checkpoint": classifier.name, "step": classifier.steps[0], "split": split,
-              "prior": classifier.prior, "synthetic": synthetic, "temperature": float(1 / classifier.weights.sum()),
+              "data": source, "prior": classifier.prior, "synthetic": synthetic,
+              "temperature": float(1 / classifier.weights.sum()),
               "smoothing": float(classifier.smoothing)} | report.summarize(rows.labels, result)
     if len(classifier.members) > 1:
-        scores["members"] = {f"{member.name}/{which}": {"weight": float(share), "temperature": float(temperature)}
-                             for (member, which), share, temperature in zip(
-                                 classifier.checkpoints, classifier.shares, classifier.temperatures, strict=True)}
+        scores["members"] = {
+            f"{member.name}/{which}": {"step": step, "weight": float(share), "temperature": float(temperature)}
+            for (member, which), step, share, temperature in zip(
+                classifier.checkpoints, classifier.steps, classifier.shares, classifier.temperatures, strict=True)}
     scores["unknown_category_rows"] = int(unknown.sum())
     scores["unknown_title_rows"] = int((~result["known"]).sum())
     scores["thresholds"] = report.promises(classifier.threshold, rows.labels, result)
@@ -516,22 +534,29 @@ def evaluate(args):
                             ignore=shutil.ignore_patterns(*report.FILES))
         report.write(temporary, scores, tables, figures)
         page.write(temporary / "report.html", title, scores, tables,
-                   [runs.story(member, runs.other_folders(args)) for member in members], again)
+                   [runs.training_of(member, runs.other_folders(args)) for member in members], again)
 
     if args.json:
         print(json.dumps(scores))
     else:
-        print(f"{title}, {classifier.name} checkpoint (step {scores['step']:,}) of {classifier.config['model']}:")
+        print(f"{title}, {report.checkpoints(scores)} of "
+              f"{' and '.join(dict.fromkeys(config['model'] for config, _ in classifier.members))}:")
         report.show(scores, tables["confusions.csv"])
         print(f"report: {out}/")
 
-    # In MLflow a report is a group of metrics that bears its name, such as test-best. Several runs together have an
-    # MLflow run of their own, and there the members' names need not be repeated.
+    # In MLflow a report bears a name such as test-best. Several runs together have an MLflow run of their own, and
+    # there the members' names need not be repeated.
     group = f"{split}-{'+'.join(dict.fromkeys(which for _, which in classifier.checkpoints))}"
     with tracking.mlflow_warnings():
+        if meta:
+            context = {"train": "training", "valid": "validation", "test": "testing"}[args.split]
+            used = [tracking.split_set(data.described(meta), args.split, context)]
+        else:
+            used = [tracking.data_set(source["files"], files.readable(args.test.name), source["files"][0]["checksum"],
+                                      "evaluation")]
         client, _ = connecting.result()
         tracking.log_report(client, classifier.checkpoints, out, f"{group}{f'-{args.prior}' if args.prior else ''}",
-                            scores, again)
+                            scores, again, tracking.training_sets(classifier.config) + used)
 
 
 # --- prediction -------------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ import itertools
 import multiprocessing
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -75,7 +76,7 @@ DOWNLOADS = {  # name -> (server folder, {file: size in bytes where it is known}
 
 SPLIT_NAMES = {"train": 0, "training": 0, "valid": 1, "validation": 1, "val": 1, "dev": 1, "test": 2}
 SUFFIX = re.compile(r"\.(csv|tsv|jsonl|json|txt|parquet)(\.(gz|bz2|xz))?$", re.IGNORECASE)
-OWN_FILES = re.compile(r"(train|valid|test)_((titles|oov|labels|language|reliable|pieces)\.npy|text\.txt)|"
+OWN_FILES = re.compile(r"(train|valid|test)_((titles|oov|labels|language|reliable|pieces|line)\.npy|(text|id)\.txt)|"
                        r"(vocab|oov|labels)\.txt|vectors\.npy|meta\.json|"
                        r"(train|valid|test)_rare\.npy|rare\.txt")  # what may stand in --out when it is replaced
 
@@ -233,13 +234,14 @@ def ingest(args, chosen, bad, base=None):
     Returns a namespace: `blocks` of rows [(word numbers of the first max_len words of all titles, in turn [T] int32,
     number of these words by title [n], titles as bytes, a line each)]; arrays with one entry a row: `label`,
     `language` and `reliable` (None where the source says nothing), `split` (-1: not given), `key` (equal for equal
-    titles); the keys of the titles that are `held_out` in the base; the Codes of `words`, `labels` and `languages`; the
-    numbers of words before titles are cut, of titles that are `cut`, and of rows `read`, kept or not.
+    titles), `line` in its file; `ids`, blocks of Arrow strings, or None; the rows of each file, `of_file`; the keys of
+    the titles that are `held_out` in the base; the Codes of `words`, `labels` and `languages`; the numbers of words
+    before titles are cut, of titles that are `cut`, and of rows `read`, kept or not.
     """
     import pyarrow.compute as pc
     words, labels, languages = Codes(), Codes(), Codes()
-    columns = {name: [] for name in ("label", "language", "reliable", "split", "key")}
-    blocks, known, seen = [], set(), {"rows": 0}
+    columns = {name: [] for name in ("label", "language", "reliable", "split", "key", "line")}
+    blocks, ids, of_file, known, seen = [], [], Counter(), set(), {"rows": 0}
     total = SimpleNamespace(words=0, cut=0)
 
     # Odd factors, so that numbers which differ still do when multiplied modulo 2^64; always the same ones, because the
@@ -286,7 +288,13 @@ def ingest(args, chosen, bad, base=None):
                 raise UserError(f"{path}: more than 256 languages; rename the column if it holds something else")
             columns["reliable"].append(sources.given_quality(path, block.get("quality", nothing)))
             columns["split"].append(given_split(path, split, block.get("split", nothing)))
-            known.update(name for name in ("language", "quality")
+
+            # Where each row stands.
+            of_file[path, split] += rows
+            lines = block["line"].to_numpy()
+            columns["line"].append(lines.astype(data.smallest_uint(lines.max(initial=0))))
+            ids.append(block.get("id", nothing))
+            known.update(name for name in ("language", "quality", "id")
                          if name in block and pc.any(pc.not_equal(block[name], "")).as_py())
 
     # Of what no file says, nothing is kept.
@@ -294,7 +302,8 @@ def ingest(args, chosen, bad, base=None):
     columns["language"] = columns["language"] if "language" in known else None
     columns["reliable"] = columns["reliable"] if "quality" in known else None
     return SimpleNamespace(blocks=blocks, words=words, labels=labels, languages=languages, word_count=int(total.words),
-                           cut=int(total.cut), read=seen["rows"], held_out=np.concatenate(held_out), **columns)
+                           cut=int(total.cut), read=seen["rows"], held_out=np.concatenate(held_out), **columns,
+                           ids=ids if "id" in known else None, of_file=[of_file[one] for one in chosen])
 
 
 def title_lines(titles):
@@ -627,7 +636,9 @@ def prepare(args):
         with ThreadPoolExecutor(args.threads) as pool:
             sums = {path.name: digest for path, digest in zip(paths, pool.map(files.checksum, paths), strict=True)}
         # Pieces follow from the text and the encoder: without them, runs on the same data can be compared and averaged.
-        identity = {name: digest for name, digest in sums.items() if not name.endswith("_pieces.npy")}
+        # Where rows stand in their files decides nothing.
+        identity = {name: digest for name, digest in sums.items()
+                    if not name.endswith(("_pieces.npy", "_line.npy", "_id.txt"))}
         meta |= {"files": sums, "fingerprint": files.fingerprint(identity)}
         files.write_json(folder / "meta.json", files.with_checksum(meta))
         written = sum(path.stat().st_size for path in folder.iterdir())
@@ -685,9 +696,12 @@ def write_arrays(args, chosen, bad, folder, base=None):
     # The arrays that say more of each row.
     languages, ranks = rows.languages.alphabetical()
     language = None if rows.language is None else ranks[rows.language].astype(np.uint8)
-    for kind, values in (("labels", label), ("language", language), ("reliable", rows.reliable)):
+    for kind, values in (("labels", label), ("language", language), ("reliable", rows.reliable), ("line", rows.line)):
         for s, name in enumerate(SPLITS if values is not None else ()):
             np.save(folder / f"{name}_{kind}.npy", values[split == s])
+    for s, name in enumerate(SPLITS if rows.ids else ()):
+        ids = pa.chunked_array(rows.ids).filter(pa.array(split == s))
+        (folder / f"{name}_id.txt").write_bytes(b"".join(map(title_lines, ids.chunks)))
 
     # SPECIALS, the first two entries, never have a vector and do not count.
     vectors_found = None
@@ -703,7 +717,10 @@ def write_arrays(args, chosen, bad, folder, base=None):
     return {
         "format": data.FORMAT, "tokenizer": files.checksum(data.__file__),
         "synthetic": all(name.startswith(synthetic.PREFIX) for name in labels),
-        "source": [{"file": readable(path), "split": None if s is None else SPLITS[s]} for path, s in chosen],
+        "command": files.public(readable(shlex.join(["python", "prepare.py", *sys.argv[1:]]))),
+        "source": [{"file": readable(path), "split": None if s is None else SPLITS[s], "checksum": files.checksum(path),
+                    "rows": dict(zip(SPLITS, np.bincount(mine, minlength=3).tolist(), strict=False))}
+                   for (path, s), mine in zip(chosen, np.split(split, np.cumsum(rows.of_file)[:-1]), strict=True)],
         "options": {name: readable(value) if isinstance(value, Path) else value for name, value in vars(args).items()
                     if name not in ("data", "test", "out", "threads", "mirror", "download", "given")},
         "rows": dict(zip(SPLITS, sizes.tolist(), strict=True)), "bad_rows": bad.count,

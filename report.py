@@ -91,12 +91,13 @@ def promises(threshold_of, labels, result):
 
 
 def slices(rows):
-    """Named subsets of rows as from evaluate.read_rows: {"language spanish": [N] bool, ..., "reliable": [N] bool}."""
+    """Named subsets of rows as from evaluate.read_rows: {"language spanish": [N] bool, ..., "reliable": [N] bool}; none
+    that has all rows."""
     masks = {f"language {name}": rows.language == i for i, name in enumerate(rows.languages or [])}
     if rows.reliable is not None:
         masks["reliable"] = rows.reliable
     # Of no rows there is no score.
-    return {name: mask for name, mask in masks.items() if mask.any()}
+    return {name: mask for name, mask in masks.items() if mask.any() and not mask.all()}
 
 
 def confusions(labels, predictions):
@@ -119,11 +120,31 @@ def new_figure(width, height):
     return Figure((width, height), layout="constrained")
 
 
-def plain(text, limit):
-    """A text as it can be shown: one line, cut, a mark for characters that cannot be seen or turn others around."""
-    # What lies far behind the limit is not looked at: a title may have a million characters.
-    words = " ".join(text[:4 * limit].split())
-    return UNSHOWN.sub("\N{REPLACEMENT CHARACTER}", words if len(words) <= limit else words[:limit - 1] + "…")
+def plain(text, limit, end=0):
+    """A text as it can be shown: one line, cut but for so many characters of its end, a mark for characters that cannot
+    be seen or turn others around."""
+    # What lies far from both ends is not looked at: a title may have a million characters.
+    words = " ".join((text if len(text) <= 8 * limit else text[:4 * limit] + text[-4 * limit:]).split())
+    if len(words) > limit:
+        words = f"{words[:limit - 1 - end]}…{words[len(words) - end:]}"
+    return UNSHOWN.sub("\N{REPLACEMENT CHARACTER}", words)
+
+
+def plain_name(name, limit):
+    """The name of a category as it can be shown: cut in its middle, for the end of a path tells most."""
+    return plain(name, limit, limit // 2)
+
+
+def label_heights(x, y, width=0.04, height=0.06):
+    """Where labels of points stand so that none covers another: their heights, in the order of the points. All are
+    shares of an axis; labels that would cover an earlier one move towards the middle."""
+    placed = []
+    for right, up in zip(x, y, strict=True):
+        step = height if up < 0.5 else -height
+        while any(abs(right - other) < width and abs(up - its) < height - 1e-9 for other, its in placed):
+            up += step
+        placed.append((right, up))
+    return [up for _, up in placed]
 
 
 def recall_figure(categories, title):
@@ -147,12 +168,13 @@ def recall_figure(categories, title):
     figure.legend(handles=sizes, loc="outside right lower", fontsize=7, title="rows", title_fontsize=7)
 
     # Names stand beside the figure, where they hide neither dots nor each other.
-    named = []
-    for number, i in enumerate(order[:WORST], 1):
+    named, worst, x = [], order[:WORST], np.log(size)
+    x = (x - x[order].min()) / max(1e-9, np.ptp(x[order]))
+    for number, (i, up) in enumerate(zip(worst, label_heights(x[worst], recall[worst]), strict=True), 1):
         named.append(axes.vlines(
             size[i], *share_interval(recall[i] * support[i], support[i]), color="tab:red", linewidth=1,
-            label=f"{number} {plain(categories['category'][i], NAME)}: {recall[i]:.2f} of {support[i]:,}"))
-        axes.annotate(str(number), (size[i], recall[i]), (3, 3), textcoords="offset points", color="tab:red")
+            label=f"{number} {plain_name(categories['category'][i], NAME)}: {recall[i]:.2f} of {support[i]:,}"))
+        axes.annotate(str(number), (size[i], up), (3, 3), textcoords="offset points", color="tab:red")
     figure.legend(handles=named, loc="outside right upper", fontsize=7, handlelength=0, handletextpad=0,
                   title="lowest recall (of so many rows), by\nthe upper end of its 95 % interval", title_fontsize=7)
     return figure
@@ -179,7 +201,7 @@ def confusion_figure(labels, predictions, names, pairs, title):
     for true, taken in zip(*np.nonzero(counts), strict=True):
         axes.text(taken, true, counts[true, taken], ha="center", va="center", fontsize=8,
                   color="white" if shares[true, taken] > 0.5 * shares.max() else "black")
-    short = [plain(names[i], NAME) for i in shown]
+    short = [plain_name(names[i], NAME) for i in shown]
     axes.set_xticks(range(len(shown)), short, rotation=90, fontsize=8)
     axes.set_yticks(range(len(shown)), short, fontsize=8)
     axes.grid(color="gray", alpha=0.2, linewidth=0.5)
@@ -234,10 +256,16 @@ def make_tables(rows, training_rows, result):
     unknown = np.flatnonzero(unknown)
     given, probability = result["given_probability"].astype(float), result["probability"].astype(float)
 
+    # Where rows stand in their source: a file, a line and, where it has one, an id.
+    def places(chosen):
+        return {name: values[chosen] for name, values in (
+            ("file", np.array(rows.file, object)), ("line", rows.line), ("id", rows.id and np.array(rows.id, object)))
+            if values is not None}
+
     # Categories that the run does not know stand behind its own, and have no training rows.
     return {
         "predictions.csv": {"title": text, "category": names[labels], "predicted": names[predictions],
-                            "probability": probability},
+                            "probability": probability, **places(slice(None))},
         "categories.csv": {"category": names, "precision": precision, "recall": recall, "f1": f1, "support": support,
                            "training_rows": np.pad(training_rows, (0, len(names) - len(training_rows)))},
         "confusions.csv": {"category": [names[true] for true, _, _ in found],
@@ -245,12 +273,19 @@ def make_tables(rows, training_rows, result):
                            "rows": [count for _, _, count in found],
                            "share_of_category": [count / support[true] for true, _, count in found],
                            "examples": [" | ".join(titles) for titles in examples]},
-        "suspects.csv": {"row": rows.lines[suspect], "category": names[labels[suspect]],
+        "suspects.csv": {**places(suspect), "category": names[labels[suspect]],
                          "category_probability": given[suspect], "predicted": names[predictions[suspect]],
                          "probability": probability[suspect], "title": [text[i] for i in suspect]},
-        "unknown.csv": {"row": rows.lines[unknown], "category": names[labels[unknown]],
+        "unknown.csv": {**places(unknown), "category": names[labels[unknown]],
                         "predicted": names[predictions[unknown]], "probability": probability[unknown],
                         "title": [text[i] for i in unknown]}}
+
+
+def checkpoints(scores):
+    """Which checkpoints the scores are of, as a text."""
+    return "average of " + " and ".join(
+        f"{name} (step {member['step']:,}, weight {member['weight']:.2f})" for name, member in scores["members"].items()
+    ) if "members" in scores else f"{scores['checkpoint']} checkpoint (step {scores['step']:,})"
 
 
 def write(folder, scores, tables, figures):
@@ -261,7 +296,7 @@ def write(folder, scores, tables, figures):
     files.write_json(folder / "report.json", scores)
     for file, columns in tables.items():
         # Most reports have no rows of unknown categories, and then no such file.
-        if file != "unknown.csv" or len(columns["row"]):
+        if file != "unknown.csv" or len(columns["line"]):
             frame = pd.DataFrame(columns).round(6 if "probability" in columns else 4)
             pa.csv.write_csv(pa.Table.from_pandas(frame, preserve_index=False), folder / file)
     for file, figure in figures.items():
