@@ -14,8 +14,9 @@
 The report goes to runs/NAME/SPLIT-WHICH/ (such as test-best): report.html (the page to open: scores, figures, worst
 categories, mistakes, commands), report.json, predictions.csv, categories.csv (precision, recall, F1 and support of
 each), confusions.csv with example titles, suspects.csv (wrong labels are likely among its first rows), unknown.csv
-(rows of categories that the run does not know; they count as wrong), recall.png, confusions.png and reliability.png. It
-is added to the training's MLflow run. Of several runs it goes to the first one's, runs/NAME/SPLIT-WHICH+OTHER..., with
+(rows of categories that the run does not know; they count as wrong), recall.png, confusions.png and reliability.png.
+Rows have the file and the line that they come from and, where the file has a column `id`, that. The report is added to
+the training's MLflow run. Of several runs it goes to the first one's, runs/NAME/SPLIT-WHICH+OTHER..., with
 --prior to SPLIT-WHICH-PRIOR, with --test to FILE-WHICH. The interval of the balanced accuracy is a bootstrap within
 categories.
 

@@ -45,8 +45,8 @@ thead th { position: sticky; top: 0; overflow-wrap: normal } tbody th, td { min-
 td ul { margin: 0; padding-left: 1rem; width: min(24rem, 38vw) }
 th.n, td.n { text-align: right; min-width: 0; font-variant-numeric: tabular-nums } td.n { white-space: nowrap }
 pre { white-space: pre-wrap } summary { cursor: pointer; padding: .3rem 0 } input { font: inherit; max-width: 90% }
-@media (max-width: 40rem) { table { font-size: .75rem } th, td { min-width: 0; padding: .2rem }
-  thead th { overflow-wrap: anywhere; hyphens: auto } td.n { white-space: normal; overflow-wrap: normal } }
+@media (max-width: 40rem) { table { font-size: .75rem } th, td { padding: .2rem } tbody th, td { min-width: 5rem }
+  thead th.n { writing-mode: vertical-rl; text-align: left } td.n { white-space: normal; overflow-wrap: normal } }
 :focus-visible { outline: 2px solid var(--one) } @media print { nav, .filter { display: none } body { font-size: 10pt }
   .scroll, details .scroll { overflow: visible; max-height: none } thead th { position: static }
   tr, figure, pre { break-inside: avoid } }
@@ -234,8 +234,8 @@ def slices(scores, categories):
             ranges.append([f"{size[mine].min():,} to {size[mine].max():,}", int(mine.sum()), int(rows[mine].sum()),
                            float(categories["recall"][mine].mean()), tuple(report.recall_interval(right, rows[mine])),
                            float(right.sum() / rows[mine].sum()), float(categories["f1"][mine].mean())])
-    return table("By language and label quality", ("slice", *header), named) + table(
-        "By size of the category", ("training rows", "categories", *header), ranges)
+    by_size = table("By size of the category", ("training rows", "categories", *header), ranges)
+    return table("By language and label quality", ("slice", *header), named) + by_size if scores["slices"] else by_size
 
 
 def recalls(categories):

@@ -10,7 +10,7 @@
 
 Reads, plain or compressed (gzip, bzip2, xz), told apart by content:
   - CSV or TSV with a header that names `title` (or `text`) and `category` (or `label`), in any order; `language`,
-    `label_quality` (reliable, unreliable) and `split` (train, valid, test) are used where present
+    `label_quality` (reliable, unreliable), `split` (train, valid, test) and `id` (for reports) are used where present
   - Parquet and JSON lines with the same names, and fastText files (`__label__x some text`)
   - a folder of such files whose names say train, valid or test
 Writes data/prepared/ (its files are described in data.py); a failed run leaves what was there before.

@@ -136,15 +136,16 @@ def plain_name(name, limit):
 
 
 def label_heights(x, y, width=0.04, height=0.06):
-    """Where labels of points stand so that none covers another: their heights, in the order of the points. All are
-    shares of an axis; labels that would cover an earlier one move towards the middle."""
-    placed = []
-    for right, up in zip(x, y, strict=True):
-        step = height if up < 0.5 else -height
-        while any(abs(right - other) < width and abs(up - its) < height - 1e-9 for other, its in placed):
-            up += step
-        placed.append((right, up))
-    return [up for _, up in placed]
+    """Where labels of points [n] stand so that none covers another: their heights [n]. All are shares of an axis. Those
+    that would cover a lower one are raised, and lowered again where that leads out of the figure."""
+    raised, lowest_first = np.array(y, float), np.argsort(y, kind="stable")
+    for sign, order in ((1, lowest_first), (-1, lowest_first[::-1])):
+        for place, i in enumerate(order):
+            raised[i] = raised[i] if sign == 1 else min(raised[i], 1)
+            for j in order[:place]:
+                if abs(x[i] - x[j]) < width and sign * (raised[i] - raised[j]) < height:
+                    raised[i] = raised[j] + sign * height
+    return raised
 
 
 def recall_figure(categories, title):
@@ -156,7 +157,11 @@ def recall_figure(categories, title):
     # A logarithmic axis has no 0, so categories without training rows stand at a half.
     size = np.maximum(categories["training_rows"], 0.5)
     axes.scatter(size[order], recall[order], s=4 * support[order] ** 0.45, alpha=0.5, linewidths=0)
-    axes.set(xscale="log", xlabel="training rows of the category", ylabel="recall", ylim=(-0.03, 1.03), title=title)
+    # From a power of ten to another, for these alone have numbers.
+    low = np.floor(np.log10(size[order].min()))
+    high = max(low + 1, np.ceil(np.log10(size[order].max())))
+    axes.set(xscale="log", xlabel="training rows of the category", ylabel="recall", title=title, ylim=(-0.03, 1.03),
+             xlim=(0.8 * 10 ** low, 1.25 * 10 ** high))
     axes.grid(alpha=0.3)
     # Left alone, the axis would write its powers of ten as formulas.
     axes.xaxis.set_major_formatter("{x:,g}")
@@ -168,9 +173,9 @@ def recall_figure(categories, title):
     figure.legend(handles=sizes, loc="outside right lower", fontsize=7, title="rows", title_fontsize=7)
 
     # Names stand beside the figure, where they hide neither dots nor each other.
-    named, worst, x = [], order[:WORST], np.log(size)
-    x = (x - x[order].min()) / max(1e-9, np.ptp(x[order]))
-    for number, (i, up) in enumerate(zip(worst, label_heights(x[worst], recall[worst]), strict=True), 1):
+    named, worst = [], order[:WORST]
+    heights = label_heights((np.log10(size[worst]) - low) / (high - low), recall[worst])
+    for number, (i, up) in enumerate(zip(worst, heights, strict=True), 1):
         named.append(axes.vlines(
             size[i], *share_interval(recall[i] * support[i], support[i]), color="tab:red", linewidth=1,
             label=f"{number} {plain_name(categories['category'][i], NAME)}: {recall[i]:.2f} of {support[i]:,}"))
