@@ -234,9 +234,9 @@ def ingest(args, chosen, bad, base=None):
     Returns a namespace: `blocks` of rows [(word numbers of the first max_len words of all titles, in turn [T] int32,
     number of these words by title [n], titles as bytes, a line each)]; arrays with one entry a row: `label`,
     `language` and `reliable` (None where the source says nothing), `split` (-1: not given), `key` (equal for equal
-    titles), `line` in its file; `ids`, blocks of Arrow strings, or None; the rows of each file, `of_file`; the keys of
-    the titles that are `held_out` in the base; the Codes of `words`, `labels` and `languages`; the numbers of words
-    before titles are cut, of titles that are `cut`, and of rows `read`, kept or not.
+    titles), `line` in its file; `ids` of each block, Arrow strings or None, or None for all; the number of rows
+    `of_file` each; the keys of the titles that are `held_out` in the base; the Codes of `words`, `labels` and
+    `languages`; the numbers of words before titles are cut, of titles that are `cut`, and of rows `read`, kept or not.
     """
     import pyarrow.compute as pc
     words, labels, languages = Codes(), Codes(), Codes()
@@ -293,7 +293,7 @@ def ingest(args, chosen, bad, base=None):
             of_file[path, split] += rows
             lines = block["line"].to_numpy()
             columns["line"].append(lines.astype(data.smallest_uint(lines.max(initial=0))))
-            ids.append(block.get("id", nothing))
+            ids.append(block.get("id"))
             known.update(name for name in ("language", "quality", "id")
                          if name in block and pc.any(pc.not_equal(block[name], "")).as_py())
 
@@ -699,9 +699,12 @@ def write_arrays(args, chosen, bad, folder, base=None):
     for kind, values in (("labels", label), ("language", language), ("reliable", rows.reliable), ("line", rows.line)):
         for s, name in enumerate(SPLITS if values is not None else ()):
             np.save(folder / f"{name}_{kind}.npy", values[split == s])
-    for s, name in enumerate(SPLITS if rows.ids else ()):
-        ids = pa.chunked_array(rows.ids).filter(pa.array(split == s))
-        (folder / f"{name}_id.txt").write_bytes(b"".join(map(title_lines, ids.chunks)))
+    if rows.ids:
+        ids = pa.chunked_array([pa.array([""] * len(lengths), pa.string()) if mine is None else mine
+                                for mine, (_, lengths, _) in zip(rows.ids, rows.blocks, strict=True)])
+        for s, name in enumerate(SPLITS):
+            chunks = ids.filter(pa.array(split == s)).chunks
+            (folder / f"{name}_id.txt").write_bytes(b"".join(map(title_lines, chunks)))
 
     # SPECIALS, the first two entries, never have a vector and do not count.
     vectors_found = None

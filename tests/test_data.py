@@ -238,7 +238,7 @@ def test_load_prepared_reads_only_the_splits_asked_for(prepared):
 
 
 NAMES = ("train_titles.npy", "valid_labels.npy", "test_language.npy", "test_reliable.npy", "vocab.txt", "labels.txt",
-         "test_text.txt", "oov.txt", "valid_oov.npy")
+         "test_text.txt", "test_line.npy", "oov.txt", "valid_oov.npy")
 
 
 @pytest.mark.parametrize("name", NAMES)

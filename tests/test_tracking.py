@@ -171,7 +171,8 @@ def test_a_description_has_room_for_many_reports(watched):
 
 def test_the_page_of_an_experiment_has_no_password(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@host/path/")
-    assert tracking.experiment_page(7) == "https://host/path/#/experiments/7/runs?workflowType=machine_learning"
+    assert tracking.experiment_page(7) == (
+        "https://host/path/#/experiments/7/runs?workflowType=machine_learning&viewStateShareKey=scores")
     error = tracking.mlflow_error(ValueError("no answer from postgresql://me:secret@host:1/x"))
     assert "secret" not in str(error) and "host:1/x" in str(error)
 
@@ -192,6 +193,15 @@ def test_an_ensemble_has_a_run_of_its_own(watched):
         ("train", "training"), ("valid", "validation"), ("test", "testing"))}
     assert first in note and second in note
     assert [item.path for item in client.list_artifacts(run.info.run_id)] == ["test-best+other-best"]
+
+
+def test_the_machine_is_watched_where_mlflow_is_told_so(watched, monkeypatch):
+    folder, _ = watched
+    begun, begin = [], tracking.system_monitor
+    monkeypatch.setattr(tracking, "system_monitor", lambda run_id: (begun.append(run_id), begin(run_id))[1])
+    for name, env in (("alone", {}), ("observed", {"MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "true"})):
+        run_here("train", "--name", name, "--epochs", 1, "--dim", 4, cwd=folder, env=env)
+    assert begun == [logged(folder, "observed")[1]]
 
 
 def test_a_report_of_a_file_logs_the_file(watched):
