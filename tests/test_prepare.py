@@ -199,6 +199,9 @@ def test_an_id_may_be_anything(prep):
     found = [(one, line) for one, line in zip(array["id"], array["line"], strict=True) if line > 1]
     assert all(one == expected[(line - 2) % 9] for one, line in found) and len(found) > 20
     assert meta()["bad_rows"] == 0
+    save("titles.csv", b"id,title,category\n" + b"".join(b"\xe1%d,mesa %d,c%d\n" % (i, i, i % 2) for i in range(40)))
+    prep("--data", "titles.csv")
+    assert meta()["bad_rows"] == 0 and files.read_lines("data/prepared/train_id.txt")[0].isdigit()
     save("titles.csv", "id,title,category\n" + "".join(f"c{i % 2},mesa {i},x\n" for i in range(40)))
     prep("--data", "titles.csv", "--category-column", "id")
     assert files.read_lines("data/prepared/labels.txt") == ["c0", "c1"]
