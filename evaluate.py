@@ -452,8 +452,8 @@ def read_rows(args, classifier):
 
 def origin(args, classifier, rows, meta):
     """Where the rows of a report come from: {"files" as from data.files_of, "folder" and "fingerprint" of prepared data
-    or None, "trained_on": whether one of the runs has trained on such a split or file}. meta: of prepared data, or None
-    for --test."""
+    or None, "trained_on": whether one of the runs has trained on such a split or file, None where a run does not say}.
+    meta: of prepared data, or None for --test."""
     configs = [config for config, _ in classifier.members]
     trained = {"train", *("valid" for config in configs if "refit" in config)}
     if meta:
@@ -463,7 +463,8 @@ def origin(args, classifier, rows, meta):
     seen = {source["checksum"] for config in configs if "data" in config for source in config["data"]["source"]
             if any(source["rows"][split] for split in trained)}
     return {"files": [{"file": files.readable(args.test), "rows": len(rows.text), "checksum": checksum}],
-            "folder": None, "fingerprint": None, "trained_on": checksum in seen}
+            "folder": None, "fingerprint": None,
+            "trained_on": checksum in seen if all("data" in config for config in configs) else None}
 
 
 def command(args, classifier):

@@ -204,10 +204,10 @@ def headline(scores):
 
 def origin(split, source):
     """Which rows these are, and whether a run has trained on them; source: as from evaluate.origin."""
-    said = f"The {split} split of {source['folder']}, fingerprint {source['fingerprint']}: rows" if (
-        source["folder"]) else "Rows"
-    said += f" that were {'' if source['trained_on'] else 'not '}trained on."
-    return f"<p>{text(said, 4000)}</p>\n" + table("Files that the rows come from", ("file", "rows", "checksum"), [
+    trained = {True: "trained on", False: "not trained on", None: "perhaps trained on"}[source["trained_on"]]
+    said = f"The {split} split of {source['folder']}, fingerprint {source['fingerprint']}: rows that were" if (
+        source["folder"]) else "A file that was"
+    return f"<p>{text(said, 4000)} {trained}.</p>\n" + table("Files that the rows come from", ("file", "rows", "checksum"), [
         [file["file"], file["rows"], file["checksum"]] for file in source["files"]])
 
 
@@ -263,7 +263,7 @@ def mistakes(found, suspects):
         for true, taken, rows, share, examples in zip(*found.values(), strict=True)]) + table(
         "Suspects: labels that the model finds least likely", ("title", "category", "predicted", "where"), [
             [title, f"{report.plain_name(name, NAME)} ({given:.4f})", f"{report.plain_name(other, NAME)} ({sure:.4f})",
-             f"{file}:{line}"]
+             f"{report.plain_name(file, NAME)}:{line}"]
             for title, name, given, other, sure, file, line in zip(
                 *(suspects[column][:SUSPECTS] for column in columns), strict=True)])
 

@@ -110,13 +110,13 @@ def log_report(client, members, report, group, scores, command, used):
     run_id, now = member_run(members[0][0]), int(time.time() * 1000)
     if len(members) > 1:
         run_id = ensemble_run(client, members)
-    client.log_inputs(run_id, used)
     # MLflow takes few characters besides letters and digits, and no more than 250.
     prefix = re.sub(r"[^\w.-]", "_", group.removesuffix("-best"))[-200:]
     log_metrics(client, run_id, [score(f"{prefix}_{name}", scores[name], now) for name in SCORES
                                  if scores[name] is not None])
     describe(client, run_id, **{group: f"balanced accuracy {scores['balanced_accuracy']:.4f}, "
                                        f"accuracy {scores['accuracy']:.4f}, by `{command}`"})
+    client.log_inputs(run_id, used)
     if artifacts_are_here(client, run_id):
         client.log_artifacts(run_id, str(report), report.name)
     # A training's run has ended before; that of several members ends with each report.
@@ -124,26 +124,26 @@ def log_report(client, members, report, group, scores, command, used):
         client.set_terminated(run_id)
 
 
-def data_set(files, name, digest, context, **facts):
-    """A data set that a run has used, for MLflow's page. files: what gave its rows, as from data.files_of; name and
-    digest (at most 36 characters) tell it from others; context: training, validation, testing or evaluation; facts:
+def data_set(sources, name, digest, context, **facts):
+    """A data set that a run has used, for MLflow's page. sources: the files of its rows, as from data.files_of; name
+    and digest (at most 36 characters) tell it from others; context: training, validation, testing or evaluation; facts:
     what else is known of it."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
-    profile = {"num_rows": sum(file["rows"] for file in files), "files": files, **facts}
+    profile = {"num_rows": sum(source["rows"] for source in sources), "files": sources, **facts}
     return DatasetInput(
         Dataset(name=name[-400:], digest=digest, source_type="local", profile=json.dumps(profile),
-                source=json.dumps({"uri": " ".join(file["file"] for file in files)})[:60_000]),
+                source=json.dumps({"uri": " ".join(source["file"] for source in sources)})[:60_000]),
         [InputTag("mlflow.data.context", context)])
 
 
 def split_set(prepared, split, context):
     """The same of a split of prepared data, as data.described tells it: it gets the names of the files that its rows
     come from, and the fingerprint of all that was prepared."""
-    facts = dict(prepared)
-    files, digest = data.files_of(facts.pop("source"), split), facts.pop("fingerprint")
-    name = " + ".join("/".join(Path(file["file"]).parts[-2:]) for file in files)
-    return data_set(files, f"{'synthetic titles' if prepared['synthetic'] else name}, {split} split", digest, context,
-                    **facts)
+    sources = data.files_of(prepared["source"], split)
+    name = "synthetic titles" if prepared["synthetic"] else " + ".join(
+        "/".join(Path(source["file"]).parts[-2:]) for source in sources)
+    facts = {key: value for key, value in prepared.items() if key not in ("source", "fingerprint")}
+    return data_set(sources, f"{name}, {split} split", prepared["fingerprint"], context, **facts)
 
 
 def training_sets(config):
