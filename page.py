@@ -207,8 +207,9 @@ def origin(split, source):
     trained = {True: "trained on", False: "not trained on", None: "perhaps trained on"}[source["trained_on"]]
     said = f"The {split} split of {source['folder']}, fingerprint {source['fingerprint']}: rows that were" if (
         source["folder"]) else "A file that was"
-    return f"<p>{text(said, 4000)} {trained}.</p>\n" + table("Files that the rows come from", ("file", "rows", "checksum"), [
-        [file["file"], file["rows"], file["checksum"]] for file in source["files"]])
+    files = [[file["file"], file["rows"], file["checksum"]] for file in source["files"]]
+    return f"<p>{text(said, 4000)} {trained}.</p>\n" + table(
+        "Files that the rows come from", ("file", "rows", "checksum"), files)
 
 
 def promises(thresholds):
