@@ -11,10 +11,14 @@ The prepared folder (`data/prepared/`), for each split `train`, `valid`, `test`:
     {split}_language.npy  [N] uint8, index into meta["languages"]    (where the source names a language)
     {split}_reliable.npy  [N] bool                                   (where the source names a label quality)
     {split}_pieces.npy    [N, max_len of meta["encoder"]] ids of pieces of words   (after `prepare.py --encoder`)
+    {split}_line.npy      [N] lines of the source files, from 1; of a Parquet file rows (smallest unsigned type). The
+                          rows of a file follow one another, and meta["source"] says how many each has in which split
+    {split}_id.txt        what the source's column `id` says of each row, one a line     (where a source has one)
     vocab.txt, labels.txt one entry a line, line number = id, from 0
     oov.txt               the other words: cut by --vocab or --min-count, or not in training at all
     vectors.npy           [V, dim] float32, zero where not found     (after `prepare.py --vectors`)
-    meta.json             source, options, counts, format version, checksum of every file, fingerprint of them all
+    meta.json             command, sources, options, counts, format version, checksum of every file, fingerprint of all
+                          that decides what is learned
 
 How files of titles are read (sources.py), what a model computes (model.py) and what a run keeps (runs.py) do not belong
 here.
@@ -38,6 +42,8 @@ from files import UserError
 
 FORMAT = 5  # of the prepared folder: raise it when its files change their meaning
 SPLITS = ("train", "valid", "test")
+DESCRIBED = ("command", "source", "fingerprint", "synthetic", "categories", "vocabulary", "languages", "reliable_share",
+             "unknown_share", "mean_words", "cut_share")  # what a run keeps of meta.json, for its reports
 UNKNOWN = 1  # the id of words that are out of vocabulary; 0 is padding
 NUMBER = re.compile(r"[-+]?\d*\.?\d+([eE][-+]?\d+)?")  # in files of word vectors
 SPECIALS = ["<pad>", "<unknown>"]  # the first two entries of a vocabulary; no title can contain them
@@ -297,8 +303,8 @@ def load_prepared(folders, splits=SPLITS, text=None, on_disk=()):
     Returns: (meta, arrays). meta: the content of meta.json with `vocab`, `words` (vocab, then oov.txt), `labels` and
     `vectors` (or None) added. arrays[split][kind]: `titles` [N, L] ids in `words`, columns that are padding in every
     row cut off; `labels`; `keys`; where there are any `groups`, `language`, `reliable` and `pieces` (of one folder left
-    on the disk);
-    `text`, a list of str, and of several folders `lines`, where each title stands.
+    on the disk); with `text` lists of str: the titles, the `file` that each comes from and, where all have one, its
+    `id`; and its `line` there [N].
     Raises UserError where a folder holds no prepared data, or not what prepare.py wrote, or where they do not go
     together.
     """
@@ -331,11 +337,19 @@ def load_prepared(folders, splits=SPLITS, text=None, on_disk=()):
             if all(kind in part for part in parts):
                 values = [part[kind] for part in parts]
                 arrays[split][kind] = values[0] if len(parts) == 1 else (
-                    sum(values, []) if kind == "text" else np.concatenate(values))
-    if text and len(found) > 1:
-        arrays[text]["lines"] = np.array([f"{folder}:{line}" for _, rows, folder in found
-                                          for line in range(1, len(rows[text]["labels"]) + 1)])
+                    [*itertools.chain(*values)] if isinstance(values[0], list) else np.concatenate(values))
     return meta, arrays
+
+
+def described(meta):
+    """What a run keeps of the meta.json of its data."""
+    return {name: meta[name] for name in DESCRIBED}
+
+
+def files_of(source, split):
+    """Where the rows of a split come from, of meta["source"]: [{"file", "rows", "checksum"}], in their order."""
+    return [{"file": one["file"], "rows": one["rows"][split], "checksum": one["checksum"]}
+            for one in source if one["rows"][split]]
 
 
 def require_alike(found):
@@ -375,6 +389,8 @@ def joined_meta(metas):
         "words": words, "languages": languages if all(names) else None, "rows": rows,
         "synthetic": all(one["synthetic"] for one in metas),
         "source": [file for one in metas for file in one["source"]],
+        # The folder that others are like comes first.
+        "command": "\n".join(one["command"] for one in sorted(metas, key=lambda one: bool(one["options"]["like"]))),
         "training_rows": np.sum([one["training_rows"] for one in metas], 0).tolist(),
         "unknown_share": {split: mean([one["unknown_share"][split] for one in metas],
                                       [one["rows"][split] for one in metas]) for split in SPLITS},
@@ -425,10 +441,12 @@ def read_prepared(folder, splits, text=None):
     arrays = {split: {} for split in splits}
     for name in meta["files"]:
         split, _, kind = name.removesuffix(".npy").rpartition("_")
-        if split in arrays and name.endswith(".npy"):
+        if split in arrays and name.endswith(".npy") and (kind != "line" or split == text):
             arrays[split][kind] = load_array(verified(name), "r" if kind in ("titles", "pieces") else None)
     if text:
-        arrays[text]["text"] = files.read_lines(verified(f"{text}_text.txt"))
+        arrays[text] |= {kind: files.read_lines(verified(f"{text}_{kind}.txt")) for kind in ("text", "id")
+                         if f"{text}_{kind}.txt" in meta["files"]}
+        arrays[text]["file"] = [one["file"] for one in meta["source"] for _ in range(one["rows"][text])]
     lists = {name: files.read_lines(verified(f"{name}.txt")) for name in ("vocab", "oov", "labels")}
     vectors = load_array(verified("vectors.npy")) if "vectors.npy" in meta["files"] else None
     return meta | lists | {"vectors": vectors}, arrays

@@ -14,11 +14,12 @@
 The report goes to runs/NAME/SPLIT-WHICH/ (such as test-best): report.html (the page to open: scores, figures, worst
 categories, mistakes, commands), report.json, predictions.csv, categories.csv (precision, recall, F1 and support of
 each), confusions.csv with example titles, suspects.csv (wrong labels are likely among its first rows), unknown.csv
-(rows of categories that the run does not know; they count as wrong), recall.png, confusions.png and reliability.png. It
-is added to the training's MLflow run. Of several runs it goes to the first one's, runs/NAME/SPLIT-WHICH+OTHER..., with
---prior to SPLIT-WHICH-PRIOR, with --test to FILE-WHICH (of a second file of that name, to FILE-DIGEST-WHICH). Where it
-cannot be written, a warning says so, and the scores are shown all the same. The interval of the balanced accuracy is a
-bootstrap within categories.
+(rows of categories that the run does not know; they count as wrong), recall.png, confusions.png and reliability.png.
+Rows have the file and the line that they come from and, where the file has a column `id`, that. The report is added to
+the training's MLflow run. Of several runs it goes to the first one's, runs/NAME/SPLIT-WHICH+OTHER..., with --prior to
+SPLIT-WHICH-PRIOR, with --test to FILE-WHICH (of a second file of that name, to FILE-DIGEST-WHICH). Where it cannot be
+written, a warning says so, and the scores are shown all the same. The interval of the balanced accuracy is a bootstrap
+within categories.
 
 The probability of the likeliest category is the chance that it is right, for titles like the validation rows. The
 report says from which probability on 90, 95 and 99 % of the categories should be right (a bound that holds with a
@@ -450,9 +451,7 @@ def prepared_rows(args, classifier, meta, arrays):
         raise UserError(f"{files.listed(args.data)}: has no {args.split} rows; name the folder that it was prepared "
                         "--like with it")
 
-    # A row's line is its number in the split, from 1: where its title stands in {split}_text.txt.
-    lines = np.arange(1, meta["rows"][args.split] + 1)
-    rows = SimpleNamespace(**{"language": None, "reliable": None, "lines": lines} | arrays[args.split])
+    rows = SimpleNamespace(**{"language": None, "reliable": None, "id": None} | arrays[args.split])
     rows.labels = rows.labels.astype(np.int64)
     rows.names, rows.languages = classifier.labels, meta["languages"]
     return rows
@@ -486,8 +485,9 @@ def file_format(args, classifier, file):
 
 def read_rows(args, classifier):
     """The rows of a labelled file, as a namespace: `text`, list of titles; `labels` [N], numbers of `names`, which are
-    the run's and behind them those it does not know; `lines` [N], where they stand; `keys` [N] as from data.title_keys;
-    `language` [N], number of `languages`, and `reliable` [N] bool, or None."""
+    the run's and behind them those it does not know; `file` and `id` (or None), lists of str, and `line` [N], which
+    say where they stand; `keys` [N] as from data.title_keys; `language` [N], number of `languages`, and `reliable` [N]
+    bool, or None."""
     bad, blocks = sources.BadRows(MAX_BAD_ROWS, "mend them"), []
     with open(args.test, "rb") as file:
         form = file_format(args, classifier, file)
@@ -495,7 +495,7 @@ def read_rows(args, classifier):
         # Called for its check alone: marks other than reliable and unreliable are refused.
         sources.given_quality(args.test, block.get("quality", pa.array([], pa.string())))
         blocks.append({column: block[column].to_pylist() if column in block else [""] * len(block["title"])
-                       for column in ("title", "category", "spelling", "language", "quality", "line")})
+                       for column in ("title", "category", "spelling", "language", "quality", "id", "line")})
     rows = {column: [value for block in blocks for value in block[column]] for column in blocks[0]} if blocks else {}
     bad.check(len(rows.get("title", [])))
     bad.warn()
@@ -516,11 +516,29 @@ def read_rows(args, classifier):
     languages = sorted({name or "unknown" for name in rows["language"]})
     return SimpleNamespace(
         text=rows["title"], labels=np.array([number[name] for name in rows["category"]]), names=names,
-        lines=np.array(rows["line"]), keys=data.keys_of(rows["title"]),
+        file=[files.readable(args.test)] * len(rows["line"]), line=np.array(rows["line"]),
+        id=rows["id"] if any(rows["id"]) else None, keys=data.keys_of(rows["title"]),
         languages=languages if any(rows["language"]) else None,
         language=np.array([languages.index(name or "unknown") for name in rows["language"]]),
         reliable=np.array([quality.lower() == "reliable" for quality in rows["quality"]])
         if any(rows["quality"]) else None)
+
+
+def origin(args, classifier, rows, meta):
+    """Where the rows of a report come from: {"files" as from data.files_of, "folder" and "fingerprint" of prepared data
+    or None, "trained_on": whether one of the runs has trained on such a split or file, None where a run does not say}.
+    meta: of prepared data, or None for --test."""
+    configs = [config for config, _ in classifier.members]
+    trained = {"train", *("valid" for config in configs if "refit" in config)}
+    if meta:
+        return {"files": data.files_of(meta["source"], args.split), "folder": files.listed(args.data),
+                "fingerprint": meta["fingerprint"], "trained_on": args.split in trained}
+    checksum = files.checksum(args.test)
+    seen = {source["checksum"] for config in configs if "data" in config for source in config["data"]["source"]
+            if any(source["rows"][split] for split in trained)}
+    return {"files": [{"file": files.readable(args.test), "rows": len(rows.text), "checksum": checksum}],
+            "folder": None, "fingerprint": None,
+            "trained_on": checksum in seen if all("data" in config for config in configs) else None}
 
 
 def command(args, classifier):
@@ -548,7 +566,7 @@ def evaluate(args):
     if args.test:
         files.require_file(args.test)
         classifier = load_named(args)
-        rows = read_rows(args, classifier)
+        rows, meta = read_rows(args, classifier), None
     else:
         meta, arrays = data.load_prepared(args.data, (args.split,), text=args.split)
         classifier = load(*args.ckpt, folder=args.runs, prior=args.prior, fingerprint=meta["fingerprint"])
@@ -576,15 +594,18 @@ def evaluate(args):
         split = f"file-{split}" if split in data.SPLITS else split  # a file of such a name is no split
         place = report_name(folder, split, classifier.name, args.test)
     synthetic = classifier.config["synthetic"]
+    source = origin(args, classifier, rows, meta)
     scores = {"run": folder.name, "checkpoint": classifier.name, "step": classifier.steps[0], "split": split,
-              "prior": classifier.prior, "synthetic": synthetic, "temperature": float(1 / classifier.weights.sum()),
+              "data": source, "prior": classifier.prior, "synthetic": synthetic,
+              "temperature": float(1 / classifier.weights.sum()),
               "smoothing": float(classifier.smoothing)} | report.summarize(rows.labels, result)
     if args.test:
         scores["file"] = files.readable(args.test.resolve())
     if len(classifier.members) > 1:
-        scores["members"] = {f"{member.name}/{which}": {"weight": float(share), "temperature": float(temperature)}
-                             for (member, which), share, temperature in zip(
-                                 classifier.checkpoints, classifier.shares, classifier.temperatures, strict=True)}
+        scores["members"] = {
+            f"{member.name}/{which}": {"step": step, "weight": float(share), "temperature": float(temperature)}
+            for (member, which), step, share, temperature in zip(
+                classifier.checkpoints, classifier.steps, classifier.shares, classifier.temperatures, strict=True)}
     scores["unknown_category_rows"] = int(unknown.sum())
     scores["unknown_title_rows"] = int((~result["known"]).sum())
     rows.trained = classifier.has_trained_on(rows.keys)
@@ -612,7 +633,7 @@ def evaluate(args):
                                 ignore=shutil.ignore_patterns(*report.FILES))
             report.write(temporary, scores, tables, figures)
             page.write(temporary / "report.html", title, scores, tables,
-                       [runs.story(member, runs.other_folders(args)) for member in members], again)
+                       [runs.training_of(member, runs.other_folders(args)) for member in members], again)
     except OSError as error:  # of a read-only folder, or a full disk; the scores can be told all the same
         why = os.strerror(error.errno) if error.errno else "what else is there cannot be copied"
         print(f"warning: {out}: the report is not written there ({why}), only its scores are shown and logged",
@@ -622,18 +643,25 @@ def evaluate(args):
     if args.json:
         print(json.dumps(scores))
     else:
-        print(f"{title}, {classifier.name} checkpoint (step {scores['step']:,}) of {classifier.config['model']}:")
+        print(f"{title}, {report.checkpoints(scores)} of "
+              f"{' and '.join(dict.fromkeys(config['model'] for config, _ in classifier.members))}:")
         report.show(scores, tables["confusions.csv"])
         if out:
             print(f"report: {out}/")
 
-    # In MLflow a report is a group of metrics that bears its name, such as test-best. Several runs together have an
-    # MLflow run of their own, and there the members' names need not be repeated.
+    # In MLflow a report bears a name such as test-best. Several runs together have an MLflow run of their own, and
+    # there the members' names need not be repeated.
     group = f"{place}-{'+'.join(dict.fromkeys(which for _, which in classifier.checkpoints))}"
     with tracking.mlflow_warnings():
+        if meta:
+            context = {"train": "training", "valid": "validation", "test": "testing"}[args.split]
+            used = [tracking.split_set(data.described(meta), args.split, context)]
+        else:
+            used = [tracking.data_set(source["files"], files.readable(args.test.name), source["files"][0]["checksum"],
+                                      "evaluation")]
         client, _ = connecting.result()
         tracking.log_report(client, classifier.checkpoints, out, f"{group}{f'-{args.prior}' if args.prior else ''}",
-                            scores, again)
+                            scores, again, tracking.training_sets(classifier.config) + used)
 
 
 # --- prediction -------------------------------------------------------------------------------------------------------

@@ -326,6 +326,11 @@ def separator(text):
     return text
 
 
+def public(text):
+    """A text without names and passwords that stand before the host of an address."""
+    return re.sub(r"//[^/\s]*@", "//", text)
+
+
 def readable(path):
     """What the shell or a file system gave, as text; bytes that are not UTF-8 become the replacement character."""
     return os.fsencode(path).decode("utf-8", "replace")

@@ -45,6 +45,8 @@ thead th { position: sticky; top: 0; overflow-wrap: normal } tbody th, td { min-
 td ul { margin: 0; padding-left: 1rem; width: min(24rem, 38vw) }
 th.n, td.n { text-align: right; min-width: 0; font-variant-numeric: tabular-nums } td.n { white-space: nowrap }
 pre { white-space: pre-wrap } summary { cursor: pointer; padding: .3rem 0 } input { font: inherit; max-width: 90% }
+@media (max-width: 40rem) { table { font-size: .75rem } th, td { padding: .2rem } tbody th, td { min-width: 5rem }
+  thead th.n { writing-mode: vertical-rl; text-align: left } td.n { white-space: normal; overflow-wrap: normal } }
 :focus-visible { outline: 2px solid var(--one) } @media print { nav, .filter { display: none } body { font-size: 10pt }
   .scroll, details .scroll { overflow: visible; max-height: none } thead th { position: static }
   tr, figure, pre { break-inside: avoid } }
@@ -170,8 +172,9 @@ def recall(categories, order):
     ticks = [((e - low) / (high - low), "0" if e < 0 else f"{10 ** e:,}") for e in range(low, high + 1)]
     marks = [dots(places[order[(rows[order] >= least) & (rows[order] < most)]], "one", 3 + 2.5 * i)
              for i, (least, most) in enumerate(zip(SUPPORT, (*SUPPORT[1:], np.inf), strict=True))]
-    for number, i in enumerate(order[:report.WORST], 1):
-        ends, (right, down) = report.share_interval(values[i] * rows[i], rows[i]), at(*places[i])
+    worst = order[:report.WORST]
+    for number, (i, up) in enumerate(zip(worst, report.label_heights(*places[worst].T), strict=True), 1):
+        ends, (right, down) = report.share_interval(values[i] * rows[i], rows[i]), at(places[i, 0], up)
         marks += [line([(places[i, 0], end) for end in ends], "two", 1.5), label(right + 4, down - 3, number)]
     return figure(f"Recall of {len(order):,} categories over their training rows; the table below has the numbers",
                   f"Larger dots: {SUPPORT[1]}, and {SUPPORT[2]} rows or more. Numbers and 95 % intervals: the first "
@@ -200,6 +203,16 @@ def headline(scores):
         f"<p>{scores[name]:,} of {rows:,} rows {what}.</p>" for name, what in notes.items() if scores[name])
 
 
+def origin(split, source):
+    """Which rows these are, and whether a run has trained on them; source: as from evaluate.origin."""
+    trained = {True: "trained on", False: "not trained on", None: "perhaps trained on"}[source["trained_on"]]
+    said = f"The {split} split of {source['folder']}, fingerprint {source['fingerprint']}: rows that were" if (
+        source["folder"]) else "A file that was"
+    files = [[file["file"], file["rows"], file["checksum"]] for file in source["files"]]
+    return f"<p>{text(said, 4000)} {trained}.</p>\n" + table(
+        "Files that the rows come from", ("file", "rows", "checksum"), files)
+
+
 def promises(scores):
     """What validation rows promised beside what came true on these rows."""
     note = "" if scores["promising_prior"] == scores["prior"] else (
@@ -226,8 +239,8 @@ def slices(scores, categories):
             ranges.append([f"{size[mine].min():,} to {size[mine].max():,}", int(mine.sum()), int(rows[mine].sum()),
                            float(categories["recall"][mine].mean()), tuple(report.recall_interval(right, rows[mine])),
                            float(right.sum() / rows[mine].sum()), float(categories["f1"][mine].mean())])
-    return table("By language and label quality", ("slice", *header), named) + table(
-        "By size of the category", ("training rows", "categories", *header), ranges)
+    by_size = table("By size of the category", ("training rows", "categories", *header), ranges)
+    return table("By language and label quality", ("slice", *header), named) + by_size if scores["slices"] else by_size
 
 
 def recalls(categories):
@@ -236,8 +249,8 @@ def recalls(categories):
     order = report.worst_first(categories)
     columns = [categories[name][order[:CATEGORIES]].tolist() for name in (
         "category", "recall", "precision", "f1", "support", "training_rows")]
-    rows = [[f"{number}. {report.plain(name, NAME)}", value, report.share_interval(value * support, support), *others,
-             support, size]
+    rows = [[f"{number}. {report.plain_name(name, NAME)}", value, report.share_interval(value * support, support),
+             *others, support, size]
             for number, (name, value, *others, support, size) in enumerate(zip(*columns, strict=True), 1)]
     return recall(categories, order) + (
         f'<details open id="all"><summary>{len(rows):,} of {len(order):,} categories</summary><p class="filter" hidden>'
@@ -248,14 +261,15 @@ def recalls(categories):
 
 def mistakes(found, suspects):
     """The most frequent confusions, and labels that look wrong."""
-    columns = ("title", "category", "category_probability", "predicted", "probability", "row")
+    columns = ("title", "category", "category_probability", "predicted", "probability", "file", "line")
     return table("Pairs most confused", ("category", "taken for", "such as"), [
-        [f"{report.plain(true, NAME)}, {rows:,} rows ({share:.0%})", report.plain(taken, NAME), examples.split(" | ")]
+        [f"{report.plain_name(true, NAME)}, {rows:,} rows ({share:.0%})", report.plain_name(taken, NAME),
+         examples.split(" | ")]
         for true, taken, rows, share, examples in zip(*found.values(), strict=True)]) + table(
-        "Suspects: labels that the model finds least likely", ("title", "category", "predicted", "row"), [
-            [title, f"{report.plain(name, NAME)} ({given:.4f})", f"{report.plain(other, NAME)} ({sure:.4f})",
-             row.item()]
-            for title, name, given, other, sure, row in zip(
+        "Suspects: labels that the model finds least likely", ("title", "category", "predicted", "where"), [
+            [title, f"{report.plain_name(name, NAME)} ({given:.4f})", f"{report.plain_name(other, NAME)} ({sure:.4f})",
+             f"{report.plain_name(file, NAME)}:{line}"]
+            for title, name, given, other, sure, file, line in zip(
                 *(suspects[column][:SUSPECTS] for column in columns), strict=True)])
 
 
@@ -271,17 +285,20 @@ def training(name, config, history):
 def write(path, title, scores, tables, members, command):
     """Write the page. scores and tables are those of the report, title what they are of; members: [(name, commands that
     train it, settings, rows of metrics.csv)] of all runs that classify; command: the one that makes the report."""
+    # All see the same data; of several folders there is a command a line.
+    prepared = members[0][2].get("data", {"command": ""})["command"].splitlines()
     # As they are typed, spaces in names of files included.
     commands = "\n".join(html.escape(report.UNSHOWN.sub("\N{REPLACEMENT CHARACTER}", one[:4000]))
-                         for one in [*(one for _, trained, _, _ in members for one in trained), command])
+                         for one in [*prepared, *(one for _, trained, _, _ in members for one in trained), command])
     parts = {
         "Scores": headline(scores),
+        "Data": origin(scores["split"], scores["data"]),
         "Probabilities": promises(scores) + reliability(tables["predictions.csv"]),
         "Slices": slices(scores, tables["categories.csv"]),
         "Categories": recalls(tables["categories.csv"]),
         "Mistakes": mistakes(tables["confusions.csv"], tables["suspects.csv"]),
         "Training": "".join(training(name, settings, history) for name, _, settings, history in members),
-        "Commands": "<p>On the same data, and where no run has such a name yet, these make this report:</p>\n"
+        "Commands": "<p>Where no run has such a name yet, these make this report:</p>\n"
                     f"<pre><code>{commands}</code></pre>"}
     # Headings are words, so they serve as ids.
     links = "".join(f'<a href="#{name}">{name}</a> ' for name in parts)
@@ -299,7 +316,7 @@ script-src 'sha256-{script}'; base-uri 'none'; form-action 'none'">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>{text(title)}</title>
 <style>{STYLE}</style></head>
 <body><header><h1>{text(title)}</h1>
-<p>{text(scores["checkpoint"])} checkpoint, step {scores["step"]:,}; predictions take all categories to be {prior}.</p>
+<p>{text(report.checkpoints(scores), 4000)}; predictions take all categories to be {prior}.</p>
 {note}<nav aria-label="Sections">{links}</nav></header>
 <main>
 {body}</main>

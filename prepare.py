@@ -11,7 +11,7 @@
 
 Reads, plain or compressed (gzip, bzip2, xz), told apart by content:
   - CSV or TSV with a header that names `title` (or `text`) and `category` (or `label`), in any order; `language`,
-    `label_quality` (reliable, unreliable) and `split` (train, valid, test) are used where present
+    `label_quality` (reliable, unreliable), `split` (train, valid, test) and `id` (for reports) are used where present
   - Parquet, JSON lines and Excel workbooks (.xlsx, the first sheet; needs openpyxl) with the same names, and fastText
     files (`__label__x some text`)
   - a folder of such files whose names say train, valid or test
@@ -34,6 +34,7 @@ import itertools
 import multiprocessing
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -81,8 +82,8 @@ DOWNLOADS = {  # name -> (server folder, {file: size in bytes where it is known}
 
 SPLIT_NAMES = {"train": 0, "training": 0, "valid": 1, "validation": 1, "val": 1, "dev": 1, "test": 2}
 SUFFIX = re.compile(r"\.(csv|tsv|jsonl|json|txt|parquet|xlsx)(\.(gz|bz2|xz))?$", re.IGNORECASE)
-OWN_FILES = re.compile(r"(train|valid|test)_(titles|oov|keys|groups|labels|language|reliable|pieces)\.npy|"
-                       r"(train|valid|test)_text\.txt|(vocab|oov|labels)\.txt|vectors\.npy|meta\.json|"
+OWN_FILES = re.compile(r"(train|valid|test)_(titles|oov|keys|groups|labels|language|reliable|line|pieces)\.npy|"
+                       r"(train|valid|test)_(text|id)\.txt|(vocab|oov|labels)\.txt|vectors\.npy|meta\.json|"
                        r"(train|valid|test)_rare\.npy|rare\.txt")  # what may stand in --out when it is replaced
 
 
@@ -241,14 +242,17 @@ def ingest(args, chosen, bad, base=None):
     Returns a namespace: `blocks` of rows [(word numbers of the first max_len words of all titles, in turn [T] int32,
     number of these words by title [n], titles as bytes, a line each)]; arrays with one entry a row: `label`,
     `language` and `reliable` (None where the source says nothing), `split` (-1: not given), `key` as from
-    data.title_keys, `group` (the same of the row's group, or of the title where it has none; None without groups); the
-    Codes of `words`, `labels` and `languages`, the keys of the words, and {category as rows write it: how many do} as
-    `spellings`; the numbers of words before titles are cut, of titles that are `cut`, and of rows `read`, kept or not.
+    data.title_keys, `group` (the same of the row's group, or of the title where it has none; None without groups),
+    `line` in its file; `ids` of each block, Arrow strings or None, or None for all; the number of rows `of_file` each;
+    the Codes of `words`, `labels` and `languages`, the keys of the words, and {category as rows write it: how many do}
+    as `spellings`; the numbers of words before titles are cut, of titles that are `cut`, and of rows `read`, kept or
+    not.
     """
     import pyarrow.compute as pc
     words, labels, languages = Codes(), Codes(), Codes()
-    columns = {name: [] for name in ("label", "language", "reliable", "split", "key", "group")}
-    blocks, word_keys, known, seen, spellings = [], np.zeros(0, np.uint64), set(), {"rows": 0}, Counter()
+    columns = {name: [] for name in ("label", "language", "reliable", "split", "key", "group", "line")}
+    blocks, ids, of_file, word_keys, known = [], [], Counter(), np.zeros(0, np.uint64), set()
+    seen, spellings = {"rows": 0}, Counter()
     total = SimpleNamespace(words=0, cut=0)
 
     def tokenized(item):
@@ -286,7 +290,13 @@ def ingest(args, chosen, bad, base=None):
             columns["split"].append(given_split(path, split, block.get("split", nothing)))
             if args.group_column:
                 columns["group"].append(group_keys(block.get("group", nothing), columns["key"][-1]))
-            known.update(name for name in ("language", "quality", "group")
+
+            # Where each row stands.
+            of_file[path, split] += rows
+            lines = block["line"].to_numpy()
+            columns["line"].append(lines.astype(data.smallest_uint(lines.max(initial=0))))
+            ids.append(block.get("id"))
+            known.update(name for name in ("language", "quality", "group", "id")
                          if name in block and pc.any(pc.not_equal(block[name], "")).as_py())
 
     # Of what no file says, nothing is kept.
@@ -298,7 +308,7 @@ def ingest(args, chosen, bad, base=None):
     columns["group"] = columns["group"] if args.group_column else None
     return SimpleNamespace(blocks=blocks, words=words, word_keys=word_keys, labels=labels, languages=languages,
                            spellings=spellings, word_count=int(total.words), cut=int(total.cut), read=seen["rows"],
-                           **columns)
+                           ids=ids if "id" in known else None, of_file=[of_file[one] for one in chosen], **columns)
 
 
 def group_keys(values, keys):
@@ -681,7 +691,9 @@ def prepare(args):
         with ThreadPoolExecutor(args.threads) as pool:
             sums = {path.name: digest for path, digest in zip(paths, pool.map(files.checksum, paths), strict=True)}
         # Pieces follow from the text and the encoder: without them, runs on the same data can be compared and averaged.
-        identity = {name: digest for name, digest in sums.items() if not name.endswith("_pieces.npy")}
+        # Where rows stand in their files decides nothing.
+        identity = {name: digest for name, digest in sums.items()
+                    if not name.endswith(("_pieces.npy", "_line.npy", "_id.txt"))}
         meta |= {"files": sums, "fingerprint": files.fingerprint(identity)}
         files.write_json(folder / "meta.json", files.with_checksum(meta))
         written = sum(path.stat().st_size for path in folder.iterdir())
@@ -747,9 +759,15 @@ def write_arrays(args, chosen, bad, folder, base=None):
     languages, ranks = rows.languages.alphabetical()
     language = None if rows.language is None else ranks[rows.language].astype(np.uint8)
     for kind, values in (("labels", label), ("keys", rows.key), ("groups", rows.group), ("language", language),
-                         ("reliable", rows.reliable)):
+                         ("reliable", rows.reliable), ("line", rows.line)):
         for s, name in enumerate(SPLITS if values is not None else ()):
             np.save(folder / f"{name}_{kind}.npy", values[split == s])
+    if rows.ids:
+        ids = pa.chunked_array([pa.array([""] * len(lengths), pa.string()) if mine is None else mine
+                                for mine, (_, lengths, _) in zip(rows.ids, rows.blocks, strict=True)])
+        for s, name in enumerate(SPLITS):
+            chunks = ids.filter(pa.array(split == s)).chunks
+            (folder / f"{name}_id.txt").write_bytes(b"".join(map(title_lines, chunks)))
 
     # SPECIALS, the first two entries, never have a vector and do not count.
     vectors_found = None
@@ -766,7 +784,10 @@ def write_arrays(args, chosen, bad, folder, base=None):
     return {
         "format": data.FORMAT, "tokenizer": files.checksum(data.__file__),
         "synthetic": all(name.startswith(synthetic.PREFIX) for name in labels),
-        "source": [{"file": readable(path), "split": None if s is None else SPLITS[s]} for path, s in chosen],
+        "command": files.public(readable(shlex.join(["python", "prepare.py", *sys.argv[1:]]))),
+        "source": [{"file": readable(path), "split": None if s is None else SPLITS[s], "checksum": files.checksum(path),
+                    "rows": dict(zip(SPLITS, np.bincount(mine, minlength=3).tolist(), strict=False))}
+                   for (path, s), mine in zip(chosen, np.split(split, np.cumsum(rows.of_file)[:-1]), strict=True)],
         "options": {name: readable(value) if isinstance(value, Path) else value for name, value in vars(args).items()
                     if name not in ("data", "test", "out", "threads", "mirror", "download", "given")},
         "rows": dict(zip(SPLITS, sizes.tolist(), strict=True)), "bad_rows": bad.count,

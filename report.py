@@ -92,14 +92,15 @@ def promises(threshold_of, labels, result):
 
 
 def slices(rows):
-    """Named subsets of rows as from evaluate.read_rows: {"language spanish": [N] bool, ..., "reliable": [N] bool}."""
+    """Named subsets of rows as from evaluate.read_rows: {"language spanish": [N] bool, ..., "reliable": [N] bool}; none
+    that has all rows."""
     masks = {f"language {name}": rows.language == i for i, name in enumerate(rows.languages or [])}
     if rows.reliable is not None:
         masks["reliable"] = rows.reliable
     if rows.trained.any():
         masks["new titles"] = ~rows.trained
     # Of no rows there is no score.
-    return {name: mask for name, mask in masks.items() if mask.any()}
+    return {name: mask for name, mask in masks.items() if mask.any() and not mask.all()}
 
 
 def confusions(labels, predictions):
@@ -122,11 +123,32 @@ def new_figure(width, height):
     return Figure((width, height), layout="constrained")
 
 
-def plain(text, limit):
-    """A text as it can be shown: one line, cut, a mark for characters that cannot be seen or turn others around."""
-    # What lies far behind the limit is not looked at: a title may have a million characters.
-    words = " ".join(text[:4 * limit].split())
-    return UNSHOWN.sub("\N{REPLACEMENT CHARACTER}", words if len(words) <= limit else words[:limit - 1] + "…")
+def plain(text, limit, end=0):
+    """A text as it can be shown: one line, cut but for so many characters of its end, a mark for characters that cannot
+    be seen or turn others around."""
+    # What lies far from both ends is not looked at: a title may have a million characters.
+    words = " ".join((text if len(text) <= 8 * limit else text[:4 * limit] + text[-4 * limit:]).split())
+    if len(words) > limit:
+        words = f"{words[:limit - 1 - end]}…{words[len(words) - end:]}"
+    return UNSHOWN.sub("\N{REPLACEMENT CHARACTER}", words)
+
+
+def plain_name(name, limit):
+    """The name of a category as it can be shown: cut in its middle, for the end of a path tells most."""
+    return plain(name, limit, limit // 2)
+
+
+def label_heights(x, y, width=0.04, height=0.06):
+    """Where labels of points [n] stand so that none covers another: their heights [n]. All are shares of an axis. Those
+    that would cover a lower one are raised, and lowered again where that leads out of the figure."""
+    raised, lowest_first = np.array(y, float), np.argsort(y, kind="stable")
+    for sign, order in ((1, lowest_first), (-1, lowest_first[::-1])):
+        for place, i in enumerate(order):
+            raised[i] = raised[i] if sign == 1 else min(raised[i], 1)
+            for j in order[:place]:
+                if abs(x[i] - x[j]) < width and sign * (raised[i] - raised[j]) < height:
+                    raised[i] = raised[j] + sign * height
+    return raised
 
 
 def recall_figure(categories, title):
@@ -138,7 +160,11 @@ def recall_figure(categories, title):
     # A logarithmic axis has no 0, so categories without training rows stand at a half.
     size = np.maximum(categories["training_rows"], 0.5)
     axes.scatter(size[order], recall[order], s=4 * support[order] ** 0.45, alpha=0.5, linewidths=0)
-    axes.set(xscale="log", xlabel="training rows of the category", ylabel="recall", ylim=(-0.03, 1.03), title=title)
+    # From a power of ten to another, for these alone have numbers.
+    low = np.floor(np.log10(size[order].min()))
+    high = max(low + 1, np.ceil(np.log10(size[order].max())))
+    axes.set(xscale="log", xlabel="training rows of the category", ylabel="recall", title=title, ylim=(-0.03, 1.03),
+             xlim=(0.8 * 10 ** low, 1.25 * 10 ** high))
     axes.grid(alpha=0.3)
     # Left alone, the axis would write its powers of ten as formulas.
     axes.xaxis.set_major_formatter("{x:,g}")
@@ -150,12 +176,13 @@ def recall_figure(categories, title):
     figure.legend(handles=sizes, loc="outside right lower", fontsize=7, title="rows", title_fontsize=7)
 
     # Names stand beside the figure, where they hide neither dots nor each other.
-    named = []
-    for number, i in enumerate(order[:WORST], 1):
+    named, worst = [], order[:WORST]
+    heights = label_heights((np.log10(size[worst]) - low) / (high - low), recall[worst])
+    for number, (i, up) in enumerate(zip(worst, heights, strict=True), 1):
         named.append(axes.vlines(
             size[i], *share_interval(recall[i] * support[i], support[i]), color="tab:red", linewidth=1,
-            label=f"{number} {plain(categories['category'][i], NAME)}: {recall[i]:.2f} of {support[i]:,}"))
-        axes.annotate(str(number), (size[i], recall[i]), (3, 3), textcoords="offset points", color="tab:red")
+            label=f"{number} {plain_name(categories['category'][i], NAME)}: {recall[i]:.2f} of {support[i]:,}"))
+        axes.annotate(str(number), (size[i], up), (3, 3), textcoords="offset points", color="tab:red")
     figure.legend(handles=named, loc="outside right upper", fontsize=7, handlelength=0, handletextpad=0,
                   title="lowest recall (of so many rows), by\nthe upper end of its 95 % interval", title_fontsize=7)
     return figure
@@ -182,7 +209,7 @@ def confusion_figure(labels, predictions, names, pairs, title):
     for true, taken in zip(*np.nonzero(counts), strict=True):
         axes.text(taken, true, counts[true, taken], ha="center", va="center", fontsize=8,
                   color="white" if shares[true, taken] > 0.5 * shares.max() else "black")
-    short = [plain(names[i], NAME) for i in shown]
+    short = [plain_name(names[i], NAME) for i in shown]
     axes.set_xticks(range(len(shown)), short, rotation=90, fontsize=8)
     axes.set_yticks(range(len(shown)), short, fontsize=8)
     axes.grid(color="gray", alpha=0.2, linewidth=0.5)
@@ -219,8 +246,9 @@ def make_tables(rows, training_rows, result):
     from sklearn import metrics
     # Categories that nobody predicted have no precision; it counts as 0, as in macro-F1.
     names, text, labels, predictions = np.array(rows.names, object), rows.text, rows.labels, result["prediction"]
-    precision, recall, f1, support = metrics.precision_recall_fscore_support(
+    precision, recall, f1, _ = metrics.precision_recall_fscore_support(
         labels, predictions, labels=np.arange(len(names)), zero_division=0)
+    support = np.bincount(labels, minlength=len(names))  # scikit-learn's are no integers where no row is right
 
     # A confusion is easier to understand with a few of its titles.
     found = confusions(labels, predictions)
@@ -236,10 +264,16 @@ def make_tables(rows, training_rows, result):
     unknown = np.flatnonzero(unknown)
     given, probability = result["given_probability"].astype(float), result["probability"].astype(float)
 
+    # Where rows stand in their source: a file, a line and, where it has one, an id.
+    def places(chosen):
+        return {name: values[chosen] for name, values in (
+            ("file", np.array(rows.file, object)), ("line", rows.line), ("id", rows.id and np.array(rows.id, object)))
+            if values is not None}
+
     # Categories that the run does not know stand behind its own, and have no training rows.
     return {
         "predictions.csv": {"title": text, "category": names[labels], "predicted": names[predictions],
-                            "probability": probability},
+                            "probability": probability, **places(slice(None))},
         "categories.csv": {"category": names, "precision": precision, "recall": recall, "f1": f1, "support": support,
                            "training_rows": np.pad(training_rows, (0, len(names) - len(training_rows)))},
         "confusions.csv": {"category": [names[true] for true, _, _ in found],
@@ -247,12 +281,19 @@ def make_tables(rows, training_rows, result):
                            "rows": [count for _, _, count in found],
                            "share_of_category": [count / support[true] for true, _, count in found],
                            "examples": [" | ".join(titles) for titles in examples]},
-        "suspects.csv": {"row": rows.lines[suspect], "category": names[labels[suspect]],
+        "suspects.csv": {**places(suspect), "category": names[labels[suspect]],
                          "category_probability": given[suspect], "predicted": names[predictions[suspect]],
                          "probability": probability[suspect], "title": [text[i] for i in suspect]},
-        "unknown.csv": {"row": rows.lines[unknown], "category": names[labels[unknown]],
+        "unknown.csv": {**places(unknown), "category": names[labels[unknown]],
                         "predicted": names[predictions[unknown]], "probability": probability[unknown],
                         "title": [text[i] for i in unknown]}}
+
+
+def checkpoints(scores):
+    """Which checkpoints the scores are of, as a text."""
+    return "average of " + " and ".join(
+        f"{name} (step {member['step']:,}, weight {member['weight']:.2f})" for name, member in scores["members"].items()
+    ) if "members" in scores else f"{scores['checkpoint']} checkpoint (step {scores['step']:,})"
 
 
 def write(folder, scores, tables, figures):
@@ -263,7 +304,7 @@ def write(folder, scores, tables, figures):
     files.write_json(folder / "report.json", scores)
     for file, columns in tables.items():
         # Most reports have no rows of unknown categories, and then no such file.
-        if file != "unknown.csv" or len(columns["row"]):
+        if file != "unknown.csv" or len(columns["line"]):
             frame = pd.DataFrame(columns).round(6 if "probability" in columns else 4)
             pa.csv.write_csv(pa.Table.from_pandas(frame, preserve_index=False), folder / file)
     for file, figure in figures.items():
@@ -310,7 +351,8 @@ def show(scores, found):
             print(f"{scores[name]:,} of {scores['rows']:,} rows {what}")
 
     # The first few with one title each; confusions.csv has more.
-    print("most frequent confusions:")
+    if found["rows"]:
+        print("most frequent confusions:")
     for true, wrong, count, share, examples in itertools.islice(zip(*found.values(), strict=True), 8):
         print(f"  {count:>5} x {true} taken for {wrong} ({share:.0%} of its rows), such as: "
               f"{examples.partition(' | ')[0]}")

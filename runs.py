@@ -32,7 +32,7 @@ from files import UserError
 FORMAT = 5  # of a run's folder: raise it when its files change their meaning
 DATA_FILE = 8 << 20  # bytes of a file with a large table, about: Orbax keeps what it has encoded until a file is full
 BOOKKEEPING = ("checksum", "created", "files", "trained", "source", "versions", "format", "training_rows",
-               "fingerprint", "calibration_rows", "synthetic")  # what a configuration holds besides settings and sizes
+               "fingerprint", "calibration_rows", "data", "synthetic")  # what is no setting and no size
 DEVICES = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9\u00b9\u00b2\u00b3])(\..*)?", re.IGNORECASE)  # no names of files
 TAKEN = "{folder}: a run of this name is there; choose another --name, or go on with --resume {folder.name}"
 
@@ -280,22 +280,23 @@ def history_of(folder):
         return []
 
 
-def story(folder, others=""):
+def training_of(folder, others=""):
     """(name, commands that train it again, configuration, rows of metrics.csv) of a run; others: as from
     `other_folders`."""
     config = files.read_json(folder / "config.json")
     # A refit comes after the run that it was made of.
-    commands, judged = [training_command(folder, config) + others], folder.with_name(config.get("refit", folder.name))
-    if "refit" in config and (judged / "config.json").is_file():
-        commands.insert(0, training_command(judged, files.read_json(judged / "config.json")) + others)
+    commands, base = [training_command(folder, config) + others], folder.with_name(config.get("refit", folder.name))
+    if "refit" in config and (base / "config.json").is_file():
+        commands.insert(0, training_command(base, files.read_json(base / "config.json")) + others)
     return folder.name, commands, config, history_of(folder)
 
 
-def loss_figure(history, synthetic):
+def loss_figure(history, title):
     """Loss and balanced accuracy of the training and the validation split, which a refit has not, over the epochs; a
     line marks the best one."""
     from matplotlib.figure import Figure
     figure = Figure((9, 3.5), layout="constrained")
+    figure.suptitle(title)
     for axes, kind in zip(figure.subplots(1, 2), ("loss", "balanced_accuracy"), strict=True):
         for split, name in (("train", "training (sample)"), ("valid", "validation")):
             if f"{split}_{kind}" not in history[0]:
@@ -305,7 +306,7 @@ def loss_figure(history, synthetic):
         axes.vlines(best, 0, 1, transform=axes.get_xaxis_transform(), color="gray", linestyle="dashed",
                     label=f"best epoch: {best:.0f}")
         axes.set(xlabel="epoch", ylabel="cross-entropy (nats)" if kind == "loss" else "balanced accuracy",
-                 title=("SYNTHETIC data: " if synthetic else "") + kind.replace("_", " "))
+                 title=kind.replace("_", " "))
         axes.legend()
     return figure
 

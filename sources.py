@@ -40,7 +40,7 @@ FEW = 10             # rows that one bad line may swallow unsaid, and line ends 
 # By what names we know a column; --title-column and --category-column put others in their place.
 COLUMNS = {"title": ("title", "text"), "category": ("category", "label"), "language": ("language",),
            "quality": ("label_quality",), "split": ("split",), "id": ("id",), "group": ()}
-LABELLED = ("title", "category", "language", "quality", "split", "group")
+LABELLED = ("title", "category", "language", "quality", "split", "id", "group")
 
 # What the first line or the first bytes of a file tell of its format.
 JSON = re.compile(r'\s*(\{\s*("|\}|$)|\[\s*([\[{"\]]|$))')  # but a title may begin with "[Oferta]"
@@ -293,7 +293,9 @@ def locate(header, wanted, names):
         if len(at) == 1:
             found[column] = at[0]
 
-    # A number may mean a column that was found by its name as well.
+    # A number may mean a column that was found by its name as well; an id is then what the user says it is.
+    if "id" in found and [*found.values()].count(found["id"]) > 1:
+        del found["id"]
     for position in found.values():
         if len(both := [column for column in found if found[column] == position]) > 1:
             raise UserError(f"the same column for {' and '.join(both)}: {header[position]}; see --title-column and "
@@ -537,12 +539,13 @@ def parse_json(line, names):
         found = [name for name in spellings if fields.get(name) is not None]
         if len(found) > 1:
             raise ValueError(f"has both {' and '.join(found)}; name one with --{column}-column")
-        row[column] = json_text(found[0], fields[found[0]]) if found else ""
+        row[column] = json_text(found[0], fields[found[0]], column == "id") if found else ""
     return row
 
 
-def json_text(name, value):
-    """A JSON value as text. Whole numbers and booleans are names, too; NaN is a missing value, as pandas writes it."""
+def json_text(name, value, anything=False):
+    """A JSON value as text. Whole numbers and booleans are names, too; NaN is a missing value, as pandas writes it.
+    What else there is raises ValueError, unless it may be anything."""
     if isinstance(value, str):
         return value
     if isinstance(value, float) and value != value:
@@ -550,6 +553,8 @@ def json_text(name, value):
     # A whole float counts as an integer: pandas makes floats of a column of integers with gaps.
     if isinstance(value, (bool, int, datetime.date, datetime.time)) or (
             isinstance(value, (float, decimal.Decimal)) and value == value // 1):
+        return plain_text(value)
+    if anything:
         return plain_text(value)
     kinds = {list: "a list", dict: "an object", float: "not a whole number"}
     raise ValueError(f"the {name} is {kinds.get(type(value), type(value).__name__)}; wanted: text")
@@ -724,7 +729,7 @@ def column_text(column, values):
     text, wrong = [], {}
     for i, value in enumerate(python_values(values)):
         try:
-            text.append("" if value is None else json_text(column, value))
+            text.append("" if value is None else json_text(column, value, column == "id"))
         except ValueError as error:
             text.append("")
             wrong[i] = str(error)
@@ -805,9 +810,9 @@ def sheet_column(values):
 
 def read_labelled(path, bad, form=None):
     """Yield blocks of a file's labelled rows: {"title": Arrow string array, "category": its name made tidy, "spelling":
-    its name as it came, "line": number, and, where the file has them, "language", "quality", "split"}, each with one
-    entry a row. Rows that lack a title or a category,
-    or that are not UTF-8, go to `bad`. Raises UserError where the file cannot be read at all.
+    its name as it came, "line": number, and, where the file has them, "language", "quality", "split", "id", "group"},
+    each with one entry a row. Rows that lack a title or a category, or that are not UTF-8, go to `bad`. Raises
+    UserError where the file cannot be read at all.
 
     form: a Format, where the user has asked for one.
     """
@@ -882,7 +887,7 @@ def clean(block, numbers, path, bad, header=None):
         except pa.ArrowInvalid:
             # Decoding drops what is not UTF-8, so a value that it changes was broken.
             text = pa.array([value.decode("utf-8", "ignore") for value in values.to_pylist()], pa.string())
-            broken = pc.not_equal(text.cast(pa.binary()), values).to_numpy(zero_copy_only=False)
+            broken = (column != "id") & pc.not_equal(text.cast(pa.binary()), values).to_numpy(zero_copy_only=False)
             for i in np.flatnonzero(broken & good):
                 bad.add(path, numbers[i], f"the {column} is not UTF-8")
             good &= ~broken

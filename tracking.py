@@ -1,5 +1,20 @@
 """What MLflow gets of trainings and reports, at MLFLOW_TRACKING_URI or in mlflow.db where a command is run.
 
+A training is an MLflow run, and so is what several runs say together. Its metrics:
+
+    train/loss, train/balanced_accuracy, ...    after every epoch, of a sample of the training rows;
+    train/step_loss                             of every chunk of steps
+    valid/loss, valid/balanced_accuracy, ...    after every epoch, of the validation rows
+    seconds, titles_per_second, temperature, smoothing    after every epoch
+    valid_loss, valid_balanced_accuracy, ...    single values, of the best epoch
+    test_balanced_accuracy, test_accuracy, ...  single values of reports, by split or file: those of the best
+                                                checkpoint; test-latest_loss, test-best-training_loss (--prior)
+    system/...                                  of the machine, every ten seconds, if the environment variable
+                                                MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING is true
+
+MLflow's page draws groups (what stands before a slash) first, by name, so it begins with the curves; single values are
+bars behind them. Its table of runs shows no metric by itself, so `experiment_page` leads to a view that does.
+
 What a run's folder keeps (runs.py) and what a report says (report.py) do not belong here.
 """
 import json
@@ -10,9 +25,17 @@ import time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import data
 import files
 import runs
-from files import UserError
+from files import UserError, public
+
+# --- knobs ------------------------------------------------------------------------------------------------------------
+SCORES = ("balanced_accuracy", "accuracy", "macro_f1", "top5_accuracy", "loss", "calibrated_loss", "brier",
+          "expected_calibration_error")  # of report.json that are MLflow metrics
+VIEW = "scores"  # a view of MLflow's table of runs, which has these ...
+COLUMNS = ("attributes.`Created`", "attributes.`Duration`", "attributes.`Dataset`", "metrics.`valid_balanced_accuracy`",
+           "metrics.`test_balanced_accuracy`", "metrics.`test_accuracy`", "params.`model`")  # ... columns
 
 
 def mlflow_uri():
@@ -38,11 +61,15 @@ def mlflow_client():
             experiment = client.get_experiment_by_name(name)
             if experiment and experiment.lifecycle_stage == "deleted":
                 raise ValueError(f"the experiment {name} was deleted; restore it, or set MLFLOW_EXPERIMENT_NAME")
-            if experiment:
-                return client, experiment.experiment_id
             # Files are kept beside the database, wherever a script is run.
             beside = database_file() and (database_file().parent / "mlruns").as_uri()
-            return client, client.create_experiment(name, artifact_location=beside)
+            found = experiment.experiment_id if experiment else client.create_experiment(name, artifact_location=beside)
+            # As MLflow's page itself keeps a view that somebody shares.
+            if not experiment or f"mlflow.sharedViewState.{VIEW}" not in experiment.tags:
+                with mlflow_warnings():
+                    client.set_experiment_tag(found, f"mlflow.sharedViewState.{VIEW}", json.dumps({
+                        "selectedColumns": COLUMNS, "orderByKey": COLUMNS[3], "orderByAsc": False}))
+            return client, found
     except Exception as error:
         raise mlflow_error(error) from None
 
@@ -50,11 +77,6 @@ def mlflow_client():
 def mlflow_error(error):
     """What MLflow, its database or its connection raised, as a UserError."""
     return UserError(f"MLflow at {public(mlflow_uri())}: {public(' '.join(str(error).split()))[:300]}")
-
-
-def public(text):
-    """A text without names and passwords that stand before the host of an address."""
-    return re.sub(r"//[^/\s]*@", "//", text)
 
 
 @contextmanager
@@ -72,52 +94,60 @@ def log_metrics(client, run_id, metrics):
         client.log_batch(run_id, metrics=metrics[start:start + 1000])
 
 
-def metric_names(names):
-    """Names that MLflow takes for these, tuples of str, different for different ones: a language may be anything. The
-    page shows what stands before the last slash as a group."""
-    result = []
-    for name in names:
-        group, *parts = (re.sub(r"[^\w.\- ]", "_", part) for part in name)
-        plain = "/".join([group[-140:], *(part[:60] for part in parts)])  # 250 characters are too many
-        # Names that differ may be equal once characters are replaced; the later ones get a number.
-        result.append(next(plain + end for i in range(len(result) + 1)
-                           if plain + (end := f"_{i + 1}" if i else "") not in result))
-    return result
-
-
-def named_scores(scores):
-    """{(name, ...): number} of all scores, those of slices and the weights of members included, for MLflow's page."""
-    # Counts, names, intervals and what is missing are no floats, and are left out.
-    values = {(name,): value for name, value in scores.items() if isinstance(value, float)}
-    for part, row in scores["slices"].items():
-        values |= {(part, name): value for name, value in row.items() if isinstance(value, float)}
-
-    # A threshold that cannot be promised is None, which is no number for MLflow.
-    for precision, row in scores["thresholds"].items():
-        values |= {(f"precision {precision}", name): value for name, value in row.items() if value is not None}
-    return values | {("weight", name): member["weight"] for name, member in scores.get("members", {}).items()}
-
-
-def log_report(client, members, report, group, scores, command):
-    """Log a report, the scores of its report.json as metrics in `group` and the files of the folder `report`, if not
-    None: to the MLflow run of the training, or of several members [(folder, "best" or "latest")] to a run of their own.
-    command: the one that makes the report."""
+def score(name, value, milliseconds):
+    """A single value as MLflow metric: at step 0 the page draws it as a bar."""
     from mlflow.entities import Metric
+    return Metric(name, value, milliseconds, 0)
+
+
+def log_report(client, members, report, group, scores, command, used):
+    """Log a report, its SCORES as metrics, the data sets `used` (see `data_set`) and the files of the folder `report`:
+    to the MLflow run of the training, or of several members [(folder, "best" or "latest")] to a run of their own.
+    group: its name, such as test-best; command: the one that makes the report."""
     run_id, now = member_run(members[0][0]), int(time.time() * 1000)
     if len(members) > 1:
         run_id = ensemble_run(client, members)
-    named = named_scores(scores)
-    names = metric_names([(group, *name) for name in named])
-    log_metrics(client, run_id, [Metric(name, value, now, scores["step"])
-                                 for name, value in zip(names, named.values(), strict=True)])
+    # MLflow takes few characters besides letters and digits, and no more than 250.
+    prefix = re.sub(r"[^\w.-]", "_", group.removesuffix("-best"))[-200:]
+    log_metrics(client, run_id, [score(f"{prefix}_{name}", scores[name], now) for name in SCORES
+                                 if scores[name] is not None])
     trained = f", but {scores['trained_rows']} of {scores['rows']} rows trained it" if scores["trained_rows"] else ""
     describe(client, run_id, **{group: f"balanced accuracy {scores['balanced_accuracy']:.4f}, "
                                        f"accuracy {scores['accuracy']:.4f}{trained}, by `{command}`"})
+    client.log_inputs(run_id, used)
     if report and artifacts_are_here(client, run_id):
         client.log_artifacts(run_id, str(report), report.name)
     # A training's run has ended before; that of several members ends with each report.
     if len(members) > 1:
         client.set_terminated(run_id)
+
+
+def data_set(sources, name, digest, context, **facts):
+    """A data set that a run has used, for MLflow's page. sources: the files of its rows, as from data.files_of; name
+    and digest (at most 36 characters) tell it from others; context: training, validation, testing or evaluation; facts:
+    what else is known of it."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+    profile = {"num_rows": sum(source["rows"] for source in sources), "files": sources, **facts}
+    return DatasetInput(
+        Dataset(name=name[-400:], digest=digest, source_type="local", profile=json.dumps(profile),
+                source=json.dumps({"uri": " ".join(source["file"] for source in sources)})[:60_000]),
+        [InputTag("mlflow.data.context", context)])
+
+
+def split_set(prepared, split, context):
+    """The same of a split of prepared data, as data.described tells it: it gets the names of the files that its rows
+    come from, and the fingerprint of all that was prepared."""
+    sources = data.files_of(prepared["source"], split)
+    name = "synthetic titles" if prepared["synthetic"] else " + ".join(
+        "/".join(Path(source["file"]).parts[-2:]) for source in sources)
+    facts = {key: value for key, value in prepared.items() if key not in ("source", "fingerprint")}
+    return data_set(sources, f"{name}, {split} split", prepared["fingerprint"], context, **facts)
+
+
+def training_sets(config):
+    """The data sets that a run has trained on and was chosen by; none of a run that was begun before it told them."""
+    contexts = {"train": "training", "valid": "training" if "refit" in config else "validation"}
+    return [split_set(config["data"], split, context) for split, context in contexts.items() if "data" in config]
 
 
 def member_run(folder):
@@ -185,8 +215,10 @@ def database_file():
 
 
 def experiment_page(experiment):
-    """Where a browser finds an experiment, and for a file what serves it, as one line; None for other stores."""
-    uri, page = mlflow_uri(), f"#/experiments/{experiment}/runs?workflowType=machine_learning"
+    """Where a browser finds the runs of an experiment with their scores, and for a file what serves it, as one line;
+    None for other stores."""
+    uri = mlflow_uri()
+    page = f"#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey={VIEW}"
     if uri.startswith("http"):
         return f"{public(uri).rstrip('/')}/{page}"
     # The usual port of `mlflow ui`.
@@ -196,16 +228,13 @@ def experiment_page(experiment):
 class Tracker:
     """The MLflow run of a training, as a context. A server that stops answering costs warnings, not the training; what
     could not be logged is logged with the next save, or by --resume.
-
-    Metrics are grouped: train/ and valid/ of every epoch, valid-best/ of the best one, system/ of the machine every ten
-    seconds. Reports have the group of their name, such as test-best/.
     """
 
-    def __init__(self, client, experiment, folder, config, meta, sizes):
+    def __init__(self, client, experiment, folder, config, sizes, started):
         """Start the MLflow run, or go on with the one that this training has in this store: it is found by its tag,
-        even if the training was killed just after it began the run. meta: of the prepared data; sizes: {name:
-        number} of the model."""
-        self.client, self.folder, self.config = client, folder, config
+        even if the training was killed just after it began the run. sizes: {name: number} of the model; started: the
+        time at which the seconds of its history are 0."""
+        self.client, self.folder, self.config, self.started = client, folder, config, started
         self.history, self.losses, self.logged, self.keeps_files, self.monitor = [], [], -1, True, None
 
         # The tag is written with the run, so a training killed just after finds it again.
@@ -213,7 +242,7 @@ class Tracker:
         try:
             begun = client.search_runs([experiment], f"tags.training = '{key}'")
             self.run_id = (begun[0] if begun else client.create_run(
-                experiment, run_name=folder.name, tags=origin() | {"training": key})).info.run_id
+                experiment, int(1000 * started), origin() | {"training": key}, folder.name)).info.run_id
         except Exception as error:
             raise mlflow_error(error) from None
         with files.atomic_write(folder / "mlflow.txt") as file:
@@ -221,20 +250,22 @@ class Tracker:
 
         # What this store already has is not logged again.
         with mlflow_warnings():
+            from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
             client.update_run(self.run_id, "RUNNING")
             logged = client.get_metric_history(self.run_id, "train/loss")
             self.logged = max((m.step for m in logged), default=-1)
             if not client.get_run(self.run_id).data.params:
-                self.introduce(meta, sizes)
+                self.introduce(sizes)
             self.keeps_files = artifacts_are_here(client, self.run_id)
             if self.keeps_files and not client.list_artifacts(self.run_id, "source"):
                 client.log_artifact(self.run_id, str(folder / "config.json"))
                 client.log_artifacts(self.run_id, str(folder / "source"), "source")
-            self.monitor = system_monitor(self.run_id)
+            if MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
+                self.monitor = system_monitor(self.run_id)
 
-    def introduce(self, meta, sizes):
-        """Log what is known before the first step: parameters, sizes, the data set and a description."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+    def introduce(self, sizes):
+        """Log what is known before the first step: parameters, sizes, the data sets and a description."""
+        from mlflow.entities import Param, RunTag
 
         import devices
         config = self.config
@@ -245,32 +276,25 @@ class Tracker:
                                RunTag("device", devices.names())],
             params=[Param(name, str(value)[:6000]) for name, value in (runs.settings(config) | sizes).items()])
 
-        # The data set has the fingerprint of the prepared arrays as its digest.
-        paths = [source["file"] for source in meta["source"]]
-        name = "/".join(Path(paths[0]).parts[-2:]) if paths and not config["synthetic"] else "synthetic titles"
-        facts = {key: meta[key] for key in ("rows", "categories", "vocabulary", "languages", "reliable_share",
-                                            "unknown_share", "mean_words", "cut_share")}
-        self.client.log_inputs(self.run_id, [DatasetInput(Dataset(
-            name=name[-400:], digest=config["fingerprint"], source_type="local",
-            source=json.dumps({"uri": " ".join(paths)})[:60_000], profile=json.dumps(facts)),
-            [InputTag("mlflow.data.context", "training")])])
+        used = training_sets(config)
+        self.client.log_inputs(self.run_id, used)
         describe(
-            self.client, self.run_id, Data=f"{name}, {config['rows']:,} training rows, {config['classes']:,} categories"
-            f"{' (SYNTHETIC)' * config['synthetic']}", Model=config["model"],
+            self.client, self.run_id, Data=f"{used[0].dataset.name}, {config['rows']:,} training rows, "
+            f"{config['classes']:,} categories{' (SYNTHETIC)' * config['synthetic']}", Model=config["model"],
             Command=f"`{runs.training_command(self.folder, config)}`")
 
     def log(self, history, losses):
-        """Log the epochs not yet logged, and the training loss [(step, loss, time)] of chunks since the last call. The
-        best epoch's values stand beside the last one's, as valid-best/loss and so on."""
+        """Log the epochs not yet logged, and the training loss [(step, loss, time)] of chunks since the last call; the
+        best epoch's values also as single ones, valid_loss and so on."""
         from mlflow.entities import Metric
         self.history, self.losses = history, [*self.losses, *losses]
-        # Epochs stand at their last step; chunks have the time at which they were done, as well.
-        now = int(time.time() * 1000)
-        metrics = [Metric(grouped(key), value, now, row["step"]) for row in history if row["step"] > self.logged
+        # Epochs and chunks stand at their last step, and at the time at which they were done.
+        metrics = [Metric(grouped(key), value, int(1000 * (self.started + row["seconds"])), row["step"])
+                   for row in history if row["step"] > self.logged
                    for key, value in row.items() if key not in ("epoch", "step")]
         best = runs.best_epoch(history) if history else {"step": -1}
-        metrics += [Metric(key.replace("valid_", "valid-best/"), value, now, best["step"])
-                    for key, value in best.items() if best["step"] > self.logged and key.startswith("valid_")]
+        metrics += [score(key, value, int(1000 * time.time())) for key, value in best.items()
+                    if best["step"] > self.logged and key.removeprefix("valid_") in SCORES]
         metrics += [Metric("train/step_loss", float(loss), int(1000 * at), step) for step, loss, at in self.losses]
         with mlflow_warnings():
             # Where this fails, what follows is not reached, and the next epoch tries again.
@@ -286,7 +310,8 @@ class Tracker:
             if self.monitor:
                 self.monitor.finish()
             if self.history:
-                figure = runs.loss_figure(self.history, self.config["synthetic"])
+                figure = runs.loss_figure(
+                    self.history, f"{'SYNTHETIC data, ' if self.config['synthetic'] else ''}{self.folder.name}")
                 with files.atomic_write(self.folder / "loss.png", "wb") as file:
                     figure.savefig(file, format="png", dpi=120)
                 if self.keeps_files:
@@ -304,10 +329,7 @@ class Tracker:
 
 def grouped(key):
     """The MLflow metric for a column of metrics.csv."""
-    if key.startswith(("train_", "valid_")):
-        return key.replace("_", "/", 1)
-    # What is fitted to validation rows, and the speed of the training.
-    return f"{'valid' if key in ('temperature', 'smoothing') else 'train'}/{key}"
+    return key.replace("_", "/", 1) if key.startswith(("train_", "valid_")) else key
 
 
 def system_monitor(run_id):

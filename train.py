@@ -539,7 +539,7 @@ def configure(args, meta, titles, former=None):
         config |= {"init_from": args.init_from, "earlier_rows": former["rows"] + former.get("earlier_rows", 0)}
     config |= {"classes": len(meta["labels"]), "rows": rows, "steps": steps, "training_rows": meta["training_rows"],
                "calibration_rows": min(calibration.ROWS, meta["rows"]["valid"]), "synthetic": meta["synthetic"],
-               "fingerprint": meta["fingerprint"], "format": runs.FORMAT,
+               "fingerprint": meta["fingerprint"], "data": data.described(meta), "format": runs.FORMAT,
                "files": {name: meta["files"][name] for name in ("vocab.txt", "labels.txt")},
                "source": runs.source_checksums(), "versions": runs.versions()}
     for name, value in fields.items():
@@ -776,7 +776,8 @@ def train(args):
             state = runs.restore_checkpoint(manager, manager.latest_step(), **state, history=None)
             history = state.pop("history")
         before = history[-1]["seconds"] if history else 0  # that the trainings took which this one goes on from
-        tracking_run = tracking.Tracker(*mlflow, folder, config, meta, sizes) if mlflow else contextlib.nullcontext()
+        tracking_run = contextlib.nullcontext() if mlflow is None else tracking.Tracker(
+            *mlflow, folder, config, sizes, STARTED - before)
         with tracking_run as tracker, Saves(manager, folder, tracker, args.save_seconds) as saves:
             if history and tracker:
                 runs.write_metrics(folder, history)

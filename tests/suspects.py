@@ -74,14 +74,13 @@ def main():
                 else:
                     seen = pd.read_csv(folder / f"runs/fold-{part}/train-best/predictions.csv", keep_default_na=False)
                     wrong = np.array([wrong_of[pair] for pair in zip(seen["title"], seen["category"], strict=True)])
-                    show("suspects.csv, in sample", found["row"].to_numpy() - 1, wrong)
+                    show("suspects.csv, in sample", pd.Index(seen["line"]).get_indexer(found["line"]), wrong)
 
-        # Rows of all folds together, numbered one fold behind the other.
-        for fold, before in zip(suspects, np.cumsum([0, *map(len, rows)]), strict=False):
-            fold["row"] += before - 1
+        # Rows of all folds together; their lines in the one file tell them apart.
         suspects, rows = pd.concat(suspects), pd.concat(rows)
         wrong = np.array([wrong_of[pair] for pair in zip(rows["title"], rows["category"], strict=True)])
-        order = suspects.sort_values("category_probability", kind="stable")["row"].to_numpy()
+        order = pd.Index(rows["line"]).get_indexer(
+            suspects.sort_values("category_probability", kind="stable")["line"])
         show("suspects.csv, out of fold", order, wrong)
         try:
             from cleanlab.rank import get_label_quality_scores

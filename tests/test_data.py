@@ -213,7 +213,8 @@ def test_load_prepared_gives_what_the_files_hold(prepared):
     longest = max(np.flatnonzero(np.load(prepared / f"{split}_titles.npy").any(0)).max() + 1 for split in data.SPLITS)
     assert longest < meta["max_len"]
     for split in data.SPLITS:
-        assert set(arrays[split]) - {"text"} == {"titles", "keys", "labels", "language", "reliable"}
+        assert set(arrays[split]) == {"titles", "keys", "labels", "language", "reliable"} | (
+            {"text", "file", "line"} if split == "test" else set())
         for kind in ("titles", "keys", "labels", "language", "reliable"):
             whole = np.load(prepared / f"{split}_{kind}.npy", allow_pickle=False)
             array = arrays[split][kind]
@@ -238,7 +239,7 @@ def test_load_prepared_reads_only_the_splits_asked_for(prepared):
 
 
 NAMES = ("train_titles.npy", "valid_labels.npy", "test_language.npy", "test_reliable.npy", "vocab.txt", "labels.txt",
-         "test_text.txt", "oov.txt", "valid_oov.npy")
+         "test_text.txt", "test_line.npy", "oov.txt", "valid_oov.npy")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -94,7 +94,7 @@ def test_mlflow_gets_the_test_scores(reported):
     folder, scores = reported
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     run_id = (folder / "runs/filters/mlflow.txt").read_text().strip()
-    assert client.get_run(run_id).data.metrics["test-best/balanced_accuracy"] == scores["balanced_accuracy"]
+    assert client.get_run(run_id).data.metrics["test_balanced_accuracy"] == scores["balanced_accuracy"]
     assert {item.path for item in client.list_artifacts(run_id, "test-best")} >= {
         "test-best/report.json", "test-best/recall.png"}
 

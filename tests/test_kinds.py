@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from conftest import assert_one_line_error, assert_same_run, run_here, run_script, save, snapshot, tiny_rows, write_csv
-from mlflow import MlflowClient
 
 import report
 
@@ -97,10 +96,7 @@ def test_categories_and_languages_may_have_any_name(tmp_path):
     assert done.stderr == "" and {path.name for path in (tmp_path / "runs/odd/test-best").iterdir()} == {
         *report.FILES} - {"unknown.csv"}
     scores = json.loads((tmp_path / "runs/odd/test-best/report.json").read_text())["slices"]
-    logged = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(
-        (tmp_path / "runs/odd/mlflow.txt").read_text().strip()).data.metrics
-    for name in LANGUAGES.values():
-        assert logged[f"test-best/language {name}/loss"] == pytest.approx(scores[f"language {name}"]["loss"])
+    assert {f"language {name}" for name in LANGUAGES.values()} <= scores.keys()
 
 
 # --- files to classify ------------------------------------------------------------------------------------------------

@@ -139,14 +139,18 @@ def test_parts_train_in_any_order_to_the_same_bits(parts):
     done = run_here("evaluate", "--data", "base", "no", "--list", cwd=parts, check=False)
     assert_one_line_error(done, "no/meta.json")
 
-    # A suspect stands where its folder and line say.
+    # A suspect stands where its file and line say; the page tells how all of it is made.
     run_here("evaluate", "--data", "one", "base", "two", "--ckpt", "a", "--split", "train", cwd=parts)
     with open(parts / "runs/a/train-best/suspects.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {row["row"].rpartition(":")[0] for row in rows} >= {"base"}
+    assert {row["file"] for row in rows} >= {"base.csv", "one.csv"}
     for row in rows:
-        folder, _, line = row["row"].rpartition(":")
-        assert files.read_lines(parts / folder / "train_text.txt")[int(line) - 1] == row["title"]
+        lines = (parts / row["file"]).read_text(encoding="utf-8").splitlines()
+        assert lines[int(row["line"]) - 1].startswith(f"{row['title']},")
+    shown = (parts / "runs/a/train-best/report.html").read_text(encoding="utf-8")
+    commands = ["--data base.csv --out base", "--data one.csv --like base", "--data two.csv --like base"]
+    at = [shown.index(f"python prepare.py {command}") for command in commands]
+    assert at[0] < min(at[1:]) and max(at) < shown.index("python train.py")
 
 
 @pytest.mark.parametrize("flags, words", [

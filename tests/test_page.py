@@ -66,8 +66,9 @@ def made_up(names, titles, rows=200, languages=("es", "pt")):
     labels = np.concatenate([np.arange(len(names)), draw.integers(0, len(names), rows)])
     count = len(labels)
     made = SimpleNamespace(names=list(names), labels=labels, text=[titles[i % len(titles)] for i in range(count)],
-                           lines=np.arange(1, count + 1), language=draw.integers(0, len(languages), count),
-                           languages=list(languages), reliable=draw.random(count) < 0.5)
+                           file=["a <b>.csv"] * count, line=np.arange(1, count + 1), id=None,
+                           language=draw.integers(0, len(languages), count), languages=list(languages),
+                           reliable=draw.random(count) < 0.5)
     result = {"prediction": np.where(draw.random(count) < 0.6, labels, draw.integers(0, len(names), count)),
               "rank": draw.integers(0, 9, count)} | {
         name: draw.random(count) for name in ("probability", "given_probability", "loss", "calibrated_loss", "brier")}
@@ -77,8 +78,11 @@ def made_up(names, titles, rows=200, languages=("es", "pt")):
 def write(path, names=("A", "B"), titles=("x",), title="run, test split", history=(), synthetic=False, **others):
     """Write a page of rows that are made up, and return its content."""
     made, result, tables = made_up(names, titles, **others)
-    scores = {"checkpoint": "best", "step": 7, "prior": "equal", "promising_prior": "training", "synthetic": synthetic,
-              "unknown_category_rows": 3, "unknown_title_rows": 0, "slices": {
+    source = {"files": [{"file": titles[0], "rows": 3, "checksum": "ab"}], "folder": titles[0], "fingerprint": "cd",
+              "trained_on": False}
+    scores = {"checkpoint": "best", "step": 7, "split": "test", "data": source, "prior": "equal",
+              "promising_prior": "training", "synthetic": synthetic, "unknown_category_rows": 3,
+              "unknown_title_rows": 0, "slices": {
                   name: report.summarize(made.labels[mask], {key: value[mask] for key, value in result.items()})
                   for name, mask in report.slices(made).items()},
               "thresholds": report.promises(lambda precision: np.inf, made.labels, result),
@@ -145,6 +149,35 @@ def test_the_axis_of_training_rows_has_room_for_any_sizes():
         assert [float(x) for x in re.findall(r"M(\S+) 20.0h0", page.recall(table, np.arange(2)))] == places
 
 
+def test_labels_do_not_cover_each_other():
+    draw = np.random.default_rng(0)
+    for x, y in ((np.zeros(5), np.zeros(5)), (np.full(5, 0.5), np.ones(5)), (np.zeros(5), np.linspace(0.4, 0.5, 5)),
+                 (np.arange(5) / 5, np.ones(5)), *((draw.random(5) / 20, draw.random(5) / 9) for _ in range(20))):
+        heights = report.label_heights(x, y)
+        assert 0 <= min(heights) and max(heights) <= 1 and abs(heights - y).max() < 0.25
+        for i, j in np.argwhere(np.abs(x[:, None] - x) < 0.04):
+            assert i == j or abs(heights[i] - heights[j]) > 0.0599
+            assert y[i] <= y[j] or heights[i] > heights[j]  # in the order of the points
+    table = {"recall": np.zeros(5), "support": np.full(5, 9), "training_rows": np.full(5, 3)}
+    assert len(set(re.findall(r'y="(\S+)" text-anchor="start">[1-5]<', page.recall(table, np.arange(5))))) == 5
+
+
+def test_a_long_name_keeps_its_leaf(tmp_path):
+    names = [f"{'Hogar y cocina > ' * 9}{leaf}" for leaf in ("Cuchillos", "Ollas")]
+    parsed = Parsed(write(tmp_path / "long.html", names))
+    shown = [row[0] for row in parsed.tables["Lowest recall first, by the upper end of its interval"][1:]]
+    assert {name.rpartition(" > ")[2] for name in shown} == {"Cuchillos", "Ollas"}
+    assert all("Hogar y cocina > " in name and "…" in name and len(name) == 3 + page.NAME for name in shown)
+    assert report.plain("abcdefgh", 5) == "abcd…" and report.plain_name("abcdefgh", 5) == "ab…gh"
+    assert report.plain_name("x" * 10**6 + " end", 9) == "xxxx… end" and report.plain_name("short", 5) == "short"
+
+
+def test_several_runs_are_headed_by_what_they_are(trained):
+    run_here("evaluate", "--ckpt", "bag", "filters", cwd=trained)
+    parsed = assert_sound((trained / "runs/bag/test-best+filters-best/report.html").read_text(encoding="utf-8"))
+    assert re.search(r"average of bag/best \(step [\d,]+, weight \d\.\d\d\) and filters/best \(step ", parsed.text)
+
+
 def test_what_is_missing_is_said(tmp_path):
     """No metrics.csv, one category, no mistake, no confusion, one epoch, a refit without validation scores."""
     parsed = assert_sound(write(tmp_path / "none.html", ["only"], rows=1))
@@ -184,7 +217,16 @@ def test_the_page_says_what_the_report_says(trained):
     assert len(curves) == 2 and all(f"best epoch {best:.0f} (dotted)" in curve for curve in curves)
     assert parsed.text.count(f"best epoch {best:.0f} (dotted)") == 2
     assert sum(path["class"] == "mark" for path in parsed.attributes("path")) == 3  # and the line of the probabilities
+    assert "python prepare.py --data tiny.csv\npython train.py --name filters" in parsed.text
     assert "\npython evaluate.py --ckpt filters/best" in parsed.text
+
+    # Which rows these are.
+    meta = json.loads((trained / "data/prepared/meta.json").read_text())
+    [source] = scores["data"]["files"]
+    assert parsed.tables["Files that the rows come from"][1:] == [
+        ["tiny.csv", f"{scores['rows']:,}", meta["source"][0]["checksum"]]] and source["rows"] == scores["rows"]
+    assert f"The test split of data/prepared, fingerprint {meta['fingerprint']}: rows that were not trained on." in (
+        parsed.text)
     assert "python train.py --name filters --model cnn" in parsed.text
 
 

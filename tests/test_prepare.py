@@ -84,13 +84,15 @@ def test_array_files_have_the_documented_types_and_shapes(prep):
     folder, about = Path("data/prepared"), meta()
     assert {path.name for path in folder.iterdir()} == {"vocab.txt", "oov.txt", "labels.txt", "meta.json"} | {
         f"{split}_{kind}" for split in SPLITS
-        for kind in ("titles.npy", "oov.npy", "keys.npy", "labels.npy", "language.npy", "reliable.npy", "text.txt")}
+        for kind in ("titles.npy", "oov.npy", "keys.npy", "labels.npy", "language.npy", "reliable.npy", "line.npy",
+                     "text.txt")}
     assert 256 < about["vocabulary"] <= 65_536
     for split in SPLITS:
         rows = about["rows"][split]
         for kind, dtype, shape in (("titles", np.uint16, (rows, 9)), ("labels", np.uint8, (rows,)),
-                                   ("keys", np.uint64, (rows,)), ("language", np.uint8, (rows,)),
-                                   ("reliable", np.bool_, (rows,))):
+                                   ("keys", np.uint64, (rows,)),
+                                   ("language", np.uint8, (rows,)), ("reliable", np.bool_, (rows,)),
+                                   ("line", np.uint16, (rows,))):
             array = np.load(folder / f"{split}_{kind}.npy", allow_pickle=False)
             assert array.dtype == dtype and array.shape == shape, (split, kind)
         titles = np.load(folder / f"{split}_titles.npy")
@@ -130,7 +132,9 @@ def test_meta_and_table_count_what_is_there(prep):
     assert about["training_rows"] == [counts[name] for name in files.read_lines("data/prepared/labels.txt")]
     assert about["not_split_categories"] == 2 and about["not_in_train_categories"] == 0
     assert about["also_in_train"] == {"valid": 0, "test": 0}
-    assert about["source"] == [{"file": "titles.csv", "split": None}] and about["format"] == data.FORMAT
+    assert about["source"] == [{"file": "titles.csv", "split": None, "rows": about["rows"],
+                                "checksum": files.checksum("titles.csv")}] and about["format"] == data.FORMAT
+    assert about["command"] == "python prepare.py --data titles.csv --max-len 3 --seed 5 --max-bad-rows 3"
     assert about["options"]["seed"] == 5 and about["options"]["max_len"] == about["max_len"] == 3
     assert about["synthetic"] is False and about["vectors_found"] is None
     for line in (f"rows {len(rows)} (train {len(found['train'])}, valid {len(found['valid'])}, test "
@@ -145,6 +149,72 @@ def test_meta_and_table_count_what_is_there(prep):
                            "warning: 2 categories have no test row; scores do not cover them\n")
     assert f"{sum(path.stat().st_size for path in Path('data/prepared').iterdir()):,} bytes to data/prepared/" \
         in done.stdout
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_rows_tell_their_file_their_line_and_their_id(prep, form):
+    """Of several files, one without ids, with rows that are left out and titles, ids and rows of several lines."""
+    rows, ids = tiny_rows(120), [*range(100), "a\nb", "áb c", *range(200, 218)]
+    rows[7] = ("", *rows[7][1:])
+    rows[40] = (f"{rows[40][0]}\nmás", *rows[40][1:])
+    ids = [str(one) for one in ids]
+    if form == "parquet":
+        table = {**dict(zip(COLUMNS, map(list, zip(*rows, strict=True)), strict=True)), "id": ids}
+        Path("folder").mkdir()
+        pa.parquet.write_table(pa.table(table), "folder/train.parquet")
+    elif form == "csv":
+        save("folder/train.csv", as_csv(rows, extra=[("ID", ids)]))
+    else:
+        save("folder/train.jsonl", "".join(as_json([row], id=one) for row, one in zip(rows, ids, strict=True)))
+    save("folder/test.csv", as_csv(rows[:9]))
+    prep("--data", "folder", "--rows", 110, "--max-bad-rows", 5)
+    where, start = {}, 2 if form == "csv" else 1
+    for number, row in enumerate(rows):
+        where[one_line(row[0])] = start, ids[number]
+        start += 1 + ((row[0] + ids[number]).count("\n") if form == "csv" else 0)
+    about, seen = meta(), 0
+    assert [source["file"] for source in about["source"]] == ["folder/test.csv", f"folder/train.{form}"]
+    for split in SPLITS:
+        array = data.load_prepared("data/prepared", (split,), text=split)[1][split]
+        for text, file, line, one in zip(array["text"], array["file"], array["line"], array["id"], strict=True):
+            assert (file == "folder/test.csv") == (split == "test")
+            expected = (rows.index(next(row for row in rows[:9] if row[0] == text)) + 2, "") if split == "test" else (
+                where[text][0], one_line(where[text][1]))
+            assert (line, one) == expected
+            seen += 1
+        assert sum(source["rows"][split] for source in about["source"]) == about["rows"][split] == len(array["text"])
+    assert seen == 8 + 110 and "line" not in data.load_prepared("data/prepared", ("train",))[1]["train"]
+    before = about["fingerprint"]
+    save("folder/test.csv", as_csv(rows[:9]).replace("\n", "\n\n"))
+    prep("--data", "folder", "--rows", 110, "--max-bad-rows", 5)
+    assert meta()["fingerprint"] == before  # where rows stand decides nothing
+
+
+def test_an_id_may_be_anything(prep):
+    """It makes no row a bad one, and gives way to a column that a user names."""
+    rows = [{"id": one, "title": f"mesa {i} roja", "category": "ab"[i % 2]} for i, one in enumerate([
+        1, 2.0, 2.5, True, None, {"$oid": "7f"}, [1], "x y", float("nan")] * 5)]
+    save("titles.jsonl", as_json([("uno", "", "", "a")]) + "".join(f"{files.json.dumps(row)}\n" for row in rows))
+    prep("--data", "titles.jsonl")
+    array = data.load_prepared("data/prepared", ("train",), text="train")[1]["train"]
+    expected = ["1", "2", "2.5", "true", "", "{'$oid': '7f'}", "[1]", "x y", ""]
+    found = [(one, line) for one, line in zip(array["id"], array["line"], strict=True) if line > 1]
+    assert all(one == expected[(line - 2) % 9] for one, line in found) and len(found) > 20
+    assert meta()["bad_rows"] == 0
+    save("titles.csv", b"id,title,category\n" + b"".join(b"\xe1%d,mesa %d,c%d\n" % (i, i, i % 2) for i in range(40)))
+    prep("--data", "titles.csv")
+    assert meta()["bad_rows"] == 0 and files.read_lines("data/prepared/train_id.txt")[0].isdigit()
+    save("titles.csv", "id,title,category\n" + "".join(f"c{i % 2},mesa {i},x\n" for i in range(40)))
+    prep("--data", "titles.csv", "--category-column", "id")
+    assert files.read_lines("data/prepared/labels.txt") == ["c0", "c1"]
+    assert not Path("data/prepared/train_id.txt").exists()
+
+
+def test_the_command_holds_no_password(prep):
+    save("titles.csv", as_csv(tiny_rows(60)))
+    prep("--data", "titles.csv", "--mirror", "https://me:secret@host/x")
+    assert meta()["command"] == "python prepare.py --data titles.csv --mirror https://host/x"
+    assert "secret" not in Path("data/prepared/meta.json").read_text()
 
 
 def test_the_same_rows_give_the_same_bytes(prep, monkeypatch):

@@ -33,7 +33,7 @@ def test_a_refit_is_made_again_by_two_commands(tmp_path):
         (tmp_path / name / "source").mkdir(parents=True)
         files.write_json(tmp_path / name / "config.json", config)
         (tmp_path / name / "source/train.py").write_text('add("--model")\nadd("--epochs")\n')
-    assert runs.story(tmp_path / "bag-refit", " --data elsewhere") == ("bag-refit", [
+    assert runs.training_of(tmp_path / "bag-refit", " --data elsewhere") == ("bag-refit", [
         "python train.py --name bag --model mlp --epochs 3 --data elsewhere",
         "python train.py --refit bag --data elsewhere"], {"model": "mlp", "refit": "bag"}, [])
 

@@ -2,12 +2,13 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import assert_one_line_error, run_here, run_script, save, tiny_rows, write_csv
 from mlflow import MlflowClient
-from test_page import HOSTILE, made_up
+from test_page import HOSTILE, assert_sound, made_up
 
 import calibration
 import evaluate
@@ -37,13 +38,21 @@ def test_a_labelled_file_is_scored_like_the_split_it_equals(trained, tmp_path):
     path = write_csv(tmp_path / "last week$.csv", [given[title] for title in titles])
     scores = scores_of(trained, "--ckpt", "filters", "--test", path)
     assert scores.pop("split") == "last_week_.csv" and scores.pop("file") == str(path) and split.pop("split") == "test"
-    assert scores == split
-    report = report_of(trained, "last_week_.csv")
-    assert (report / "predictions.csv").read_bytes() == (
-        trained / "runs/filters/test-best/predictions.csv").read_bytes()
-    assert not (report / "unknown.csv").exists()
-    assert [row["row"] for row in read_csv(report / "suspects.csv")] == [
-        str(int(row["row"]) + 1) for row in read_csv(trained / "runs/filters/test-best/suspects.csv")]  # the header
+    source, of_split = scores.pop("data"), split.pop("data")
+    assert scores == split and not source["trained_on"] and not of_split["trained_on"]
+    assert source["files"] == [{"file": str(path), "rows": scores["rows"], "checksum": files.checksum(path)}]
+    folders = trained / "runs/filters/last_week_.csv-best", trained / "runs/filters/test-best"
+    of_file, of_test = (read_csv(folder / "predictions.csv") for folder in folders)
+    assert not (folders[0] / "unknown.csv").exists()
+
+    # Each row says where it stands in its file: that one, or the source of the split.
+    for rows, read in ((of_file, path), (of_test, trained / "tiny.csv"), (read_csv(folders[0] / "suspects.csv"), path),
+                       (read_csv(folders[1] / "suspects.csv"), trained / "tiny.csv")):
+        lines = read.read_text(encoding="utf-8").splitlines()
+        assert rows and all(lines[int(row["line"]) - 1].startswith(f"{row['title']},") for row in rows)
+        assert {Path(row["file"]).name for row in rows} == {read.name} and "id" not in rows[0]
+    assert scores_of(trained, "--ckpt", "filters", "--test", trained / "tiny.csv")["data"]["trained_on"]
+    assert scores_of(trained, "--ckpt", "filters", "--split", "train")["data"]["trained_on"]
 
 
 def test_a_file_named_like_a_split_replaces_no_report(trained, tmp_path):
@@ -82,10 +91,25 @@ def test_categories_that_the_run_does_not_know_are_wrong_and_listed(trained, tmp
     assert scores["balanced_accuracy"] == 0.5  # of four categories two are known and right
     assert 0 < scores["calibrated_loss"] < 1 and scores["top5_accuracy"] == 0.5
     unknown = read_csv(report_of(trained, "new.jsonl") / "unknown.csv")
-    assert [(row["row"], row["category"], row["predicted"]) for row in unknown] == [
+    assert [(row["line"], row["category"], row["predicted"]) for row in unknown] == [
         ("2", "PUERTAS", "MESAS"), ("4", "VENTANAS", "SILLAS")]
     table = {row["category"]: row for row in read_csv(report_of(trained, "new.jsonl") / "categories.csv")}
     assert table["PUERTAS"]["support"] == "1" and table["PUERTAS"]["training_rows"] == "0"
+
+
+def test_files_of_which_little_is_left(trained, tmp_path):
+    """No row is right, none is of a known category, there is one row, nothing of a title is known, all is right."""
+    for rows, accuracy, unknown in (
+            ("mesa,PUERTAS\nsilla,VENTANAS\n", 0, 2), ("mesa,FUNDAS\n", 0, 0), ("mesa,MESAS\n", 1, 0),
+            ("mesa,X\n", 0, 1), ("qqq,FUNDAS\nqqq,MESAS\nqqq,SILLAS\nqqq,CELULARES\n", 0.25, 0)):
+        path = save(tmp_path / "few.csv", f"title,category\n{rows}")
+        done = run_here("evaluate", "--ckpt", "filters", "--test", path, cwd=trained)
+        folder, confused = trained / "runs/filters/few.csv-best", "most frequent confusions" in done.stdout
+        scores = files.read_json(folder / "report.json")
+        assert scores["accuracy"] == accuracy and scores["unknown_category_rows"] == unknown
+        assert (folder / "unknown.csv").exists() == (unknown > 0)
+        assert_sound((folder / "report.html").read_text(encoding="utf-8"))
+        assert confused == (accuracy != 1) and done.stderr == ""
 
 
 def test_labelled_files_that_do_not_serve(trained, tmp_path):
@@ -106,10 +130,12 @@ def test_labelled_files_that_do_not_serve(trained, tmp_path):
 
 
 def test_columns_and_encoding_of_a_labelled_file(trained, tmp_path):
-    save(tmp_path / "export.csv", "Nombre;Familia\nteléfono negro;CELULARES\nmesa;MESAS\n".encode("cp1252"))
+    save(tmp_path / "export.csv", "Nombre;Familia;ID\nteléfono negro;CELULARES;a-1\nmesa;MESAS;\n".encode("cp1252"))
     scores = scores_of(trained, "--ckpt", "bag", "--test", tmp_path / "export.csv", "--title-column", "Nombre",
                        "--category-column", 2, "--encoding", "cp1252")
     assert scores["accuracy"] == 1.0 and scores["rows"] == 2
+    rows = read_csv(trained / "runs/bag/export.csv-best/predictions.csv")
+    assert [(row["line"], row["id"]) for row in rows] == [("2", "a-1"), ("3", "")]
 
 
 def test_suspects_begin_with_the_labels_that_are_least_likely(trained, tmp_path):
@@ -121,7 +147,7 @@ def test_suspects_begin_with_the_labels_that_are_least_likely(trained, tmp_path)
     path = write_csv(tmp_path / "wrong.csv", rows)
     scores = scores_of(trained, "--ckpt", "filters", "--test", path)
     suspects = read_csv(report_of(trained, "wrong.csv") / "suspects.csv")
-    assert {int(row["row"]) for row in suspects} == {3 + 2, 7 + 2} and scores["accuracy"] == 13 / 15
+    assert {int(row["line"]) for row in suspects} == {3 + 2, 7 + 2} and scores["accuracy"] == 13 / 15
     likely = [float(row["category_probability"]) for row in suspects]
     assert likely == sorted(likely) and likely[1] < 0.3
     classifier = evaluate.load("filters", folder=trained / "runs")

@@ -259,7 +259,7 @@ def test_mlflow_server(tiny, tmp_path):
         run_script("train", "--name", "served", "--epochs", 2, cwd=tmp_path, env=env)
         run_here("evaluate", "--ckpt", "served", cwd=tmp_path, env=env)
         run = MlflowClient(uri).get_run((tmp_path / "runs/served/mlflow.txt").read_text().strip())
-        assert run.info.status == "FINISHED" and "test-best/balanced_accuracy" in run.data.metrics
+        assert run.info.status == "FINISHED" and "test_balanced_accuracy" in run.data.metrics
         assert "loss.png" in [item.path for item in MlflowClient(uri).list_artifacts(run.info.run_id)]
         assert not (tmp_path / "mlflow.db").exists()
     finally:

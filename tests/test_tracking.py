@@ -34,6 +34,11 @@ def logged(folder, name):
     return MlflowClient(f"sqlite:///{folder}/mlflow.db"), run_id
 
 
+def sets_of(run):
+    """{(name, context)} of the data sets of an MLflow run."""
+    return {(used.dataset.name, used.tags[0].value) for used in run.inputs.dataset_inputs}
+
+
 # --- a training -------------------------------------------------------------------------------------------------------
 
 def test_training_stops_when_no_epoch_gets_better(watched):
@@ -83,10 +88,32 @@ def test_mlflow_has_the_best_values_beside_the_last_ones(watched):
     metrics, rows = client.get_run(run_id).data.metrics, rows_of(folder, "early")
     best = max(reversed(rows), key=lambda row: float(row["valid_balanced_accuracy"]))
     assert metrics["valid/loss"] == float(rows[-1]["valid_loss"])
-    assert metrics["valid-best/balanced_accuracy"] == float(best["valid_balanced_accuracy"])
-    assert metrics["valid-best/loss"] == float(best["valid_loss"])
+    assert metrics["valid_balanced_accuracy"] == float(best["valid_balanced_accuracy"])
+    assert metrics["valid_loss"] == float(best["valid_loss"])
     history = client.get_metric_history(run_id, "train/step_loss")
     assert len({metric.timestamp for metric in history}) > len(rows)  # as they were, not as they were logged
+
+    # Groups come first on the page, by name: so all curves of scores are in one, and no single value.
+    assert {name.partition("/")[0] for name in metrics if "/" in name} == {"train", "valid"}
+    curves = [name for name in metrics if len(client.get_metric_history(run_id, name)) > 1]
+    assert {name for name in metrics if "/" in name} == {name for name in curves if name.startswith(("tr", "valid/"))}
+
+
+def test_times_begin_with_the_command(watched):
+    folder, _ = watched
+    client, run_id = logged(folder, "early")
+    begun = client.get_run(run_id).info.start_time
+    for metric, row in zip(client.get_metric_history(run_id, "valid/loss"), rows_of(folder, "early"), strict=True):
+        assert abs(metric.timestamp - begun - 1000 * float(row["seconds"])) < 2
+    assert begun < min(metric.timestamp for metric in client.get_metric_history(run_id, "train/step_loss"))
+
+
+def test_the_table_of_runs_has_a_view_with_scores(watched):
+    folder, printed = watched
+    client, _ = logged(folder, "early")
+    view = json.loads(client.get_experiment("1").tags["mlflow.sharedViewState.scores"])
+    assert {"metrics.`valid_balanced_accuracy`", "metrics.`test_balanced_accuracy`"} <= {*view["selectedColumns"]}
+    assert printed.splitlines()[-1].endswith("&viewStateShareKey=scores")
 
 
 def test_evaluating_latest_changes_no_number_of_best(watched):
@@ -94,14 +121,14 @@ def test_evaluating_latest_changes_no_number_of_best(watched):
     scores = json.loads(run_here("evaluate", "--ckpt", "early", "--json", cwd=folder).stdout)
     client, run_id = logged(folder, "early")
     before = client.get_run(run_id).data.metrics
-    assert before["test-best/balanced_accuracy"] == scores["balanced_accuracy"]
+    assert before["test_balanced_accuracy"] == scores["balanced_accuracy"]
     for flags in (("--ckpt", "early/latest"), ("--ckpt", "early", "--split", "valid"),
                   ("--ckpt", "early", "--prior", "training"), ("--ckpt", "early", "early/latest")):
         run_here("evaluate", *flags, cwd=folder)
     after = client.get_run(run_id).data.metrics
     assert {name: after[name] for name in before} == pytest.approx(before, rel=1e-6)  # valid was judged twice
     new = after.keys() - before.keys()
-    assert {"test-latest/balanced_accuracy", "valid-best/brier", "test-best-training/loss"} <= new
+    assert {"test-latest_balanced_accuracy", "valid_brier", "test-best-training_loss"} <= new
 
 
 def test_mlflow_describes_a_run(watched):
@@ -120,8 +147,15 @@ def test_mlflow_describes_a_run(watched):
         "`python evaluate.py --ckpt early/best`"]
     assert any(line.startswith("- Command: `python train.py --name early --model mlp --epochs 40 ") for line in lines)
     assert run.data.tags["mlflow.source.name"] and run.data.tags["mlflow.user"]
-    [used] = run.inputs.dataset_inputs
-    assert used.dataset.digest == config["fingerprint"] and "tiny.csv" in used.dataset.source
+    meta = files.read_json(folder / "data/prepared/meta.json")
+    assert sets_of(run) == {(f"tiny.csv, {split} split", context) for split, context in (
+        ("train", "training"), ("valid", "validation"), ("test", "testing"))}
+    for used in run.inputs.dataset_inputs:
+        profile, split = json.loads(used.dataset.profile), used.dataset.name.split()[1]
+        assert used.dataset.digest == config["fingerprint"] and "tiny.csv" in used.dataset.source
+        assert profile["num_rows"] == meta["rows"][split] and profile["categories"] == 4
+        assert profile["files"] == [{"file": "tiny.csv", "rows": meta["rows"][split],
+                                     "checksum": meta["source"][0]["checksum"]}]
     assert int(run.data.params["parameters"]) > 0 and "checksum" not in run.data.params
     assert {item.path for item in client.list_artifacts(run_id)} >= {"config.json", "loss.png", "source", "test-best"}
 
@@ -137,7 +171,8 @@ def test_a_description_has_room_for_many_reports(watched):
 
 def test_the_page_of_an_experiment_has_no_password(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@host/path/")
-    assert tracking.experiment_page(7) == "https://host/path/#/experiments/7/runs?workflowType=machine_learning"
+    assert tracking.experiment_page(7) == (
+        "https://host/path/#/experiments/7/runs?workflowType=machine_learning&viewStateShareKey=scores")
     error = tracking.mlflow_error(ValueError("no answer from postgresql://me:secret@host:1/x"))
     assert "secret" not in str(error) and "host:1/x" in str(error)
 
@@ -153,17 +188,37 @@ def test_an_ensemble_has_a_run_of_its_own(watched):
     assert client.get_run(first).data.metrics == before.metrics and client.get_run(first).data.tags == before.tags
     [run] = [run for run in client.search_runs(["1"]) if run.info.run_name == "early/best + other/best"]
     metrics, note = run.data.metrics, run.data.tags["mlflow.note.content"]
-    assert metrics["test-best/balanced_accuracy"] == scores["balanced_accuracy"] and run.info.status == "FINISHED"
-    assert metrics["test-best/weight/other_best"] == pytest.approx(scores["members"]["other/best"]["weight"])
+    assert metrics["test_balanced_accuracy"] == scores["balanced_accuracy"] and run.info.status == "FINISHED"
+    assert sets_of(run) == {(f"tiny.csv, {split} split", context) for split, context in (
+        ("train", "training"), ("valid", "validation"), ("test", "testing"))}
     assert first in note and second in note
     assert [item.path for item in client.list_artifacts(run.info.run_id)] == ["test-best+other-best"]
 
 
-def test_names_of_metrics_stay_different():
-    long = "x" * 300
-    assert len({*tracking.metric_names([(f"{long}-best", long, "loss"), (f"{long}-latest", long, "loss")])}) == 2
-    names = [("test-best", "a/b", "loss"), ("test-best", "a$b", "loss"), ("test-best", "a_b", "loss")]
-    assert tracking.metric_names(names) == ["test-best/a_b/loss", "test-best/a_b/loss_2", "test-best/a_b/loss_3"]
+def test_the_machine_is_watched_where_mlflow_is_told_so(watched, monkeypatch):
+    folder, _ = watched
+    begun, begin = [], tracking.system_monitor
+    monkeypatch.setattr(tracking, "system_monitor", lambda run_id: (begun.append(run_id), begin(run_id))[1])
+    for name, env in (("alone", {}), ("observed", {"MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "true"})):
+        run_here("train", "--name", name, "--epochs", 1, "--dim", 4, cwd=folder, env=env)
+    assert begun == [logged(folder, "observed")[1]]
+
+
+def test_a_report_of_a_file_logs_the_file(watched):
+    """Of a name that MLflow would not take, twice, and of no category that the run knows; and a report of a split that
+    the training has logged."""
+    folder, _ = watched
+    name = f"última-{'x' * 200}$.csv"
+    (folder / name).write_text("title,category\nmesa,NADA\n", encoding="utf-8")
+    run_here("train", "--name", "filed", "--epochs", 1, "--dim", 4, cwd=folder)
+    for flags in (("--test", name), ("--test", name), ("--split", "train")):
+        assert run_here("evaluate", "--ckpt", "filed", *flags, cwd=folder).stderr == ""
+    client, run_id = logged(folder, "filed")
+    run = client.get_run(run_id)
+    assert sets_of(run) == {(name, "evaluation"), ("tiny.csv, train split", "training"),
+                            ("tiny.csv, valid split", "validation")}
+    [value] = [value for key, value in run.data.metrics.items() if "x_.csv_accuracy" in key]
+    assert value == 0 and run.data.metrics["train_accuracy"] > 0.2
 
 
 def test_the_sweep_that_is_documented(tiny, tmp_path):
