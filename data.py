@@ -421,7 +421,11 @@ def read_prepared(folder, splits, text=None):
     again = "run prepare.py again"
     files.recover_folder(folder)
     if not (folder / "meta.json").is_file():
-        raise UserError(f"{folder}: no prepared data here; run prepare.py, or name its folder with --data")
+        # What prepare.py reads is easily taken for what it writes.
+        raw = folder.is_file() or (folder.is_dir() and any(path.is_file() for path in folder.iterdir()))
+        raise UserError(f"{folder}: no prepared data here; " + (
+            f"if it is for prepare.py to read, run python prepare.py --data {folder}, then this without --data" if raw
+            else "run prepare.py, or name its folder with --data"))
     meta = files.read_verified_json(folder / "meta.json", FORMAT, again)
     if meta["tokenizer"] != files.checksum(__file__):
         print(f"warning: {folder}: was prepared with another data.py; if its tokenizer was changed, {again}",

@@ -71,36 +71,44 @@ UNWRITTEN = {".json": ".jsonl", ".xls": ".xlsx", ".xlsm": ".xlsx", ".xlsb": ".xl
 
 
 def parse_args():
-    parser = files.argument_parser(__doc__)
-    add = parser.add_argument
+    parser = files.argument_parser(
+        __doc__, stray=lambda word: "--predict" if Path(word).is_file() else "--ckpt")
+    add = parser.add_argument_group("which runs").add_argument
     add("--ckpt", nargs="+", default=["best"],
         help="best or latest of all runs, or a run: NAME, NAME/best, NAME/latest, or a path; several are averaged")
-    files.add_data_flag(parser)
+    files.add_data_flag(add)
     add("--runs", type=Path, default=Path("runs"), help="folder of all runs")
+    add("--prior", choices=("equal", "training"), help="how frequent categories are taken to be (default: as the run)")
+
+    add = parser.add_argument_group("a report").add_argument
     add("--split", choices=("test", "valid", "train"), help="which rows to report on (default: test)")
     add("--test", type=Path, metavar="FILE", help="report on this labelled file instead of a split")
-    add("--prior", choices=("equal", "training"), help="how frequent categories are taken to be (default: as the run)")
+    add("--category-column", metavar="C", help="of FILE: name or number (from 1) of the column of categories")
     add("--json", action="store_true", help="print the scores as one JSON object and nothing else")
+
+    add = parser.add_argument_group("categories for new titles").add_argument
     add("--predict", metavar="FILE", help="classify the titles in this file, or - for standard input")
-    add("--list", action="store_true", help="print all runs on the prepared data, the best first")
-    add("--neighbors", metavar="WORD", help="print the words whose vectors are nearest to that of this word")
     add("--top", type=files.positive(int), metavar="K",
-        help="with --predict: the K likeliest categories (default: 1); with --neighbors: words (default: 10)")
-    add("--threshold", type=files.fraction, metavar="P",
-        help="with --predict: leave the category empty where its probability is below")
+        help="the K likeliest categories (default: 1); with --neighbors: words (default: 10)")
+    add("--threshold", type=files.fraction, metavar="P", help="leave the category empty where its probability is below")
     add("--precision", type=files.fraction, metavar="P",
-        help="with --predict: the same with the threshold from which on this share of the categories is right, with "
-        "--prior training where no prior is given: it promises that for more titles")
-    add("--keep", action="store_true", help="with --predict: write the table's own columns, too, as they were read")
-    add("--explain", action="store_true", help="with --predict: write the words that spoke most for the category")
-    add("--out", type=Path, metavar="FILE", help="with --predict: write here instead of standard output")
+        help="leave so many categories empty that of the others this share is right; with --prior training where no "
+        "prior is given, for that promises it for more titles")
+    add("--keep", action="store_true", help="write the table's own columns, too, as they were read")
+    add("--explain", action="store_true", help="write the words that spoke most for the category")
+    add("--out", type=Path, metavar="FILE", help="write here instead of standard output")
     add("--out-encoding", type=files.encoding, metavar="E", help="with --keep: of CSV (default: as the table's own)")
     add("--out-separator", type=files.separator, metavar="S",
         help="with --keep: of CSV, such as ';' or tab (default: as the table's own)")
-    add("--title-column", metavar="C", help="with --predict, --test: name or number (from 1) of the column of titles")
-    add("--category-column", metavar="C", help="with --test: the same of categories")
+
+    add = parser.add_argument_group("files of --predict and --test").add_argument
+    add("--title-column", metavar="C", help="name or number (from 1) of the column of titles")
     add("--encoding", type=files.encoding, default="utf-8", help="of the file, such as cp1252, utf-16")
-    files.add_process_flags(parser)
+
+    add = parser.add_argument_group("other").add_argument
+    add("--list", action="store_true", help="print all runs on the prepared data, the best first")
+    add("--neighbors", metavar="WORD", help="print the words whose vectors are nearest to that of this word")
+    files.add_process_flags(add)
     args = parser.parse_args()
 
     # What a flag goes with.
@@ -701,6 +709,9 @@ def predict(args):
     gc.freeze()
     bad, counts = sources.NoBadRows(), np.zeros(3, int)
     with contextlib.ExitStack() as stack:
+        if args.predict != "-" and " " in args.predict and not Path(args.predict).exists():
+            raise UserError(f"--predict {args.predict}: no such file; to classify a title, pipe it: echo "
+                            f"{files.quoted([args.predict])} | python evaluate.py --predict -")
         if args.predict == "-" and sys.stdin is None:
             raise UserError("--predict -: standard input is closed")
         file = sys.stdin.buffer if args.predict == "-" else stack.enter_context(open(args.predict, "rb"))

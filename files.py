@@ -6,6 +6,7 @@ What a title, a run or a model is does not belong here, and nothing here imports
 import argparse
 import bz2
 import codecs
+import difflib
 import errno
 import functools
 import glob
@@ -214,7 +215,17 @@ class Parser(argparse.ArgumentParser):
             raise UserError(too_few_open_files())
         return parsed
 
+    stray = None  # see `argument_parser`
+
     def error(self, message):
+        # What is left over is a flag that is spelled otherwise, or a word whose flag was forgotten.
+        if message.startswith("unrecognized arguments: "):
+            word = message.split()[2].partition("=")[0]
+            if word.startswith("-"):
+                near = difflib.get_close_matches(word, self._option_string_actions, 1)
+                message += f"; did you mean {near[0]}?" if near else ""
+            elif self.stray:
+                message += f"; did you mean {self.stray(word)} {word}?"
         print(f"error: {message}; see {self.prog} --help", file=sys.stderr)
         raise SystemExit(2)
 
@@ -226,9 +237,12 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
         return action.help if action.default is None else super()._get_help_string(action)
 
 
-def argument_parser(manual):
-    """A parser with the script's docstring as manual."""
-    return Parser(description=manual, formatter_class=Help, allow_abbrev=False)
+def argument_parser(manual, stray=None):
+    """A parser with the script's docstring as manual; stray: a function of a word that came without a flag, which flag
+    it may belong to."""
+    parser = Parser(description=manual, formatter_class=Help, allow_abbrev=False)
+    parser.stray = stray
+    return parser
 
 
 def flags_given(argv=None):
@@ -236,9 +250,10 @@ def flags_given(argv=None):
     return {word.partition("=")[0] for word in (sys.argv[1:] if argv is None else argv) if word.startswith("--")}
 
 
-def add_data_flag(parser):
-    parser.add_argument("--data", type=Path, nargs="+", default=Path("data/prepared"),
-                        help="folder that prepare.py wrote, or several that were prepared --like one of them")
+def add_data_flag(add):
+    """Add --data by a parser's or a group's add_argument."""
+    add("--data", type=Path, nargs="+", default=Path("data/prepared"),
+        help="folder that prepare.py wrote, or several that were prepared --like one of them")
 
 
 def listed(paths):
@@ -252,9 +267,8 @@ def quoted(words):
     return list2cmdline(words) if WINDOWS else shlex.join(words)
 
 
-def add_process_flags(parser):
-    """Add the flags of devices.together."""
-    add = parser.add_argument
+def add_process_flags(add):
+    """Add the flags of devices.together, by a parser's or a group's add_argument."""
     add("--coordinator", metavar="HOST:PORT",
         help="with several processes: the first one's machine and a free port of it; auto: as the launcher says")
     add("--processes", type=positive(int), metavar="N", help="with --coordinator: how many there are")

@@ -747,8 +747,11 @@ def write_arrays(args, chosen, bad, folder, base=None):
     sizes = np.bincount(split, minlength=3)[:3]
     for s, name in enumerate(SPLITS):
         if not (sizes.any() if base else sizes[s]):
-            raise UserError(f"{where}: the {name} split is empty" + (
-                "" if s == 0 else "; there are too few different titles to hold some out"))
+            told = {int(one) for one in np.unique(given)} - {-1}
+            raise UserError(f"{where}: the {name} split is empty; " + (
+                f"the split column, or a file's name, says {SPLITS[max(told)]} of all rows: leave it out, or read them "
+                "with --test beside the training file" if s == 0 else
+                "there are too few different titles to hold some out"))
     if len(vocab) == len(data.SPECIALS):
         raise UserError(f"{where}: no word comes {args.min_count} times in the training split; lower --min-count")
     unknown_share = write_titles(folder, args, rows.blocks, split, ids, len(vocab))
@@ -856,7 +859,7 @@ def report(meta, out, written, seconds):
 # --- command line -----------------------------------------------------------------------------------------------------
 
 def main():
-    parser = files.argument_parser(__doc__)
+    parser = files.argument_parser(__doc__, stray=lambda word: "--data")
     add = parser.add_argument
     add("--data", type=Path, help="file or folder of titles and categories (default: what lies in data/raw/)")
     add("--test", type=Path, help="file with the test split (default: a folder's own, else 20 %% of the rows)")

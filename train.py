@@ -86,76 +86,89 @@ def size_rule(rows, epochs, dropout, vocabulary):
 
 
 def parse_args(argv=None):
-    parser = files.argument_parser(__doc__)
-    add = parser.add_argument
+    parser = files.argument_parser(__doc__, stray=lambda word: "--model" if word in DEFAULTS else "--data")
 
     # argparse shows one default for a flag; these depend on the model.
-    def default(name):
-        return "(default: " + ", ".join(
-            f"{model} {knobs[name]}" for model, knobs in DEFAULTS.items() if name in knobs) + ")"
+    def default(name, *others):
+        by_model = [f"{model} {knobs[name]}" for model, knobs in DEFAULTS.items() if name in knobs]
+        return f"(default: {', '.join([*by_model, *others])})"
 
-    files.add_data_flag(parser)
-    add("--model", choices=DEFAULTS, default="mlp", help="which module of model.py")
-    add("--name", help="name of the run (default: model and number)")
+    # Flags without a default here get theirs in `configure`: from DEFAULTS, the size of the data or a former run.
+    less = f"less above {SMALL:,} rows"
+    add = parser.add_argument_group("run").add_argument
+    files.add_data_flag(add)
     add("--runs", type=Path, default=Path("runs"), help="folder of all runs")
+    add("--name", help="name of the run (default: model and number)")
+    add("--seed", type=files.seed, default=0, help="decides every random number")
     add("--resume", metavar="NAME", help="go on with this run; its own settings hold")
     add("--refit", metavar="NAME", help="train anew with the settings of this run, on validation rows, too")
     add("--init-from", metavar="NAME",
         help="begin with what this run (or NAME/latest, or a path) has learned of the same words, n-grams and "
         "categories on other data; its settings hold where no flag says otherwise")
 
-    # Settings without a default here get theirs in `configure`: from DEFAULTS, the size of the data or a former run.
-    add("--epochs", type=files.positive(int),
-        help="passes over the training rows (default: by size, see size_rule; half as many without any n-grams)")
-    add("--patience", type=files.positive(int), metavar="N",
-        help="stop when N epochs have brought no better validation score (default: never)")
-    add("--save-seconds", type=files.not_negative(float), default=10.0, metavar="S",
-        help="after an epoch, save and log only when the last save is S seconds ago (0: after each); epochs that a "
-        "kill loses are trained again by --resume, to the same bits")
-    add("--batch-size", type=files.positive(int), help="rows of a step (default: by size, see size_rule)")
-    add("--lr", type=files.positive(float), help=f"Adam's learning rate, falling to 0 {default('lr')}")
-    add("--encoder-lr", type=files.positive(float),
-        help=f"the same of pretrained layers, rising at first {default('encoder_lr')}")
-    add("--table-lr", type=files.positive(float), default=0.1,
-        help=f"Adagrad's rate for vectors of words or pieces, falling to 0 {default('table_lr')}; of other models")
-    add("--accumulator", type=files.not_negative(float),
-        help="where Adagrad's sums of squares begin (default: by size, see size_rule)")
-    add("--weight-decay", type=files.not_negative(float), default=0.0, help="L2 penalty on all but the word vectors")
-    add("--dim", type=files.positive(int), help="numbers in a word vector (default: the pretrained ones' or 100)")
+    add = parser.add_argument_group("model").add_argument
+    add("--model", choices=DEFAULTS, default="mlp", help="which module of model.py")
     add("--hidden", type=files.positive(int), nargs="*",
         help="widths of hidden layers, such as 256 128; on the bag of mlp they score about as none, and take longer "
         f"{default('hidden')}")
+    add("--dim", type=files.positive(int), help="numbers in a word vector (default: the pretrained ones' or 100)")
+    add("--freeze-embeddings", action="store_true", help="leave the word vectors as they are at the start")
+
+    add = parser.add_argument_group("training").add_argument
+    add("--epochs", type=files.positive(int),
+        help=f"passes over the training rows {default('epochs', less, 'half without any n-grams')}")
+    add("--patience", type=files.positive(int), metavar="N",
+        help="stop when N epochs have brought no better validation score (default: never)")
+    add("--batch-size", type=files.positive(int),
+        help="rows of a step (default: a 500th of the training rows, as a power of 2 from 64 to 1,024; encoder 64)")
+    add("--lr", type=files.positive(float), help=f"Adam's learning rate, falling to 0 {default('lr')}")
+    add("--table-lr", type=files.positive(float), default=0.1,
+        help="Adagrad's rate for vectors of words or pieces, falling to 0 " + default("table_lr", "others %(default)s"))
+    add("--dropout", type=files.fraction_or_zero,
+        help=f"share of features left out in training {default('dropout', less)}")
+    add("--weight-decay", type=files.not_negative(float), default=0.0, help="L2 penalty on all but the word vectors")
+    add("--balance", choices=PRIOR, default="logit",
+        help="logit: for balanced accuracy, by adding the log prior to the logits in training; weights: for the same, "
+        "by weights on the loss; none: for accuracy")
+    add("--unreliable-weight", type=files.fraction_or_one, default=1.0, metavar="W",
+        help="weight on the loss of rows whose label quality is not `reliable`")
+
+    add = parser.add_argument_group("n-grams", "as in fastText").add_argument
     add("--word-ngrams", type=files.positive(int), help=f"words of an n-gram at most {default('word_ngrams')}")
     add("--minn", type=files.not_negative(int), default=3, help="characters of an n-gram at least")
     add("--maxn", type=files.not_negative(int), default=4,
         help="characters of an n-gram at most; 0: no character n-grams")
+    add("--buckets", type=files.positive(int), help="rows for hashed n-grams (default: 4 to 16 a word, up to 2^21)")
     add("--character-weight", type=files.positive(float),
-        help="factor on the weights of character n-grams (default: by size, see size_rule)")
-    add("--buckets", type=files.positive(int), help="rows for hashed n-grams (default: by size, see size_rule)")
+        help=f"factor on the weights of character n-grams (default: 1, {less})")
+
+    add = parser.add_argument_group("cnn, rnn, transformer").add_argument
     add("--filters", type=files.positive(int), help=f"filters of each width {default('filters')}")
     add("--widths", type=files.positive(int), nargs="+", help=f"words that a filter looks at {default('widths')}")
     add("--units", type=files.positive(int), help=f"recurrent units in each direction {default('units')}")
     add("--layers", type=files.positive(int), help=f"layers of attention {default('layers')}")
     add("--heads", type=files.positive(int), help=f"heads of an attention layer {default('heads')}")
-    add("--dropout", type=files.fraction_or_zero,
-        help="share of features left out in training (default: by size, see size_rule)")
+
+    add = parser.add_argument_group("encoder").add_argument
+    add("--encoder-lr", type=files.positive(float),
+        help=f"learning rate of pretrained layers, rising for a tenth of the steps {default('encoder_lr')}")
     add("--piece-dropout", type=files.fraction_or_zero,
         help=f"share of pieces of words left out in training {default('piece_dropout')}")
     add("--name-weight", type=files.not_negative(float),
         help="factor on the vectors of the categories' names, with which an encoder's classifier begins; 1 is good "
         f"where there are few titles {default('name_weight')}")
-    add("--shard-table", action="store_true",
-        help="give each device a part of the table of vectors instead of all of it")
-    add("--freeze-embeddings", action="store_true", help="leave the word vectors as they are at the start")
     add("--freeze-layers", action="store_true",
         help="leave the pretrained layers as they are, and the vectors: only the classifier on top is trained")
-    add("--balance", choices=PRIOR, default="logit",
-        help="against class imbalance, for balanced accuracy: log prior added to the logits in training, or weights on "
-        "the loss; none is for accuracy")
-    add("--unreliable-weight", type=files.fraction_or_one, default=1.0, metavar="W",
-        help="weight on the loss of rows whose label quality is not `reliable`")
-    add("--seed", type=files.seed, default=0, help="decides every random number")
-    files.add_process_flags(parser)
+
+    add = parser.add_argument_group("rarely needed").add_argument
+    add("--accumulator", type=files.not_negative(float),
+        help=f"where Adagrad's sums of squares begin (default: 0.01, less below {FEW:,} rows)")
+    add("--save-seconds", type=files.not_negative(float), default=10.0, metavar="S",
+        help="after an epoch, save and log only when the last save is S seconds ago (0: after each); epochs that a "
+        "kill loses are trained again by --resume, to the same bits")
+    add("--shard-table", action="store_true",
+        help="give each device a part of the table of vectors instead of all of it")
+    files.add_process_flags(add)
 
     # What was typed goes before DEFAULTS and a former run, even where it equals the flag's default.
     args = parser.parse_args(argv)
@@ -760,7 +773,12 @@ def train(args):
     state = devices.put(state, model.shardings(config, state))
     features, frozen = devices.put((features, frozen), devices.whole())
     groups = data.length_groups(arrays["train"]["titles"], config["batch_size"], MAX_STEPS)
-    programs = compile_chunks(config, state, training_arrays(config, features, arrays["train"], frozen), groups)
+    if args.resume is not None and is_finished(folder, config):
+        print(f"run {folder.name} has been trained to its end, all {config['epochs']} epochs or as --patience said: "
+              "nothing is left to train")
+        programs = {}
+    else:
+        programs = compile_chunks(config, state, training_arrays(config, features, arrays["train"], frozen), groups)
     mlflow = connecting and connecting.result()
 
     if args.resume is None:
@@ -922,6 +940,13 @@ class Saves:
             # What came after it is gone, and comes again with --resume.
             self.best, self.losses = None, [loss for loss in self.losses if loss[0] <= best[0]]
             self.save(*best[:3], metrics=best[3])
+
+
+def is_finished(folder, config):
+    """Whether the latest checkpoint of a run is that of its last epoch."""
+    manager = runs.checkpoint_manager(folder, read_only=True)
+    step = manager.latest_step()
+    return step is not None and is_over(config, runs.restore_checkpoint(manager, step, history=None)["history"])
 
 
 def is_over(config, history):

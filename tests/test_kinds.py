@@ -198,3 +198,31 @@ def test_what_data_was_prepared_with_serves_its_runs(tmp_path, encoding):
     run_here("prepare", "--data", "other.csv", cwd=tmp_path)
     done = run_here("evaluate", "--ckpt", "bag", "--predict", "new.csv", cwd=tmp_path, check=False)
     assert_one_line_error(done, f"not UTF-8; looks like {encoding}: add --encoding {encoding}")
+
+
+# --- messages ---------------------------------------------------------------------------------------------------------
+
+MISTYPED = [  # (script, flags, words of the one line)
+    ("train", ["--epoch", 2], ["--epoch 2", "did you mean --epochs?"]),
+    ("train", ["cnn"], ["did you mean --model cnn?"]),
+    ("train", ["--data", "raw"], ["raw: no prepared data here", "python prepare.py --data raw"]),
+    ("train", ["--data", "tiny.csv"], ["tiny.csv: no prepared data here", "python prepare.py --data tiny.csv"]),
+    ("evaluate", ["bag"], ["did you mean --ckpt bag?"]),
+    ("evaluate", ["tiny.csv"], ["did you mean --predict tiny.csv?"]),
+    ("evaluate", ["--predict", "zapatillas running"], ["no such file", "echo 'zapatillas running' | python"]),
+    ("export", ["bag"], ["did you mean --ckpt bag?"]),
+    ("prepare", ["tiny.csv"], ["did you mean --data tiny.csv?"]),
+    ("prepare", ["--data", "raw"], ["the train split is empty", "says test of all rows", "--test"])]
+
+
+@pytest.mark.parametrize(("script", "flags", "words"), MISTYPED)
+def test_what_was_meant_is_said(trained, tmp_path, script, flags, words):
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    shutil.copyfile(trained / "tiny.csv", tmp_path / "tiny.csv")
+    save(tmp_path / "raw/sample.csv", "title,category,split\nmesa,A,test\nsilla,B,test\n")
+    assert_one_line_error(run_here(script, *flags, cwd=tmp_path, check=False), *words)
+
+
+def test_a_finished_run_says_so_when_it_is_resumed(trained):
+    done = run_here("train", "--resume", "bag", cwd=trained)
+    assert "nothing is left to train" in done.stdout and "ready after" in done.stdout and not done.stderr
