@@ -25,6 +25,7 @@ A tokenizer, n-grams and networks as in data.py and model.py of the project, as 
 both equal: what is changed there is changed here.
 """
 import argparse
+import collections
 import contextlib
 import copy
 import csv
@@ -809,24 +810,13 @@ def share(text):
 # Parquet, zip (as .xlsx is), gzip, bzip2, xz and UTF-16 begin so; and lines of other formats, which are no titles.
 NOT_TEXT = (b"PAR1", b"PK\3\4", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\xff\xfe", b"\xfe\xff")
 NOT_TITLES = re.compile(r'\s*(?:\{\s*(?:"|\}|$)|\[\s*(?:[\[{"\]]|$)|<(?:[?!]|rss|html)|__label__)')
+NAMES = {"title", "text", "id", "category", "label", "label_quality"}  # of columns that we know
 SNIFFED = 20  # lines that show whether a file is a list of titles
 
 
-class Notes(dict):
-    """What is odd about lines of a file, and was read all the same: {what: (number of the first line, how many)}."""
-
-    def add(self, number, what, times=1):
-        first, count = self.get(what, (number, 0))
-        self[what] = first, count + times
-
-    def print(self, name):
-        for what, (first, count) in self.items():
-            print(f"warning: {name}:{first}: {what}" + (f" (and {count - 1:,} more)" if count > 1 else ""),
-                  file=sys.stderr)
-
-
 def lines_of(file, name, notes):
-    """The lines of a binary stream as lists of str: those that have come, without waiting for more."""
+    """The lines of a binary stream as lists of str: those that have come, without waiting for more. What is odd about
+    some, and read all the same, goes to `notes`: {what: numbers of the lines}."""
     rest, piece, number = b"", True, 1
     while piece:
         # Lines are divided as bytes, for a read may end within a character.
@@ -841,8 +831,8 @@ def lines_of(file, name, notes):
         if number == 1 and (lines[0].startswith(NOT_TEXT) or b"\0" in lines[0][:1000]):
             raise ModelError(f"{name}: not text in UTF-8; unpack it, or save it as CSV in UTF-8 with a title column")
         lines = [line.decode("utf-8", "replace") for line in lines]
-        if broken := [i for i, line in enumerate(lines) if "\ufffd" in line]:
-            notes.add(number + broken[0], "bytes that are not UTF-8 were replaced; save the file as UTF-8", len(broken))
+        notes["bytes that are not UTF-8 were replaced; save the file as UTF-8"] += [
+            number + i for i, line in enumerate(lines) if "\ufffd" in line]
         if number == 1:
             lines[0] = lines[0].lstrip("\ufeff")  # the byte order mark
         number += len(lines)
@@ -857,36 +847,26 @@ def fields_of(line, delimiter):
 def header_of(lines, name, column, keep):
     """(delimiter, names of the columns, position of the titles) of a table that begins with these lines, or None where
     they are titles. column: name or number of the titles', or None for title or text. Raises ModelError where lines
-    are neither, or no table although the user asks for one."""
+    are neither, or have no such column although they look like a table or the user asks for one."""
     if NOT_TITLES.match(lines[0]):
         raise ModelError(f"{name}:1: JSON, XML or labels; give titles, one a line, or CSV with a title column")
     if "\r" in lines[0].rstrip("\r"):
         raise ModelError(f"{name}: a carriage return within the first line; end lines with newlines")
     wanted, tables = [column.strip().lower()] if column else ["title", "text"], []
-    for delimiter in ",\t;":
+    is_table = bool(column or keep or re.search(r"\.[ct]sv$", name, re.IGNORECASE))
+    for delimiter, least in ((",", 3), ("\t", 2), (";", 2), ("|", 3)):
         header = [field.strip() for field in fields_of(lines[0], delimiter)]
         at = [i for i, field in enumerate(header) if field.lower() in wanted or str(i + 1) == column]
-        if len(at) == 1:
+        if len(at) == 1 and delimiter != "|":
             tables.append((delimiter, header, at[0]))
-    if tables:
-        return max(tables, key=lambda table: len(table[1]))
-    if column or keep or re.search(r"\.[ct]sv$", name, re.IGNORECASE) or looks_like_a_table(lines):
+        # Titles do not all have as many fields; and commas and bars occur in them.
+        widths = [len(fields_of(line, delimiter)) for line in lines if line.strip()]
+        is_table |= len(header) > 1 and not NAMES.isdisjoint(field.lower() for field in header)
+        is_table |= len(widths) >= least <= min(widths) == max(widths)
+    if not tables and is_table:
         raise ModelError(f"{name}:1: no title (or text) column in the header ({lines[0].strip()[:80]}); name the "
                          "column of titles with --title-column")
-    return None
-
-
-def looks_like_a_table(lines):
-    """Whether lines are rows of a table rather than titles, about as sources.py tells them."""
-    lines = [line for line in lines if line.strip()]
-    for delimiter, least_fields, least_lines in (("\t", 2, 2), (";", 2, 2), ("|", 3, 2), (",", 3, 3)):
-        fields = [fields_of(line, delimiter) for line in lines]
-        names = {name.strip().lower() for name in fields[0]} if lines else set()
-        if len(names) > 1 and names & {"title", "text", "id", "label_quality", "category", "label"}:
-            return True
-        if len(lines) >= least_lines and len(fields[0]) >= least_fields and len({*map(len, fields)}) == 1:
-            return True
-    return False
+    return max(tables, key=lambda table: len(table[1]), default=None)
 
 
 def rows_of(pieces, name, delimiter, width, notes):
@@ -909,11 +889,11 @@ def rows_of(pieces, name, delimiter, width, notes):
             if swallowed or len(row) not in (0, width):
                 raise csv.Error(f"{len(row)} columns instead of {width}" if not swallowed else "a field spans rows")
             if reader.line_num + 1 > number:
-                notes.add(number, "a field in quotes spans lines; if it should not, a quote is unclosed")
+                notes["a field in quotes spans lines; if it should not, a quote is unclosed"].append(number)
             if row or width == 1:
                 rows.append(row or [""])
             else:
-                notes.add(number, "an empty line in a table is no row, so nothing is written for it")
+                notes["an empty line in a table is no row, so nothing is written for it"].append(number)
             number = reader.line_num + 2
             if not left:  # all that has come
                 yield rows
@@ -970,7 +950,7 @@ def main():
 
     # An empty name is the last, so the number -1 means no category. One format makes a whole line, which is much faster
     # than a field at a time.
-    names, notes = [*classifier.labels, ""], Notes()
+    names, notes = [*classifier.labels, ""], collections.defaultdict(list)
     form = "\t".join(["{}\t{:.6f}"] * (len(answer_columns(top, threshold)) // 2)) + "\n"
 
     # The same bytes on every system.
@@ -991,7 +971,10 @@ def main():
             else:
                 sys.stdout.writelines(map(form.format, *columns))
             sys.stdout.flush()
-    notes.print(args.titles)
+    for what, lines in notes.items():
+        if lines:
+            print(f"warning: {args.titles}:{lines[0]}: {what}" + (f" (and {len(lines) - 1:,} more)" * (len(lines) > 1)),
+                  file=sys.stderr)
 
 
 # --- MLflow -----------------------------------------------------------------------------------------------------------

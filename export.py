@@ -16,9 +16,10 @@ evaluate.py. The folder is written whole or not at all; one that holds anything 
 package where the model is used, too; the file holds what training changed of it.
 
 --log adds the same two files to the training's MLflow run (of several: the first one's) as a model of MLflow, and
---register also makes it the next version of a registered model. Such a model takes titles as a list or as the column
-`title` of a table, and the parameters top, threshold and precision; it answers by category, probability, category_2 and
-so on, or by category, probability, candidate_1 and so on, as evaluate.py --predict; with nulls where a title is null.
+--register also makes it the next version of a registered model. Such a model takes titles as JSON (text/csv is
+refused), as a list or as the column `title` of a table, and the parameters top, threshold and precision. It answers in
+the columns of evaluate.py --predict: category, probability, category_2 and so on, or with a threshold or a precision
+category, probability, candidate_1 and so on; with nulls where a title is null.
 """
 import sys
 from pathlib import Path

@@ -62,7 +62,13 @@ def test_errors_of_arguments_are_one_line_and_say_what_is_wanted(capsys):
     parser = files.argument_parser("Manual.")
     parser.add_argument("--rows", type=files.positive(int), default=7, help="rows")
     parser.add_argument("--name", help="name")
-    for flags, words in ((["--rows", "0"], "--rows: invalid positive int value: '0'"), (["--row", "1"], "--row 1")):
+    parser.add_argument("--valid", type=files.fraction)
+    parser.add_argument("--dropout", type=files.fraction_or_zero)
+    parser.add_argument("--fold", type=files.fold)
+    for flags, words in ((["--rows", "0"], "--rows: invalid positive int value: '0'"), (["--row", "1"], "--row 1"),
+                         (["--valid", "95"], "--valid: '95': wanted a share between 0 and 1, such as 0.95"),
+                         (["--dropout", "x"], "--dropout: 'x': wanted 0, or a share below 1, such as 0.1"),
+                         (["--fold", "4/3"], "--fold: '4/3': wanted I/K"), (["--fold", "x"], "wanted I/K")):
         with pytest.raises(SystemExit) as stop:
             parser.parse_args(flags)
         error = capsys.readouterr().err
