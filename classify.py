@@ -226,11 +226,10 @@ def piece_ids(encode, titles, max_len):
 
 def head(p, x):
     """Hidden layers, normalized behind their ReLU, and logits: each sees the input and all layers before."""
-    hidden = len(p) // 2  # each has a norm
-    for i in range(hidden):
-        y = layer_norm(p[f"LayerNorm_{i}"], np.maximum(dense(p[f"Dense_{i}"], x), 0))
-        x = np.concatenate([x, y], 1)
-    return dense(p[f"Dense_{hidden}"], x)
+    norm = {"scale": np.float32(0.2), "bias": np.float32(0)}
+    for i in range(len(p) - 1):
+        x = np.concatenate([x, layer_norm(norm, np.maximum(dense(p[f"Dense_{i}"], x), 0))], 1)
+    return dense(p[f"Dense_{len(p) - 1}"], x)
 
 
 def dense(p, x):

@@ -49,10 +49,10 @@ class Head(nn.Module):
     def __call__(self, x, train=False):                                 # [B, D] -> [B, C]
         for width in self.hidden:
             # EDIT: the hidden layers. Plain ones learn the training rows as well, and say less of others. The norm (Ba
-            # et al. 2016) mends most of that; its scale begins small, so that more is left for the words' vectors to
-            # learn; and the way around the layers gives a linear classifier's answer to add to.
+            # et al. 2016) mends most of that; its scale is small and not learned, so that more is left for the words'
+            # vectors to learn; and the way around the layers gives a linear classifier's answer to add to.
             y = nn.relu(nn.Dense(width, kernel_init=nn.initializers.he_normal())(x))
-            y = nn.LayerNorm(scale_init=nn.initializers.constant(0.2))(y)
+            y = 0.2 * nn.LayerNorm(use_scale=False, use_bias=False)(y)
             y = nn.Dropout(self.dropout, deterministic=not train)(y)
             x = jnp.concatenate([x, y], -1)
         return nn.Dense(self.classes, kernel_init=nn.initializers.zeros)(x)
