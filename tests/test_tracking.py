@@ -241,7 +241,7 @@ def test_the_sweep_that_is_documented(tiny, tmp_path):
     [sweep] = [run.info.run_id for run in client.search_runs(["1"]) if run.info.run_name == "sweep"]
     below = client.search_runs(["1"], f"tags.mlflow.parentRunId = '{sweep}'")
     assert len(below) == 2 and run_id in [run.info.run_id for run in below]
-    assert client.get_run(sweep).data.metrics["valid-best/balanced_accuracy"] == max(scores)
+    assert client.get_run(sweep).data.metrics["valid_balanced_accuracy"] == max(scores)
 
 
 # --- the list of runs -------------------------------------------------------------------------------------------------
