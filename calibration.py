@@ -114,7 +114,7 @@ def fit_weights(logits, labels):
 
 def promises(confidence, right):
     """[(share of the rows that a threshold lets through, that threshold, the least precision among them)] of at most
-    STEPS thresholds, from all rows to the fewest; classify.threshold_of takes the first that is precise enough.
+    STEPS thresholds, from all rows to the fewest; classify.BaseClassifier.threshold takes the first that suffices.
 
     confidence [N] of validation rows, right [N] bool. The precision is a lower bound, exact for a binomial share
     (Clopper and Pearson 1934). It holds with a certainty of 99 % and not the usual 95 %, because the best of twenty is

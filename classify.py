@@ -361,6 +361,11 @@ class Member:
         rows = np.cumsum(used, dtype=np.int32) + np.int32(len(self.table) - used.sum(dtype=np.int64) - 1)
         self.row = np.where(used, rows, 0).astype(np.int32)
         self.params = nested(arrays)["params"]
+        for name in arrays:  # a layer sees the input of all layers before it
+            first = name.replace("Dense_1", "Dense_0")
+            if name.endswith("Head_0/Dense_1/kernel") and len(arrays[name]) != sum(arrays[first].shape):
+                raise ModelError("the model's hidden layers are those of an earlier version; take the classify.py that "
+                                 "it came with")
         self.forget()
 
     def forget(self):
@@ -914,6 +919,9 @@ def read_titles(file, name, column, keep, notes):
     list of str; their rows, or None)."""
     pieces = lines_of(file, name, notes)
     first = next(pieces, [])
+    # A line `sep=;` above the header is for spreadsheets.
+    if first and re.fullmatch('"?sep=[,;\t|]"?', first[0].strip()):
+        first = first[1:] or next(pieces, [])
     table = header_of(first[:SNIFFED] or [""], name, column, keep)
     if table is None:
         return None, None, ((lines, None) for lines in itertools.chain([first], pieces))

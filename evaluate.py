@@ -28,7 +28,8 @@ after their temperatures, by the weights that fit the validation rows best, or e
 Predictions assume a prior: that all categories are equally frequent (`equal`, what training with --balance logit or
 weights aims at), or as frequent as in training (`training`, as after --balance none). The default is the first run's
 own; --prior converts by adding or taking away the log prior. What a precision promises counts titles, of which frequent
-categories have more: where --prior says nothing, --precision and the promises of a report assume `training`.
+categories have more: where --prior says nothing, --precision and the promises of a report assume `training` (so their
+thresholds are of --prior training, too).
 
 --predict reads a title a line, or a CSV, Parquet or Excel file with a `title` (or `text`) column, plain or compressed,
 `-` for standard input; --title-column says which column it is, --encoding what is not UTF-8 (cp1252 is what Excel's CSV
@@ -210,7 +211,7 @@ class Classifier(classify.BaseClassifier):
             self.validation.append(jax.device_get(saved["validation"]))
             if not np.array_equal(self.validation[-1]["labels"], self.validation[0]["labels"]):
                 raise UserError(f"{folder}: was judged on other validation rows than {self.folder}; average runs on "
-                                "the same prepared data")
+                                "the same prepared data, which --init-from has left none of out")
             self.steps.append(step)
 
         # The vectors of all words are composed once, and serve all titles that come, under any prior.
@@ -346,11 +347,16 @@ class Classifier(classify.BaseClassifier):
         found = self.in_parts(functools.partial(top_batch, top=top), titles)
         return found["category"], np.where(found["known"][:, None], found["probability"], 0)
 
-    def score(self, titles, labels):
+    def score(self, titles, labels, promised=False):
         """What model.score says of titles (list of str) with labels [N], ids of categories; the probability is 0 where
-        nothing of a title is known."""
-        found = self.in_parts(model.score_batch, titles, labels.astype(np.int32))
-        return found | {"probability": np.where(found["known"], found["probability"], 0)}
+        nothing of a title is known. With `promised`, `promised_prediction` and `promised_probability` are those of the
+        classifier that promises a precision."""
+        function = model.score_batch
+        if promised:  # it shares all but a few numbers, so one pass does for both
+            function = functools.partial(score_promised, self.promising.known[1].replace(predictors=()))
+        found = self.in_parts(function, titles, labels.astype(np.int32))
+        return found | {name: np.where(found["known"], found[name], 0) for name in found if name.endswith("probability")
+                        and name != "given_probability"}
 
     def has_trained_on(self, keys):
         """Whether titles, given by data.title_keys [N], have trained any of the runs: [N] bool."""
@@ -438,6 +444,14 @@ def top_batch(ensemble, ids, top):
 
 
 @functools.partial(jax.jit, compiler_options=model.QUICK_COMPILE)
+def score_promised(promising, ensemble, ids, labels):
+    score = model.score_batch.__wrapped__  # programs with options cannot be a part of others
+    promised = score(promising.replace(predictors=ensemble.predictors), ids, labels)
+    return score(ensemble, ids, labels) | {
+        f"promised_{name}": promised[name] for name in ("prediction", "probability")}
+
+
+@functools.partial(jax.jit, compiler_options=model.QUICK_COMPILE)
 def all_batch(ensemble, ids):
     return {"probability": calibration.smoothed(model.combined(ensemble, ids)[0], ensemble.smoothing)}
 
@@ -467,7 +481,7 @@ def prepared_rows(args, classifier, meta, arrays):
 
 def file_format(args, classifier, file):
     """The sources.Format of the file to read: what flags say, and where they say nothing what the data of the run was
-    prepared with, if it lies in --data and where that fits. file: what is read, open, if it is no path."""
+    prepared with, if it lies in --data and where that fits. file: what is read, open in binary."""
     remembered = {}
     with contextlib.suppress(UserError):  # a run needs no data to classify
         if data.fingerprint_of(args.data) == classifier.config["fingerprint"]:
@@ -532,21 +546,14 @@ def read_rows(args, classifier):
         if any(rows["quality"]) else None)
 
 
-def origin(args, classifier, rows, meta):
+def origin(args, rows, meta):
     """Where the rows of a report come from: {"files" as from data.files_of, "folder" and "fingerprint" of prepared data
-    or None, "trained_on": whether one of the runs has trained on such a split or file, None where a run does not say}.
-    meta: of prepared data, or None for --test."""
-    configs = [config for config, _ in classifier.members]
-    trained = {"train", *("valid" for config in configs if "refit" in config)}
+    or None}. meta: of prepared data, or None for --test."""
     if meta:
         return {"files": data.files_of(meta["source"], args.split), "folder": files.listed(args.data),
-                "fingerprint": meta["fingerprint"], "trained_on": args.split in trained}
-    checksum = files.checksum(args.test)
-    seen = {source["checksum"] for config in configs if "data" in config for source in config["data"]["source"]
-            if any(source["rows"][split] for split in trained)}
-    return {"files": [{"file": files.readable(args.test), "rows": len(rows.text), "checksum": checksum}],
-            "folder": None, "fingerprint": None,
-            "trained_on": checksum in seen if all("data" in config for config in configs) else None}
+                "fingerprint": meta["fingerprint"]}
+    return {"files": [{"file": files.readable(args.test), "rows": len(rows.text),
+                       "checksum": files.checksum(args.test)}], "folder": None, "fingerprint": None}
 
 
 def command(args, classifier):
@@ -580,14 +587,18 @@ def evaluate(args):
         classifier = load(*args.ckpt, folder=args.runs, prior=args.prior, fingerprint=meta["fingerprint"])
         rows = prepared_rows(args, classifier, meta, arrays)
     devices.require_same([classifier.identity, rows.text, files.checksum_of(rows.labels.tobytes())])
+    rows.trained = classifier.has_trained_on(rows.keys)
+    if rows.trained.any() and args.split != "train" and devices.is_first():
+        print(f"warning: {rows.trained.sum():,} of {len(rows.labels):,} rows have titles that trained "
+              f"{' or '.join(dict.fromkeys(member.name for member, _ in classifier.checkpoints))}; their scores do not "
+              "hold for new titles", file=sys.stderr)
     if devices.is_first():
         connecting = files.in_background(tracking.mlflow_client)  # takes seconds; meanwhile we score
 
     # Score every row. Categories that the run does not know have no probability: they are wrong.
     classes, folder = len(classifier.labels), classifier.folder
-    result = classifier.score(rows.text, np.minimum(rows.labels, classes - 1))
-    promising = classifier.promising
-    promised = result if promising is classifier else promising.score(rows.text, np.minimum(rows.labels, classes - 1))
+    result, promising = classifier.score(rows.text, np.minimum(rows.labels, classes - 1), True), classifier.promising
+    promised = {name: result.pop(f"promised_{name}") for name in ("prediction", "probability")}
     if not devices.is_first():
         return
     unknown = rows.labels >= classes
@@ -602,7 +613,7 @@ def evaluate(args):
         split = f"file-{split}" if split in data.SPLITS else split  # a file of such a name is no split
         place = report_name(folder, split, classifier.name, args.test)
     synthetic = classifier.config["synthetic"]
-    source = origin(args, classifier, rows, meta)
+    source = origin(args, rows, meta)
     scores = {"run": folder.name, "checkpoint": classifier.name, "step": classifier.steps[0], "split": split,
               "data": source, "prior": classifier.prior, "synthetic": synthetic,
               "temperature": float(1 / classifier.weights.sum()),
@@ -616,12 +627,7 @@ def evaluate(args):
                 classifier.checkpoints, classifier.steps, classifier.shares, classifier.temperatures, strict=True)}
     scores["unknown_category_rows"] = int(unknown.sum())
     scores["unknown_title_rows"] = int((~result["known"]).sum())
-    rows.trained = classifier.has_trained_on(rows.keys)
     scores["trained_rows"] = int(rows.trained.sum())
-    if scores["trained_rows"] and args.split != "train":
-        print(f"warning: {scores['trained_rows']:,} of {len(rows.labels):,} rows have titles that trained "
-              f"{' or '.join(dict.fromkeys(member.name for member, _ in classifier.checkpoints))}; their scores do not "
-              "hold for new titles", file=sys.stderr)
     scores["promising_prior"] = promising.prior
     scores["thresholds"] = report.promises(promising.threshold, rows.labels, promised)
     scores["slices"] = {name: report.summarize(rows.labels[mask], {key: value[mask] for key, value in result.items()})
@@ -631,16 +637,16 @@ def evaluate(args):
     members = list(dict.fromkeys(member for member, _ in classifier.checkpoints))
     who, again = " + ".join(member.name for member in members), command(args, classifier)
     title = f"{'SYNTHETIC data, ' if synthetic else ''}{who}, {split}{'' if args.test else ' split'}"
-    tables = report.make_tables(rows, classifier.config["training_rows"], result)
-    figures = report.make_figures(rows, tables["categories.csv"], result, title)
+    made = report.make_tables(rows, classifier.config["training_rows"], result)
+    figures = report.make_figures(rows, made["categories.csv"], result, title)
     out = folder / f"{place}-{classifier.name}{f'-{args.prior}' if args.prior else ''}"
     try:
         with files.atomic_folder(out) as temporary:
             if out.exists():
                 shutil.copytree(out, temporary, symlinks=True, dirs_exist_ok=True,
                                 ignore=shutil.ignore_patterns(*report.FILES))
-            report.write(temporary, scores, tables, figures)
-            page.write(temporary / "report.html", title, scores, tables,
+            report.write(temporary, scores, made, figures)
+            page.write(temporary / "report.html", title, scores, made,
                        [runs.training_of(member, runs.other_folders(args)) for member in members], again)
     except OSError as error:  # of a read-only folder, or a full disk; the scores can be told all the same
         why = os.strerror(error.errno) if error.errno else "what else is there cannot be copied"
@@ -653,7 +659,7 @@ def evaluate(args):
     else:
         print(f"{title}, {report.checkpoints(scores)} of "
               f"{' and '.join(dict.fromkeys(config['model'] for config, _ in classifier.members))}:")
-        report.show(scores, tables["confusions.csv"])
+        report.show(scores, made["confusions.csv"])
         if out:
             print(f"report: {out}/")
 

@@ -203,20 +203,21 @@ def headline(scores):
         f"<p>{scores[name]:,} of {rows:,} rows {what}.</p>" for name, what in notes.items() if scores[name])
 
 
-def origin(split, source):
-    """Which rows these are, and whether a run has trained on them; source: as from evaluate.origin."""
-    trained = {True: "trained on", False: "not trained on", None: "perhaps trained on"}[source["trained_on"]]
-    said = f"The {split} split of {source['folder']}, fingerprint {source['fingerprint']}: rows that were" if (
-        source["folder"]) else "A file that was"
+def origin(scores):
+    """Which rows these are, and how many of them a run has trained on."""
+    source = scores["data"]
+    said = f"The {scores['split']} split of {source['folder']}, fingerprint {source['fingerprint']}" if (
+        source["folder"]) else "A file"
     files = [[file["file"], file["rows"], file["checksum"]] for file in source["files"]]
-    return f"<p>{text(said, 4000)} {trained}.</p>\n" + table(
-        "Files that the rows come from", ("file", "rows", "checksum"), files)
+    return (f"<p>{text(said, 4000)}: {scores['trained_rows']:,} of {scores['rows']:,} rows have titles that trained "
+            "the run.</p>\n" + table("Files that the rows come from", ("file", "rows", "checksum"), files))
 
 
 def promises(scores):
     """What validation rows promised beside what came true on these rows."""
     note = "" if scores["promising_prior"] == scores["prior"] else (
-        "<p>With --precision predictions take categories to be as frequent as in training.</p>")
+        "<p>With --precision predictions take categories to be as frequent as in training; these probabilities are of "
+        "--prior training.</p>")
     return table("Precision promised, and kept", ("promise", "from probability", "coverage", "precision", "kept"), [
         [f"{float(promised):.0%}", row["threshold"], row["coverage"], row["precision"],
          "nothing promised" if row["threshold"] is None else "no rows" if row["precision"] is None
@@ -225,7 +226,7 @@ def promises(scores):
 
 
 def slices(scores, categories):
-    """Scores by language and label quality, as report.json has them, and by training rows in ranges, see SIZES."""
+    """Scores of the slices that report.json has, and by training rows in ranges, see SIZES."""
     header = ("rows", "balanced accuracy", "95 % interval", "accuracy", "macro-F1")
     named = [[name, row["rows"], row["balanced_accuracy"], tuple(row["balanced_accuracy_interval"]), row["accuracy"],
               row["macro_f1"]] for name, row in {"all": scores, **scores["slices"]}.items()]
@@ -240,7 +241,8 @@ def slices(scores, categories):
                            float(categories["recall"][mine].mean()), tuple(report.recall_interval(right, rows[mine])),
                            float(right.sum() / rows[mine].sum()), float(categories["f1"][mine].mean())])
     by_size = table("By size of the category", ("training rows", "categories", *header), ranges)
-    return table("By language and label quality", ("slice", *header), named) + by_size if scores["slices"] else by_size
+    return by_size if not scores["slices"] else table(
+        "By language, label quality and whether titles are new", ("slice", *header), named) + by_size
 
 
 def recalls(categories):
@@ -292,7 +294,7 @@ def write(path, title, scores, tables, members, command):
                          for one in [*prepared, *(one for _, trained, _, _ in members for one in trained), command])
     parts = {
         "Scores": headline(scores),
-        "Data": origin(scores["split"], scores["data"]),
+        "Data": origin(scores),
         "Probabilities": promises(scores) + reliability(tables["predictions.csv"]),
         "Slices": slices(scores, tables["categories.csv"]),
         "Categories": recalls(tables["categories.csv"]),

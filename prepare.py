@@ -20,7 +20,8 @@ Categories whose names look the same are one, which labels.txt writes as most ro
 Splits that the source does not give are drawn: 20 % test, then --valid of the rest. Where a title goes depends on its
 words and --seed alone, so next month's file, which has these rows and more, keeps all of them where they were; equal
 titles stay on one side, and with --group-column all rows of one product, seller or document. A category without a
-training row gets one. Takes about 4 s for a million rows on two cores; 20 million rows need 4 GB of memory.
+training row gets one, until others come to train. Takes about 4 s for a million rows on two cores; 20 million rows need
+4 GB of memory.
 --encoder also cuts titles into pieces of words, about 9,000 titles a second and core.
 --like prepares more training rows with the vocabulary, categories and options of another folder, which need not be on
 the same machine, so that parts of a large set can be made side by side. Nothing is drawn from them for validation or
@@ -303,9 +304,9 @@ def ingest(args, chosen, bad, base=None):
     columns = {name: np.concatenate(parts) if parts else np.zeros(0, int) for name, parts in columns.items()}
     columns["language"] = columns["language"] if "language" in known else None
     columns["reliable"] = columns["reliable"] if "quality" in known else None
-    if args.group_column and "group" not in known:
+    if "--group-column" in args.given and "group" not in known:
         raise UserError(f"--group-column {args.group_column}: no row has a value there")
-    columns["group"] = columns["group"] if args.group_column else None
+    columns["group"] = columns["group"] if "group" in known else None
     return SimpleNamespace(blocks=blocks, words=words, word_keys=word_keys, labels=labels, languages=languages,
                            spellings=spellings, word_count=int(total.words), cut=int(total.cut), read=seen["rows"],
                            ids=ids if "id" in known else None, of_file=[of_file[one] for one in chosen], **columns)
@@ -440,7 +441,7 @@ def draw_splits(keys, labels, given, valid_share, seed, fold=None):
     rows: by keys [N] uint64 and seed alone, so that rows with equal keys go together, and stay where they are in a file
     that has more rows, fewer, or the same in another order. Of the rows TEST_SHARE test, and valid_share of the others
     validate. With fold (i, k) the test split is the i-th of k parts. Every category (labels [N]) that has no training
-    row gets those of one key.
+    row gets those of one key; these alone move when others of their category come.
     """
     pool, split = given <= 0, np.maximum(given, 0)
     test, valid = (data.draw(keys, seed, purpose) for purpose in (0, 1))
@@ -458,15 +459,15 @@ def draw_splits(keys, labels, given, valid_share, seed, fold=None):
     _, first = np.unique(labels[rows], return_index=True)
     split[pool & np.isin(keys, keys[rows[first]])] = 0
 
-    # Of a small file the row that is nearest to a split without rows is held out, if its category keeps another key.
+    # Of a small file the row that is nearest to a split without rows is held out, if its categories keep other keys.
     for s, drawn in ((2, test), (1, valid)):
-        if not ((split == s).any() or fold):
+        if not ((split == s).any() or (fold and s == 2)):
             rows = np.flatnonzero(pool & (split == 0))
             pairs = np.unique(np.stack([labels[rows].astype(np.uint64), keys[rows]]), axis=1)
-            spare = np.isin(labels[rows], np.flatnonzero(np.bincount(pairs[0].astype(int)) > 1))
-            if spare.any():
-                row = rows[spare][drawn[rows[spare]].argmin()]
-                split[pool & (keys == keys[row])] = s
+            lone = np.bincount(pairs[0].astype(int))[labels[rows]] == 1
+            rows = rows[~np.isin(keys[rows], keys[rows[lone]])]
+            if len(rows):
+                split[pool & (keys == keys[rows[drawn[rows].argmin()]])] = s
     return split
 
 
@@ -745,8 +746,10 @@ def write_arrays(args, chosen, bad, folder, base=None):
         doubts(rows, labels, label, bad, fasttext)
         vocab, oov, ids = choose_words(rows.words, rows.blocks, split, args.min_count, args.vocab)
     sizes = np.bincount(split, minlength=3)[:3]
-    for s, name in enumerate(SPLITS):
-        if not (sizes.any() if base else sizes[s]):
+    if not sizes.any():
+        raise UserError(f"{where}: all its titles validate or test in {args.like}, so none is left to train")
+    for s, name in enumerate(SPLITS if base is None else ()):
+        if not sizes[s]:
             told = {int(one) for one in np.unique(given)} - {-1}
             raise UserError(f"{where}: the {name} split is empty; " + (
                 f"the split column, or a file's name, says {SPLITS[max(told)]} of all rows: leave it out, or read them "
@@ -783,6 +786,10 @@ def write_arrays(args, chosen, bad, folder, base=None):
     per_category = np.array([np.bincount(label[split == s], minlength=len(labels)) for s in range(3)])
     in_train = np.zeros(groups.max() + 1, bool)
     in_train[groups[split == 0]] = True
+    if rows.group is not None and len(leaks := np.flatnonzero((split > 0) & (split < LEFT_OUT) & np.isin(
+            rows.group, rows.group[split == 0]))):
+        bad.note(chosen[0][0], None, f"{len(leaks):,} of {sizes[1:].sum():,} validation and test rows are of groups "
+                 "that train, too, for the source gives these splits")
     near = near_equal_share(rows, split) if not (base or (given == 2).any()) and rows.group is None else None
     return {
         "format": data.FORMAT, "tokenizer": files.checksum(data.__file__),
@@ -821,7 +828,7 @@ def report(meta, out, written, seconds):
     lines = {
         "rows": f"{total:,} (" + ", ".join(f"{name} {n:,}" for name, n in meta["rows"].items()) + ")",
         "left out": meta["left_out_rows"] and f"{meta['left_out_rows']:,} rows whose titles " + (
-            f"validate or test in {meta['options']['like']}" if meta["options"]["like"]
+            f"or groups validate or test in {meta['options']['like']}" if meta["options"]["like"]
             else "stand in a group on another side, too"),
         "bad rows skipped": meta["bad_rows"] and f"{meta['bad_rows']:,}, first {meta['first_bad_row']}",
         "categories": f"{meta['categories']:,}",
@@ -882,7 +889,7 @@ def main():
     add("--title-column", metavar="C", help="name or number (from 1) of the column of titles (default: title or text)")
     add("--category-column", metavar="C", help="the same of categories (default: category or label)")
     add("--group-column", metavar="C",
-        help="name or number of a column, such as the product or seller; its rows stay on one side of every split")
+        help="name or number of a column, such as the product or seller; its rows stay on one side of a drawn split")
     add("--encoding", type=files.encoding, default="utf-8", help="of the files, such as cp1252 (Excel) or utf-16")
     add("--max-bad-rows", type=files.positive(float), default=0.01,
         help="bad rows to skip: a share below 1, or a count")

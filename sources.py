@@ -840,10 +840,9 @@ def read_labelled(path, bad, form=None):
 
 
 def require_columns(path, columns, wanted, names, header):
-    """Raise UserError unless the title, and of what is wanted the category, and the group where a user has named its
-    column, are among the columns that a header has."""
-    for column in ("title", "category", "group"):
-        if column in wanted and names[column] and column not in columns:
+    """Raise UserError unless the title, and the category if wanted, are among the columns that a header has."""
+    for column in ("title", "category"):
+        if column in wanted and column not in columns:
             known = names[column] + (COLUMNS[column] if isinstance(names[column], Remembered) else ())
             raise UserError(f"{path}:1: the header needs one column {' or '.join(map(str, known))}, and says {header}; "
                             f"name it with --{column}-column")

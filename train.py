@@ -659,8 +659,8 @@ def leave_out_trained(args, meta, arrays, former, trained):
     if not seen.any() or not (former or len(folders) > 1):
         return
     if seen.all():
-        raise UserError(f"{files.listed(args.data)}: all its validation rows have titles that trained the former run; "
-                        "prepare the data with that run's --seed, or with other rows")
+        raise UserError(f"{files.listed(args.data)}: all its validation rows have titles that trained the former run, "
+                        "or that train in another folder; prepare the data with the same --seed, or other rows")
     if devices.is_first():
         print(f"warning: {seen.sum():,} of {len(seen):,} validation rows have titles that trained the former run, or "
               "that train in another folder; they are left out", file=sys.stderr)

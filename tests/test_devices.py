@@ -214,6 +214,7 @@ for vocabulary in (500, 50_000):
     meta = {"vocab": range(vocabulary), "labels": range(7), "vectors": None, "reliable_share": None, "max_len": 9,
             "rows": {"valid": 1}, "training_rows": [1] * 7, "synthetic": True, "fingerprint": "",
             "files": {"vocab.txt": "", "labels.txt": ""}}
+    meta = dict.fromkeys(data.DESCRIBED, "") | meta
     config = train.configure(train.parse_args(["--dim", "16", "--model", *sys.argv[2:]]), meta, titles)
     features = model.feature_tables(config, [*data.SPECIALS, *(f"word{i}" for i in range(vocabulary - 2))])
     state = train.init_state(config, features, titles)

@@ -133,7 +133,7 @@ def test_predict_formats(trained, tmp_path):
     def predict(*args, stdin=""):
         return run_here("evaluate", "--ckpt", "bag", "--predict", *args, cwd=trained, stdin=stdin).stdout
 
-    titles = ["funda celular negro", "mesa, grande", "", "日本語 ???", "silla \ud7ff \"azul\""]
+    titles = ["funda estuche negro", "mesa, grande", "", "日本語 ???", "silla \ud7ff \"azul\""]
     lines = predict("-", "--top", 3, stdin="\n".join(titles) + "\n").splitlines()
     assert len(lines) == len(titles)
     for line in lines:
@@ -169,11 +169,11 @@ def test_broken_csv_loses_no_row_in_silence(trained, tmp_path):
                       check=False)
     assert_one_line_error(done, "titles.csv:3: 3 columns")
     assert not (tmp_path / "out").exists()
-    path.write_text('id,title,language\n1,mesa,x\n2,"silla 14,x\n3,funda,x\n')
+    path.write_text('id,title,language\n1,mesa,x\n2,"silla cadeira,x\n3,funda,x\n')
     done = run_here("evaluate", "--ckpt", "bag", "--predict", path, cwd=trained)
     assert done.stdout == "id,category\n1,MESAS\n2,SILLAS\n3,FUNDAS\n"
     assert done.stderr.startswith("warning: ") and "titles.csv:3: an unclosed quote" in done.stderr
-    path.write_bytes(b'id,title\r\n1,"mesa\rgrande, ""roja"""\r\n\r\n2,\xff silla\r\n')
+    path.write_bytes(b'id,title\r\n1,"mesa\rgrande, ""roja"""\r\n\r\n2,silla cadeira\r\n')
     run_here("evaluate", "--ckpt", "bag", "--predict", path, "--out", tmp_path / "out", cwd=trained)
     assert (tmp_path / "out").read_text() == "id,category\n1,MESAS\n2,SILLAS\n"
     path.write_text("id,title\n")
@@ -261,7 +261,7 @@ def test_a_checkpoint_that_does_not_fit(trained, tmp_path):
 def test_the_classifier_for_python_and_the_command_line_are_one(trained, monkeypatch):
     import pandas as pd
     monkeypatch.chdir(trained)
-    titles = ["funda celular negro", None, "mesa, grande", float("nan"), "", "silla azul"]
+    titles = ["funda estuche negro", None, "mesa, grande", float("nan"), "", "silla azul"]
     classifier = evaluate.load("bag")
     found = classifier.predict(titles, top=3)
     present = [title for title in titles if isinstance(title, str)]

@@ -64,7 +64,7 @@ def test_no_title_trains_that_the_base_holds_out(parts):
 
 def test_what_is_said_of_a_part(parts):
     done = run_here("prepare", "--data", "one.csv", "--like", "base", "--out", "again", cwd=parts)
-    assert "rows whose titles validate or test in base" in done.stdout and not done.stderr
+    assert "rows whose titles or groups validate or test in base" in done.stdout and not done.stderr
     assert "1, first one.csv:183: base has no category TORNOS" in done.stdout
     assert files.read_json(parts / "again/meta.json")["fingerprint"] == files.read_json(
         parts / "one/meta.json")["fingerprint"]
@@ -167,7 +167,7 @@ def test_parts_that_cannot_be(parts, tmp_path, flags, words):
     assert not out.exists()
 
 
-@pytest.mark.parametrize("category, words", [("MESAS", "the train split is empty"),
+@pytest.mark.parametrize("category, words", [("MESAS", "none is left to train"),
                                              ("TORNOS", "base has no category TORNOS")])
 def test_a_part_of_nothing_that_can_be_used(parts, tmp_path, category, words):
     titles = files.read_lines(parts / "base/test_text.txt")

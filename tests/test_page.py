@@ -68,7 +68,7 @@ def made_up(names, titles, rows=200, languages=("es", "pt")):
     made = SimpleNamespace(names=list(names), labels=labels, text=[titles[i % len(titles)] for i in range(count)],
                            file=["a <b>.csv"] * count, line=np.arange(1, count + 1), id=None,
                            language=draw.integers(0, len(languages), count), languages=list(languages),
-                           reliable=draw.random(count) < 0.5)
+                           reliable=draw.random(count) < 0.5, trained=np.zeros(count, bool))
     result = {"prediction": np.where(draw.random(count) < 0.6, labels, draw.integers(0, len(names), count)),
               "rank": draw.integers(0, 9, count)} | {
         name: draw.random(count) for name in ("probability", "given_probability", "loss", "calibrated_loss", "brier")}
@@ -78,11 +78,10 @@ def made_up(names, titles, rows=200, languages=("es", "pt")):
 def write(path, names=("A", "B"), titles=("x",), title="run, test split", history=(), synthetic=False, **others):
     """Write a page of rows that are made up, and return its content."""
     made, result, tables = made_up(names, titles, **others)
-    source = {"files": [{"file": titles[0], "rows": 3, "checksum": "ab"}], "folder": titles[0], "fingerprint": "cd",
-              "trained_on": False}
+    source = {"files": [{"file": titles[0], "rows": 3, "checksum": "ab"}], "folder": titles[0], "fingerprint": "cd"}
     scores = {"checkpoint": "best", "step": 7, "split": "test", "data": source, "prior": "equal",
               "promising_prior": "training", "synthetic": synthetic, "unknown_category_rows": 3,
-              "unknown_title_rows": 0, "slices": {
+              "unknown_title_rows": 0, "trained_rows": 0, "slices": {
                   name: report.summarize(made.labels[mask], {key: value[mask] for key, value in result.items()})
                   for name, mask in report.slices(made).items()},
               "thresholds": report.promises(lambda precision: np.inf, made.labels, result),
@@ -204,7 +203,7 @@ def test_the_page_says_what_the_report_says(trained):
     promised = [[f"{float(precision):.0%}", *("-" if row[name] is None else f"{row[name]:.4f}" for name in (
         "threshold", "coverage", "precision"))] for precision, row in scores["thresholds"].items()]
     assert [row[:4] for row in parsed.tables["Precision promised, and kept"][1:]] == promised
-    named = {row[0]: row[1:3] for row in parsed.tables["By language and label quality"][1:]}
+    named = {row[0]: row[1:3] for row in parsed.tables["By language, label quality and whether titles are new"][1:]}
     assert len(named) == 4 and named == {name: [f"{row['rows']:,}", f"{row['balanced_accuracy']:.4f}"]
                                          for name, row in {"all": scores, **scores["slices"]}.items()}
     sizes = parsed.tables["By size of the category"][1:]
@@ -225,9 +224,8 @@ def test_the_page_says_what_the_report_says(trained):
     [source] = scores["data"]["files"]
     assert parsed.tables["Files that the rows come from"][1:] == [
         ["tiny.csv", f"{scores['rows']:,}", meta["source"][0]["checksum"]]] and source["rows"] == scores["rows"]
-    assert f"The test split of data/prepared, fingerprint {meta['fingerprint']}: rows that were not trained on." in (
-        parsed.text)
-    assert "python train.py --name filters --model cnn" in parsed.text
+    assert f"split of data/prepared, fingerprint {meta['fingerprint']}: 0 of {scores['rows']} rows" in parsed.text
+    assert "python train.py --name filters " in parsed.text and " --model cnn " in parsed.text
 
 
 def test_a_damaged_metrics_csv_costs_the_curves_alone(trained, tmp_path):

