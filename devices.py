@@ -51,11 +51,11 @@ def together(main, args):
         code = re.match(r"([A-Z_]+): ", str(error))
         if jax.process_count() == 1 or not code or code[1] == "RESOURCE_EXHAUSTED":
             raise
-        raise UserError(f"{doubt()}it cannot be reached; start all of them again, a training with --resume "
+        raise UserError(f"{possible_cause()}it cannot be reached; start all of them again, a training with --resume "
                         f"({str(error)[:200]})") from None
 
 
-def doubt():
+def possible_cause():
     """How a message begins about what may be wrong only because another process has ended."""
     return "another process has ended, or " if jax.process_count() > 1 else ""
 
@@ -63,9 +63,9 @@ def doubt():
 def join(args):
     """Join the processes that --coordinator names, before JAX looks for devices. Raises UserError where they do not
     find each other."""
-    alone = args.processes is None and args.process is None
+    single = args.processes is None and args.process is None
     if args.coordinator in (None, "auto"):
-        if not alone:
+        if not single:
             raise UserError("--processes and --process go with --coordinator HOST:PORT")
     elif not (match := re.fullmatch(r"\S+:(\d{1,5})", args.coordinator)) or not 0 < int(match[1]) < 1 << 16:
         raise UserError(f"--coordinator {args.coordinator}: wanted HOST:PORT, or auto")

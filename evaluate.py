@@ -239,14 +239,15 @@ class Classifier(classify.BaseClassifier):
         # A run under its own prior is calibrated. What is put together anew is calibrated on the validation rows that
         # the checkpoints keep, which are the same of all.
         kept = self.validation[0]
-        self.temperatures, self.shares = np.array([kept["temperature"] for kept in self.validation]), np.ones(1)
+        self.temperatures = np.array([kept["temperature"] for kept in self.validation])
+        self.normalized_weights = np.ones(1)
         temperature, self.smoothing = 1.0, kept["smoothing"]
         if len(own) > 1:
             # By cross-entropy on rows whose categories are as frequent as in training, so under that prior.
-            self.shares = calibration.fit_weights(np.stack([
+            self.normalized_weights = calibration.fit_weights(np.stack([
                 self.kept_logits(i, log_prior if one == "equal" else 0) / self.temperatures[i]
                 for i, one in enumerate(own)]), kept["labels"])
-        self.weights = (self.shares / self.temperatures).astype(np.float32)
+        self.weights = (self.normalized_weights / self.temperatures).astype(np.float32)
         if len(own) > 1 or self.prior != own[0]:
             temperature, self.smoothing = calibration.fit(self.combined_kept(), kept["labels"])
         self.weights /= np.float32(temperature)
@@ -624,7 +625,8 @@ def evaluate(args):
         scores["members"] = {
             f"{member.name}/{which}": {"step": step, "weight": float(share), "temperature": float(temperature)}
             for (member, which), step, share, temperature in zip(
-                classifier.checkpoints, classifier.steps, classifier.shares, classifier.temperatures, strict=True)}
+                classifier.checkpoints, classifier.steps, classifier.normalized_weights,
+                classifier.temperatures, strict=True)}
     scores["unknown_category_rows"] = int(unknown.sum())
     scores["unknown_title_rows"] = int((~result["known"]).sum())
     scores["trained_rows"] = int(rows.trained.sum())

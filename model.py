@@ -617,7 +617,7 @@ class Ensemble:
     smoothing: float       # share of the probability that is spread evenly over all categories
 
 
-def alone(predictor):
+def ensemble_of_one(predictor):
     """An Ensemble of one, with its logits as they are."""
     return Ensemble((predictor,), np.ones(1, np.float32), (0.0,), 0.0)
 

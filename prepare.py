@@ -128,7 +128,7 @@ def find_files(folder, form):
     if not found:
         raise UserError(f"{folder}: no .csv, .tsv, .jsonl, .txt, .parquet or .xlsx file here")
 
-    # Files of several folders, several files without a split, or the same file twice, packed and not, are a doubt.
+    # Files of several folders, several files without a split, or the same file twice, packed and not, are ambiguous.
     distinct = {SUFFIX.sub(r".\1", str(path)) for path, _ in found}
     if len({path.parent for path, _ in found}) > 1 or (not named and len(found) > 1) or len(distinct) < len(found):
         raise UserError(f"{folder}: holds several data sets ({', '.join(str(path) for path, _ in found[:4])}, ...); "
@@ -546,7 +546,7 @@ def conflicting(label, groups):
     return several[groups]
 
 
-def doubts(rows, names, label, bad, fasttext):
+def warn_of_odd_categories(rows, names, label, bad, fasttext):
     """Note in `bad` what makes categories look as if they were read wrongly: names that differ in case, accents or HTML
     entities only, and labels of `fasttext` files that seem cut at a space or joined by commas."""
     # Toys and toys are two categories, but seldom meant to be.
@@ -578,9 +578,9 @@ def doubts(rows, names, label, bad, fasttext):
     often = np.bincount(numbers)
     pairs, counts = np.unique(label[begun].astype(np.int64) * len(often) + first, return_counts=True)
     category, word = np.divmod(pairs, len(often))
-    alone = np.where(counts >= CUT_SHARE * often[word], counts, 0)  # titles that begin with such a word
-    words, titles, alone = (np.bincount(category, weights, len(names)) for weights in (None, counts, alone))
-    cut = (titles >= CUT_TITLES) & (words <= titles / 4) & (alone >= CUT_SHARE * titles)
+    exclusive = np.where(counts >= CUT_SHARE * often[word], counts, 0)  # titles that begin with such a word
+    words, titles, exclusive = (np.bincount(category, weights, len(names)) for weights in (None, counts, exclusive))
+    cut = (titles >= CUT_TITLES) & (words <= titles / 4) & (exclusive >= CUT_SHARE * titles)
     for name in np.array(names, object)[cut]:
         bad.note(f"category {name}", None, "all its titles begin with a few words that stand nowhere else, as if the "
                  "label had been cut at a space; write labels without spaces")
@@ -743,7 +743,7 @@ def write_arrays(args, chosen, bad, folder, base=None):
             for s in (1, 2):
                 split[(given <= 0) & (split == s) & np.isin(rows.key, rows.key[split < s])] = LEFT_OUT
         fasttext = any(sources.format_of(sources.first_line(path, args.encoding)) == "fasttext" for path, _ in chosen)
-        doubts(rows, labels, label, bad, fasttext)
+        warn_of_odd_categories(rows, labels, label, bad, fasttext)
         vocab, oov, ids = choose_words(rows.words, rows.blocks, split, args.min_count, args.vocab)
     sizes = np.bincount(split, minlength=3)[:3]
     if not sizes.any():

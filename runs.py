@@ -2,7 +2,7 @@
 
 runs/NAME/ holds
 
-    config.json        all that decided the result: settings, sizes, digests of data and source; signed with a checksum
+    config.json        all that decided the result: settings, sizes, digests of data and source; with its own checksum
     vocab.txt, labels.txt    of the prepared data, so that the folder alone is enough to predict
     trained.npy        [K] uint64, data.title_keys of the titles that trained it, or the run that it began from
     source/            the scripts as they were; config.json has the checksums of those that train.py loaded
@@ -149,9 +149,9 @@ def show_all(runs, fingerprint):
     for folder in Path(runs).glob("[!.]*"):
         config = files.read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
         if config.get("format") == FORMAT and config.get("fingerprint") == fingerprint:
-            judged = folder.with_name(config.get("refit", folder.name))
-            scores = [row.get("valid_balanced_accuracy", 0) for row in history_of(judged)]
-            found.append((-max(scores, default=0), judged, "refit" in config, folder, config))
+            base = folder.with_name(config.get("refit", folder.name))
+            scores = [row.get("valid_balanced_accuracy", 0) for row in history_of(base)]
+            found.append((-max(scores, default=0), base, "refit" in config, folder, config))
 
     print(f"{'run':24} {'model':12} {'validation':>10} {'test':>8} {'seconds':>8} {'MB':>6}  begun")
     for score, _, is_refit, folder, config in sorted(found, key=lambda row: row[:4]):
@@ -425,8 +425,9 @@ def checkpoint_manager(folder, read_only=False):
         # What the system refuses is no damage, and says itself what it is.
         raise
     except Exception as error:  # Orbax raises many kinds for a damaged folder
-        advice = "" if devices.doubt() else "; remove the damaged step"
-        raise UserError(f"{folder}/checkpoints: {devices.doubt()}cannot be read ({str(error)[:200]}){advice}") from None
+        advice = "" if devices.possible_cause() else "; remove the damaged step"
+        raise UserError(f"{folder}/checkpoints: {devices.possible_cause()}cannot be read ({str(error)[:200]}){advice}"
+                        ) from None
 
 
 def save_checkpoint(manager, step, state, history, metrics=None):
@@ -463,8 +464,8 @@ def save_checkpoint(manager, step, state, history, metrics=None):
     except (OSError, ValueError) as error:  # TensorStore raises ValueError where it cannot write
         failure = str(error)[:200]
     if not saved:
-        raise UserError(f"{manager.directory}: {devices.doubt()}step {step} is not saved ({failure}); mend that, then "
-                        f"go on with train.py --resume {manager.directory.parent.name}")
+        raise UserError(f"{manager.directory}: {devices.possible_cause()}step {step} is not saved ({failure}); mend "
+                        f"that, then go on with train.py --resume {manager.directory.parent.name}")
 
 
 def restore_checkpoint(manager, step, **targets):
@@ -498,8 +499,8 @@ def restore_checkpoint(manager, step, **targets):
         restored = manager.restore(step, args=ocp.args.Composite(**arguments))
         return {part: restored[part] for part in targets}
     except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged folder
-        raise UserError(f"{folder}: {devices.doubt()}cannot be read as this run's checkpoint ({str(error)[:200]})"
-                        ) from None
+        raise UserError(f"{folder}: {devices.possible_cause()}cannot be read as this run's checkpoint "
+                        f"({str(error)[:200]})") from None
 
 
 def restore(folder, which):

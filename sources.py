@@ -278,7 +278,7 @@ def is_utf8(stream, name):
 
 def locate(header, wanted, names):
     """{column: position} of those of `wanted` that a header has, in any case. A column that it names twice, or under
-    two of its names, is a doubt and not taken."""
+    two of its names, is ambiguous and not taken."""
     def positions(names):
         spellings = [name.lower() for name in names if isinstance(name, str)]
         return [i for i, name in enumerate(header) if name.lower() in spellings or i + 1 in names]

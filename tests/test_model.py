@@ -339,7 +339,7 @@ def test_a_gpu_is_given_more_titles_at_a_time(monkeypatch):
 def test_score_equals_float64_and_scikit_learn():
     ready = random_predictor("mlp")
     ids, labels = random_titles(2500), np.random.default_rng(1).choice([0, 1, 3, 4], 2500)  # 2 is absent
-    result = model.score(model.alone(ready), (ids,), labels)
+    result = model.score(model.ensemble_of_one(ready), (ids,), labels)
     logits = np.asarray(model.logits(ready, ids), np.float64)
     shares = np.exp(logits - logits.max(1, keepdims=True))
     shares /= shares.sum(1, keepdims=True)
@@ -355,7 +355,7 @@ def test_score_equals_float64_and_scikit_learn():
     np.testing.assert_allclose(result["probability"], shares.max(1), rtol=1e-5)
     order = np.argsort(-logits, 1)
     np.testing.assert_array_equal(result["rank"], np.argmax(order == labels[:, None], 1))
-    mixed = model.score(model.alone(ready).replace(smoothing=0.3), (ids,), labels)
+    mixed = model.score(model.ensemble_of_one(ready).replace(smoothing=0.3), (ids,), labels)
     np.testing.assert_allclose(mixed["given_probability"], 0.7 * shares[np.arange(2500), labels] + 0.06, rtol=1e-4)
     np.testing.assert_allclose(mixed["calibrated_loss"], -np.log(mixed["given_probability"]), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(mixed["loss"], result["loss"], rtol=1e-5, atol=1e-5)

@@ -64,7 +64,7 @@ def test_what_probabilities_mean_comes_from_the_run_before(refit):
     titles = ["mesa azul", "funda nueva x3"]
     assert np.abs(one.predict_proba(titles) - other.predict_proba(titles)).max() > 1e-6
     together = evaluate.load("bag-refit", "filters", folder=refit / "runs")
-    assert together.shares.sum() == pytest.approx(1)
+    assert together.normalized_weights.sum() == pytest.approx(1)
 
 
 def test_best_is_the_refit_where_the_best_run_has_one(refit, tmp_path):

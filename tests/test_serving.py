@@ -54,6 +54,8 @@ def server(registered):
                 break
         else:
             pytest.fail(f"the server ended with status {process.wait()}")
+        while socket.socket().connect_ex(("127.0.0.1", port)):  # it listens a moment later
+            time.sleep(0.1)
         threading.Thread(target=lambda: shutil.copyfileobj(process.stdout, open(os.devnull, "w")), daemon=True).start()
         yield ask
     finally:
