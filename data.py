@@ -424,7 +424,8 @@ def read_prepared(folder, splits, text=None):
         # What prepare.py reads is easily taken for what it writes.
         raw = folder.is_file() or (folder.is_dir() and any(path.is_file() for path in folder.iterdir()))
         raise UserError(f"{folder}: no prepared data here; " + (
-            f"if it is for prepare.py to read, run python prepare.py --data {folder}, then this without --data" if raw
+            f"if it is for prepare.py to read, run python prepare.py --data {files.listed(folder)}, then this without "
+            "--data" if raw
             else "run prepare.py, or name its folder with --data"))
     meta = files.read_verified_json(folder / "meta.json", FORMAT, again)
     if meta["tokenizer"] != files.checksum(__file__):

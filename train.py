@@ -626,7 +626,7 @@ def choose_run(args, meta, arrays):
         choose_ids(args, args.model, meta, arrays)
         before = [runs.trained_titles(runs.find(args.init_from, args.runs)[0])] if former else []
         trained = np.unique(np.concatenate([arrays["train"]["keys"], *before]))
-        leave_out_trained(args, meta, arrays, former, trained)
+        leave_out_trained(args, meta, arrays, former is not None, trained)
         config = configure(args, meta, arrays["train"]["titles"], former)
         config |= {"trained": files.checksum_of(trained.tobytes()), "created": time.time()}
         return folder, files.with_checksum(config), trained
@@ -649,14 +649,14 @@ def choose_run(args, meta, arrays):
     return folder, config, trained
 
 
-def leave_out_trained(args, meta, arrays, former, trained):
-    """Where a run begins from a `former` one, or trains on several folders, leave those rows out of the validation rows
+def leave_out_trained(args, meta, arrays, has_former, trained):
+    """Where a run begins from a former one, or trains on several folders, leave those rows out of the validation rows
     whose titles are among `trained`: their score, and promises made of it, would not hold for new titles. Raises
     UserError where no row is left."""
     # In a single folder equal titles stand on one side, unless its source has divided them; prepare.py says so.
     folders = args.data if isinstance(args.data, list) else [args.data]
     seen = np.isin(arrays["valid"]["keys"], trained)
-    if not seen.any() or not (former or len(folders) > 1):
+    if not seen.any() or not (has_former or len(folders) > 1):
         return
     if seen.all():
         raise UserError(f"{files.listed(args.data)}: all its validation rows have titles that trained the former run, "

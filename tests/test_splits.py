@@ -82,7 +82,13 @@ def test_every_category_trains():
 def test_a_small_file_has_rows_in_all_splits():
     for seed in range(30):
         assert np.bincount(drawn(np.array([0, 0, 0, 1, 1, 1]), seed=seed)).min() > 0
+        assert (drawn(np.array([0] * 6 + [1] * 6), seed=seed, fold=(2, 3)) == 1).any()
     assert not drawn(np.arange(6)).any()  # a row of its own each
+    # A title that is all of another category is not the one that is held out.
+    keys = np.array([7, 7, 8], np.uint64)
+    labels = np.array([0, 1, 1])
+    for seed in range(10):
+        assert {*labels[drawn(labels, keys, seed=seed) == 0]} == {0, 1}
 
 
 def test_equal_titles_stay_on_one_side():
@@ -200,6 +206,23 @@ def test_a_part_keeps_away_from_the_groups_of_its_base(prep):
     trains = np.load("part/train_groups.npy")
     assert len(trains) > 100 and not np.isin(trains, held_out).any()
     assert len(trains) + meta("part")["left_out_rows"] == 300
+
+
+def test_a_part_may_lack_the_groups_of_its_base(prep):
+    rows = tiny_rows(300)
+    save("base.csv", as_csv(rows, extra=[("seller", [f"seller {i % 40}" for i in range(300)])]))
+    save("part.csv", as_csv(tiny_rows(50, seed=8)))
+    prep("--data", "base.csv", "--out", "base", "--group-column", "seller")
+    prep("--data", "part.csv", "--like", "base", "--out", "part")
+    assert meta("part")["rows"]["train"] + meta("part")["left_out_rows"] == 50
+
+
+def test_groups_on_two_sides_of_a_given_split_are_told(prep):
+    rows, split = tiny_rows(200), ["train", "train", "valid", "test"] * 50
+    for sellers, told in (([f"seller {i // 4}" for i in range(200)], True), (split, False)):
+        save("titles.csv", as_csv(rows, extra=[("seller", sellers), ("split", split)]))
+        done = prep("--data", "titles.csv", "--group-column", "seller")
+        assert ("100 of 100 validation and test rows are of groups that train" in done.stderr) == told
 
 
 def test_groups_that_are_not_there(prep):
