@@ -20,8 +20,8 @@ The prepared folder (`data/prepared/`), for each split `train`, `valid`, `test`:
     meta.json             command, sources, options, counts, format version, checksum of every file, fingerprint of all
                           that decides what is learned
 
-How files of titles are read (sources.py), what a model computes (model.py) and what a run keeps (runs.py) do not belong
-here.
+How files of titles are read (titles/sources.py), what a model computes (model.py) and what a run keeps (titles/runs.py)
+do not belong here.
 """
 import functools
 import hashlib
@@ -37,8 +37,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-import files
-from files import UserError
+from titles import cli, files
+from titles.cli import UserError
 
 FORMAT = 5  # of the prepared folder: raise it when its files change their meaning
 SPLITS = ("train", "valid", "test")
@@ -424,7 +424,7 @@ def read_prepared(folder, splits, text=None):
         # What prepare.py reads is easily taken for what it writes.
         raw = folder.is_file() or (folder.is_dir() and any(path.is_file() for path in folder.iterdir()))
         raise UserError(f"{folder}: no prepared data here; " + (
-            f"if it is for prepare.py to read, run python prepare.py --data {files.listed(folder)}, then this without "
+            f"if it is for prepare.py to read, run python prepare.py --data {cli.listed(folder)}, then this without "
             "--data" if raw
             else "run prepare.py, or name its folder with --data"))
     meta = files.read_verified_json(folder / "meta.json", FORMAT, again)

@@ -58,8 +58,8 @@ if __name__ == "__main__":  # while libraries are loaded, Ctrl-C ends the progra
 if sys.flags.safe_path:  # PYTHONSAFEPATH keeps Python from looking for modules beside the script
     sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import files
-from files import UserError
+from titles import cli, files
+from titles.cli import UserError
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
 PREDICT_ROWS = 32768  # titles classified at a time
@@ -72,12 +72,12 @@ UNWRITTEN = {".json": ".jsonl", ".xls": ".xlsx", ".xlsm": ".xlsx", ".xlsb": ".xl
 
 
 def parse_args():
-    parser = files.argument_parser(
+    parser = cli.argument_parser(
         __doc__, stray=lambda word: "--predict" if Path(word).is_file() else "--ckpt")
     add = parser.add_argument_group("which runs").add_argument
     add("--ckpt", nargs="+", default=["best"],
         help="best or latest of all runs, or a run: NAME, NAME/best, NAME/latest, or a path; several are averaged")
-    files.add_data_flag(add)
+    cli.add_data_flag(add)
     add("--runs", type=Path, default=Path("runs"), help="folder of all runs")
     add("--prior", choices=("equal", "training"), help="how frequent categories are taken to be (default: as the run)")
 
@@ -89,27 +89,27 @@ def parse_args():
 
     add = parser.add_argument_group("categories for new titles").add_argument
     add("--predict", metavar="FILE", help="classify the titles in this file, or - for standard input")
-    add("--top", type=files.positive(int), metavar="K",
+    add("--top", type=cli.positive(int), metavar="K",
         help="the K likeliest categories (default: 1); with --neighbors: words (default: 10)")
-    add("--threshold", type=files.fraction, metavar="P", help="leave the category empty where its probability is below")
-    add("--precision", type=files.fraction, metavar="P",
+    add("--threshold", type=cli.fraction, metavar="P", help="leave the category empty where its probability is below")
+    add("--precision", type=cli.fraction, metavar="P",
         help="leave so many categories empty that of the others this share is right; with --prior training where no "
         "prior is given, for that promises it for more titles")
     add("--keep", action="store_true", help="write the table's own columns, too, as they were read")
     add("--explain", action="store_true", help="write the words that spoke most for the category")
     add("--out", type=Path, metavar="FILE", help="write here instead of standard output")
-    add("--out-encoding", type=files.encoding, metavar="E", help="with --keep: of CSV (default: as the table's own)")
-    add("--out-separator", type=files.separator, metavar="S",
+    add("--out-encoding", type=cli.encoding, metavar="E", help="with --keep: of CSV (default: as the table's own)")
+    add("--out-separator", type=cli.separator, metavar="S",
         help="with --keep: of CSV, such as ';' or tab (default: as the table's own)")
 
     add = parser.add_argument_group("files of --predict and --test").add_argument
     add("--title-column", metavar="C", help="name or number (from 1) of the column of titles")
-    add("--encoding", type=files.encoding, default="utf-8", help="of the file, such as cp1252, utf-16")
+    add("--encoding", type=cli.encoding, default="utf-8", help="of the file, such as cp1252, utf-16")
 
     add = parser.add_argument_group("other").add_argument
     add("--list", action="store_true", help="print all runs on the prepared data, the best first")
     add("--neighbors", metavar="WORD", help="print the words whose vectors are nearest to that of this word")
-    files.add_process_flags(add)
+    cli.add_process_flags(add)
     args = parser.parse_args()
 
     # What a flag goes with.
@@ -150,8 +150,8 @@ def parse_args():
 
 
 if __name__ == "__main__":
-    ARGS = files.run(parse_args)  # before JAX is loaded, so that --help answers at once
-    files.run(files.clean_environment)
+    ARGS = cli.run(parse_args)  # before JAX is loaded, so that --help answers at once
+    cli.run(cli.clean_environment)
 
 import contextlib
 import copy
@@ -172,25 +172,17 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 
-import calibration
 import classify
 import data
-import devices
-import encoder
 import model
-import page
-import report
-import runs
-import sources
-import tables
-import tracking
+from titles import calibration, devices, encoder, page, report, runs, sources, tables, tracking
 
 # --- the classifier ---------------------------------------------------------------------------------------------------
 
 class Classifier(classify.BaseClassifier):
     """One or several checkpoints that share vocabulary and labels, and classify together: the weighted sum of their
     logits. Made by `load`. The probability of the likeliest category is the chance that it is right, for titles like
-    the validation rows (calibration.py)."""
+    the validation rows (titles/calibration.py)."""
 
     def __init__(self, checkpoints, prior=None):
         """checkpoints: [(folder of a run, "best" or "latest")]; prior: "equal", "training", or None for the first
@@ -416,7 +408,7 @@ def load(*ckpt, folder="runs", prior=None, fingerprint=None):
     folder: of all runs; fingerprint: of the prepared data that `best` and `latest` must have been trained on, or None.
     Raises UserError where a checkpoint cannot be found or read, or where they do not go together.
     """
-    files.require_device()
+    cli.require_device()
     ckpt = [os.fspath(name) for name in ckpt or ["best"]]
     found = [runs.find(name, folder, fingerprint) for name in ckpt]
 
@@ -464,14 +456,14 @@ def prepared_rows(args, classifier, meta, arrays):
     the classifier was trained on other data."""
     if classifier.config["fingerprint"] != meta["fingerprint"]:
         raise UserError(f"{classifier.folder}: was trained on other data ({classifier.config['fingerprint']}) than "
-                        f"{files.listed(args.data)} holds ({meta['fingerprint']}); name its data with --data, report "
+                        f"{cli.listed(args.data)} holds ({meta['fingerprint']}); name its data with --data, report "
                         "on a file with --test, or classify titles with --predict")
     refits = [folder for folder, _ in classifier.checkpoints if "refit" in files.read_json(folder / "config.json")]
     if refits and args.split == "valid":
         raise UserError(f"{refits[0]}: is a refit, so the validation rows trained it; report on another split, or on "
                         "the run that it was made of (--ckpt NAME)")
     if not meta["rows"][args.split]:
-        raise UserError(f"{files.listed(args.data)}: has no {args.split} rows; name the folder that it was prepared "
+        raise UserError(f"{cli.listed(args.data)}: has no {args.split} rows; name the folder that it was prepared "
                         "--like with it")
 
     rows = SimpleNamespace(**{"language": None, "reliable": None, "id": None} | arrays[args.split])
@@ -539,7 +531,7 @@ def read_rows(args, classifier):
     languages = sorted({name or "unknown" for name in rows["language"]})
     return SimpleNamespace(
         text=rows["title"], labels=np.array([number[name] for name in rows["category"]]), names=names,
-        file=[files.readable(args.test)] * len(rows["line"]), line=np.array(rows["line"]),
+        file=[cli.readable(args.test)] * len(rows["line"]), line=np.array(rows["line"]),
         id=rows["id"] if any(rows["id"]) else None, keys=data.keys_of(rows["title"]),
         languages=languages if any(rows["language"]) else None,
         language=np.array([languages.index(name or "unknown") for name in rows["language"]]),
@@ -551,9 +543,9 @@ def origin(args, rows, meta):
     """Where the rows of a report come from: {"files" as from data.files_of, "folder" and "fingerprint" of prepared data
     or None}. meta: of prepared data, or None for --test."""
     if meta:
-        return {"files": data.files_of(meta["source"], args.split), "folder": files.listed(args.data),
+        return {"files": data.files_of(meta["source"], args.split), "folder": cli.listed(args.data),
                 "fingerprint": meta["fingerprint"]}
-    return {"files": [{"file": files.readable(args.test), "rows": len(rows.text),
+    return {"files": [{"file": cli.readable(args.test), "rows": len(rows.text),
                        "checksum": files.checksum(args.test)}], "folder": None, "fingerprint": None}
 
 
@@ -565,14 +557,14 @@ def command(args, classifier):
                         "encoding": "utf-8"}.items():
         if (value := getattr(args, name)) is not None and str(value) != usual:
             words += [f"--{name.replace('_', '-')}", str(value)]
-    return files.quoted(words) + runs.other_folders(args)
+    return cli.quoted(words) + runs.other_folders(args)
 
 
 def report_name(folder, split, name, file):
     """How the report on a file is called: `split`, its name, or where a run's folder has that report of another file,
     with a digest of its path behind."""
     with contextlib.suppress(OSError, UserError):
-        if files.read_json(folder / f"{split}-{name}/report.json").get("file") != files.readable(file.resolve()):
+        if files.read_json(folder / f"{split}-{name}/report.json").get("file") != cli.readable(file.resolve()):
             return f"{split}-{files.checksum_of(os.fsencode(file.resolve()))[:6]}"
     return split
 
@@ -594,7 +586,7 @@ def evaluate(args):
               f"{' or '.join(dict.fromkeys(member.name for member, _ in classifier.checkpoints))}; their scores do not "
               "hold for new titles", file=sys.stderr)
     if devices.is_first():
-        connecting = files.in_background(tracking.mlflow_client)  # takes seconds; meanwhile we score
+        connecting = cli.in_background(tracking.mlflow_client)  # takes seconds; meanwhile we score
 
     # Score every row. Categories that the run does not know have no probability: they are wrong.
     classes, folder = len(classifier.labels), classifier.folder
@@ -620,7 +612,7 @@ def evaluate(args):
               "temperature": float(1 / classifier.weights.sum()),
               "smoothing": float(classifier.smoothing)} | report.summarize(rows.labels, result)
     if args.test:
-        scores["file"] = files.readable(args.test.resolve())
+        scores["file"] = cli.readable(args.test.resolve())
     if len(classifier.members) > 1:
         scores["members"] = {
             f"{member.name}/{which}": {"step": step, "weight": float(share), "temperature": float(temperature)}
@@ -673,7 +665,7 @@ def evaluate(args):
             context = {"train": "training", "valid": "validation", "test": "testing"}[args.split]
             used = [tracking.split_set(data.described(meta), args.split, context)]
         else:
-            used = [tracking.data_set(source["files"], files.readable(args.test.name), source["files"][0]["checksum"],
+            used = [tracking.data_set(source["files"], cli.readable(args.test.name), source["files"][0]["checksum"],
                                       "evaluation")]
         client, _ = connecting.result()
         tracking.log_report(client, classifier.checkpoints, out, f"{group}{f'-{args.prior}' if args.prior else ''}",
@@ -719,7 +711,7 @@ def predict(args):
     with contextlib.ExitStack() as stack:
         if args.predict != "-" and " " in args.predict and not Path(args.predict).exists():
             raise UserError(f"--predict {args.predict}: no such file; to classify a title, pipe it: echo "
-                            f"{files.quoted([args.predict])} | python evaluate.py --predict -")
+                            f"{cli.quoted([args.predict])} | python evaluate.py --predict -")
         if args.predict == "-" and sys.stdin is None:
             raise UserError("--predict -: standard input is closed")
         file = sys.stdin.buffer if args.predict == "-" else stack.enter_context(open(args.predict, "rb"))
@@ -845,7 +837,7 @@ def neighbors(args):
 def main(args):
     if args.list:
         if (fingerprint := data.fingerprint_of(args.data)) is None:
-            raise UserError(f"{files.listed(args.data)}: no prepared data here; run prepare.py, or name it with --data")
+            raise UserError(f"{cli.listed(args.data)}: no prepared data here; run prepare.py, or name it with --data")
         return runs.show_all(args.runs, fingerprint)
     if args.neighbors is not None:
         return neighbors(args)
@@ -853,4 +845,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    files.run(lambda: devices.together(main, ARGS))
+    cli.run(lambda: devices.together(main, ARGS))

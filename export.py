@@ -27,8 +27,8 @@ from pathlib import Path
 if sys.flags.safe_path:  # PYTHONSAFEPATH keeps Python from looking for modules beside the script
     sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import files
-from files import UserError
+from titles import cli, files
+from titles.cli import UserError
 
 STEPS = 4        # of the numbers in a row that one training title used, to each side of 0; of others see `quantized`
 EXACT = 600_000  # the same by so many rows: a small table need not save
@@ -36,11 +36,11 @@ CONTENT = {"model.npz", "classify.py", "__pycache__"}  # of an exported folder; 
 
 
 def parse_args():
-    parser = files.argument_parser(__doc__, stray=lambda word: "--ckpt")
+    parser = cli.argument_parser(__doc__, stray=lambda word: "--ckpt")
     add = parser.add_argument
     add("--ckpt", nargs="+", default=["best"],
         help="best or latest of all runs, or a run: NAME, NAME/best, NAME/latest, or a path; several are averaged")
-    files.add_data_flag(add)
+    cli.add_data_flag(add)
     add("--runs", type=Path, default=Path("runs"), help="folder of all runs")
     add("--prior", choices=("equal", "training"), help="how frequent categories are taken to be (default: as the run)")
     add("--dtype", choices=("int8", "float32"), default="int8", help="numbers of the table")
@@ -58,8 +58,8 @@ def parse_args():
 
 
 if __name__ == "__main__":
-    ARGS = files.run(parse_args)  # before JAX is loaded, so that --help answers at once
-    files.run(files.clean_environment)
+    ARGS = cli.run(parse_args)  # before JAX is loaded, so that --help answers at once
+    cli.run(cli.clean_environment)
 
 import json
 import tempfile
@@ -70,11 +70,9 @@ import numpy as np
 import pandas as pd
 
 import classify
-import encoder
 import evaluate
 import model
-import runs
-import tracking
+from titles import encoder, runs, tracking
 
 
 def quantized(table, titles):
@@ -248,4 +246,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    files.run(lambda: main(ARGS))
+    cli.run(lambda: main(ARGS))

@@ -7,7 +7,7 @@ and divided by the norm of the weights, which is the word's weight. The table is
 the rows that a batch needs, the gradient is taken with respect to the words' vectors, and `update` adds to the rows in
 place, so a step costs the same however large the table is.
 
-An encoder (encoder.py) reads pieces of words instead: words without n-grams, with weight 1.
+An encoder (titles/encoder.py) reads pieces of words instead: words without n-grams, with weight 1.
 
 To add a model, write a module with the same call, name it in MODELS, and give its settings in DEFAULTS of train.py.
 """
@@ -23,9 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import calibration
 import data
-import devices
+from titles import calibration, devices
 
 NGRAM_SAMPLES = 4  # of a word's character n-grams, in a training step; prediction uses all
 LARGE, BLOCK = 1 << 19, 1 << 16  # rows of a table from which on it is drawn in blocks, and rows of a block
@@ -202,7 +201,7 @@ def masked_max(x, word):
 
 class SentenceEncoder(nn.Module):
     """The layers of Google's Universal Sentence Encoder multilingual v3 (Yang et al. 2020), for the arrays of
-    encoder.py: vectors of pieces and their weights, of which 0 leaves a piece out -> a vector of length 1."""
+    titles/encoder.py: vectors of pieces and their weights, of which 0 leaves a piece out -> a vector of length 1."""
 
     @nn.compact
     def __call__(self, vectors, weights):                               # [B, P, 512], [B, P] -> [B, 512]

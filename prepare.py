@@ -54,12 +54,10 @@ import numpy as np
 import pyarrow as pa
 
 import data
-import encoder
-import files
-import sources
 import synthetic
 from data import SPLITS
-from files import UserError, readable
+from titles import cli, encoder, files, sources
+from titles.cli import UserError, readable
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
 RAW = Path("data/raw")      # where --download writes and where data is looked for without --data
@@ -794,7 +792,7 @@ def write_arrays(args, chosen, bad, folder, base=None):
     return {
         "format": data.FORMAT, "tokenizer": files.checksum(data.__file__),
         "synthetic": all(name.startswith(synthetic.PREFIX) for name in labels),
-        "command": files.public(readable(shlex.join(["python", "prepare.py", *sys.argv[1:]]))),
+        "command": cli.public(readable(shlex.join(["python", "prepare.py", *sys.argv[1:]]))),
         "source": [{"file": readable(path), "split": None if s is None else SPLITS[s], "checksum": files.checksum(path),
                     "rows": dict(zip(SPLITS, np.bincount(mine, minlength=3).tolist(), strict=False))}
                    for (path, s), mine in zip(chosen, np.split(split, np.cumsum(rows.of_file)[:-1]), strict=True)],
@@ -866,7 +864,7 @@ def report(meta, out, written, seconds):
 # --- command line -----------------------------------------------------------------------------------------------------
 
 def main():
-    parser = files.argument_parser(__doc__, stray=lambda word: "--data")
+    parser = cli.argument_parser(__doc__, stray=lambda word: "--data")
     add = parser.add_argument
     add("--data", type=Path, help="file or folder of titles and categories (default: what lies in data/raw/)")
     add("--test", type=Path, help="file with the test split (default: a folder's own, else 20 %% of the rows)")
@@ -875,30 +873,30 @@ def main():
     add("--download", choices=DOWNLOADS, help="fetch this public data set into data/raw/ first")
     add("--mirror", metavar="URL", help="fetch from this address instead of the public server")
     add("--languages", nargs="+", type=readable, metavar="L", help="keep only these languages, e.g. spanish")
-    add("--rows", type=files.positive(int), help="read at most so many rows of training data, from the start")
-    add("--vocab", type=files.positive(int), default=1_000_000, help="keep at most so many words, the most frequent")
-    add("--min-count", type=files.positive(int), default=1, help="drop words rarer than this in the training split")
-    add("--max-len", type=files.positive(int), default=20, help="cut titles to so many words")
-    add("--fold", type=files.fold, metavar="I/K",
+    add("--rows", type=cli.positive(int), help="read at most so many rows of training data, from the start")
+    add("--vocab", type=cli.positive(int), default=1_000_000, help="keep at most so many words, the most frequent")
+    add("--min-count", type=cli.positive(int), default=1, help="drop words rarer than this in the training split")
+    add("--max-len", type=cli.positive(int), default=20, help="cut titles to so many words")
+    add("--fold", type=cli.fold, metavar="I/K",
         help="make the test split of the I-th of K equal parts, so that K runs see every row once as a test row")
-    add("--valid", type=files.fraction, default=0.1, help="share of the rest for validation, where the source has none")
-    add("--seed", type=files.seed, default=0, help="decides the splits, and the synthetic titles")
+    add("--valid", type=cli.fraction, default=0.1, help="share of the rest for validation, where the source has none")
+    add("--seed", type=cli.seed, default=0, help="decides the splits, and the synthetic titles")
     add("--vectors", type=Path, help="pretrained vectors: word2vec, GloVe or fastText text file, plain or compressed")
     add("--encoder", choices=encoder.ENCODERS, help="also cut titles into pieces for this pretrained encoder")
-    add("--max-pieces", type=files.positive(int), default=28, help="with --encoder: pieces of a title, marks included")
+    add("--max-pieces", type=cli.positive(int), default=28, help="with --encoder: pieces of a title, marks included")
     add("--title-column", metavar="C", help="name or number (from 1) of the column of titles (default: title or text)")
     add("--category-column", metavar="C", help="the same of categories (default: category or label)")
     add("--group-column", metavar="C",
         help="name or number of a column, such as the product or seller; its rows stay on one side of a drawn split")
-    add("--encoding", type=files.encoding, default="utf-8", help="of the files, such as cp1252 (Excel) or utf-16")
-    add("--max-bad-rows", type=files.positive(float), default=0.01,
+    add("--encoding", type=cli.encoding, default="utf-8", help="of the files, such as cp1252 (Excel) or utf-16")
+    add("--max-bad-rows", type=cli.positive(float), default=0.01,
         help="bad rows to skip: a share below 1, or a count")
-    add("--threads", type=files.positive(int), default=min(8, os.cpu_count()),
+    add("--threads", type=cli.positive(int), default=min(8, os.cpu_count()),
         help="threads that tokenize, and processes that cut titles into pieces")
     args = parser.parse_args()
-    args.given = files.flags_given()
+    args.given = cli.flags_given()
     prepare(args)
 
 
 if __name__ == "__main__":
-    files.run(main)
+    cli.run(main)

@@ -33,8 +33,8 @@ import numpy as np
 if sys.flags.safe_path:  # PYTHONSAFEPATH keeps Python from looking for modules beside the script
     sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import files
-from files import UserError
+from titles import cli, files
+from titles.cli import UserError
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
 
@@ -487,11 +487,11 @@ def write_csv(path, rows=100_000, categories=120, seed=0):
 
 
 def main():
-    parser = files.argument_parser(__doc__)
+    parser = cli.argument_parser(__doc__)
     add = parser.add_argument
-    add("--rows", type=files.positive(int), default=100_000, help="titles to write")
+    add("--rows", type=cli.positive(int), default=100_000, help="titles to write")
     add("--categories", type=int, default=120, help="the course subset has 632, the challenge 1588")
-    add("--seed", type=files.seed, default=0, help="another seed is another sample from the same categories")
+    add("--seed", type=cli.seed, default=0, help="another seed is another sample from the same categories")
     add("--out", default="data/raw/synthetic.csv", help="file to write; its folder is created")
     args = parser.parse_args()
     start = time.perf_counter()
@@ -501,4 +501,4 @@ def main():
 
 
 if __name__ == "__main__":
-    files.run(main)
+    cli.run(main)

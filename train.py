@@ -10,14 +10,14 @@
     python -c "import mlflow; print(mlflow.search_runs(experiment_names=['titles']))"   # all runs as a pandas table
 
 All devices that JAX sees share every batch; JAX_NUM_CPU_DEVICES=4 makes four of a processor, to try that. Several
-processes, also of several machines, train as one with --coordinator (see devices.py), and several prepared folders
-(prepare.py --like) with --data A B C.
+processes, also of several machines, train as one with --coordinator (see titles/devices.py), and several prepared
+folders (prepare.py --like) with --data A B C.
 
-Reads data/prepared/ (prepare.py writes it). Writes runs/NAME/ (its files are described in runs.py) and a run in MLflow
-(sqlite:///mlflow.db, or MLFLOW_TRACKING_URI). The checkpoint `best` is the one with the highest balanced accuracy on
-the validation split; the test split is never looked at. Ctrl-C saves `latest` and says how to go on. A refit trains
-for as many epochs as the best checkpoint had, and keeps its temperature; nothing is left to choose an epoch by, so its
-checkpoint is the last one. `evaluate.py --ckpt best` takes the refit where the best run has one.
+Reads data/prepared/ (prepare.py writes it). Writes runs/NAME/ (its files are described in titles/runs.py) and a run in
+MLflow (sqlite:///mlflow.db, or MLFLOW_TRACKING_URI). The checkpoint `best` is the one with the highest balanced
+accuracy on the validation split; the test split is never looked at. Ctrl-C saves `latest` and says how to go on. A
+refit trains for as many epochs as the best checkpoint had, and keeps its temperature; nothing is left to choose an
+epoch by, so its checkpoint is the last one. `evaluate.py --ckpt best` takes the refit where the best run has one.
 On two cores the built-in SYNTHETIC set takes the bag 28 s and the CNN 75 s, start-up included; balanced accuracy on its
 validation split is about 0.83 and 0.86.
 
@@ -41,8 +41,8 @@ if sys.flags.safe_path:  # PYTHONSAFEPATH keeps Python from looking for modules 
     sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import data
-import files
-from files import UserError
+from titles import cli, files
+from titles.cli import UserError
 
 STARTED = time.time()
 
@@ -86,7 +86,7 @@ def size_rule(rows, epochs, dropout, vocabulary):
 
 
 def parse_args(argv=None):
-    parser = files.argument_parser(__doc__, stray=lambda word: "--model" if word in DEFAULTS else "--data")
+    parser = cli.argument_parser(__doc__, stray=lambda word: "--model" if word in DEFAULTS else "--data")
 
     # argparse shows one default for a flag; these depend on the model.
     def default(name, *others):
@@ -96,10 +96,10 @@ def parse_args(argv=None):
     # Flags without a default here get theirs in `configure`: from DEFAULTS, the size of the data or a former run.
     less = f"less above {SMALL:,} rows"
     add = parser.add_argument_group("run").add_argument
-    files.add_data_flag(add)
+    cli.add_data_flag(add)
     add("--runs", type=Path, default=Path("runs"), help="folder of all runs")
     add("--name", help="name of the run (default: model and number)")
-    add("--seed", type=files.seed, default=0, help="decides every random number")
+    add("--seed", type=cli.seed, default=0, help="decides every random number")
     add("--resume", metavar="NAME", help="go on with this run; its own settings hold")
     add("--refit", metavar="NAME", help="train anew with the settings of this run, on validation rows, too")
     add("--init-from", metavar="NAME",
@@ -108,89 +108,85 @@ def parse_args(argv=None):
 
     add = parser.add_argument_group("model").add_argument
     add("--model", choices=DEFAULTS, default="mlp", help="which module of model.py")
-    add("--hidden", type=files.positive(int), nargs="*",
+    add("--hidden", type=cli.positive(int), nargs="*",
         help="widths of hidden layers, such as 256 128; on the bag of mlp they score about as none, and take longer "
         f"{default('hidden')}")
-    add("--dim", type=files.positive(int), help="numbers in a word vector (default: the pretrained ones' or 100)")
+    add("--dim", type=cli.positive(int), help="numbers in a word vector (default: the pretrained ones' or 100)")
     add("--freeze-embeddings", action="store_true", help="leave the word vectors as they are at the start")
 
     add = parser.add_argument_group("training").add_argument
-    add("--epochs", type=files.positive(int),
+    add("--epochs", type=cli.positive(int),
         help=f"passes over the training rows {default('epochs', less, 'half without any n-grams')}")
-    add("--patience", type=files.positive(int), metavar="N",
+    add("--patience", type=cli.positive(int), metavar="N",
         help="stop when N epochs have brought no better validation score (default: never)")
-    add("--batch-size", type=files.positive(int),
+    add("--batch-size", type=cli.positive(int),
         help="rows of a step (default: a 500th of the training rows, as a power of 2 from 64 to 1,024; encoder 64)")
-    add("--lr", type=files.positive(float), help=f"Adam's learning rate, falling to 0 {default('lr')}")
-    add("--table-lr", type=files.positive(float), default=0.1,
+    add("--lr", type=cli.positive(float), help=f"Adam's learning rate, falling to 0 {default('lr')}")
+    add("--table-lr", type=cli.positive(float), default=0.1,
         help="Adagrad's rate for vectors of words or pieces, falling to 0 " + default("table_lr", "others %(default)s"))
-    add("--dropout", type=files.fraction_or_zero,
+    add("--dropout", type=cli.fraction_or_zero,
         help=f"share of features left out in training {default('dropout', less)}")
-    add("--weight-decay", type=files.not_negative(float), default=0.0, help="L2 penalty on all but the word vectors")
+    add("--weight-decay", type=cli.not_negative(float), default=0.0, help="L2 penalty on all but the word vectors")
     add("--balance", choices=PRIOR, default="logit",
         help="logit: for balanced accuracy, by adding the log prior to the logits in training; weights: for the same, "
         "by weights on the loss; none: for accuracy")
-    add("--unreliable-weight", type=files.fraction_or_one, default=1.0, metavar="W",
+    add("--unreliable-weight", type=cli.fraction_or_one, default=1.0, metavar="W",
         help="weight on the loss of rows whose label quality is not `reliable`")
 
     add = parser.add_argument_group("n-grams", "as in fastText").add_argument
-    add("--word-ngrams", type=files.positive(int), help=f"words of an n-gram at most {default('word_ngrams')}")
-    add("--minn", type=files.not_negative(int), default=3, help="characters of an n-gram at least")
-    add("--maxn", type=files.not_negative(int), default=4,
+    add("--word-ngrams", type=cli.positive(int), help=f"words of an n-gram at most {default('word_ngrams')}")
+    add("--minn", type=cli.not_negative(int), default=3, help="characters of an n-gram at least")
+    add("--maxn", type=cli.not_negative(int), default=4,
         help="characters of an n-gram at most; 0: no character n-grams")
-    add("--buckets", type=files.positive(int), help="rows for hashed n-grams (default: 4 to 16 a word, up to 2^21)")
-    add("--character-weight", type=files.positive(float),
+    add("--buckets", type=cli.positive(int), help="rows for hashed n-grams (default: 4 to 16 a word, up to 2^21)")
+    add("--character-weight", type=cli.positive(float),
         help=f"factor on the weights of character n-grams (default: 1, {less})")
 
     add = parser.add_argument_group("cnn, rnn, transformer").add_argument
-    add("--filters", type=files.positive(int), help=f"filters of each width {default('filters')}")
-    add("--widths", type=files.positive(int), nargs="+", help=f"words that a filter looks at {default('widths')}")
-    add("--units", type=files.positive(int), help=f"recurrent units in each direction {default('units')}")
-    add("--layers", type=files.positive(int), help=f"layers of attention {default('layers')}")
-    add("--heads", type=files.positive(int), help=f"heads of an attention layer {default('heads')}")
+    add("--filters", type=cli.positive(int), help=f"filters of each width {default('filters')}")
+    add("--widths", type=cli.positive(int), nargs="+", help=f"words that a filter looks at {default('widths')}")
+    add("--units", type=cli.positive(int), help=f"recurrent units in each direction {default('units')}")
+    add("--layers", type=cli.positive(int), help=f"layers of attention {default('layers')}")
+    add("--heads", type=cli.positive(int), help=f"heads of an attention layer {default('heads')}")
 
     add = parser.add_argument_group("encoder").add_argument
-    add("--encoder-lr", type=files.positive(float),
+    add("--encoder-lr", type=cli.positive(float),
         help=f"learning rate of pretrained layers, rising for a tenth of the steps {default('encoder_lr')}")
-    add("--piece-dropout", type=files.fraction_or_zero,
+    add("--piece-dropout", type=cli.fraction_or_zero,
         help=f"share of pieces of words left out in training {default('piece_dropout')}")
-    add("--name-weight", type=files.not_negative(float),
+    add("--name-weight", type=cli.not_negative(float),
         help="factor on the vectors of the categories' names, with which an encoder's classifier begins; 1 is good "
         f"where there are few titles {default('name_weight')}")
     add("--freeze-layers", action="store_true",
         help="leave the pretrained layers as they are, and the vectors: only the classifier on top is trained")
 
     add = parser.add_argument_group("rarely needed").add_argument
-    add("--accumulator", type=files.not_negative(float),
+    add("--accumulator", type=cli.not_negative(float),
         help=f"where Adagrad's sums of squares begin (default: 0.01, less below {FEW:,} rows)")
-    add("--save-seconds", type=files.not_negative(float), default=10.0, metavar="S",
+    add("--save-seconds", type=cli.not_negative(float), default=10.0, metavar="S",
         help="after an epoch, save and log only when the last save is S seconds ago (0: after each); epochs that a "
         "kill loses are trained again by --resume, to the same bits")
     add("--shard-table", action="store_true",
         help="give each device a part of the table of vectors instead of all of it")
-    files.add_process_flags(add)
+    cli.add_process_flags(add)
 
     # What was typed goes before DEFAULTS and a former run, even where it equals the flag's default.
     args = parser.parse_args(argv)
-    args.given = files.flags_given(argv)
+    args.given = cli.flags_given(argv)
     return args
 
 
 if __name__ == "__main__":
-    ARGS = files.run(parse_args)  # before JAX is loaded, so that --help answers at once
-    files.run(files.clean_environment)
+    ARGS = cli.run(parse_args)  # before JAX is loaded, so that --help answers at once
+    cli.run(cli.clean_environment)
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-import calibration
-import devices
-import encoder
 import model
-import runs
-import tracking
+from titles import calibration, devices, encoder, runs, tracking
 
 # --- the step ---------------------------------------------------------------------------------------------------------
 
@@ -606,9 +602,9 @@ def choose_ids(args, name, meta, arrays):
         return
     wanted = model.MODELS[name].encoder
     if (meta.get("encoder") or {}).get("name") != wanted:
-        raise UserError(f"{files.listed(args.data)}: has no pieces for --model {name}; run prepare.py again, with "
+        raise UserError(f"{cli.listed(args.data)}: has no pieces for --model {name}; run prepare.py again, with "
                         f"--encoder {wanted}")
-    encoder.require(meta["encoder"], files.listed(args.data))
+    encoder.require(meta["encoder"], cli.listed(args.data))
     meta["pieces"], ids = data.compact([rows["pieces"] for rows in arrays.values()])
     for rows, mine in zip(arrays.values(), ids, strict=True):
         rows["titles"] = mine
@@ -635,7 +631,7 @@ def choose_run(args, meta, arrays):
     folder, config = load_run(args, "--resume", args.resume, meta)
     if changed := runs.changed_source(folder, config):
         raise UserError(f"{folder}: {' and '.join(changed)} changed since it was begun; go on with the scripts that it "
-                        f"keeps: python {files.listed(folder / 'source/train.py')} "
+                        f"keeps: python {cli.listed(folder / 'source/train.py')} "
                         + resume_flags(args, args.resume))
     if (now := runs.versions()) != config["versions"]:
         print(f"warning: {folder}: was begun with {config['versions']}, and goes on with {now}: its bits may differ",
@@ -659,7 +655,7 @@ def leave_out_trained(args, meta, arrays, has_former, trained):
     if not seen.any() or not (has_former or len(folders) > 1):
         return
     if seen.all():
-        raise UserError(f"{files.listed(args.data)}: all its validation rows have titles that trained the former run, "
+        raise UserError(f"{cli.listed(args.data)}: all its validation rows have titles that trained the former run, "
                         "or that train in another folder; prepare the data with the same --seed, or other rows")
     if devices.is_first():
         print(f"warning: {seen.sum():,} of {len(seen):,} validation rows have titles that trained the former run, or "
@@ -698,9 +694,9 @@ def load_run(args, flag, name, meta):
 
     # On other data the same ids would be other words and categories.
     if config["fingerprint"] != meta["fingerprint"]:
-        raise UserError(f"{folder}: was trained on other data ({config['fingerprint']}) than {files.listed(args.data)} "
+        raise UserError(f"{folder}: was trained on other data ({config['fingerprint']}) than {cli.listed(args.data)} "
                         f"holds ({meta['fingerprint']}); name its data with --data")
-    encoder.require_pieces(config, meta, folder, files.listed(args.data))
+    encoder.require_pieces(config, meta, folder, cli.listed(args.data))
     return folder, config
 
 
@@ -747,7 +743,7 @@ def train(args):
     # All that can be refused is refused before anything is written.
     meta, arrays = data.load_prepared(args.data, ("train", "valid"), on_disk=("train",))
     if not (meta["rows"]["train"] and meta["rows"]["valid"]):
-        raise UserError(f"{files.listed(args.data)}: has no training or no validation rows; name the folder that it "
+        raise UserError(f"{cli.listed(args.data)}: has no training or no validation rows; name the folder that it "
                         "was prepared --like with it")
     folder, config, trained = choose_run(args, meta, arrays)
     devices.require_same({name: value for name, value in config.items() if name not in ("created", "checksum")})
@@ -759,7 +755,7 @@ def train(args):
         former = runs.restore(*runs.find(config["init_from"], args.runs))
 
     # MLflow takes seconds to connect; meanwhile the loop is compiled.
-    connecting = files.in_background(tracking.mlflow_client) if devices.is_first() else None
+    connecting = cli.in_background(tracking.mlflow_client) if devices.is_first() else None
     if "encoder" in config:
         features, pretrained = {}, pretrained_variables(config, meta, arrays, former and former[3]["variables"])
         state = init_state(config, features, arrays["train"]["titles"], pretrained=pretrained)
@@ -990,7 +986,7 @@ def stop_signals():
 
 def leave(args, name, step, number):
     """End the program after a signal of this number."""
-    print(f"stopped at step {step:,}; go on with: python {files.listed(Path(sys.argv[0]))} {resume_flags(args, name)}")
+    print(f"stopped at step {step:,}; go on with: python {cli.listed(Path(sys.argv[0]))} {resume_flags(args, name)}")
     # The status that a shell gives to what a signal has ended.
     raise SystemExit(128 + number)
 
@@ -1067,4 +1063,4 @@ def clock(seconds):
 
 
 if __name__ == "__main__":
-    files.run(lambda: devices.together(train, ARGS))
+    cli.run(lambda: devices.together(train, ARGS))

@@ -33,6 +33,13 @@ def pytest_configure(config):
         config.add_cleanup(kept.cleanup)
 
 
+def copy_scripts(folder):
+    """Copy the scripts, and what they share, into a folder."""
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, folder)
+    shutil.copytree(ROOT / "titles", folder / "titles", ignore=shutil.ignore_patterns("__pycache__"))
+
+
 def environment(**changes):
     """The environment for a script: MLflow in the folder where it runs."""
     return {**os.environ, "MLFLOW_TRACKING_URI": "", **changes}
@@ -40,7 +47,7 @@ def environment(**changes):
 
 def add_database(name, folder, env):
     """Put an empty database of MLflow into a folder where a script would make one: that takes MLflow seconds."""
-    import files
+    from titles import files
     if "KEPT_FOR_TESTS" not in os.environ:  # torture.py by itself
         return
     kept, database = Path(os.environ["KEPT_FOR_TESTS"]), Path(folder) / "mlflow.db"
@@ -70,7 +77,7 @@ def run_here(name, *args, cwd, check=True, stdin="", env=None):
     """As run_script, but in this process, where JAX, MLflow and the others are loaded: a second instead of ten. It
     cannot show what a process does: signals, its end, what libraries write past sys.stderr, what another hash seed
     changes. Tests of that take run_script, and so does one test at least of each flag."""
-    import files
+    from titles import cli
     add_database(name, cwd, env)
     stdin = io.TextIOWrapper(io.BufferedReader(io.BytesIO(stdin.encode())), encoding="utf-8")
     stdout, stderr, status = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), io.StringIO(), 0
@@ -84,13 +91,13 @@ def run_here(name, *args, cwd, check=True, stdin="", env=None):
         for attribute, value in (("argv", [f"{name}.py", *map(str, args)]), ("stdin", stdin), ("stdout", stdout),
                                  ("stderr", stderr)):
             patch.setattr(sys, attribute, value)
-        patch.setattr(files, "exit_with", sys.exit)  # the original may end the process at once
+        patch.setattr(cli, "exit_with", sys.exit)  # the original may end the process at once
         try:
             runpy.run_path(str(ROOT / f"{name}.py"), run_name="__main__")
         except SystemExit as stop:
             status = stop.code or 0
         finally:
-            for thread in files.background_threads:  # each belongs to this folder
+            for thread in cli.background_threads:  # each belongs to this folder
                 thread.join()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
@@ -133,7 +140,7 @@ def checkpoint(folder):
     """All that the latest checkpoint of a run holds, without the history's times."""
     import orbax.checkpoint as ocp
 
-    import runs
+    from titles import runs
     manager = runs.checkpoint_manager(folder, read_only=True)
     saved = manager.restore(manager.latest_step(), args=ocp.args.Composite(
         variables=ocp.args.StandardRestore(), optimizer=ocp.args.StandardRestore(), history=ocp.args.JsonRestore()))
@@ -235,16 +242,16 @@ def snapshot(folder="."):
 @pytest.fixture
 def prep(tmp_path, monkeypatch, capsys):
     """prepare.py as run_script runs it, but in this process; the working folder is empty at first."""
-    import files
     import prepare
+    from titles import cli
 
     def prep(*args, check=True):
         monkeypatch.setattr(sys, "argv", ["prepare.py", *map(str, args)])
-        monkeypatch.setattr(files, "exit_with", sys.exit)  # the original may end the process at once
+        monkeypatch.setattr(cli, "exit_with", sys.exit)  # the original may end the process at once
         capsys.readouterr()
         status = 0
         try:
-            files.run(prepare.main)
+            cli.run(prepare.main)
         except SystemExit as stop:
             status = stop.code
         done = subprocess.CompletedProcess(args, status, *capsys.readouterr())

@@ -32,11 +32,9 @@ import pyarrow.parquet as pq
 from conftest import run_script, tiny_rows, write_csv
 
 import data
-import files
 import prepare
-import runs
-import sources
-from files import UserError
+from titles import cli, files, runs, sources
+from titles.cli import UserError
 
 TROUBLE = [b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b'"', b'""', b"\r", b"\n\n", b"\t", b",", b"\\", b"{", b"]", b"NaN",
            b"__label__", b"1e999", b"-1", b'"\n', b'\n"', b', "', b';', b"|", b"sep=;\n", b"&eacute;", b"&#0;", b"&",
@@ -47,7 +45,7 @@ TROUBLE = [b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b'"', b'""', b"\r", b"\n\n", b"\
 LIMIT = 20  # seconds that a mutant may take
 SPANS = "a field in quotes spans lines"  # what is said where a row has more than one line
 
-ENVIRONMENT = [*files.JAX_VARIABLES, "JAX_PLATFORMS", "JAX_PLATFORM_NAME", "JAX_LOG_COMPILES", "JAX_LOGGING_LEVEL",
+ENVIRONMENT = [*cli.JAX_VARIABLES, "JAX_PLATFORMS", "JAX_PLATFORM_NAME", "JAX_LOG_COMPILES", "JAX_LOGGING_LEVEL",
                "JAX_TRACEBACK_FILTERING", "JAX_NUM_CPU_DEVICES", "JAX_COMPILATION_CACHE_DIR", "JAX_DEFAULT_DEVICE",
                "XLA_FLAGS", "PYTHONSAFEPATH", "PYTHONOPTIMIZE", "LC_ALL", "MPLBACKEND"]
 VALUES = ["0", "1", "true", "x", "-1", "cpu", "cuda", "raise", "disallow", "32", "--xla_x=1", "latin-1", "C", "é"]
@@ -113,7 +111,7 @@ def main_of(module, *args):
     errors, sys.argv = io.StringIO(), [f"{module.__name__}.py", *map(str, args)]
     with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO())):
         try:
-            files.run(module.main)
+            cli.run(module.main)
             return 0, errors.getvalue()
         except SystemExit as leave:
             return leave.code or 0, errors.getvalue()

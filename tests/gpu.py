@@ -45,8 +45,8 @@ from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-import files
-from files import UserError
+from titles import cli, files
+from titles.cli import UserError
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
 TOTAL = 400  # seconds for all parts; to start and to end takes a few more
@@ -77,7 +77,7 @@ REHEARSAL = FULL | {
 
 
 def parse_args():
-    parser = files.argument_parser(__doc__)
+    parser = cli.argument_parser(__doc__)
     parser.add_argument("out", type=Path, metavar="OUT.json", help="file to write")
     parser.add_argument("--rehearse", action="store_true", help="all parts on the CPU, small")
     return parser.parse_args()
@@ -164,7 +164,7 @@ def run(out, rehearse):
     """Run all parts and write the JSON file `out` after each finding. Returns whether all parts are ok."""
     sizes, begun, made = REHEARSAL if rehearse else FULL, time.time(), {}
     result = {"rehearsal": rehearse, "code": files.fingerprint([files.checksum(path) for path in sorted(
-        [*ROOT.glob("*.py"), *ROOT.glob("tests/gpu*")])]), "seconds": 0, "parts": {}}
+        [*ROOT.glob("*.py"), *ROOT.glob("titles/*.py"), *ROOT.glob("tests/gpu*")])]), "seconds": 0, "parts": {}}
     files.write_json(out, result)  # what cannot be written is known before the work
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as pool:
         # The processes of the parts inherit these.
@@ -211,4 +211,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(0 if files.run(main) else 1)
+    sys.exit(0 if cli.run(main) else 1)

@@ -21,10 +21,9 @@ import optax
 
 import data
 import evaluate
-import files
 import model
-import runs
 import train
+from titles import files, runs
 
 TOLERANCE, STEPS = 1e-3, 20  # how far a loss may deviate from the CPU's, as a share of it, over so many steps
 

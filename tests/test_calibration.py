@@ -8,8 +8,8 @@ from scipy.optimize import minimize
 from scipy.special import expit, softmax
 from scipy.stats import binom
 
-import calibration
 import classify
+from titles import calibration
 
 
 def rows_of(temperature, smoothing=0.0, n=4000, classes=5, seed=0):

@@ -9,7 +9,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from test_sources import AS_TEXT, BLOCKS, SPANS, Recorder
 
-import sources
+from titles import sources
 
 
 def parsed(text, width=2, delimiter=",", block=8 << 20):

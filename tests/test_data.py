@@ -17,9 +17,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import data
-import files
-import sources
-from files import UserError
+from titles import files, sources
+from titles.cli import UserError
 
 
 def bulk_words(titles):

@@ -26,7 +26,7 @@ from conftest import (
     write_csv,
 )
 
-import runs
+from titles import runs
 
 FLAGS = ("--epochs", 3, "--dim", 16, "--batch-size", 32)
 SHARED = "--shard-table"

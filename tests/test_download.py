@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from conftest import COLUMNS, as_csv, as_json, assert_one_line_error, corrupted, save, texts, tiny_rows
 
-import files
 import prepare
 from data import SPLITS
-from files import UserError
+from titles import files
+from titles.cli import UserError
 
 
 class Server:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, assert_one_line_error, environment, run_script
+from conftest import ROOT, assert_one_line_error, copy_scripts, environment, run_script
 
 FOCAL_LOSS = """
 --- train.py
@@ -64,8 +64,7 @@ def apply(edit, folder):
 @pytest.fixture
 def copy(trained, tmp_path):
     """A copy of the scripts, with the prepared data and the runs of `trained`."""
-    for script in ROOT.glob("*.py"):
-        shutil.copy(script, tmp_path)
+    copy_scripts(tmp_path)
     for name in ("data", "runs", "tiny.csv"):
         (shutil.copytree if (trained / name).is_dir() else shutil.copy)(trained / name, tmp_path / name)
     return tmp_path

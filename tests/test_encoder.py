@@ -24,13 +24,11 @@ from conftest import (
 
 import classify
 import data
-import encoder
 import evaluate
-import files
 import model
 import prepare
-import runs
 import train
+from titles import cli, encoder, files, runs
 
 TITLES = ["Zapatillas Nike talle 42", "funda celular azul", "Cadeira de escritório preta", "mesa & silla &amp; más",
           "手机壳 🙂", "", "   ", "x", "ÁÉ Ñandú №5", "pack x 12 unidades 750ml - envío gratis", "word " * 60,
@@ -212,7 +210,7 @@ def test_configuration(encoded):
     ("--table-lr", 1, "--freeze-layers"), ("--encoder-lr", 1, "--model", "mlp"), ("--freeze-layers", "--model", "cnn"),
     ("--piece-dropout", 0, "--model", "mlp"), ("--name-weight", 1, "--model", "cnn")])
 def test_a_flag_that_nothing_uses_is_refused(flags):
-    with pytest.raises(files.UserError, match=f"^{flags[0]}: .*; leave it out"):
+    with pytest.raises(cli.UserError, match=f"^{flags[0]}: .*; leave it out"):
         config_of("--model", "encoder", *flags, meta={"encoder": DESCRIBED, "pieces": [0]})
 
 

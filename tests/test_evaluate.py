@@ -16,11 +16,9 @@ from sklearn import metrics
 
 import data
 import evaluate
-import files
 import model
-import report
-import runs
-from files import UserError
+from titles import files, report, runs
+from titles.cli import UserError
 
 
 def read_csv(path):

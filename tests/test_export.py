@@ -26,8 +26,8 @@ import data
 import evaluate
 import export
 import model
-import runs
 import train
+from titles import runs
 
 ODD = ["", "qwzzk", "???", "celulares azules qqq", "Teléfono nuevo x3 &amp; mesa", "x" * 300, "mesa " * 60, "zzmesazz",
        "１２ ﬁn №5 桌子", "una cosa que nadie vio nunca jamas"]

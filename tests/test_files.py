@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from conftest import PACKED, ROOT, assert_one_line_error, corrupted, save
 
-import files
-from files import UserError
+from titles import cli, files
+from titles.cli import UserError
 
 # --- errors and arguments ---------------------------------------------------------------------------------------------
 
@@ -32,16 +32,16 @@ def test_what_goes_wrong_ends_in_one_line_and_a_status(capsys, monkeypatch, erro
     def main():
         raise error
 
-    monkeypatch.setattr(files.os, "_exit", sys.exit)  # after Ctrl-C, which would end the tests
+    monkeypatch.setattr(cli.os, "_exit", sys.exit)  # after Ctrl-C, which would end the tests
     with pytest.raises(SystemExit) as stop:
-        files.run(main)
+        cli.run(main)
     assert (stop.value.code, capsys.readouterr().err) == (status, line)
 
 
 @pytest.mark.parametrize("error", ["BrokenPipeError(32, 'Broken pipe')", "OSError(22, 'Invalid argument')"])
 def test_a_reader_that_has_left_is_no_error(error):
     """Windows calls it an invalid argument."""
-    code = f"import files\nfiles.WINDOWS = True\ndef main(): raise {error}\nfiles.run(main)"
+    code = f"from titles import cli\ncli.WINDOWS = True\ndef main(): raise {error}\ncli.run(main)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
 
@@ -52,7 +52,7 @@ def test_defects_keep_their_traceback(error):
         raise error
 
     with pytest.raises(type(error), match="defect"):
-        files.run(main)
+        cli.run(main)
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
@@ -67,9 +67,9 @@ def test_too_many_open_files_are_told_whatever_a_library_made_of_it(capsys, numb
                 raise UserError("MLflow: no database") from None
 
     with pytest.raises(SystemExit) as stop:
-        files.run(main)
+        cli.run(main)
     assert stop.value.code == 2 and capsys.readouterr().err == (
-        f"error: a process may have only {files.open_files()} files open here, too few; run `ulimit -n 1024` first\n")
+        f"error: a process may have only {cli.open_files()} files open here, too few; run `ulimit -n 1024` first\n")
 
 
 @pytest.mark.parametrize(("script", "limit"), [("train", 32), ("train", 100), ("evaluate", 48), ("prepare", 48),
@@ -83,12 +83,12 @@ def test_few_open_files_are_refused_before_libraries_fail(tmp_path, script, limi
 
 
 @pytest.mark.parametrize(("kind", "good", "bad"), [
-    (files.positive(int), ["1", "70"], ["0", "-1", "1.5", "x", ""]),
-    (files.positive(float), ["0.5", "1e-9"], ["0", "-1", "nan", "inf"]),
-    (files.not_negative(float), ["0", "0.5"], ["-0.1", "nan", "inf"]),
-    (files.fraction, ["0.5"], ["0", "1", "nan", "-0.5", "95", "x", ""]),
-    (files.fraction_or_one, ["0.5", "1"], ["0", "1.01"]), (files.fraction_or_zero, ["0.5", "0"], ["1", "-1"]),
-    (files.seed, ["0", str(2 ** 32 - 1)], ["-1", str(2 ** 32), "0.5"])])
+    (cli.positive(int), ["1", "70"], ["0", "-1", "1.5", "x", ""]),
+    (cli.positive(float), ["0.5", "1e-9"], ["0", "-1", "nan", "inf"]),
+    (cli.not_negative(float), ["0", "0.5"], ["-0.1", "nan", "inf"]),
+    (cli.fraction, ["0.5"], ["0", "1", "nan", "-0.5", "95", "x", ""]),
+    (cli.fraction_or_one, ["0.5", "1"], ["0", "1.01"]), (cli.fraction_or_zero, ["0.5", "0"], ["1", "-1"]),
+    (cli.seed, ["0", str(2 ** 32 - 1)], ["-1", str(2 ** 32), "0.5"])])
 def test_arguments_have_limits(kind, good, bad):
     assert [kind(text) for text in good] == [float(text) for text in good]
     for text in bad:
@@ -97,12 +97,12 @@ def test_arguments_have_limits(kind, good, bad):
 
 
 def test_errors_of_arguments_are_one_line_and_say_what_is_wanted(capsys):
-    parser = files.argument_parser("Manual.")
-    parser.add_argument("--rows", type=files.positive(int), default=7, help="rows")
+    parser = cli.argument_parser("Manual.")
+    parser.add_argument("--rows", type=cli.positive(int), default=7, help="rows")
     parser.add_argument("--name", help="name")
-    parser.add_argument("--valid", type=files.fraction)
-    parser.add_argument("--dropout", type=files.fraction_or_zero)
-    parser.add_argument("--fold", type=files.fold)
+    parser.add_argument("--valid", type=cli.fraction)
+    parser.add_argument("--dropout", type=cli.fraction_or_zero)
+    parser.add_argument("--fold", type=cli.fold)
     for flags, words in ((["--rows", "0"], "--rows: invalid positive int value: '0'"), (["--row", "1"], "--row 1"),
                          (["--name=--"], "--name=--: -- is no value"), (["--name", "--"], "--name: expected one"),
                          (["--name"], "--name: expected one"), (["--name=a", "--", "b"], "arguments: "),
@@ -171,9 +171,9 @@ def test_windows_lets_go_of_a_file_after_a_while(tmp_path, monkeypatch):
 
 
 def test_commands_are_quoted_for_the_shell_that_is_there(monkeypatch):
-    assert files.listed([Path("a b"), Path("c")]) == "'a b' c"
-    monkeypatch.setattr(files, "WINDOWS", True)
-    assert files.listed([Path("a b"), Path("c")]) == '"a b" c'
+    assert cli.listed([Path("a b"), Path("c")]) == "'a b' c"
+    monkeypatch.setattr(cli, "WINDOWS", True)
+    assert cli.listed([Path("a b"), Path("c")]) == '"a b" c'
 
 
 def test_a_link_to_a_file_stays_a_link(tmp_path):
@@ -191,7 +191,7 @@ def test_what_cannot_be_written_is_named(tmp_path):
 
 
 def test_a_pipe_is_written_as_utf8_whatever_the_locale():
-    code = "import files\nwith files.atomic_write('/dev/stdout') as file: file.write('\\xdf\\u20ac')"
+    code = "from titles import files\nwith files.atomic_write('/dev/stdout') as file: file.write('\\xdf\\u20ac')"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True,
                           env=os.environ | {"PYTHONUTF8": "0", "LC_ALL": "POSIX"})
     assert (done.stdout.decode("utf-8", "replace"), done.stderr) == ("\xdf\u20ac", b"")
@@ -312,7 +312,7 @@ def test_the_whole_folder_is_replaced(tmp_path, link):
 
 
 def test_processes_may_replace_the_same_folder_at_once(tmp_path):
-    code = ("import sys, files\nfor _ in range(300):\n"
+    code = ("import sys\nfrom titles import files\nfor _ in range(300):\n"
             " with files.atomic_folder('folder') as new: (new / 'content').write_text(sys.argv[1])")
     together = [subprocess.Popen([sys.executable, "-c", code, name], cwd=tmp_path, stderr=subprocess.PIPE,
                                  env={**os.environ, "PYTHONPATH": str(ROOT)}) for name in ("one", "two")]

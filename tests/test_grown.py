@@ -10,8 +10,7 @@ from mlflow import MlflowClient
 
 import data
 import evaluate
-import files
-import runs
+from titles import files, runs
 
 FLAGS = ("--epochs", 3, "--dim", 16)
 

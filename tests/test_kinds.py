@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 from conftest import assert_one_line_error, assert_same_run, run_here, run_script, save, snapshot, tiny_rows, write_csv
 
-import report
+from titles import report
 
 TITLES = ["funda azul ñandú", "teléfono móvil", "mesa 24\" café", "silla"]
 

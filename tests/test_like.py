@@ -10,8 +10,7 @@ from conftest import assert_one_line_error, run_here, run_script, tiny_rows, wri
 
 import data
 import evaluate
-import files
-import runs
+from titles import files, runs
 
 FLAGS = ("--epochs", 1, "--dim", 8)
 

@@ -15,10 +15,9 @@ from sklearn.metrics import balanced_accuracy_score
 from test_model import random_predictor, random_titles
 
 import data
-import files
 import model
-import runs
 import train
+from titles import files, runs
 
 
 @pytest.mark.parametrize("name", WORD_MODELS)

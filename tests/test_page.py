@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, WORD_MODELS, config_of, run_here
 
-import page
-import report
-import runs
+from titles import page, report, runs
 
 HOSTILE = ["<script>alert(1)</script>", "</script><img src=x onerror=alert(1)>", "\" onload=\"alert(1)", "' onclick='x",
            "a & b &lt; c &#60;", "nul \0 and \x1b[31m", "lone \ud800 and \ufffe", "turned \u202e round", "two\nlines\r",

@@ -15,8 +15,8 @@ from pyarrow import parquet
 
 import data
 import evaluate
-import files
 import model
+from titles import files
 
 TITLES = ["funda celular negro", "mesa, grande", "qwzzk", "", "silla azul", "celular funda"]
 

@@ -24,11 +24,10 @@ from conftest import (
 )
 
 import data
-import files
 import prepare
-import sources
 from data import SPLITS
-from files import UserError
+from titles import files, sources
+from titles.cli import UserError
 
 pytestmark = pytest.mark.filterwarnings("error")  # a warning of NumPy's would reach the user's terminal
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, as_csv, assert_one_line_error, meta, save, snapshot, texts, tiny_rows
 
 import prepare
-import sources
+from titles import sources
 
 GOOD = as_csv(tiny_rows(60))
 PAIRS = ["title,category", *(f"title {i},C{i % 3}" for i in range(1000))]

@@ -10,10 +10,9 @@ from conftest import assert_one_line_error, assert_same_run, run_here, texts, ti
 import classify
 import data
 import evaluate
-import files
 import model
-import runs
 import train
+from titles import files, runs
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,8 @@ from conftest import assert_one_line_error, run_here, run_script, save, tiny_row
 from mlflow import MlflowClient
 from test_page import HOSTILE, assert_sound, made_up
 
-import calibration
 import evaluate
-import files
-import report
+from titles import calibration, files, report
 
 
 def read_csv(path):

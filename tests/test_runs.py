@@ -24,11 +24,9 @@ from conftest import (
 )
 from mlflow import MlflowClient
 
-import calibration
-import files
 import model
-import runs
-from files import UserError
+from titles import calibration, cli, files, runs
+from titles.cli import UserError
 
 
 def test_a_name_taken_meanwhile(tmp_path):
@@ -56,11 +54,12 @@ def test_a_run_may_have_most_names(tmp_path):
 def test_a_run_keeps_the_scripts(trained):
     source = trained / "runs/bag/source"
     config = files.read_json(trained / "runs/bag/config.json")
-    assert {f"{name}.py" for name in ("train", "model", "calibration", "devices", "encoder", "data", "runs", "tracking",
-                                      "files")} == set(config["source"])
+    assert set(config["source"]) == {"train.py", "model.py", "data.py", *(f"titles/{name}.py" for name in (
+        "__init__", "calibration", "cli", "devices", "encoder", "files", "runs", "tracking"))}
     for name, digest in config["source"].items():
         assert files.checksum(source / name) == digest and (source / name).read_text() == (ROOT / name).read_text()
-    assert {path.name for path in ROOT.glob("*.py")} <= {path.name for path in source.iterdir()}
+    kept = {path.relative_to(source) for path in source.rglob("*.py")}
+    assert kept == {path.relative_to(ROOT) for folder in (ROOT, ROOT / "titles") for path in folder.glob("*.py")}
 
 
 def test_which_run(trained, tmp_path):
@@ -78,7 +77,7 @@ def test_which_run(trained, tmp_path):
                            f"{folder}/two/latest": "latest"}.items():
         assert runs.find(str(ckpt), folder, mark) == (folder / "two", expected)
     for ckpt, fingerprint in (("best", "other data"), ("three", mark), ("../one", mark)):
-        with pytest.raises(files.UserError):
+        with pytest.raises(cli.UserError):
             runs.find(ckpt, folder, fingerprint)
     for name, text in (("odd", "{}"), ("odder", '{"format": 1, "fingerprint": "' + mark + '"}')):
         (folder / name).mkdir()

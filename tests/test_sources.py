@@ -10,9 +10,8 @@ from types import SimpleNamespace
 import pytest
 from conftest import COLUMNS, PACKED, as_csv, as_fasttext, as_json, corrupted, save, tiny_rows
 
-import files
-import sources
-from files import UserError
+from titles import files, sources
+from titles.cli import UserError
 
 BLOCKS = [1, 60, 8 << 20]  # bytes of a file read at a time; the last is what the program uses
 SPANS = "a field in quotes spans lines; if it should not, a quote is unclosed"

@@ -8,10 +8,9 @@ import pytest
 from conftest import as_csv, as_json, assert_one_line_error, meta, save, texts, tiny_rows
 
 import data
-import files
 import prepare
-import sources
 from data import SPLITS
+from titles import files, sources
 
 NOT_GIVEN = -1
 

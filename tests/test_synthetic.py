@@ -4,7 +4,6 @@ import csv
 import hashlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -12,7 +11,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, assert_one_line_error, run_script
+from conftest import assert_one_line_error, copy_scripts, run_script
 
 import synthetic
 
@@ -226,8 +225,7 @@ def test_words_cut_short_are_noticed_wherever_they_end(tmp_path, monkeypatch):
 
 
 def test_without_its_words_it_says_so_but_helps(tmp_path):
-    for script in ROOT.glob("*.py"):
-        shutil.copy(script, tmp_path)
+    copy_scripts(tmp_path)
 
     def run(*arguments):
         command = [sys.executable, "synthetic.py", *arguments]

@@ -14,10 +14,8 @@ from conftest import meta, save
 from pyarrow import parquet
 from test_sources import labelled, titles_of
 
-import files
-import sources
-import tables
-from files import UserError
+from titles import files, sources, tables
+from titles.cli import UserError
 
 ANSWER = [("category", pa.string()), ("probability", pa.float64())]
 

@@ -7,12 +7,11 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, add_database, assert_one_line_error, assert_same_run, environment, run_here
+from conftest import ROOT, add_database, assert_one_line_error, assert_same_run, copy_scripts, environment, run_here
 from mlflow import MlflowClient
 
-import files
-import tracking
 import train
+from titles import files, tracking
 
 
 def rows_of(folder, name):
@@ -229,8 +228,7 @@ def test_the_sweep_that_is_documented(tiny, tmp_path):
     for old, new in (("n_trials=20", "n_trials=2"), ('"mlp", ', '"mlp", "--epochs", 2, "--dim", 4, ')):
         assert code.count(old) == 1
         code = code.replace(old, new)
-    for path in ROOT.glob("*.py"):
-        shutil.copy(path, tmp_path)
+    copy_scripts(tmp_path)
     shutil.copytree(tiny / "data", tmp_path / "data")
     add_database("train", tmp_path, {})
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True)

@@ -10,7 +10,7 @@ from conftest import WORD_MODELS, config_of, leaves_equal, run_script
 import data
 import model
 import train
-from files import UserError
+from titles.cli import UserError
 
 
 def small_problem(*flags, **changes):

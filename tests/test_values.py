@@ -5,9 +5,8 @@ import pytest
 from conftest import PACKED, as_csv, as_json, corrupted, save, tiny_rows
 from test_sources import BLOCKS, PAIRS, ROWS, labelled, titles_of
 
-import files
-import sources
-from files import UserError
+from titles import cli, sources
+from titles.cli import UserError
 
 
 def assert_rows(path, rows, **asked):
@@ -45,10 +44,10 @@ def test_a_file_in_another_encoding_than_was_said_is_refused(tmp_path):
         with pytest.raises(UserError, match=f"x: not text in {encoding} "):
             labelled(save(tmp_path / "x", content), encoding=encoding)
     for name in ("utf_16", "LATIN1", "Windows-1252", "U8"):
-        assert files.encoding(name) in ("utf-16", "iso8859-1", "cp1252", "utf-8")
+        assert cli.encoding(name) in ("utf-16", "iso8859-1", "cp1252", "utf-8")
     for name in ("utf-17", "rot13", "base64", "", "undefined"):
         with pytest.raises(ValueError):
-            files.encoding(name)
+            cli.encoding(name)
 
 
 @pytest.mark.parametrize(("title", "category"), [("Name", "Kind"), ("NAME ", "kind"), ("2", "4"), ("2", "kind")])

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from conftest import ROOT, environment, save
 
-import files
+from titles import files
 
 NO_MODULES = {"fcntl", "grp", "posix", "pty", "pwd", "readline", "resource", "syslog", "termios", "tty"}
 NOT_IN_OS = re.compile(
@@ -68,7 +68,7 @@ def hide_posix():
     original = builtins.__import__
 
     def from_windows(name, globals=None, *rest, **named):
-        if Path((globals or {}).get("__file__") or "/").parent not in (ROOT, Path.cwd()):
+        if Path((globals or {}).get("__file__") or "/").parent not in (ROOT, ROOT / "titles", Path.cwd()):
             return original(name, globals, *rest, **named)
         if name in NO_MODULES:
             raise ModuleNotFoundError(f"Windows has no {name}")
@@ -121,18 +121,18 @@ def use_locks_of_windows():
 
 def main(commands):
     """Run scripts one after the other in this process."""
-    own = "|".join(path.stem for path in ROOT.glob("*.py"))
+    own = "|".join([*(path.stem for path in ROOT.glob("*.py")), r"titles\.\w+"])
     warnings.simplefilter("ignore", EncodingWarning)  # of libraries
     warnings.filterwarnings("error", category=EncodingWarning, module=f"({own}|__main__)\\Z")
     for name in [name for name, module in sys.modules.items() if getattr(module, "__file__", None)
-                 and Path(module.__file__).parent == ROOT]:
+                 and Path(module.__file__).parent in (ROOT, ROOT / "titles")]:
         del sys.modules[name]  # imported by the tests
     use_locks_of_windows()
     hide_posix()
     refuse(os.getcwd())
     for sys.argv in commands:
         runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
-    assert importlib.import_module("files").WINDOWS
+    assert importlib.import_module("titles.cli").WINDOWS
 
 
 def run(folder, *commands, stdin=""):

@@ -26,8 +26,8 @@ from pathlib import Path
 
 import numpy as np
 
-import files
-from files import UserError
+from titles import cli, files
+from titles.cli import UserError
 
 FORMAT = 5  # of a run's folder: raise it when its files change their meaning
 DATA_FILE = 8 << 20  # bytes of a file with a large table, about: Orbax keeps what it has encoded until a file is full
@@ -77,7 +77,7 @@ def create(folder, config, meta, trained, named=True):
         np.save(temporary / "trained.npy", trained)
 
         # All scripts, so that source/train.py runs by itself.
-        (temporary / "source").mkdir()
+        (temporary / "source/titles").mkdir(parents=True)
         for name, content in SOURCE.items():
             (temporary / "source" / name).write_bytes(content)
 
@@ -170,9 +170,9 @@ def show_all(runs, fingerprint):
 
 def other_folders(args):
     """--runs and --data, as a user types them, where they are not the usual ones."""
-    return "".join(f" --{flag} {files.listed(value)}" for flag, value, usual in (
+    return "".join(f" --{flag} {cli.listed(value)}" for flag, value, usual in (
         ("runs", args.runs, Path("runs")), ("data", args.data, Path("data/prepared")))
-        if files.listed(value) != files.listed(usual))
+        if cli.listed(value) != cli.listed(usual))
 
 
 def settings(config):
@@ -226,7 +226,7 @@ def trained_titles(folder):
 def training_lock(folder):
     """Keep other trainings away from a run in this block; raises UserError where one is at work on it. Of several
     processes of a training the first one has the lock."""
-    import devices
+    from titles import devices
     with ExitStack() as stack:
         if devices.is_first():
             try:
@@ -314,15 +314,16 @@ def loss_figure(history, title):
 # --- source -----------------------------------------------------------------------------------------------------------
 
 # The scripts as they were when this process began: who edits them while a training runs does not change what it keeps.
-SOURCE = {path.name: path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))}
+TOP = Path(__file__).resolve().parent.parent
+SOURCE = {path.relative_to(TOP).as_posix(): path.read_bytes()
+          for path in sorted([*TOP.glob("*.py"), *TOP.glob("titles/*.py")])}
 
 
 def source_checksums():
     """{file name: checksum} of the scripts that this process has loaded, modules of the user's own included."""
     loaded = {Path(module.__file__).resolve() for module in list(sys.modules.values())
               if getattr(module, "__file__", None)}
-    here = Path(__file__).parent
-    return {name: files.checksum_of(content) for name, content in SOURCE.items() if (here / name).resolve() in loaded}
+    return {name: files.checksum_of(content) for name, content in SOURCE.items() if (TOP / name).resolve() in loaded}
 
 
 def changed_source(folder, config):
@@ -342,7 +343,7 @@ def changed_source(folder, config):
 def training_command(folder, config):
     """The command that trains a run again on the same data: its settings, if flags of the train.py that it keeps."""
     if "refit" in config:
-        return files.quoted(["python", "train.py", "--refit", config["refit"]])
+        return cli.quoted(["python", "train.py", "--refit", config["refit"]])
     kept, words = folder / "source/train.py", ["python", "train.py", "--name", folder.name]
     script = kept.read_text(encoding="utf-8", errors="replace") if kept.is_file() else ""
     for flag in re.findall(r'add\("--([\w-]+)"', script):
@@ -350,7 +351,7 @@ def training_command(folder, config):
         # False is a switch that was left out; a table without n-grams has no buckets.
         if value is not None and value is not False and (flag, value) != ("buckets", 0):
             words += [f"--{flag}", *map(str, [] if value is True else value if isinstance(value, list) else [value])]
-    return files.quoted(words)
+    return cli.quoted(words)
 
 
 def versions():
@@ -404,7 +405,7 @@ def checkpoint_manager(folder, read_only=False):
     import orbax.checkpoint as ocp
     from orbax.checkpoint import checkpoint_managers as policies
 
-    import devices
+    from titles import devices
 
     # Orbax logs what it also raises. It trusts the metrics that tell the best checkpoint, so they are verified first.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -440,8 +441,8 @@ def save_checkpoint(manager, step, state, history, metrics=None):
     import jax
     import orbax.checkpoint as ocp
 
-    import devices
     import model
+    from titles import devices
 
     # In several files, or a large table would lie encoded in memory until all of it is. Orbax cuts it for that into
     # equal pieces; where the rows cannot be divided well these are tiny, and a restore takes many seconds.
@@ -474,7 +475,7 @@ def restore_checkpoint(manager, step, **targets):
     import jax
     import orbax.checkpoint as ocp
 
-    import devices
+    from titles import devices
 
     # Not the devices it was saved from.
     def on_these_devices(x):
@@ -508,9 +509,8 @@ def restore(folder, which):
     with all its pieces and layers. Says so where its code has changed. Raises UserError where it cannot be used."""
     import jax
 
-    import devices
-    import encoder
     import model
+    from titles import devices, encoder
     config, vocab, labels = load(folder, model.MODELS)
     if "encoder" in config:
         encoder.require(config["encoder"], folder)

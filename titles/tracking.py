@@ -26,9 +26,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import data
-import files
-import runs
-from files import UserError, public
+from titles import files, runs
+from titles.cli import UserError, public
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
 SCORES = ("balanced_accuracy", "accuracy", "macro_f1", "top5_accuracy", "loss", "calibrated_loss", "brier",
@@ -267,7 +266,7 @@ class Tracker:
         """Log what is known before the first step: parameters, sizes, the data sets and a description."""
         from mlflow.entities import Param, RunTag
 
-        import devices
+        from titles import devices
         config = self.config
 
         # Parameters are what a person would compare; config.json, an artifact, has the rest.

@@ -9,9 +9,8 @@ import warnings
 
 import numpy as np
 
-import calibration
-import files
 import model
+from titles import calibration, files
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
 RESAMPLES = 2000      # of the bootstrap

@@ -28,8 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-import files
-from files import UserError
+from titles import cli, files
+from titles.cli import UserError
 
 HEARTBEAT = 10   # seconds without a sign of life after which a process counts as dead
 CONNECT = 60     # seconds within which all processes must have begun
@@ -42,7 +42,7 @@ def together(main, args):
     """Call main(args) in this process and, at the same time, in those that --coordinator joins with it. Where one of
     them fails or is killed, the others end with an error."""
     join(args)
-    files.require_device()
+    cli.require_device()
     try:
         main(args)
         meet()  # the first one has more to do, and would miss the others
@@ -75,7 +75,7 @@ def join(args):
         return
 
     # A process that fails must not wait at its end for the others, who wait for it.
-    files.leave_at_once = True
+    cli.leave_at_once = True
     sys.excepthook = leave_with_traceback
     address = None if args.coordinator == "auto" else args.coordinator
     if address and args.process == 0:
@@ -92,7 +92,7 @@ def join(args):
         raise UserError(f"--coordinator {args.coordinator}: JAX cannot begin there ({str(error)[:200]})") from None
     finally:
         patience.cancel()
-        signal.signal(signal.SIGINT, files.interrupt)
+        signal.signal(signal.SIGINT, cli.interrupt)
 
     # Gloo says on standard output that it is connected; that is for messages, as our own output may be JSON. It
     # connects processes, and then all devices, when it is first used.

@@ -12,9 +12,7 @@ import math
 
 import numpy as np
 
-import calibration
-import report
-import runs
+from titles import calibration, report, runs
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
 NAME, TEXT = 80, 200    # characters that are shown of a category's name, and of any other text

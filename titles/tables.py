@@ -12,9 +12,8 @@ from contextlib import ExitStack, contextmanager
 
 import pyarrow as pa
 
-import files
-import sources
-from files import UserError
+from titles import files, sources
+from titles.cli import UserError
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
 SHEET_ROWS, CELL = 1 << 20, 32767  # rows of a sheet of Excel and characters of a cell at most

@@ -27,8 +27,8 @@ import pyarrow as pa
 import pyarrow.csv
 
 import data
-import files
-from files import UserError
+from titles import files
+from titles.cli import UserError
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
 BLOCK = 8 << 20      # bytes of a file in memory at a time, for each thread a few

@@ -21,8 +21,8 @@ from typing import NamedTuple
 import numpy as np
 
 import data
-import files
-from files import UserError
+from titles import files
+from titles.cli import UserError
 
 
 class Encoder(NamedTuple):
