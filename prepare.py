@@ -81,9 +81,6 @@ DOWNLOADS = {  # name -> (server folder, {file: size in bytes where it is known}
 
 SPLIT_NAMES = {"train": 0, "training": 0, "valid": 1, "validation": 1, "val": 1, "dev": 1, "test": 2}
 SUFFIX = re.compile(r"\.(csv|tsv|jsonl|json|txt|parquet|xlsx)(\.(gz|bz2|xz))?$", re.IGNORECASE)
-OWN_FILES = re.compile(r"(train|valid|test)_(titles|oov|keys|groups|labels|language|reliable|line|pieces)\.npy|"
-                       r"(train|valid|test)_(text|id)\.txt|(vocab|oov|labels)\.txt|vectors\.npy|meta\.json|"
-                       r"(train|valid|test)_rare\.npy|rare\.txt")  # what may stand in --out when it is replaced
 
 
 # --- which files ------------------------------------------------------------------------------------------------------
@@ -666,20 +663,31 @@ def write_pieces(folder, args, sizes):
     return full
 
 
+def require_own(out):
+    """Raise UserError where the folder --out, which is replaced as a whole, holds anything but prepared data of whatever
+    format: meta.json and the files that it lists."""
+    folder = out.resolve()  # where --out is a link, what it points to is replaced
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {out.name} if folder.exists() else set()
+    own = set()
+    if "meta.json" in names:
+        try:
+            own = {"meta.json", *files.read_json(folder / "meta.json").get("files", ())}
+        except (UserError, TypeError):
+            raise UserError(f"{out}/meta.json: damaged, so nothing tells which files here are prepared data; delete the "
+                            "folder, or choose another --out") from None
+    if foreign := sorted(names - own):
+        raise UserError(f"{out}: is there and holds something else than prepared data ({foreign[0]}); choose another "
+                        "--out")
+
+
 def prepare(args):
     started = time.time()
     base = read_base(args)
     described = args.encoder and encoder.describe(args.encoder, args.max_pieces)  # a missing package shows at once
     chosen = choose_files(args)
 
-    # --out is replaced whole, so it must not hold anything else. Where it is a link, what it points to is replaced.
-    out = args.out.resolve()
-    names = {path.name for path in out.iterdir()} if out.is_dir() else {out.name} if out.exists() else set()
-    foreign = sorted(name for name in names if "meta.json" not in names or not OWN_FILES.fullmatch(name))
-    if foreign:
-        raise UserError(f"{args.out}: is there and holds something else than prepared data ({foreign[0]}); choose "
-                        "another --out")
-    with files.atomic_folder(out) as folder:
+    require_own(args.out)
+    with files.atomic_folder(args.out) as folder:
         bad = sources.BadRows(args.max_bad_rows)
         meta = write_arrays(args, chosen, bad, folder, base) | {"encoder": described}
         if described:
