@@ -186,7 +186,7 @@ import numpy as np
 import optax
 
 import model
-from titles import calibration, devices, encoder, runs, tracking
+from titles import calibration, devices, encoder, predict, runs, tracking
 
 # --- the step ---------------------------------------------------------------------------------------------------------
 
@@ -372,7 +372,7 @@ def pretrained_variables(config, meta, arrays, learned=None):
         # Nothing below the classifier changes, so each title goes through the layers once. Row 0 stays padding's.
         vectors = [np.zeros((1, table.shape[1]), np.float32)]
         for rows in arrays.values():
-            vectors.append(model.title_vectors(config, table, layers, rows["titles"]))
+            vectors.append(predict.title_vectors(config, table, layers, rows["titles"]))
             end = sum(map(len, vectors))
             rows["titles"] = np.arange(end - len(vectors[-1]), end, dtype=np.uint32)[:, None]
         table = np.concatenate(vectors)
@@ -384,7 +384,7 @@ def name_head(config, labels, begun):
     begun: pieces -> (their table, layers)."""
     names = [" ".join(re.findall(r"[^\W_]+", label)).lower() for label in labels]
     pieces, (ids,) = data.compact([encoder.pieces(config["encoder"]["name"], names, config["encoder"]["max_len"])])
-    vectors = model.title_vectors(config, *begun(pieces), ids)
+    vectors = predict.title_vectors(config, *begun(pieces), ids)
     # Names without a letter, such as numbers, say nothing and begin with zeros, as all do without these vectors.
     weight = np.array([config["name_weight"] * any(map(str.isalpha, name)) for name in names], np.float32)
     return {"head": {"Dense_0": {"kernel": vectors.T * weight, "bias": np.zeros(len(names), np.float32)}}}
@@ -431,18 +431,18 @@ def matched(names, others):
 def evaluate_rows(predictor, arrays, prefix):
     """Loss, accuracy and balanced accuracy over every row of `arrays` (and over the reliable rows, where known)."""
     # A loss that is not finite must not pass for a number; the caller stops.
-    result = model.score(model.ensemble_of_one(predictor), (arrays["titles"],), arrays["labels"])
+    result = predict.score(predict.ensemble_of_one(predictor), (arrays["titles"],), arrays["labels"])
     if not np.abs(result["loss"]).max() < 1e30:
         result["loss"][:] = np.inf  # its sum would overflow
     row = {f"{prefix}_loss": float(result["loss"].mean()),
            f"{prefix}_accuracy": float((result["prediction"] == arrays["labels"]).mean()),
-           f"{prefix}_balanced_accuracy": model.balanced_accuracy(arrays["labels"], result["prediction"])}
+           f"{prefix}_balanced_accuracy": predict.balanced_accuracy(arrays["labels"], result["prediction"])}
 
     # On rows whose label the source vouches for, scores are not blurred by wrong labels.
     reliable = arrays.get("reliable", np.zeros(0, bool))
     if reliable.any():
         row[f"{prefix}_reliable_loss"] = float(result["loss"][reliable].mean())
-        row[f"{prefix}_reliable_balanced_accuracy"] = model.balanced_accuracy(
+        row[f"{prefix}_reliable_balanced_accuracy"] = predict.balanced_accuracy(
             arrays["labels"][reliable], result["prediction"][reliable])
     return row
 
@@ -450,8 +450,8 @@ def evaluate_rows(predictor, arrays, prefix):
 def calibrate(predictor, rows):
     """What a checkpoint keeps so that its probabilities can be trusted: of some validation rows (`titles`, `labels`)
     the `logits` [n, C] float16, minus the largest of each row, and the `labels`; `temperature` and `smoothing`."""
-    logits = model.in_batches(lambda ids: {"logits": model.logits(predictor, *ids)}, (rows["titles"],),
-                              largest=model.largest_batch_of((predictor,)))["logits"]
+    logits = predict.in_batches(lambda ids: {"logits": predict.logits(predictor, *ids)}, (rows["titles"],),
+                                largest=predict.largest_batch_of((predictor,)))["logits"]
 
     # Softmax does not see what a whole row has lost, and float16 is finest near 0, where the likeliest now are.
     logits = logits - logits.max(1, keepdims=True)
@@ -814,7 +814,7 @@ def train(args):
 
             # What comes before the first step: scores by chance, or what a former run's knowledge is worth here.
             if step == 0 and not validation:
-                begun = model.predictor(config, state["variables"] | frozen, features)
+                begun = predict.make_predictor(config, state["variables"] | frozen, features)
                 print_epoch({"epoch": 0} | evaluate_rows(begun, arrays["valid"], "valid"))
                 del begun
             print(f"ready after {time.time() - STARTED:.1f} s (reading, compiling)")
@@ -839,7 +839,7 @@ def train(args):
                 seconds = time.time() - begun
 
                 # Calibrate: a checkpoint holds what its probabilities mean.
-                ready = model.predictor(config, state["variables"] | frozen, features)
+                ready = predict.make_predictor(config, state["variables"] | frozen, features)
                 if "refit" not in config:
                     validation = calibrate(ready, calibration_rows)
                 if step < done:  # a signal came

@@ -10,6 +10,7 @@ from conftest import WORD_MODELS, config_of, leaves_equal, run_script
 import data
 import model
 import train
+from titles import predict
 from titles.cli import UserError
 
 
@@ -280,5 +281,5 @@ def test_hidden_layers_learn_what_a_linear_classifier_does():
     for epoch in range(config["epochs"]):
         for width, order in data.batches(groups, config["batch_size"], 0, epoch):
             state, _ = programs[width](state, order)
-    found = train.evaluate_rows(model.predictor(config, state["variables"], features), split[1], "valid")
+    found = train.evaluate_rows(predict.make_predictor(config, state["variables"], features), split[1], "valid")
     assert found["valid_balanced_accuracy"] > 0.95
