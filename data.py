@@ -44,6 +44,7 @@ FORMAT = 5  # of the prepared folder: raise it when its files change their meani
 SPLITS = ("train", "valid", "test")
 DESCRIBED = ("command", "source", "fingerprint", "synthetic", "categories", "vocabulary", "languages", "reliable_share",
              "unknown_share", "mean_words", "cut_share")  # what a run keeps of meta.json, for its reports
+MAX_STEPS = 8  # of a chunk, which is one call of the compiled loop; titles of a chunk are all short or all long
 UNKNOWN = 1  # the id of words that are out of vocabulary; 0 is padding
 NUMBER = re.compile(r"[-+]?\d*\.?\d+([eE][-+]?\d+)?")  # in files of word vectors
 SPECIALS = ["<pad>", "<unknown>"]  # the first two entries of a vocabulary; no title can contain them
@@ -540,10 +541,10 @@ class Group(NamedTuple):
     steps: int        # of a chunk, a batch each
 
 
-def length_groups(titles, batch_size, max_steps):
+def length_groups(titles, batch_size):
     """Divide the rows into short and long titles, so that the short ones need not be padded as far.
 
-    Args: titles [N, L] ids; batch_size in rows; max_steps of a chunk.
+    Args: titles [N, L] ids; batch_size in rows.
     Returns: a list of Groups. It is one where both would not be large enough, else the two with the least padding in
     all. Chunks are as even as can be, so that few rows come twice.
     """
@@ -561,9 +562,14 @@ def length_groups(titles, batch_size, max_steps):
     groups = []
     for rows, width in parted:
         steps = -(-len(rows) // batch_size)
-        chunks = -(-steps // max_steps)
+        chunks = -(-steps // MAX_STEPS)
         groups.append(Group(rows.astype(np.uint32), int(width), chunks, -(-steps // chunks)))
     return groups
+
+
+def epoch_steps(titles, batch_size):
+    """The steps of an epoch on these titles."""
+    return sum(group.chunks * group.steps for group in length_groups(titles, batch_size))
 
 
 def lengths_of(titles):
