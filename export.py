@@ -70,9 +70,9 @@ import numpy as np
 import pandas as pd
 
 import classify
-import evaluate
 import model
 from titles import encoder, runs, tracking
+from titles.predict import load_named
 
 
 def quantized(table, titles):
@@ -136,7 +136,7 @@ def encoder_arrays(config, variables, shift, dtype):
 
 
 def model_arrays(classifier, dtype):
-    """{name: array} of an evaluate.Classifier, as classify.Classifier takes them."""
+    """{name: array} of a predict.Classifier, as classify.Classifier takes them."""
     arrays, members, provenance, promising = {}, [], [], classifier.promising
     for i, ((config, variables), shift, (folder, which), step) in enumerate(zip(
             classifier.members, classifier.shifts, classifier.checkpoints, classifier.steps, strict=True)):
@@ -221,7 +221,7 @@ def main(args):
     if args.out and args.out.exists() and (
             not args.out.is_dir() or {path.name for path in args.out.iterdir()} - CONTENT):
         raise UserError(f"{args.out}: holds other things than an exported model; name a new folder with --out")
-    classifier = evaluate.load_named(args)
+    classifier = load_named(args)
     if args.vectors:
         words, vectors = classifier.word_vectors()
         with files.atomic_write(args.vectors) as file:

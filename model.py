@@ -17,19 +17,17 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import data
-from titles import calibration, devices
+from titles import devices
 
 NGRAM_SAMPLES = 4  # of a word's character n-grams, in a training step; prediction uses all
 LARGE, BLOCK = 1 << 19, 1 << 16  # rows of a table from which on it is drawn in blocks, and rows of a block
 PARTS = 1024  # of equally many rows, in which a table with --shard-table is drawn; its divisors of devices can share it
-BATCH_SIZES = (1, 64, 1024, 16384)  # of prediction
 # On a CPU this takes half the time; only training gets slower. Other releases may not know it and refuse.
 QUICK_COMPILE = {"xla_cpu_use_fusion_emitters": False} if jax.__version__.startswith("0.10.") else {}
 
@@ -274,18 +272,6 @@ def build(config):
         name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
-def title_vectors(config, table, layers, ids):
-    """[N, D] vectors of titles as the layers of an encoder make them: table [V, D], their parameters, ids [N, P]."""
-    module = MODELS[config["model"]].below()
-
-    @jax.jit
-    def vectors(table, layers, ids):
-        return {"vectors": module.apply({"params": layers}, table[ids], (ids > 0).astype(jnp.float32))}
-
-    table, layers = devices.put((table, layers), devices.whole())
-    return in_batches(lambda ids: vectors(table, layers, ids[0]), (ids,), largest=largest_batch(True))["vectors"]
-
-
 # --- the embedding table ----------------------------------------------------------------------------------------------
 
 def table_rows(config):
@@ -303,6 +289,22 @@ def shardings(config, tree):
         return devices.parted(len(x)) if is_table and config.get("shard_table") else devices.whole()
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def init(config, key):
+    """All that prediction needs, from random numbers: {"params", "table" [V, D], "weights" [V] of the table's rows}. Of
+    an encoder what training changes: "params", and "table" with the "pieces" [V] of its rows, unless it is frozen."""
+    table_key, key = jax.random.split(key)
+    if "encoder" in config:
+        vectors = jnp.zeros((1, config["encoder"]["max_len"], MODELS[config["model"]].dim))
+        variables = {"params": build(config).init(key, vectors, vectors[..., 0])["params"]}
+        return variables if config["freeze_embeddings"] else variables | {
+            "table": jnp.zeros((config["pieces"], vectors.shape[-1])),
+            "pieces": jnp.zeros(config["pieces"], jnp.int32)}
+    table = init_table(table_key, table_rows(config), config["dim"], config.get("shard_table", False))
+    vectors = jnp.zeros((1, config["max_len"] * config["word_ngrams"], config["dim"]))
+    params = build(config).init(key, vectors, vectors[..., 0])["params"]
+    return {"params": params, "table": table, "weights": jnp.ones(len(table)).at[0].set(0)}
 
 
 def init_table(key, rows, dim, parted=False):
@@ -524,185 +526,3 @@ def idf(count, titles):
 def counts(weights, titles):
     """How many of so many titles have each feature, from its weight: the inverse of `idf`."""
     return np.where(weights == 0, 0, (1 + titles) / np.exp(np.asarray(weights, np.float64) - 1) - 1)
-
-
-# --- prediction -------------------------------------------------------------------------------------------------------
-
-def init(config, key):
-    """All that prediction needs, from random numbers: {"params", "table" [V, D], "weights" [V] of the table's rows}. Of
-    an encoder what training changes: "params", and "table" with the "pieces" [V] of its rows, unless it is frozen."""
-    table_key, key = jax.random.split(key)
-    if "encoder" in config:
-        vectors = jnp.zeros((1, config["encoder"]["max_len"], MODELS[config["model"]].dim))
-        variables = {"params": build(config).init(key, vectors, vectors[..., 0])["params"]}
-        return variables if config["freeze_embeddings"] else variables | {
-            "table": jnp.zeros((config["pieces"], vectors.shape[-1])),
-            "pieces": jnp.zeros(config["pieces"], jnp.int32)}
-    table = init_table(table_key, table_rows(config), config["dim"], config.get("shard_table", False))
-    vectors = jnp.zeros((1, config["max_len"] * config["word_ngrams"], config["dim"]))
-    params = build(config).init(key, vectors, vectors[..., 0])["params"]
-    return {"params": params, "table": table, "weights": jnp.ones(len(table)).at[0].set(0)}
-
-
-@flax.struct.dataclass
-class Predictor:
-    """A trained model that is ready to classify: what training wrote, with the vectors of all words made once."""
-    module: nn.Module = flax.struct.field(pytree_node=False)
-    word_ngrams: int = flax.struct.field(pytree_node=False)
-    params: dict
-    table: jax.Array       # [V, D]
-    weights: jax.Array     # [V] of its rows
-    words: tuple           # of all words the vectors [W, D] and their weights [W]
-    further: tuple | None  # the same of words behind those, see `extended`
-    features: dict         # `hashes` of words, `first` row and number of `buckets` for word n-grams
-
-
-def predictor(config, variables, features):
-    """The Predictor of a run's configuration, its variables as from `init`, and `feature_tables` of words. An encoder's
-    variables are the whole "params" and "table"; the features are not used."""
-    if "encoder" in config:
-        table = jnp.asarray(variables["table"])
-        weights = jnp.ones(len(table)).at[0].set(0)
-        return Predictor(build(config), 1, variables["params"], table, weights, (table, weights), None, {})
-    features = devices.put(features, devices.whole())
-    words = compose(variables["table"], variables["weights"], features, config.get("shard_table", False))
-    kept = {name: features[name] for name in ("hashes", "first", "buckets")}
-    return Predictor(build(config), config["word_ngrams"], variables["params"], variables["table"],
-                     variables["weights"], words, None, kept)
-
-
-def extended(config, predictor, words):
-    """A Predictor that knows further words (list of str), by the ids behind those it knows."""
-    # Filled up to a power of two, so that few sizes are compiled.
-    spare = [""] * (max(8, 1 << len(words).bit_length()) - len(words))
-    features = feature_tables(config, [*data.SPECIALS, *words, *spare], known=0)
-    vectors, weights = compose(predictor.table, predictor.weights, features)
-    hashes = jnp.concatenate([predictor.features["hashes"], features["hashes"][len(data.SPECIALS):]])
-    return predictor.replace(further=(vectors[len(data.SPECIALS):], weights[len(data.SPECIALS):]),
-                             features=predictor.features | {"hashes": hashes})
-
-
-def inputs(predictor, ids):
-    """What a module takes, for [B, L] word ids: vectors [B, P, D], weights [B, P]; as in training, without dropout."""
-    vectors, weights = (of_all[ids] for of_all in predictor.words)
-    if predictor.further:
-        # Looked up apart: to append them to the vectors of all words would copy these.
-        behind = ids.astype(jnp.int32) - (len(predictor.features["hashes"]) - len(predictor.further[1]))
-        more, more_weights = (of_all[jnp.maximum(behind, 0)] for of_all in predictor.further)
-        vectors = jnp.where(behind[..., None] < 0, vectors, more)
-        weights = jnp.where(behind < 0, weights, more_weights)
-    if predictor.word_ngrams > 1:
-        rows = word_ngrams(predictor.features, ids, predictor.word_ngrams)
-        vectors = jnp.concatenate([vectors, predictor.table[rows]], 1)
-        weights = jnp.concatenate([weights, predictor.weights[rows]], 1)
-    return vectors, weights
-
-
-def forward(predictor, ids):
-    """[B, L] ids -> [B, C] logits; of several heads the mean of their log-probabilities."""
-    z = predictor.module.apply({"params": predictor.params}, *inputs(predictor, ids))
-    return z if z.ndim == 2 else jax.nn.log_softmax(z).mean(0)
-
-
-logits = jax.jit(forward, compiler_options=QUICK_COMPILE)
-
-
-@flax.struct.dataclass
-class Ensemble:
-    """One or several Predictors that classify together: as one model whose logits are the weighted sum of theirs."""
-    predictors: tuple
-    weights: jax.Array     # [M] of their logits; of a single one 1 / its temperature
-    shifts: tuple          # what is added to the logits of each before [C], such as the log prior
-    smoothing: float       # share of the probability that is spread evenly over all categories
-
-
-def ensemble_of_one(predictor):
-    """An Ensemble of one, with its logits as they are."""
-    return Ensemble((predictor,), np.ones(1, np.float32), (0.0,), 0.0)
-
-
-def combined(ensemble, ids):
-    """Ids [B, L] for each model -> [B, C] logits, the weighted sum of theirs; [B, C] logits without weights: the mean
-    of their log-probabilities, of one its logits."""
-    shifted = [forward(*each) + shift for *each, shift in zip(ensemble.predictors, ids, ensemble.shifts, strict=True)]
-    return (sum(weight * z for weight, z in zip(ensemble.weights, shifted, strict=True)),
-            shifted[0] if len(shifted) == 1 else sum(map(jax.nn.log_softmax, shifted)) / len(shifted))
-
-
-@functools.partial(jax.jit, compiler_options=QUICK_COMPILE)
-def score_batch(ensemble, ids, labels):
-    z, raw = combined(ensemble, ids)
-    probabilities = calibration.smoothed(z, ensemble.smoothing)
-
-    def of_label(values):
-        return jnp.take_along_axis(values, labels[:, None], 1)[:, 0]
-
-    # As the logarithm of a sum, which stays finite where the probability is too small for its type.
-    given, smoothing = of_label(probabilities), ensemble.smoothing
-    calibrated = -jnp.logaddexp(jnp.log1p(-smoothing) + of_label(jax.nn.log_softmax(z)),
-                                jnp.log(smoothing / z.shape[1]))
-    return {"prediction": first_maximum(z)[1], "rank": (z > of_label(z)[:, None]).sum(1),
-            "probability": probabilities.max(1), "given_probability": given,
-            "loss": jax.nn.logsumexp(raw, 1) - of_label(raw), "calibrated_loss": calibrated,
-            "brier": (probabilities ** 2).sum(1) - 2 * given + 1}
-
-
-def first_maximum(z):
-    """z [B, C] -> ([B] the largest of each row, [B] the first column where it is); XLA's argmax takes 5 times as long
-    on a CPU."""
-    top = z.max(1)
-    return top, jnp.where(z == top[:, None], jnp.arange(z.shape[1]), z.shape[1] - 1).min(1)
-
-
-def largest_batch(encoder):
-    """How many titles are classified at a time, at most. A CPU has caches for few, and only many keep a GPU busy; where
-    there is an encoder, each costs much more."""
-    sizes = BATCH_SIZES[1:3] if devices.mesh().devices.flat[0].platform == "cpu" else BATCH_SIZES[2:]
-    return sizes[not encoder]
-
-
-def largest_batch_of(predictors):
-    return largest_batch(any(hasattr(predictor.module, "encoder") for predictor in predictors))
-
-
-def in_batches(function, ids, *others, largest):
-    """Call `function` on the rows of ids, a tuple of [N, L] for each model, and other arrays [N, ...] in batches of one
-    size (the last one repeats rows): the smallest of BATCH_SIZES that holds all, or `largest`. Titles of up to L / 2
-    words come apart from longer ones, so that two programs are compiled and little padding is computed. Returns its
-    dictionary of results as [N, ...]."""
-    # Short titles need half the columns.
-    batch_size = min(largest, next((size for size in BATCH_SIZES if size >= len(ids[0])), BATCH_SIZES[-1]))
-    whole = [array.shape[1] for array in ids]
-    half = [-(-width // 2) for width in whole]
-    long = np.any([array[:, width:].any(1) for array, width in zip(ids, half, strict=True)], 0)
-    order, results, sharding = [np.zeros(0, int)], [], devices.parted(batch_size)
-    for rows, widths in ((np.flatnonzero(~long), half), (np.flatnonzero(long), whole)):
-        for start in range(0, len(rows), batch_size):
-            order.append(rows[start:start + batch_size])
-            batch = np.resize(order[-1], batch_size)
-            results.append(devices.shared(function(*devices.put((
-                tuple(array[batch, :width] for array, width in zip(ids, widths, strict=True)),
-                *(array[batch] for array in others)), sharding))))
-
-    # Results in the order of the rows again, without those that filled up a batch.
-    back = np.argsort(np.concatenate(order))
-    return {name: np.concatenate([np.asarray(result[name])[:len(rows)] for result, rows in
-                                  zip(results, order[1:], strict=True)])[back] for name in results[0]}
-
-
-def score(ensemble, ids, labels):
-    """Evaluate an Ensemble on every row once: a dictionary of [N] arrays.
-
-    `prediction`, its `probability`, `given_probability` of the label and its `rank` (0 = first), `calibrated_loss`
-    (cross-entropy, nats) and `brier` score of the probabilities, `loss` without temperatures, weights and smoothing, as
-    in training. ids: a tuple of [N, L] for each Predictor; labels [N].
-    """
-    return in_batches(lambda ids, y: score_batch(ensemble, ids, y), ids, labels.astype(np.int32),
-                      largest=largest_batch_of(ensemble.predictors))
-
-
-def balanced_accuracy(labels, predictions):
-    """Mean recall over the categories that occur in `labels`, as scikit-learn's balanced_accuracy_score."""
-    size = np.bincount(labels)
-    right = np.bincount(labels[labels == predictions], minlength=len(size))
-    return float(np.mean(right[size > 0] / size[size > 0]))

@@ -170,7 +170,7 @@ import optax
 
 import data
 import model
-from titles import calibration, configuration, devices, runs, start, tracking
+from titles import calibration, configuration, devices, predict, runs, start, tracking
 from titles.progress import Progress, introduce, leave, print_epoch, sizes_of
 
 TABLE = configuration.Table(SETTINGS, size_rule, PRIOR)
@@ -313,18 +313,18 @@ def make_train_chunk(config):
 def evaluate_rows(predictor, arrays, prefix):
     """Loss, accuracy and balanced accuracy over every row of `arrays` (and over the reliable rows, where known)."""
     # A loss that is not finite must not pass for a number; the caller stops.
-    result = model.score(model.ensemble_of_one(predictor), (arrays["titles"],), arrays["labels"])
+    result = predict.score(predict.ensemble_of_one(predictor), (arrays["titles"],), arrays["labels"])
     if not np.abs(result["loss"]).max() < 1e30:
         result["loss"][:] = np.inf  # its sum would overflow
     row = {f"{prefix}_loss": float(result["loss"].mean()),
            f"{prefix}_accuracy": float((result["prediction"] == arrays["labels"]).mean()),
-           f"{prefix}_balanced_accuracy": model.balanced_accuracy(arrays["labels"], result["prediction"])}
+           f"{prefix}_balanced_accuracy": predict.balanced_accuracy(arrays["labels"], result["prediction"])}
 
     # On rows whose label the source vouches for, scores are not blurred by wrong labels.
     reliable = arrays.get("reliable", np.zeros(0, bool))
     if reliable.any():
         row[f"{prefix}_reliable_loss"] = float(result["loss"][reliable].mean())
-        row[f"{prefix}_reliable_balanced_accuracy"] = model.balanced_accuracy(
+        row[f"{prefix}_reliable_balanced_accuracy"] = predict.balanced_accuracy(
             arrays["labels"][reliable], result["prediction"][reliable])
     return row
 
@@ -332,8 +332,8 @@ def evaluate_rows(predictor, arrays, prefix):
 def calibrate(predictor, rows):
     """What a checkpoint keeps so that its probabilities can be trusted: of some validation rows (`titles`, `labels`)
     the `logits` [n, C] float16, minus the largest of each row, and the `labels`; `temperature` and `smoothing`."""
-    logits = model.in_batches(lambda ids: {"logits": model.logits(predictor, *ids)}, (rows["titles"],),
-                              largest=model.largest_batch_of((predictor,)))["logits"]
+    logits = predict.in_batches(lambda ids: {"logits": predict.logits(predictor, *ids)}, (rows["titles"],),
+                                largest=predict.largest_batch_of((predictor,)))["logits"]
 
     # Softmax does not see what a whole row has lost, and float16 is finest near 0, where the likeliest now are.
     logits = logits - logits.max(1, keepdims=True)
@@ -475,7 +475,7 @@ def scored_rows(config, arrays):
 
 
 def predictor_of(config, ready, state):
-    return model.predictor(config, state["variables"] | ready.frozen, ready.features)
+    return predict.make_predictor(config, state["variables"] | ready.frozen, ready.features)
 
 
 def compile_chunks(config, state, arrays, groups):

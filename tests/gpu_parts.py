@@ -24,6 +24,7 @@ import evaluate
 import model
 import train
 from titles import configuration, files, runs, start
+from titles import predict as prediction
 
 TOLERANCE, STEPS = 1e-3, 20  # how far a loss may deviate from the CPU's, as a share of it, over so many steps
 
@@ -80,12 +81,12 @@ class Problem:
         return state, done * min(once, 1) / taken, taken  # rows that come twice in an epoch count once
 
     def predictor(self, state):
-        return model.predictor(self.config, state["variables"], self.features)
+        return prediction.make_predictor(self.config, state["variables"], self.features)
 
     def score(self, ready, split="valid"):
         """Arrays [N]: `prediction`, `loss` and others."""
         rows = self.arrays[split]
-        return model.score(model.ensemble_of_one(ready), (rows["titles"],), rows["labels"])
+        return prediction.score(prediction.ensemble_of_one(ready), (rows["titles"],), rows["labels"])
 
     def save(self, state, folder):
         """Make a run of this state that evaluate.py can use."""
@@ -571,5 +572,6 @@ def trained(problem, start, inputs, batch_size, chunk, epochs):
         state, _, seconds = problem.epoch(programs, plan, batch_size, state, inputs, number)
         taken += seconds
     labels = problem.arrays["valid"]["labels"].astype(np.int64)
+    predictions = problem.score(problem.predictor(state))["prediction"]
     return {"batch_size": batch_size, "chunk": chunk, "epochs": epochs, "seconds": taken,
-            "balanced_accuracy": model.balanced_accuracy(labels, problem.score(problem.predictor(state))["prediction"])}
+            "balanced_accuracy": prediction.balanced_accuracy(labels, predictions)}

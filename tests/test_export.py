@@ -27,7 +27,7 @@ import evaluate
 import export
 import model
 import train
-from titles import runs
+from titles import predict, runs
 from titles.settings import all_of, default_of
 
 ODD = ["", "qwzzk", "???", "celulares azules qqq", "Teléfono nuevo x3 &amp; mesa", "x" * 300, "mesa " * 60, "zzmesazz",
@@ -43,7 +43,7 @@ VARIANTS = {  # what they change in the configuration of a run
 
 @pytest.fixture
 def random_run(trained, monkeypatch):
-    """A function of names of VARIANTS and a prior: an evaluate.Classifier of such runs, whose numbers are random. They
+    """A function of names of VARIANTS and a prior: a predict.Classifier of such runs, whose numbers are random. They
     need no training, and have what is rare after one, such as words without a weight."""
     restore = runs.restore
 
@@ -59,7 +59,7 @@ def random_run(trained, monkeypatch):
             "table": variables["table"], "weights": weights.astype(np.float32)}}, step
 
     monkeypatch.setattr(runs, "restore", random_restore)
-    return lambda *names, prior=None: evaluate.Classifier([(trained / "runs/bag", name) for name in names], prior)
+    return lambda *names, prior=None: predict.Classifier([(trained / "runs/bag", name) for name in names], prior)
 
 
 @pytest.fixture(scope="session")
@@ -93,7 +93,7 @@ def fields_of(found):
 # --- the same answers -------------------------------------------------------------------------------------------------
 
 def assert_the_same(small, run, titles, atol=1e-5):
-    """A classify.Classifier of float32 says what its evaluate.Classifier says."""
+    """A classify.Classifier of float32 says what its predict.Classifier says."""
     wanted, known, found = run.predict_proba(titles), run.read(titles)[2], small.predict(titles, top=3)
     np.testing.assert_allclose(small.predict_proba(titles), wanted, atol=atol)
     assert [row[0][0] for row in found] == [row[0][0] for row in small.predict(titles)]
@@ -143,7 +143,7 @@ def test_small_integers_cost_no_accuracy(name, trained, exported):
     small = classify.Classifier(exported(name) / "model.npz")
     titles = texts("test", trained / "data/prepared")
     labels = np.load(trained / "data/prepared/test_labels.npy").astype(int)
-    whole, cut = (model.balanced_accuracy(labels, each.likeliest(titles, 1)[0][:, 0]) for each in (run, small))
+    whole, cut = (predict.balanced_accuracy(labels, each.likeliest(titles, 1)[0][:, 0]) for each in (run, small))
     assert abs(whole - cut) <= 0.005
     assert small.members[0].table.dtype == np.int8
     np.testing.assert_allclose(small.predict_proba(titles), run.predict_proba(titles), atol=0.02)
@@ -194,7 +194,7 @@ def test_every_character_is_taken_the_same():
 @given(st.lists(st.text(min_size=1, max_size=40).filter(lambda word: word.isalnum()), min_size=1),
        st.integers(0, 5), st.integers(0, 7), st.integers(1, 1 << 22) | st.just(classify.HASHES))
 def test_ngrams_are_hashed_the_same(words, minn, maxn, buckets):
-    assert classify.HASHES == evaluate.HASHES and classify.NGRAM_CHARACTERS == data.NGRAM_CHARACTERS
+    assert classify.HASHES == predict.HASHES and classify.NGRAM_CHARACTERS == data.NGRAM_CHARACTERS
     start, bucket = classify.character_ngrams(words, minn, maxn, buckets)
     wanted_start, wanted = data.character_ngrams([*data.SPECIALS, *words], minn, maxn, buckets)
     np.testing.assert_array_equal(start, wanted_start[2:])
@@ -440,7 +440,7 @@ def test_vectors_are_those_the_model_reads(trained, tmp_path):
     ids, ensemble = classifier.known
     for line in lines[:3]:
         word, *numbers = line.split(" ")
-        vectors, weights = model.inputs(ensemble.predictors[0], np.array([[ids[word]]], np.int32))
+        vectors, weights = predict.inputs(ensemble.predictors[0], np.array([[ids[word]]], np.int32))
         np.testing.assert_allclose([float(number) for number in numbers], vectors[0, 0], rtol=1e-5)
 
 

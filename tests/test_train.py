@@ -12,7 +12,7 @@ from conftest import WORD_MODELS, config_of, leaves_equal, new_state, run_script
 import data
 import model
 import train
-from titles import cli, settings
+from titles import cli, predict, settings
 from titles.cli import UserError
 from titles.progress import Progress
 from titles.settings import Setting, by_model
@@ -291,5 +291,5 @@ def test_hidden_layers_learn_what_a_linear_classifier_does():
     for epoch in range(config["epochs"]):
         for width, order in data.batches(groups, config["batch_size"], 0, epoch):
             state, _ = programs[width](state, order)
-    found = train.evaluate_rows(model.predictor(config, state["variables"], features), split[1], "valid")
+    found = train.evaluate_rows(predict.make_predictor(config, state["variables"], features), split[1], "valid")
     assert found["valid_balanced_accuracy"] > 0.95

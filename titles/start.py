@@ -11,7 +11,7 @@ import numpy as np
 
 import data
 import model
-from titles import devices, encoder
+from titles import devices, encoder, predict
 
 
 class Start(NamedTuple):
@@ -102,7 +102,7 @@ def pretrained_variables(config, meta, arrays, learned=None):
         # Nothing below the classifier changes, so each title goes through the layers once. Row 0 stays padding's.
         vectors, numbered = [np.zeros((1, table.shape[1]), np.float32)], {}
         for split, rows in arrays.items():
-            vectors.append(model.title_vectors(config, table, layers, rows["titles"]))
+            vectors.append(predict.title_vectors(config, table, layers, rows["titles"]))
             end = sum(map(len, vectors))
             numbered[split] = rows | {"titles": np.arange(end - len(vectors[-1]), end, dtype=np.uint32)[:, None]}
         table, arrays = np.concatenate(vectors), numbered
@@ -114,7 +114,7 @@ def name_head(config, labels, begun):
     begun: pieces -> (their table, layers)."""
     names = [" ".join(re.findall(r"[^\W_]+", label)).lower() for label in labels]
     pieces, (ids,) = data.compact([encoder.pieces(config["encoder"]["name"], names, config["encoder"]["max_len"])])
-    vectors = model.title_vectors(config, *begun(pieces), ids)
+    vectors = predict.title_vectors(config, *begun(pieces), ids)
     # Names without a letter, such as numbers, say nothing and begin with zeros, as all do without these vectors.
     weight = np.array([config["name_weight"] * any(map(str.isalpha, name)) for name in names], np.float32)
     return {"head": {"Dense_0": {"kernel": vectors.T * weight, "bias": np.zeros(len(names), np.float32)}}}
