@@ -533,6 +533,61 @@ def read_vectors(path, vocab, bad):
 
 # --- batches ----------------------------------------------------------------------------------------------------------
 
+# EDIT: what a model gets of a row beside its title: {column of the source: function of its texts, a list of str -> an
+# array [N, ...] of numbers}. prepare.py keeps these numbers, and a module finds them in batch.columns.
+COLUMNS = {}
+
+
+class Batch(NamedTuple):
+    """What a model gets of rows, wherever they come from: made by `batch_of` alone, and passed on whole."""
+    ids: np.ndarray    # [N, L] ids of words or of pieces of words, 0 behind the last one
+    columns: dict = {}  # {name: [N, ...]}, those of COLUMNS
+
+
+def batch_of(rows):
+    """The Batch of rows: {kind: array [N, ...]}, in which `titles` are the ids."""
+    return Batch(rows["titles"], {name: rows[name] for name in COLUMNS})
+
+
+class Rows(NamedTuple):
+    """Rows as a file has them."""
+    titles: list        # of str
+    columns: dict = {}  # {name: array [N, ...]}, as from `read_columns`
+
+    def part(self, chosen):
+        """The rows of a slice."""
+        return Rows(self.titles[chosen], {name: values[chosen] for name, values in self.columns.items()})
+
+
+def rows_of(titles):
+    """Rows, or a list of titles as Rows. Raises UserError where COLUMNS ask for more than titles."""
+    return titles if isinstance(titles, Rows) else Rows(titles, read_columns({}, "titles alone"))
+
+
+def read_columns(table, where):
+    """{name: array [N, ...]} of COLUMNS, from {name: list of str}. Raises UserError, which begins with `where`, where
+    one is missing or cannot be read."""
+    found = {}
+    for name, read in COLUMNS.items():
+        if name not in table:
+            raise UserError(f"{where}: has no column {name}, which data.COLUMNS reads")
+        try:
+            found[name] = np.asarray(read(table[name]))
+        except ValueError as error:
+            raise UserError(f"{where}: the column {name} cannot be read ({error})") from None
+    return found
+
+
+def example(width):
+    """A Batch of one empty title of so many ids, which tells shapes and types."""
+    return Batch(np.zeros((1, width), np.int32), read_columns(dict.fromkeys(COLUMNS, [""]), "data.py"))
+
+
+def chosen(batch, rows, width=None):
+    """The Batch of these rows [B] of another; of their ids the first `width`. NumPy or JAX arrays."""
+    return Batch(batch.ids[rows, :width], {name: values[rows] for name, values in batch.columns.items()})
+
+
 class Group(NamedTuple):
     """Titles of similar length, whose batches are padded to one width."""
     rows: np.ndarray  # [n] uint32 row numbers

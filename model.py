@@ -1,7 +1,8 @@
 """The Flax modules and the sparse embedding table: arrays in, logits out. No files, no flags.
 
-Modules take word vectors and weights, not word ids, and return logits, or those of several heads, whose losses are
-averaged in training, their log-probabilities in prediction. A word's vector is made of rows of the table: its own and
+Modules take word vectors and weights, not word ids, and the data.Batch that these are made of, which has what else
+there is of the rows. They return logits, or those of several heads, whose losses are averaged in training, their
+log-probabilities in prediction. A word's vector is made of rows of the table: its own and
 those of its hashed character n-grams, weighted by inverse document frequency (the n-grams' times --character-weight)
 and divided by the norm of the weights, which is the word's weight. The table is no Flax parameter: `lookup` gathers
 the rows that a batch needs, the gradient is taken with respect to the words' vectors, and `update` adds to the rows in
@@ -65,7 +66,7 @@ class MLP(nn.Module):
     scale: float                                                        # length of the weight vector of a title
 
     @nn.compact
-    def __call__(self, vectors, weights, train=False):                  # [B, P, D], [B, P] -> [B, C]
+    def __call__(self, vectors, weights, batch, train=False):           # [B, P, D], [B, P] -> [B, C]
         # EDIT: the pooling of the bag, also of that beside the other models. Padding has weight 0 and must not count.
         x = self.scale * bag(vectors, weights)
         return Head(self.classes, self.hidden, self.dropout)(x, train)
@@ -86,11 +87,11 @@ class TwoHeads(nn.Module):
     scale: float                                                        # of the MLP
 
     @nn.compact
-    def __call__(self, x, vectors, weights, train):                     # [B, F], [B, P, D], [B, P] -> [2, B, C]
+    def __call__(self, x, vectors, weights, batch, train):              # [B, F], [B, P, D], [B, P] -> [2, B, C]
         x = jnp.concatenate([x, bag(*words_alone(self, vectors, weights))], -1)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return jnp.stack([Head(self.classes, self.hidden, self.dropout)(x, train),
-                          MLP(self.classes, (), 0.0, self.scale)(vectors, weights, train)])
+                          MLP(self.classes, (), 0.0, self.scale)(vectors, weights, batch, train)])
 
 
 def words_alone(module, vectors, weights):
@@ -112,7 +113,7 @@ class CNN(nn.Module):
     scale: float                                                        # of the MLP
 
     @nn.compact
-    def __call__(self, vectors, weights, train=False):                  # [B, P, D], [B, P] -> [2, B, C]
+    def __call__(self, vectors, weights, batch, train=False):           # [B, P, D], [B, P] -> [2, B, C]
         # Only the words of a title count: what has no weight is zero, as if nothing stood there.
         words, word = words_alone(self, vectors, weights)
         word = (word > 0)[..., None]                                    # [B, L, 1]
@@ -130,7 +131,7 @@ class CNN(nn.Module):
             pooled.append(jnp.where(word, nn.relu(windows), 0).max(1))  # relu >= 0: an empty title pools to 0
         x = jnp.concatenate(pooled, -1)
         both = TwoHeads(self.classes, self.word_ngrams, self.hidden, self.dropout, self.scale)
-        return both(x, vectors, weights, train)
+        return both(x, vectors, weights, batch, train)
 
 
 class RNN(nn.Module):
@@ -144,7 +145,7 @@ class RNN(nn.Module):
     scale: float                                                        # of the MLP
 
     @nn.compact
-    def __call__(self, vectors, weights, train=False):                  # [B, P, D], [B, P] -> [2, B, C]
+    def __call__(self, vectors, weights, batch, train=False):           # [B, P, D], [B, P] -> [2, B, C]
         # The last word that counts ends the title, so the backward direction begins there and not in the padding.
         words, word = words_alone(self, vectors, weights)
         word = word > 0
@@ -152,7 +153,7 @@ class RNN(nn.Module):
         directions = nn.Bidirectional(nn.RNN(nn.GRUCell(self.units)), nn.RNN(nn.GRUCell(self.units)))
         x = masked_max(directions(words * word[..., None], seq_lengths=length), word)
         both = TwoHeads(self.classes, self.word_ngrams, self.hidden, self.dropout, self.scale)
-        return both(x, vectors, weights, train)
+        return both(x, vectors, weights, batch, train)
 
 
 class Transformer(nn.Module):
@@ -167,7 +168,7 @@ class Transformer(nn.Module):
     scale: float                                                        # of the MLP
 
     @nn.compact
-    def __call__(self, vectors, weights, train=False):                  # [B, P, D], [B, P] -> [2, B, C]
+    def __call__(self, vectors, weights, batch, train=False):           # [B, P, D], [B, P] -> [2, B, C]
         words, word = words_alone(self, vectors, weights)
         word, dim = word > 0, words.shape[-1]
 
@@ -184,7 +185,7 @@ class Transformer(nn.Module):
             x += drop(nn.Dense(dim)(nn.gelu(nn.Dense(4 * dim)(nn.LayerNorm()(x)))))
         x = masked_max(nn.LayerNorm()(x), word)
         both = TwoHeads(self.classes, self.word_ngrams, self.hidden, self.dropout, self.scale)
-        return both(x, vectors, weights, train)
+        return both(x, vectors, weights, batch, train)
 
 
 def masked_max(x, word):
@@ -244,7 +245,7 @@ class Encoder(nn.Module):
     encoder, below, dim = "use", SentenceEncoder, 512                   # its name, layers and numbers of a piece
 
     @nn.compact
-    def __call__(self, vectors, weights, train=False):                  # [B, P, D], [B, P] -> [B, C]
+    def __call__(self, vectors, weights, batch, train=False):           # [B, P, D], [B, P] -> [B, C]
         x = vectors[:, 0] if self.freeze_layers else self.below(name="layers")(vectors, weights)
         x = nn.Dropout(self.dropout, deterministic=not train)(self.scale * x)
         return Head(self.classes, (), 0.0, name="head")(x)
@@ -297,13 +298,14 @@ def init(config, key):
     table_key, key = jax.random.split(key)
     if "encoder" in config:
         vectors = jnp.zeros((1, config["encoder"]["max_len"], MODELS[config["model"]].dim))
-        variables = {"params": build(config).init(key, vectors, vectors[..., 0])["params"]}
+        batch = data.example(vectors.shape[1])
+        variables = {"params": build(config).init(key, vectors, vectors[..., 0], batch)["params"]}
         return variables if config["freeze_embeddings"] else variables | {
             "table": jnp.zeros((config["pieces"], vectors.shape[-1])),
             "pieces": jnp.zeros(config["pieces"], jnp.int32)}
     table = init_table(table_key, table_rows(config), config["dim"], config.get("shard_table", False))
     vectors = jnp.zeros((1, config["max_len"] * config["word_ngrams"], config["dim"]))
-    params = build(config).init(key, vectors, vectors[..., 0])["params"]
+    params = build(config).init(key, vectors, vectors[..., 0], data.example(config["max_len"]))["params"]
     return {"params": params, "table": table, "weights": jnp.ones(len(table)).at[0].set(0)}
 
 

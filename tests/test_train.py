@@ -57,7 +57,7 @@ def test_a_step_changes_the_rows_it_used_and_no_other():
     after, _ = train.make_train_chunk(config)(state, arrays, np.array([[3, 4]]), width=4)
     changed = np.flatnonzero((before != after["variables"]["table"]).any(1))
     features = jax.tree.map(np.asarray, arrays["features"])
-    ids = np.asarray(arrays["titles"])[[3, 4]]
+    ids = np.asarray(arrays["batch"].ids)[[3, 4]]
     used = set(features["own"][ids].ravel()) | set(model.word_ngrams(features, ids, 2).ravel()) | {
         row for i in ids.ravel() for row in features["ngrams"][features["start"][i]:features["start"][i + 1]]}
     assert any(row >= config["vocabulary"] for row in changed)
@@ -115,7 +115,7 @@ def test_class_terms():
 def test_unreliable_rows_count_less():
     config, state, arrays = small_problem("--dropout", 0, "--unreliable-weight", 0.25)
     chunk, order = train.make_train_chunk(config), np.arange(8)[None]
-    rows = {"titles": arrays["titles"], "labels": np.asarray(arrays["labels"])}
+    rows = {"titles": arrays["batch"].ids, "labels": np.asarray(arrays["labels"])}
 
     def loss(unreliable):
         mine = train.training_arrays(config, arrays["features"], rows | {"reliable": ~unreliable})

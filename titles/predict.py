@@ -85,9 +85,9 @@ def inputs(predictor, ids):
     return vectors, weights
 
 
-def forward(predictor, ids):
-    """[B, L] ids -> [B, C] logits; of several heads the mean of their log-probabilities."""
-    z = predictor.module.apply({"params": predictor.params}, *inputs(predictor, ids))
+def forward(predictor, batch):
+    """A data.Batch -> [B, C] logits; of several heads the mean of their log-probabilities."""
+    z = predictor.module.apply({"params": predictor.params}, *inputs(predictor, batch.ids), batch)
     return z if z.ndim == 2 else jax.nn.log_softmax(z).mean(0)
 
 
@@ -108,17 +108,18 @@ def ensemble_of_one(predictor):
     return Ensemble((predictor,), np.ones(1, np.float32), (0.0,), 0.0)
 
 
-def combined(ensemble, ids):
-    """Ids [B, L] for each model -> [B, C] logits, the weighted sum of theirs; [B, C] logits without weights: the mean
+def combined(ensemble, batches):
+    """A data.Batch for each model -> [B, C] logits, the weighted sum of theirs; [B, C] logits without weights: the mean
     of their log-probabilities, of one its logits."""
-    shifted = [forward(*each) + shift for *each, shift in zip(ensemble.predictors, ids, ensemble.shifts, strict=True)]
+    shifted = [forward(*each) + shift for *each, shift in zip(
+        ensemble.predictors, batches, ensemble.shifts, strict=True)]
     return (sum(weight * z for weight, z in zip(ensemble.weights, shifted, strict=True)),
             shifted[0] if len(shifted) == 1 else sum(map(jax.nn.log_softmax, shifted)) / len(shifted))
 
 
 @functools.partial(jax.jit, compiler_options=model.QUICK_COMPILE)
-def score_batch(ensemble, ids, labels):
-    z, raw = combined(ensemble, ids)
+def score_batch(ensemble, batches, labels):
+    z, raw = combined(ensemble, batches)
     probabilities = calibration.smoothed(z, ensemble.smoothing)
 
     def of_label(values):
@@ -135,8 +136,8 @@ def score_batch(ensemble, ids, labels):
 
 
 @functools.partial(jax.jit, static_argnames="top", compiler_options=model.QUICK_COMPILE)
-def top_batch(ensemble, ids, top):
-    z, _ = combined(ensemble, ids)
+def top_batch(ensemble, batches, top):
+    z, _ = combined(ensemble, batches)
 
     # Ranked by logits, as small probabilities may round to the same number.
     category = first_maximum(z)[1][:, None] if top == 1 else jax.lax.top_k(z, top)[1]
@@ -145,16 +146,16 @@ def top_batch(ensemble, ids, top):
 
 
 @functools.partial(jax.jit, compiler_options=model.QUICK_COMPILE)
-def score_promised(promising, ensemble, ids, labels):
+def score_promised(promising, ensemble, batches, labels):
     score = score_batch.__wrapped__  # programs with options cannot be a part of others
-    promised = score(promising.replace(predictors=ensemble.predictors), ids, labels)
-    return score(ensemble, ids, labels) | {
+    promised = score(promising.replace(predictors=ensemble.predictors), batches, labels)
+    return score(ensemble, batches, labels) | {
         f"promised_{name}": promised[name] for name in ("prediction", "probability")}
 
 
 @functools.partial(jax.jit, compiler_options=model.QUICK_COMPILE)
-def all_batch(ensemble, ids):
-    return {"probability": calibration.smoothed(combined(ensemble, ids)[0], ensemble.smoothing)}
+def all_batch(ensemble, batches):
+    return {"probability": calibration.smoothed(combined(ensemble, batches)[0], ensemble.smoothing)}
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------
@@ -177,12 +178,13 @@ def largest_batch_of(predictors):
     return largest_batch(any(hasattr(predictor.module, "encoder") for predictor in predictors))
 
 
-def in_batches(function, ids, *others, largest):
-    """Call `function` on the rows of ids, a tuple of [N, L] for each model, and other arrays [N, ...] in batches of one
-    size (the last one repeats rows): the smallest of BATCH_SIZES that holds all, or `largest`. Titles of up to L / 2
-    words come apart from longer ones, so that two programs are compiled and little padding is computed. Returns its
-    dictionary of results as [N, ...]."""
+def in_batches(function, batches, *others, largest):
+    """Call `function` on rows, a data.Batch of all for each model, and other arrays [N, ...] in parts of one size (the
+    last one repeats rows): the smallest of BATCH_SIZES that holds all, or `largest`. Titles of up to L / 2 words come
+    apart from longer ones, so that two programs are compiled and little padding is computed. Returns its dictionary of
+    results as [N, ...]."""
     # Short titles need half the columns.
+    ids = [batch.ids for batch in batches]
     batch_size = min(largest, next((size for size in BATCH_SIZES if size >= len(ids[0])), BATCH_SIZES[-1]))
     whole = [array.shape[1] for array in ids]
     half = [-(-width // 2) for width in whole]
@@ -191,10 +193,10 @@ def in_batches(function, ids, *others, largest):
     for rows, widths in ((np.flatnonzero(~long), half), (np.flatnonzero(long), whole)):
         for start in range(0, len(rows), batch_size):
             order.append(rows[start:start + batch_size])
-            batch = np.resize(order[-1], batch_size)
+            part = np.resize(order[-1], batch_size)
             results.append(devices.shared(function(*devices.put((
-                tuple(array[batch, :width] for array, width in zip(ids, widths, strict=True)),
-                *(array[batch] for array in others)), sharding))))
+                tuple(data.chosen(batch, part, width) for batch, width in zip(batches, widths, strict=True)),
+                *(array[part] for array in others)), sharding))))
 
     # Results in the order of the rows again, without those that filled up a batch.
     back = np.argsort(np.concatenate(order))
@@ -202,14 +204,14 @@ def in_batches(function, ids, *others, largest):
                                   zip(results, order[1:], strict=True)])[back] for name in results[0]}
 
 
-def score(ensemble, ids, labels):
+def score(ensemble, batches, labels):
     """Evaluate an Ensemble on every row once: a dictionary of [N] arrays.
 
     `prediction`, its `probability`, `given_probability` of the label and its `rank` (0 = first), `calibrated_loss`
     (cross-entropy, nats) and `brier` score of the probabilities, `loss` without temperatures, weights and smoothing, as
-    in training. ids: a tuple of [N, L] for each Predictor; labels [N].
+    in training. batches: a data.Batch for each Predictor; labels [N].
     """
-    return in_batches(lambda ids, y: score_batch(ensemble, ids, y), ids, labels.astype(np.int32),
+    return in_batches(lambda parts, y: score_batch(ensemble, parts, y), batches, labels.astype(np.int32),
                       largest=largest_batch_of(ensemble.predictors))
 
 
@@ -229,7 +231,8 @@ def title_vectors(config, table, layers, ids):
         return {"vectors": module.apply({"params": layers}, table[ids], (ids > 0).astype(jnp.float32))}
 
     table, layers = devices.put((table, layers), devices.whole())
-    return in_batches(lambda ids: vectors(table, layers, ids[0]), (ids,), largest=largest_batch(True))["vectors"]
+    return in_batches(lambda batch: vectors(table, layers, batch[0].ids), (data.Batch(ids),),
+                      largest=largest_batch(True))["vectors"]
 
 
 # --- the classifier ---------------------------------------------------------------------------------------------------
@@ -344,25 +347,26 @@ class Classifier(classify.BaseClassifier):
             vectors.append(extended(self.config, predictor, list(others)).further[0][:len(others)])
         return [*words, *others], np.concatenate(jax.device_get(devices.shared(vectors)))
 
-    def in_parts(self, function, titles, *others):
-        """Call `function(ensemble, ids, *others)` on titles (list of str) and arrays that go with them, in batches (see
-        in_batches). Returns its dictionary of results, with `known` as from `knows`."""
+    def in_parts(self, function, rows, *others):
+        """Call `function(ensemble, batches, *others)` on rows (data.Rows, or list of titles) and arrays that go with
+        them, a batch at a time (see in_batches). Returns its dictionary of results, with `known` as from `knows`."""
         # A part at a time, so that memory does not grow with the titles.
-        found = []
-        for start in range(0, len(titles), PREDICT_ROWS):
+        found, rows = [], data.rows_of(rows)
+        for start in range(0, len(rows.titles), PREDICT_ROWS):
             part = slice(start, start + PREDICT_ROWS)
-            ensemble, ids, known = self.read(titles[part])
-            result = in_batches(functools.partial(function, ensemble), ids, *(array[part] for array in others),
-                                      largest=largest_batch_of(ensemble.predictors))
+            ensemble, batches, known = self.read(rows.part(part))
+            result = in_batches(functools.partial(function, ensemble), batches, *(array[part] for array in others),
+                                largest=largest_batch_of(ensemble.predictors))
             found.append(result | {"known": known})
         return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
-    def read(self, titles):
-        """(an Ensemble that knows all words of some titles, a tuple of the ids [N, L] that each member reads, whether
-        anything of a title is known [N])."""
+    def read(self, rows):
+        """(an Ensemble that knows all words of some rows (data.Rows, or list of titles), a tuple of the data.Batch that
+        each member reads, whether anything of a title is known [N])."""
         # To models of words those out of vocabulary get vectors from their n-grams, for these titles.
-        index, ensemble = self.known
-        known, predictors, ids = np.zeros(len(titles), bool), [], []
+        (index, ensemble), rows = self.known, data.rows_of(rows)
+        titles = rows.titles
+        known, predictors, batches = np.zeros(len(titles), bool), [], []
         words = functools.cache(lambda max_len: data.encode(titles, index, max_len))
         for (config, _), predictor in zip(self.members, ensemble.predictors, strict=True):
             if "encoder" in config:  # it knows all pieces, between two marks
@@ -372,8 +376,8 @@ class Classifier(classify.BaseClassifier):
                 mine, others = words(config["max_len"])
                 known |= self.knows(config, mine, others)
             predictors.append(extended(config, predictor, others) if others else predictor)
-            ids.append(mine)
-        return ensemble.replace(predictors=tuple(predictors)), tuple(ids), known
+            batches.append(data.batch_of({"titles": mine} | rows.columns))
+        return ensemble.replace(predictors=tuple(predictors)), tuple(batches), known
 
     def knows(self, config, ids, words):
         """Whether the training of a member has seen a word or an n-gram of each title [N]: ids [N, L] in the vocabulary
@@ -389,20 +393,20 @@ class Classifier(classify.BaseClassifier):
             known |= np.concatenate([np.zeros(len(self.vocab), bool), of_words])[ids].any(1)
         return known
 
-    def likeliest(self, titles, top):
-        """The `top` likeliest categories of titles (list of str): (ids [N, top], probabilities [N, top], 0 where
-        nothing of the title is known)."""
-        found = self.in_parts(functools.partial(top_batch, top=top), titles)
+    def likeliest(self, rows, top):
+        """The `top` likeliest categories of rows (data.Rows, or list of titles): (ids [N, top], probabilities [N, top],
+        0 where nothing of the title is known)."""
+        found = self.in_parts(functools.partial(top_batch, top=top), rows)
         return found["category"], np.where(found["known"][:, None], found["probability"], 0)
 
-    def score(self, titles, labels, promised=False):
-        """What score says of titles (list of str) with labels [N], ids of categories; the probability is 0 where
-        nothing of a title is known. With `promised`, `promised_prediction` and `promised_probability` are those of the
-        classifier that promises a precision."""
+    def score(self, rows, labels, promised=False):
+        """What `score` says of rows (data.Rows, or list of titles) with labels [N], ids of categories; the probability
+        is 0 where nothing of a title is known. With `promised`, `promised_prediction` and `promised_probability` are
+        those of the classifier that promises a precision."""
         function = score_batch
         if promised:  # it shares all but a few numbers, so one pass does for both
             function = functools.partial(score_promised, self.promising.known[1].replace(predictors=()))
-        found = self.in_parts(function, titles, labels.astype(np.int32))
+        found = self.in_parts(function, rows, labels.astype(np.int32))
         return found | {name: np.where(found["known"], found[name], 0) for name in found if name.endswith("probability")
                         and name != "given_probability"}
 
@@ -434,11 +438,12 @@ class Classifier(classify.BaseClassifier):
         """(number of these rows, calibration.promises of them)."""
         return len(self.validated[1]), calibration.promises(*self.validated)
 
-    def explain(self, titles, categories):
-        """For each title (list of str) the words that speak most for its category (ids [N]): a list of (word, by how
-        much the logarithm of the probability falls without it), the largest first."""
+    def explain(self, rows, categories):
+        """For each row (data.Rows, or list of titles) the words that speak most for its category (ids [N]): a list of
+        (word, by how much the logarithm of the probability falls without it), the largest first."""
         # Each title and, behind it, the title without each of its words: all are scored at once.
-        words = [data.tokenize(title)[:EXPLAINED_OF] for title in titles]
+        rows = data.rows_of(rows)
+        words = [data.tokenize(title)[:EXPLAINED_OF] for title in rows.titles]
         variants, labels = [], []
         for title, category in zip(words, categories, strict=True):
             variants += [" ".join(title), *(" ".join(title[:i] + title[i + 1:]) for i in range(len(title)))]
@@ -447,6 +452,8 @@ class Classifier(classify.BaseClassifier):
             return []
 
         # From `at` on stand a title's results: first that of all its words, then one for each word that is left out.
+        variants = data.Rows(variants, {name: np.repeat(values, [len(title) + 1 for title in words], 0)
+                                        for name, values in rows.columns.items()})
         found, at, result = self.score(variants, np.array(labels)), 0, []
         for title in words:
             effects = found["calibrated_loss"][at + 1:at + len(title) + 1] - found["calibrated_loss"][at]
