@@ -15,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import forks
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,11 +64,20 @@ def add_database(name, folder, env):
     shutil.copyfile(kept / "mlflow.db", database)
 
 
-def run_script(name, *args, cwd, check=True, stdin="", env=None, root=ROOT):
-    """Run a script of the project in a folder; returns the finished process. With check, it must have succeeded."""
+def run_script(name, *args, cwd, check=True, stdin="", env=None, root=ROOT, fresh=False):
+    """Run a script of the project, or of a copy of it in `root`, in a folder; returns the finished process. With check,
+    it must have succeeded.
+
+    The process is a fork of one that has imported the libraries (forks.py); with `fresh`, or where the environment is
+    another than that one began with (MLflow's variables aside), it is a Python that has just started. Take that to test
+    how a script starts, what it imports itself, and what the hash seed or an environment variable changes."""
     add_database(name, cwd, env)
-    done = subprocess.run([sys.executable, str(root / f"{name}.py"), *map(str, args)], cwd=cwd, input=stdin,
-                          capture_output=True, text=True, env=environment(**(env or {})))
+    script, env = root / f"{name}.py", environment(**(env or {}))
+    if not fresh and forks.serves(env):
+        done = forks.run(script, *args, cwd=cwd, stdin=stdin, env=env)
+    else:
+        done = subprocess.run([sys.executable, str(script), *map(str, args)], cwd=cwd, input=stdin,
+                              capture_output=True, text=True, env=env)
     if check:
         assert done.returncode == 0, done.stderr
     return done
