@@ -30,6 +30,7 @@ folders), and those whose title the other folder validates or tests with, which 
 are bad rows. Categories may be predicted ones (evaluate.py --predict FILE --keep); where the other folder knows which
 labels are reliable and these rows do not say it, they are not.
 """
+import argparse
 import contextlib
 import itertools
 import multiprocessing
@@ -81,9 +82,6 @@ DOWNLOADS = {  # name -> (server folder, {file: size in bytes where it is known}
 
 SPLIT_NAMES = {"train": 0, "training": 0, "valid": 1, "validation": 1, "val": 1, "dev": 1, "test": 2}
 SUFFIX = re.compile(r"\.(csv|tsv|jsonl|json|txt|parquet|xlsx)(\.(gz|bz2|xz))?$", re.IGNORECASE)
-OWN_FILES = re.compile(r"(train|valid|test)_(titles|oov|keys|groups|labels|language|reliable|line|pieces)\.npy|"
-                       r"(train|valid|test)_(text|id)\.txt|(vocab|oov|labels)\.txt|vectors\.npy|meta\.json|"
-                       r"(train|valid|test)_rare\.npy|rare\.txt")  # what may stand in --out when it is replaced
 
 
 # --- which files ------------------------------------------------------------------------------------------------------
@@ -302,7 +300,7 @@ def ingest(args, chosen, bad, base=None):
     columns = {name: np.concatenate(parts) if parts else np.zeros(0, int) for name, parts in columns.items()}
     columns["language"] = columns["language"] if "language" in known else None
     columns["reliable"] = columns["reliable"] if "quality" in known else None
-    if "--group-column" in args.given and "group" not in known:
+    if "group_column" in args.given and "group" not in known:
         raise UserError(f"--group-column {args.group_column}: no row has a value there")
     columns["group"] = columns["group"] if "group" in known else None
     return SimpleNamespace(blocks=blocks, words=words, word_keys=word_keys, labels=labels, languages=languages,
@@ -359,32 +357,27 @@ CHOSEN = ("languages", "title_column", "category_column", "group_column", "max_b
 
 
 def read_base(args):
-    """What a part takes from the folder of --like, or None without it: a namespace of its `vocab` and `labels`, the
-    keys of the titles, and of the groups, that it has `held_out` for validation and test, and whether it
-    `knows_quality` of labels. Its options become those of args. Raises UserError where they cannot."""
-    if args.like is None:
-        return None
+    """What a part takes from the folder of --like: (the options, of which most are that folder's; a namespace of its
+    `vocab` and `labels`, the keys of the titles, and of the groups, that it has `held_out` for validation and test, its
+    `vectors`, and whether it `knows_quality` of labels). Raises UserError where the options do not go together."""
     if args.data is None or args.out.resolve() == args.like.resolve():
         raise UserError("--like goes with --data, and with an --out of its own")
     meta, arrays = data.read_prepared(args.like, SPLITS[1:])
-    held_out = [rows[kind] for rows in arrays.values() for kind in ("keys", "groups") if kind in rows]
     if meta["options"].get("like"):
         raise UserError(f"--like {args.like}: was itself prepared --like {meta['options']['like']}; name that")
     if meta["tokenizer"] != files.checksum(data.__file__):
         raise UserError(f"--like {args.like}: was prepared with another data.py; use the same, or prepare it again")
 
     # What makes the ids is the base's; where its files' options do not fit this one, flags say so.
-    for name in OF_BASE + CHOSEN:
-        flag = "--" + name.replace("_", "-")
-        if flag not in args.given:
-            setattr(args, name, meta["options"].get(name))
-        elif name in OF_BASE:
-            raise UserError(f"{flag}: --like takes it from {args.like}; leave it out")
-    args.fold = None  # no split is drawn, and one that the source gives is welcome
+    if refused := [name for name in OF_BASE if name in args.given]:
+        raise UserError(f"--{refused[0].replace('_', '-')}: --like takes it from {args.like}; leave it out")
+    taken = {name: meta["options"].get(name) for name in OF_BASE + CHOSEN if name not in args.given}
     if described := meta["encoder"]:
         encoder.require(described, args.like)
-    return SimpleNamespace(vocab=meta["vocab"], labels=meta["labels"], held_out=np.concatenate(held_out),
-                           vectors=meta["vectors"], knows_quality=meta["reliable_share"] is not None)
+    held_out = [rows[kind] for rows in arrays.values() for kind in ("keys", "groups") if kind in rows]
+    return (argparse.Namespace(**vars(args) | taken | {"fold": None}),  # no split is drawn
+            SimpleNamespace(vocab=meta["vocab"], labels=meta["labels"], held_out=np.concatenate(held_out),
+                            vectors=meta["vectors"], knows_quality=meta["reliable_share"] is not None))
 
 
 def order_of(codes, names):
@@ -666,20 +659,31 @@ def write_pieces(folder, args, sizes):
     return full
 
 
+def require_own(out):
+    """Raise UserError where the folder --out, which is replaced as a whole, holds anything but prepared data of whatever
+    format: meta.json and the files that it lists."""
+    folder = out.resolve()  # where --out is a link, what it points to is replaced
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {out.name} if folder.exists() else set()
+    own = set()
+    if "meta.json" in names:
+        try:
+            own = {"meta.json", *files.read_json(folder / "meta.json").get("files", ())}
+        except (UserError, TypeError):
+            raise UserError(f"{out}/meta.json: damaged, so nothing tells which files here are prepared data; delete the "
+                            "folder, or choose another --out") from None
+    if foreign := sorted(names - own):
+        raise UserError(f"{out}: is there and holds something else than prepared data ({foreign[0]}); choose another "
+                        "--out")
+
+
 def prepare(args):
     started = time.time()
-    base = read_base(args)
+    args, base = read_base(args) if args.like else (args, None)
     described = args.encoder and encoder.describe(args.encoder, args.max_pieces)  # a missing package shows at once
     chosen = choose_files(args)
 
-    # --out is replaced whole, so it must not hold anything else. Where it is a link, what it points to is replaced.
-    out = args.out.resolve()
-    names = {path.name for path in out.iterdir()} if out.is_dir() else {out.name} if out.exists() else set()
-    foreign = sorted(name for name in names if "meta.json" not in names or not OWN_FILES.fullmatch(name))
-    if foreign:
-        raise UserError(f"{args.out}: is there and holds something else than prepared data ({foreign[0]}); choose "
-                        "another --out")
-    with files.atomic_folder(out) as folder:
+    require_own(args.out)
+    with files.atomic_folder(args.out) as folder:
         bad = sources.BadRows(args.max_bad_rows)
         meta = write_arrays(args, chosen, bad, folder, base) | {"encoder": described}
         if described:
@@ -893,9 +897,7 @@ def main():
         help="bad rows to skip: a share below 1, or a count")
     add("--threads", type=cli.positive(int), default=min(8, os.cpu_count()),
         help="threads that tokenize, and processes that cut titles into pieces")
-    args = parser.parse_args()
-    args.given = cli.flags_given()
-    prepare(args)
+    prepare(cli.parse_args(parser))
 
 
 if __name__ == "__main__":
