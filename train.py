@@ -22,7 +22,7 @@ On two cores the built-in SYNTHETIC set takes the bag 28 s and the CNN 75 s, sta
 validation split is about 0.83 and 0.86.
 
 Where to edit: DEFAULTS, `schedule`, `make_optimizer` and `loss_of` here; modules and their pooling in model.py; the
-tokenizer in data.py. A flag added to `parse_args` is config["its_name"] everywhere.
+tokenizer in classify.py. A flag added to `parse_args` is config["its_name"] everywhere.
 """
 import contextlib
 import dataclasses
