@@ -354,14 +354,12 @@ def feature_tables(config, words, known=None):
 
 def word_ngrams(features, ids, longest):
     """Table rows of the n-grams of 2 to `longest` words of each title: [B, L] ids -> [B, (longest - 1) L], 0 where the
-    title has ended. The hash is fastText's. NumPy or JAX arrays."""
-    # The hash of n words is made from that of n - 1, so one pass over the shifted title gives all of a length.
-    xp = jnp if isinstance(ids, jax.Array) else np
-    value, rows = features["hashes"][ids], [ids[:, :0].astype(np.int32)]
-    for ahead in range(1, longest):
-        later = xp.pad(ids[:, ahead:], ((0, 0), (0, min(ahead, ids.shape[1]))))
-        value = value * np.uint32(116049371) + features["hashes"][later]
-        rows.append(xp.where(later > 0, (value % features["buckets"]).astype(np.int32) + features["first"], 0))
+    title has ended. NumPy or JAX arrays."""
+    xp, rows = jnp if isinstance(ids, jax.Array) else np, [ids[:, :0].astype(np.int32)]
+    for ahead, value in enumerate(data.word_ngram_hashes(features["hashes"][ids], longest), 1):
+        found = (value % features["buckets"]).astype(np.int32) + features["first"]
+        found = xp.where(ids[:, ahead:] > 0, found, 0)
+        rows.append(xp.pad(found, ((0, 0), (0, min(ahead, ids.shape[1])))))
     return xp.concatenate(rows, 1)
 
 

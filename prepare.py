@@ -365,8 +365,8 @@ def read_base(args):
     meta, arrays = data.read_prepared(args.like, SPLITS[1:])
     if meta["options"].get("like"):
         raise UserError(f"--like {args.like}: was itself prepared --like {meta['options']['like']}; name that")
-    if meta["tokenizer"] != files.checksum(data.__file__):
-        raise UserError(f"--like {args.like}: was prepared with another data.py; use the same, or prepare it again")
+    if meta["tokenizer"] != data.TOKENIZER:
+        raise UserError(f"--like {args.like}: was prepared with another classify.py; use the same, or prepare it again")
 
     # What makes the ids is the base's; where its files' options do not fit this one, flags say so.
     if refused := [name for name in OF_BASE if name in args.given]:
@@ -794,7 +794,7 @@ def write_arrays(args, chosen, bad, folder, base=None):
                  "that train, too, for the source gives these splits")
     near = near_equal_share(rows, split) if not (base or (given == 2).any()) and rows.group is None else None
     return {
-        "format": data.FORMAT, "tokenizer": files.checksum(data.__file__),
+        "format": data.FORMAT, "tokenizer": data.TOKENIZER,
         "synthetic": all(name.startswith(synthetic.PREFIX) for name in labels),
         "command": cli.public(readable(shlex.join(["python", "prepare.py", *sys.argv[1:]]))),
         "source": [{"file": readable(path), "split": None if s is None else SPLITS[s], "checksum": files.checksum(path),

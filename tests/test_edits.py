@@ -117,7 +117,7 @@ def test_another_optimizer_schedule_and_loss_with_a_flag(copy):
 def test_another_tokenizer(copy):
     apply(shown_edits()[2], copy)
     for command in (["train", "--epochs", 1], ["evaluate", "--ckpt", "bag", "--data", "nowhere", "--predict", "-"]):
-        assert "data.py" in run(copy, *command).stderr  # both the data and the runs are of another tokenizer
+        assert "classify.py" in run(copy, *command).stderr  # both the data and the runs are of another tokenizer
     run(copy, "prepare", "--data", "tiny.csv")
     words = (copy / "data/prepared/vocab.txt").read_text().split()
     assert "x00" in words and not any(digit in word for word in words for digit in "123456789")

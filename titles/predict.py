@@ -26,7 +26,6 @@ from titles.cli import UserError
 # --- knobs ------------------------------------------------------------------------------------------------------------
 PREDICT_ROWS = 32768  # titles classified at a time
 BATCH_SIZES = (1, 64, 1024, 16384)  # of what is compiled
-HASHES = (1 << 31) - 1  # that tell n-grams apart
 EXPLAINED, EXPLAINED_OF = 5, 40  # words that --explain writes at most, of the first so many of a title
 
 # --- trained models ---------------------------------------------------------------------------------------------------
@@ -271,7 +270,7 @@ class Classifier(classify.BaseClassifier):
 
         # Hashes of the character n-grams of all words of the vocabulary, for `knows`.
         self.ngrams = functools.cache(
-            lambda minn, maxn: np.unique(data.character_ngrams(self.vocab, minn, maxn, HASHES)[1]))
+            lambda minn, maxn: np.unique(data.character_ngrams(self.vocab, minn, maxn, classify.HASHES)[1]))
 
         self.has_own_prior = prior is None
         self.assume(prior or self.config["prior"])
@@ -386,7 +385,8 @@ class Classifier(classify.BaseClassifier):
         known = ((ids > data.UNKNOWN) & (ids < len(self.vocab))).any(1)
         if not known.all() and words and config["maxn"]:
             # N-grams are compared by hashes so long that two of them are hardly ever equal.
-            start, hashes = data.character_ngrams([*data.SPECIALS, *words], config["minn"], config["maxn"], HASHES)
+            start, hashes = data.character_ngrams([*data.SPECIALS, *words], config["minn"], config["maxn"],
+                                                  classify.HASHES)
             # A running count of hits: its difference between the bounds of a word counts those in it.
             hits = np.cumsum(np.isin(hashes, self.ngrams(config["minn"], config["maxn"]), kind="sort"))
             of_words = np.diff(np.pad(hits, (1, 0))[start])[len(data.SPECIALS):] > 0
