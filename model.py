@@ -261,9 +261,9 @@ def fields(name):
     return {name: value for name, value in found.items() if name not in ("parent", "name")}
 
 
-def reads(name):
-    """What a model reads of a title: ids of "titles", which are words, or of "pieces", if it has an encoder."""
-    return "pieces" if hasattr(MODELS[name], "encoder") else "titles"
+def encoder_of(name):
+    """The name of the encoder whose pieces a model reads; None where it reads words."""
+    return getattr(MODELS[name], "encoder", None)
 
 
 def build(config):

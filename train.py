@@ -256,7 +256,7 @@ def make_train_chunk(config):
     `order` have at most `width` words. The state is donated: parameters and table change in place. What is drawn
     depends on seed and step alone."""
     module, optimizer, factor = model.build(config), make_optimizer(config), schedule(config, "table_lr")
-    pieces, parted = model.reads(config["model"]) == "pieces", config.get("shard_table", False)
+    pieces, parted = "encoder" in config, config.get("shard_table", False)
 
     @functools.partial(jax.jit, donate_argnums=0, static_argnames="width")
     def train_chunk(state, arrays, order, width):
