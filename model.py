@@ -10,7 +10,8 @@ place, so a step costs the same however large the table is.
 
 An encoder (titles/encoder.py) reads pieces of words instead: words without n-grams, with weight 1.
 
-To add a model, write a module with the same call, name it in MODELS, and give its settings in DEFAULTS of train.py.
+To add a model, write a module with the same call, and name it in MODELS here and in train.py. A field of it that has no
+default is a Setting of train.py.
 """
 import dataclasses
 import functools
@@ -33,7 +34,7 @@ PARTS = 1024  # of equally many rows, in which a table with --shard-table is dra
 QUICK_COMPILE = {"xla_cpu_use_fusion_emitters": False} if jax.__version__.startswith("0.10.") else {}
 
 # --- modules ----------------------------------------------------------------------------------------------------------
-# Fields have no defaults: DEFAULTS of train.py has them, a run's configuration keeps them, and prediction reads them
+# Fields have no defaults: SETTINGS of train.py has them, a run's configuration keeps them, and prediction reads them
 # there.
 
 class Head(nn.Module):
@@ -67,7 +68,8 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, vectors, weights, batch, train=False):           # [B, P, D], [B, P] -> [B, C]
-        # EDIT: the pooling of the bag, also of that beside the other models. Padding has weight 0 and must not count.
+        # EDIT: the pooling of the bag, also of the second classifier of cnn, rnn and transformer (what their first one
+        # sees is in TwoHeads). Padding has weight 0 and must not count. A field that is added here is theirs, too.
         x = self.scale * bag(vectors, weights)
         return Head(self.classes, self.hidden, self.dropout)(x, train)
 
@@ -77,21 +79,23 @@ def bag(vectors, weights):
     return jnp.einsum("bpd,bp->bd", vectors, weights / jnp.sqrt(jnp.sum(weights ** 2, -1, keepdims=True) + 1e-12))
 
 
-class TwoHeads(nn.Module):
+def part(module, kind, **changes):
+    """A module of another kind with the fields of the one that it is a part of, and these changes."""
+    names = {field.name for field in dataclasses.fields(kind)} - {"parent", "name"}
+    return kind(**{name: getattr(module, name) for name in names} | changes)
+
+
+class TwoHeads(MLP):
     """Two classifiers that share the vectors and are trained together: a dense layer on features that know the order
     of the words, with the bag of words beside them; and a linear MLP."""
-    classes: int
     word_ngrams: int
-    hidden: Sequence[int]
-    dropout: float
-    scale: float                                                        # of the MLP
 
     @nn.compact
     def __call__(self, x, vectors, weights, batch, train):              # [B, F], [B, P, D], [B, P] -> [2, B, C]
         x = jnp.concatenate([x, bag(*words_alone(self, vectors, weights))], -1)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return jnp.stack([Head(self.classes, self.hidden, self.dropout)(x, train),
-                          MLP(self.classes, (), 0.0, self.scale)(vectors, weights, batch, train)])
+                          part(self, MLP, hidden=(), dropout=0.0)(vectors, weights, batch, train)])
 
 
 def words_alone(module, vectors, weights):
@@ -100,17 +104,12 @@ def words_alone(module, vectors, weights):
     return vectors[:, :words], weights[:, :words]
 
 
-class CNN(nn.Module):
+class CNN(TwoHeads):
     """The sentence CNN (Kim 2014): filters of several widths over the words, the maximum of each over the title; then
     TwoHeads. A window begins at every word that has a weight (not at padding, nor at words of which training saw no
     part), so padding is never pooled."""
-    classes: int
-    word_ngrams: int
     filters: int                                                        # of each width
     widths: Sequence[int]                                               # in words
-    hidden: Sequence[int]
-    dropout: float
-    scale: float                                                        # of the MLP
 
     @nn.compact
     def __call__(self, vectors, weights, batch, train=False):           # [B, P, D], [B, P] -> [2, B, C]
@@ -130,19 +129,13 @@ class CNN(nn.Module):
                 windows += ahead @ kernel[offset]                       # [B, L, F]
             pooled.append(jnp.where(word, nn.relu(windows), 0).max(1))  # relu >= 0: an empty title pools to 0
         x = jnp.concatenate(pooled, -1)
-        both = TwoHeads(self.classes, self.word_ngrams, self.hidden, self.dropout, self.scale)
-        return both(x, vectors, weights, batch, train)
+        return part(self, TwoHeads)(x, vectors, weights, batch, train)
 
 
-class RNN(nn.Module):
+class RNN(TwoHeads):
     """Gated recurrent units (Cho et al. 2014) over the words in both directions, each up to the last word of the title
     and not into the padding; the maximum of each unit over the words; then TwoHeads."""
-    classes: int
-    word_ngrams: int
     units: int                                                          # in each direction
-    hidden: Sequence[int]
-    dropout: float
-    scale: float                                                        # of the MLP
 
     @nn.compact
     def __call__(self, vectors, weights, batch, train=False):           # [B, P, D], [B, P] -> [2, B, C]
@@ -152,20 +145,14 @@ class RNN(nn.Module):
         length = (word * jnp.arange(1, word.shape[1] + 1)).max(1)
         directions = nn.Bidirectional(nn.RNN(nn.GRUCell(self.units)), nn.RNN(nn.GRUCell(self.units)))
         x = masked_max(directions(words * word[..., None], seq_lengths=length), word)
-        both = TwoHeads(self.classes, self.word_ngrams, self.hidden, self.dropout, self.scale)
-        return both(x, vectors, weights, batch, train)
+        return part(self, TwoHeads)(x, vectors, weights, batch, train)
 
 
-class Transformer(nn.Module):
+class Transformer(TwoHeads):
     """A small pre-norm encoder (Vaswani et al. 2017; Xiong et al. 2020) that sees words alone, no padding; the maximum
     over the words; then TwoHeads."""
-    classes: int
-    word_ngrams: int
     layers: int
     heads: int
-    hidden: Sequence[int]
-    dropout: float
-    scale: float                                                        # of the MLP
 
     @nn.compact
     def __call__(self, vectors, weights, batch, train=False):           # [B, P, D], [B, P] -> [2, B, C]
@@ -184,8 +171,7 @@ class Transformer(nn.Module):
             x += drop(attention(nn.LayerNorm()(x), mask=nn.make_attention_mask(word, word)))
             x += drop(nn.Dense(dim)(nn.gelu(nn.Dense(4 * dim)(nn.LayerNorm()(x)))))
         x = masked_max(nn.LayerNorm()(x), word)
-        both = TwoHeads(self.classes, self.word_ngrams, self.hidden, self.dropout, self.scale)
-        return both(x, vectors, weights, batch, train)
+        return part(self, TwoHeads)(x, vectors, weights, batch, train)
 
 
 def masked_max(x, word):
@@ -251,7 +237,7 @@ class Encoder(nn.Module):
         return Head(self.classes, (), 0.0, name="head")(x)
 
 
-# EDIT: the models. Their settings stand in DEFAULTS of train.py.
+# EDIT: the models. Their names stand in MODELS of train.py, too, their settings in SETTINGS there.
 MODELS = {"mlp": MLP, "cnn": CNN, "rnn": RNN, "transformer": Transformer, "encoder": Encoder}
 
 
