@@ -13,6 +13,7 @@ The prepared folder (`data/prepared/`), for each split `train`, `valid`, `test`:
     {split}_pieces.npy    [N, max_len of meta["encoder"]] ids of pieces of words   (after `prepare.py --encoder`)
     {split}_line.npy      [N] lines of the source files, from 1; of a Parquet file rows (smallest unsigned type). The
                           rows of a file follow one another, and meta["source"] says how many each has in which split
+    {split}_NAME.npy      [N, ...] numbers of the source's column NAME, for each in COLUMNS
     {split}_id.txt        what the source's column `id` says of each row, one a line     (where a source has one)
     vocab.txt, labels.txt one entry a line, line number = id, from 0
     oov.txt               the other words: cut by --vocab or --min-count, or not in training at all
@@ -280,6 +281,9 @@ def load_prepared(folders, splits=SPLITS, text=None, on_disk=()):
                 values = [part[kind] for part in parts]
                 arrays[split][kind] = values[0] if len(parts) == 1 else (
                     [*itertools.chain(*values)] if isinstance(values[0], list) else np.concatenate(values))
+        if lacking := COLUMNS.keys() - arrays[split].keys():
+            raise UserError(f"{cli.listed(folders)}: was prepared without the column {min(lacking)}, which "
+                            "data.COLUMNS reads; run prepare.py again")
     return meta, arrays
 
 

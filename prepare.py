@@ -324,12 +324,13 @@ def column_of(block, name):
 def columns_of(block, path, split, keys):
     """What a block says of each of its rows [n]: {`given`: the split that its file or its column `split` gives; `key`:
     as from data.title_keys, `keys`; `group`: the key of its group, or of the title where it has none; `reliable`;
-    `line`: of its file}."""
+    `line`: of its file; and data.COLUMNS}."""
     lines = block["line"].to_numpy()
+    beside = data.read_columns({name: block[name].to_pylist() for name in data.COLUMNS if name in block}, path)
     return {"given": given_split(path, split, column_of(block, "split")), "key": keys,
             "group": group_keys(block["group"], keys) if "group" in block else keys,
             "reliable": sources.given_quality(path, column_of(block, "quality")),
-            "line": lines.astype(data.smallest_uint(lines.max(initial=0)))}
+            "line": lines.astype(data.smallest_uint(lines.max(initial=0))), **beside}
 
 
 def group_keys(values, keys):
@@ -646,7 +647,8 @@ def write_columns(folder, rows, split, label):
     names, ranks = rows.languages.alphabetical()
     language = None if rows.language is None else ranks[rows.language].astype(np.uint8)
     for kind, values in (("labels", label), ("keys", rows.key), ("groups", rows.group), ("language", language),
-                         ("reliable", rows.reliable), ("line", rows.line)):
+                         ("reliable", rows.reliable), ("line", rows.line),
+                         *((name, getattr(rows, name)) for name in data.COLUMNS)):
         for s, name in enumerate(SPLITS if values is not None else ()):
             np.save(folder / f"{name}_{kind}.npy", values[split == s])
     for s, name in enumerate(SPLITS if rows.id else ()):

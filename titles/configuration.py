@@ -10,6 +10,7 @@ config.json of a run holds the settings that it uses (each by the name that trai
     training_rows       [C] training rows of each category
     calibration_rows    validation rows that a checkpoint keeps logits of
     best                which score told the best epoch, see runs.told_by
+    columns             what it reads of a row beside the title, names of data.COLUMNS
     refit               the run that it is a refit of
     init_from, earlier_rows    the checkpoint that it began from, and the rows that had trained it
     trained             the checksum of trained.npy
@@ -94,6 +95,8 @@ def configure(table, args, meta, titles, former=None):
     config |= {"prior": table.prior[config["balance"]]} | sizes(config, meta, titles)
     if former:
         config["earlier_rows"] = former["rows"] + former.get("earlier_rows", 0)
+    if data.COLUMNS:
+        config["columns"] = [*data.COLUMNS]
     config |= {"best": runs.told_by(), "synthetic": meta["synthetic"], "fingerprint": meta["fingerprint"],
                "data": data.described(meta), "format": runs.FORMAT,
                "files": {name: meta["files"][name] for name in ("vocab.txt", "labels.txt")},

@@ -27,6 +27,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+import data
 import model
 from titles import cli, devices, encoder, files
 from titles.cli import UserError
@@ -205,6 +206,9 @@ def load(folder, models):
     config = files.read_verified_json(folder / "config.json", FORMAT, "train again")
     if config["model"] not in models:
         raise UserError(f"{folder}: its model {config['model']} is not in model.py")
+    if config.get("columns", []) != [*data.COLUMNS]:
+        raise UserError(f"{folder}: reads {config.get('columns', [])} of a row beside its title, and these scripts "
+                        f"{[*data.COLUMNS]} (data.COLUMNS); use the scripts that it keeps in {folder / 'source'}/")
 
     # Line numbers are ids: a line added or lost would change what predictions mean, and nothing would fail.
     for name in ("vocab.txt", "labels.txt"):
