@@ -17,6 +17,7 @@ What is computed in a training or an evaluation does not belong here, nor what M
 import ast
 import csv
 import math
+import os
 import re
 import shutil
 import sys
@@ -375,8 +376,10 @@ SOURCE = {path.relative_to(TOP).as_posix(): path.read_bytes()
 
 def source_checksums():
     """{file name: checksum} of the scripts that this process has loaded, modules of the user's own included."""
-    loaded = {Path(module.__file__).resolve() for module in list(sys.modules.values())
-              if getattr(module, "__file__", None)}
+    # To resolve the paths of all modules would take half a second, so the others are told by their names.
+    names = {os.path.basename(name) for name in SOURCE}
+    paths = [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())]
+    loaded = {Path(path).resolve() for path in paths if os.path.basename(path) in names}
     return {name: files.checksum_of(content) for name, content in SOURCE.items() if (TOP / name).resolve() in loaded}
 
 
