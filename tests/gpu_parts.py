@@ -85,7 +85,7 @@ class Problem:
     def score(self, ready, split="valid"):
         """Arrays [N]: `prediction`, `loss` and others."""
         rows = self.arrays[split]
-        return prediction.score(prediction.ensemble_of_one(ready), (rows["titles"],), rows["labels"])
+        return prediction.score(prediction.Ensemble((ready,)), (rows["titles"],), rows["labels"])
 
     def save(self, state, folder):
         """Make a run of this state that evaluate.py can use."""
