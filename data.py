@@ -541,10 +541,10 @@ class Group(NamedTuple):
     steps: int        # of a chunk, a batch each
 
 
-def length_groups(titles, batch_size):
+def length_groups(titles, batch_size, max_steps=MAX_STEPS):
     """Divide the rows into short and long titles, so that the short ones need not be padded as far.
 
-    Args: titles [N, L] ids; batch_size in rows.
+    Args: titles [N, L] ids; batch_size in rows; max_steps of a chunk.
     Returns: a list of Groups. It is one where both would not be large enough, else the two with the least padding in
     all. Chunks are as even as can be, so that few rows come twice.
     """
@@ -562,7 +562,7 @@ def length_groups(titles, batch_size):
     groups = []
     for rows, width in parted:
         steps = -(-len(rows) // batch_size)
-        chunks = -(-steps // MAX_STEPS)
+        chunks = -(-steps // max_steps)
         groups.append(Group(rows.astype(np.uint32), int(width), chunks, -(-steps // chunks)))
     return groups
 

@@ -122,12 +122,20 @@ def config_of(*flags, titles=None, meta=None, **changes):
 
     import data
     import train
+    from titles import configuration
     titles = np.arange(2, 42).reshape(8, 5) if titles is None else titles
     meta = {"vocab": [*map(str, range(50))], "labels": [*map(str, range(5))], "vectors": None, "reliable_share": 0.5,
             "max_len": titles.shape[1], "rows": {"valid": len(titles)}, "training_rows": [len(titles) // 5] * 5,
             "synthetic": False, "fingerprint": "", "files": {"vocab.txt": "", "labels.txt": ""}} | (meta or {})
     meta = dict.fromkeys(data.DESCRIBED, "") | meta
-    return train.configure(train.parse_args([*map(str, flags)]), meta, titles) | changes
+    return configuration.configure(train.TABLE, train.parse_args([*map(str, flags)]), meta, titles) | changes
+
+
+def new_state(config, features, titles, vectors=None):
+    """The state before the first step of a model of words, as train.py begins."""
+    import train
+    from titles import start
+    return start.state_of_words(config, train.make_optimizer(config), features, titles, vectors)
 
 
 def leaves_equal(first, second):

@@ -23,14 +23,14 @@ import data
 import evaluate
 import model
 import train
-from titles import files, runs
+from titles import configuration, files, runs, start
 from titles import predict as prediction
 
 TOLERANCE, STEPS = 1e-3, 20  # how far a loss may deviate from the CPU's, as a share of it, over so many steps
 
 # --- what is taken from the program -----------------------------------------------------------------------------------
 
-load, CHUNK = functools.cache(data.load_prepared), train.MAX_STEPS
+load, CHUNK = functools.cache(data.load_prepared), data.MAX_STEPS
 
 
 class Problem:
@@ -42,12 +42,13 @@ class Problem:
         self.args = train.parse_args(["--data", str(folder), *map(str, flags)])
         self.meta, self.arrays = load(folder, ("train", "valid"))
         self.rows = self.arrays["train"]
-        self.config = train.configure(self.args, self.meta, self.rows["titles"])
+        self.config = configuration.configure(train.TABLE, self.args, self.meta, self.rows["titles"])
         self.features = model.feature_tables(self.config, self.meta["words"])
 
     def start(self):
         """The state before the first step, on the default device."""
-        return train.init_state(self.config, self.features, self.rows["titles"])
+        return start.state_of_words(self.config, train.make_optimizer(self.config), self.features,
+                                    self.rows["titles"])
 
     def inputs(self):
         """What the training loop reads, on the default device."""

@@ -208,16 +208,18 @@ COLLECTIVES = """
 import re, sys
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests"]
 import jax, numpy as np
-import data, devices, model, train
+import data, model, train
+from titles import configuration, devices, start
 for vocabulary in (500, 50_000):
     titles = np.random.default_rng(0).integers(2, 500, (512, 9)).astype(np.uint32)
     meta = {"vocab": range(vocabulary), "labels": range(7), "vectors": None, "reliable_share": None, "max_len": 9,
             "rows": {"valid": 1}, "training_rows": [1] * 7, "synthetic": True, "fingerprint": "",
             "files": {"vocab.txt": "", "labels.txt": ""}}
     meta = dict.fromkeys(data.DESCRIBED, "") | meta
-    config = train.configure(train.parse_args(["--dim", "16", "--model", *sys.argv[2:]]), meta, titles)
+    args = train.parse_args(["--dim", "16", "--model", *sys.argv[2:]])
+    config = configuration.configure(train.TABLE, args, meta, titles)
     features = model.feature_tables(config, [*data.SPECIALS, *(f"word{i}" for i in range(vocabulary - 2))])
-    state = train.init_state(config, features, titles)
+    state = start.state_of_words(config, train.make_optimizer(config), features, titles)
     state = devices.put(state, model.shardings(config, state))
     arrays = train.training_arrays(config, features, {"titles": titles, "labels": np.zeros(512, np.uint8)})
     order = devices.put(np.zeros((2, config["batch_size"]), np.uint32), devices.parted(config["batch_size"], 1))

@@ -28,7 +28,7 @@ import evaluate
 import model
 import prepare
 import train
-from titles import cli, encoder, files, predict, runs
+from titles import cli, encoder, files, predict, runs, start
 
 TITLES = ["Zapatillas Nike talle 42", "funda celular azul", "Cadeira de escritório preta", "mesa & silla &amp; más",
           "手机壳 🙂", "", "   ", "x", "ÁÉ Ñandú №5", "pack x 12 unidades 750ml - envío gratis", "word " * 60,
@@ -104,13 +104,13 @@ def test_a_classifier_begins_with_the_names_of_categories(encoded):
     prepared, arrays = data.load_prepared(encoded / "data/prepared", ("train", "valid"))
     prepared["pieces"], _ = data.compact([rows["pieces"] for rows in arrays.values()])
     prepared["labels"] = ["FLOOR_LAMPS", "5040", "手机/电话", "__"]
-    begun = train.pretrained_variables(config | {"name_weight": 2.0}, prepared, arrays)
+    begun, _ = start.pretrained_variables(config | {"name_weight": 2.0}, prepared, arrays)
     head = begun["head"]["Dense_0"]
     expected = 2 * USE(threads=1).encode(["floor lamps", "手机 电话"])
     np.testing.assert_allclose(head["kernel"].T[[0, 2]], expected, atol=2e-5)
     assert not head["kernel"].T[[1, 3]].any() and not head["bias"].any()
     assert np.array_equal(begun["table"], encoder.pretrained("use", prepared["pieces"])[0])
-    assert "head" not in train.pretrained_variables(config, prepared, arrays)
+    assert "head" not in start.pretrained_variables(config, prepared, arrays)[0]
     run_here("train", "--model", "encoder", "--name", "named", "--epochs", 1, "--lr", 1e-9, "--name-weight", 1,
              "--freeze-layers", cwd=encoded)
     kernel = stored(encoded, "named")["params"]["head"]["Dense_0"]["kernel"]

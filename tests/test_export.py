@@ -28,6 +28,7 @@ import export
 import model
 import train
 from titles import predict, runs
+from titles.settings import all_of, default_of
 
 ODD = ["", "qwzzk", "???", "celulares azules qqq", "Teléfono nuevo x3 &amp; mesa", "x" * 300, "mesa " * 60, "zzmesazz",
        "１２ ﬁn №5 桌子", "una cosa que nadie vio nunca jamas"]
@@ -49,7 +50,7 @@ def random_run(trained, monkeypatch):
     def random_restore(folder, name):
         config, vocab, labels, saved, step = restore(folder, "best")
         config = config | {"model": name} | VARIANTS[name]
-        config = train.DEFAULTS[config["model"]] | config
+        config = {setting.name: default_of(setting, config["model"]) for setting in all_of(train.SETTINGS)} | config
         draw, variables = np.random.default_rng(len(name)), model.init(config, jax.random.key(1))
         weights = draw.uniform(0.1, 4, len(variables["table"])) * (draw.random(len(variables["table"])) < 0.6)
         weights[0] = 0

@@ -102,7 +102,7 @@ def test_7_the_logged_settings_are_the_used_ones(tiny):
     assert set(params) == {"filters_2", "bias_2", "filters_4", "bias_4", "TwoHeads_0"}
     assert logged["widths"] == "[2, 4]"
     assert params["TwoHeads_0"]["Head_0"]["Dense_0"]["kernel"].shape == (26, 9) and logged["hidden"] == "[9]"
-    groups = data.length_groups(np.load(tiny / "data/prepared/train_titles.npy"), 33, train.MAX_STEPS)
+    groups = data.length_groups(np.load(tiny / "data/prepared/train_titles.npy"), 33)
     steps_an_epoch = sum(group.chunks * group.steps for group in groups)
     with open(tiny / "runs/odd/metrics.csv", newline="") as file:
         assert len(list(csv.DictReader(file))) == int(logged["epochs"]) == 2

@@ -61,14 +61,15 @@ class Table(NamedTuple):
 
 # --- settings -> configuration ----------------------------------------------------------------------------------------
 
-def configure(table, given, meta, titles, former=None):
+def configure(table, args, meta, titles, former=None):
     """All that decides the result, as one dictionary: the settings, and the sizes that the data gives. What this model
     does not use is not in it.
 
-    table: a Table; given: {setting: value} that was typed; meta and titles [N, L] of the training rows; former: with
+    table: a Table; args: as from train.parse_args; meta and titles [N, L] of the training rows; former: with
     --init-from that run's configuration, whose settings are the defaults. Raises UserError where settings do not go
     together.
     """
+    given = typed(table.settings, args)
     config = chosen(table, given, meta, len(titles), former or {})
     fields = model.fields(config["model"])
 
@@ -201,7 +202,7 @@ def plan(table, args):
     meta, arrays = read_as(name, args.data, meta, arrays)
     trained = np.unique(np.concatenate([arrays["train"]["keys"], *([runs.trained_titles(path)] if former else [])]))
     meta, arrays = without_trained(args.data, meta, arrays, trained, bool(former))
-    config = configure(table, given, meta, arrays["train"]["titles"], former)
+    config = configure(table, args, meta, arrays["train"]["titles"], former)
     if former:
         config["init_from"] = f"{runs.short_name(path, args.runs)}/{which}"
     return Plan(folder, finished(config, trained), meta, arrays, trained)
