@@ -156,7 +156,7 @@ def model_arrays(classifier, dtype):
 
     # Weights, smoothing and promises are of all runs together; the provenance is for people, no code reads it.
     def together(classifier):
-        return {"weights": [float(weight) for weight in classifier.weights], "smoothing": float(classifier.smoothing),
+        return {"weights": [float(factor) for factor in classifier.factors], "smoothing": float(classifier.smoothing),
                 "prior": classifier.prior, "promises": classifier.promises}
 
     settings = {

@@ -315,7 +315,7 @@ def make_train_chunk(config):
 def evaluate_rows(predictor, arrays, prefix):
     """Loss, accuracy and balanced accuracy over every row of `arrays` (and over the reliable rows, where known)."""
     # A loss that is not finite must not pass for a number; the caller stops.
-    result = predict.score(predict.ensemble_of_one(predictor), (data.batch_of(arrays),), arrays["labels"])
+    result = predict.score(predict.Ensemble((predictor,)), (data.batch_of(arrays),), arrays["labels"])
     if not np.abs(result["loss"]).max() < 1e30:
         result["loss"][:] = np.inf  # its sum would overflow
     row = {f"{prefix}_loss": float(result["loss"].mean()),

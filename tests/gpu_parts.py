@@ -86,7 +86,7 @@ class Problem:
     def score(self, ready, split="valid"):
         """Arrays [N]: `prediction`, `loss` and others."""
         rows = self.arrays[split]
-        return prediction.score(prediction.ensemble_of_one(ready), (data.batch_of(rows),), rows["labels"])
+        return prediction.score(prediction.Ensemble((ready,)), (data.batch_of(rows),), rows["labels"])
 
     def save(self, state, folder):
         """Make a run of this state that evaluate.py can use."""

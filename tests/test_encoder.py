@@ -256,8 +256,8 @@ def test_together_with_a_model_of_words(encoded, monkeypatch):
 
     # The weighted sum of the logits that each gives alone: constants aside, logarithms of what is not yet smoothed.
     together, apart = evaluate.load("bag", "whole"), [evaluate.load(name) for name in ("bag", "whole")]
-    z = sum(weight / one.weights[0] * np.log((one.predict_proba(text) - one.smoothing / 4).clip(1e-30))
-            for weight, one in zip(together.weights, apart, strict=True))
+    z = sum(factor / one.factors[0] * np.log((one.predict_proba(text) - one.smoothing / 4).clip(1e-30))
+            for factor, one in zip(together.factors, apart, strict=True))
     assert (z.argmax(1) == chances[0].argmax(1)).mean() > 0.97
     done = run_here("evaluate", "--ckpt", "bag", "whole", "--json", cwd=encoded)
     labels = arrays["test"]["labels"]

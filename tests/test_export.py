@@ -123,7 +123,7 @@ def test_every_network_says_what_the_run_says(names, prior, random_run, trained,
     assert small.settings["prior"] == run.prior
     # What random networks are calibrated to may be very sharp, and rounding errors grow with the weight of the logits.
     titles = [*ODD, *texts("test", trained / "data/prepared")]
-    assert_the_same(small, run, titles, 1e-5 * max(1, float(run.weights.sum())))
+    assert_the_same(small, run, titles, 1e-5 * max(1, float(run.factors.sum())))
 
 
 @pytest.mark.parametrize("names", [["bag"], ["filters"], ["bag", "filters"]], ids="+".join)
@@ -409,7 +409,7 @@ def test_vectors_are_those_the_model_reads(trained, tmp_path):
     classifier = evaluate.load("bag", folder=trained / "runs")
     assert first == f"{len(classifier.vocab) - 2} {classifier.config['dim']}"
     assert [line.split(" ")[0] for line in lines] == classifier.vocab[2:]
-    ids, ensemble = classifier.known
+    ids, ensemble = classifier.index, classifier.ensemble
     for line in lines[:3]:
         word, *numbers = line.split(" ")
         vectors, weights = predict.inputs(ensemble.predictors[0], np.array([[ids[word]]], np.int32))

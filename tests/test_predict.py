@@ -67,7 +67,7 @@ def test_precision_takes_the_threshold_that_promises_it(predict, trained, classi
         assert other.predict(TITLES, precision=0.6) == wanted and other.promising is other
         assert (classifier.predict(TITLES, precision=0.6) == wanted) == (prior == "training")
     assert classifier.promising.prior == "training" and classifier.prior == "equal"
-    assert classifier.promising.known[1].predictors is classifier.known[1].predictors
+    assert classifier.promising.ensemble.predictors is classifier.ensemble.predictors
     assert_one_line_error(predict("-", "--precision", 0.9, "--threshold", 0.9, check=False), "give one")
     for flag in ("--precision", "--threshold"):
         assert_one_line_error(predict("-", flag, 95, check=False), f"{flag}: '95'", "a share between 0 and 1")
@@ -302,7 +302,7 @@ def test_one_title_compiles_nothing_after_the_first(classifier):
 
 
 def test_new_words_do_not_copy_the_vectors_of_the_others(classifier):
-    index, ensemble = classifier.known
+    index, ensemble = classifier.index, classifier.ensemble
     ids, words = data.encode(["mesa zzzyx"], index, 5)
     assert words == ["zzzyx"] and ids.max() == len(index)
     predictor = extended(classifier.config, ensemble.predictors[0], words)

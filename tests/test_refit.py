@@ -57,13 +57,13 @@ def test_a_refit_trains_on_both_splits_with_the_settings_of_the_run(refit):
 
 def test_what_probabilities_mean_comes_from_the_run_before(refit):
     one, other = (evaluate.load(name, folder=refit / "runs") for name in ("bag", "bag-refit"))
-    np.testing.assert_array_equal(one.weights, other.weights)
+    np.testing.assert_array_equal(one.factors, other.factors)
     for mine, theirs in zip(one.validated, other.validated, strict=True):
         np.testing.assert_array_equal(mine, theirs)
     titles = ["mesa azul", "funda nueva x3"]
     assert np.abs(one.predict_proba(titles) - other.predict_proba(titles)).max() > 1e-6
     together = evaluate.load("bag-refit", "filters", folder=refit / "runs")
-    assert together.normalized_weights.sum() == pytest.approx(1)
+    assert together.weights.sum() == pytest.approx(1)
 
 
 def test_best_is_the_refit_where_the_best_run_has_one(refit, tmp_path):

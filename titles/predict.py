@@ -1,11 +1,9 @@
 """A run, or several, and rows -> probabilities: the Classifier that reports, predictions, exports and Python share.
 
-    classifier = evaluate.load("cnn-1", "mlp-1")      # `load` of this room
-    classifier.predict(["zapatillas running"], top=3)
-
-A trained model with the vectors of all words is a Predictor, one or several together are an Ensemble; compiled
-functions take batches of ids to what is said of them. What a module computes (model.py), what a run keeps (runs.py),
-and how answers and reports are written (evaluate.py) do not belong here.
+A trained model with the vectors of all words is a Predictor; one or several that classify together are an Ensemble;
+compiled functions make answers of an Ensemble and a batch of ids. A Classifier reads checkpoints and titles, and knows
+what its probabilities mean. What modules compute (model.py), what a run keeps (runs.py) and how answers are written
+(evaluate.py, tables.py) do not belong here.
 """
 import copy
 import functools
@@ -36,11 +34,11 @@ class Predictor:
     module: nn.Module = flax.struct.field(pytree_node=False)
     word_ngrams: int = flax.struct.field(pytree_node=False)
     params: dict
-    table: jax.Array       # [V, D]
-    weights: jax.Array     # [V] of its rows
-    words: tuple           # of all words the vectors [W, D] and their weights [W]
-    further: tuple | None  # the same of words behind those, see `extended`
-    features: dict         # `hashes` of words, `first` row and number of `buckets` for word n-grams
+    table: jax.Array        # [V, D]
+    row_weights: jax.Array  # [V]
+    words: tuple            # of all words the vectors [W, D] and their weights [W]
+    further: tuple | None   # the same of words behind those, see `extended`
+    features: dict          # `hashes` of words, `first` row and number of `buckets` for word n-grams
 
 
 def make_predictor(config, variables, features):
@@ -80,7 +78,7 @@ def inputs(predictor, ids):
     if predictor.word_ngrams > 1:
         rows = model.word_ngrams(predictor.features, ids, predictor.word_ngrams)
         vectors = jnp.concatenate([vectors, predictor.table[rows]], 1)
-        weights = jnp.concatenate([weights, predictor.weights[rows]], 1)
+        weights = jnp.concatenate([weights, predictor.row_weights[rows]], 1)
     return vectors, weights
 
 
@@ -97,22 +95,17 @@ logits = jax.jit(forward, compiler_options=model.QUICK_COMPILE)
 class Ensemble:
     """One or several Predictors that classify together: as one model whose logits are the weighted sum of theirs."""
     predictors: tuple
-    weights: jax.Array     # [M] of their logits; of a single one 1 / its temperature
-    shifts: tuple          # what is added to the logits of each before [C], such as the log prior
-    smoothing: float       # share of the probability that is spread evenly over all categories
-
-
-def ensemble_of_one(predictor):
-    """An Ensemble of one, with its logits as they are."""
-    return Ensemble((predictor,), np.ones(1, np.float32), (0.0,), 0.0)
+    factors: tuple = (1.0,)  # of the logits of each; of a single one 1 / its temperature
+    shifts: tuple = (0.0,)   # what is added to the logits of each before [C], such as the log prior
+    smoothing: float = 0.0   # part of the probability that is spread evenly over all categories
 
 
 def combined(ensemble, batches):
-    """A data.Batch for each model -> [B, C] logits, the weighted sum of theirs; [B, C] logits without weights: the mean
+    """A data.Batch for each model -> [B, C] logits, the weighted sum of theirs; [B, C] logits without factors: the mean
     of their log-probabilities, of one its logits."""
     shifted = [forward(*each) + shift for *each, shift in zip(
         ensemble.predictors, batches, ensemble.shifts, strict=True)]
-    return (sum(weight * z for weight, z in zip(ensemble.weights, shifted, strict=True)),
+    return (sum(factor * z for factor, z in zip(ensemble.factors, shifted, strict=True)),
             shifted[0] if len(shifted) == 1 else sum(map(jax.nn.log_softmax, shifted)) / len(shifted))
 
 
@@ -128,7 +121,7 @@ def score_batch(ensemble, batches, labels):
     given, smoothing = of_label(probabilities), ensemble.smoothing
     calibrated = -jnp.logaddexp(jnp.log1p(-smoothing) + of_label(jax.nn.log_softmax(z)),
                                 jnp.log(smoothing / z.shape[1]))
-    return {"prediction": first_maximum(z)[1], "rank": (z > of_label(z)[:, None]).sum(1),
+    return {"prediction": first_maximum(z), "rank": (z > of_label(z)[:, None]).sum(1),
             "probability": probabilities.max(1), "given_probability": given,
             "loss": jax.nn.logsumexp(raw, 1) - of_label(raw), "calibrated_loss": calibrated,
             "brier": (probabilities ** 2).sum(1) - 2 * given + 1}
@@ -139,16 +132,16 @@ def top_batch(ensemble, batches, top):
     z, _ = combined(ensemble, batches)
 
     # Ranked by logits, as small probabilities may round to the same number.
-    category = first_maximum(z)[1][:, None] if top == 1 else jax.lax.top_k(z, top)[1]
+    category = first_maximum(z)[:, None] if top == 1 else jax.lax.top_k(z, top)[1]
     probabilities = calibration.smoothed(z, ensemble.smoothing)
     return {"category": category, "probability": jnp.take_along_axis(probabilities, category, 1)}
 
 
 @functools.partial(jax.jit, compiler_options=model.QUICK_COMPILE)
 def score_promised(promising, ensemble, batches, labels):
-    score = score_batch.__wrapped__  # programs with options cannot be a part of others
-    promised = score(promising.replace(predictors=ensemble.predictors), batches, labels)
-    return score(ensemble, batches, labels) | {
+    evaluated = score_batch.__wrapped__  # programs with options cannot be a part of others
+    promised = evaluated(promising.replace(predictors=ensemble.predictors), batches, labels)
+    return evaluated(ensemble, batches, labels) | {
         f"promised_{name}": promised[name] for name in ("prediction", "probability")}
 
 
@@ -160,10 +153,8 @@ def all_batch(ensemble, batches):
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 def first_maximum(z):
-    """z [B, C] -> ([B] the largest of each row, [B] the first column where it is); XLA's argmax takes 5 times as long
-    on a CPU."""
-    top = z.max(1)
-    return top, jnp.where(z == top[:, None], jnp.arange(z.shape[1]), z.shape[1] - 1).min(1)
+    """z [B, C] -> [B] the first column with the largest of each row; XLA's argmax takes 5 times as long on a CPU."""
+    return jnp.where(z == z.max(1)[:, None], jnp.arange(z.shape[1]), z.shape[1] - 1).min(1)
 
 
 def largest_batch(encoder):
@@ -180,9 +171,8 @@ def largest_batch_of(predictors):
 def in_batches(function, batches, *others, largest):
     """Call `function` on rows, a data.Batch of all for each model, and other arrays [N, ...] in parts of one size (the
     last one repeats rows): the smallest of BATCH_SIZES that holds all, or `largest`. Titles of up to L / 2 words come
-    apart from longer ones, so that two programs are compiled and little padding is computed. Returns its dictionary of
-    results as [N, ...]."""
-    # Short titles need half the columns.
+    apart from longer ones, in half the columns: two programs are compiled, and little padding is computed. Returns its
+    dictionary of results as [N, ...]."""
     ids = [batch.ids for batch in batches]
     batch_size = min(largest, next((size for size in BATCH_SIZES if size >= len(ids[0])), BATCH_SIZES[-1]))
     whole = [array.shape[1] for array in ids]
@@ -207,18 +197,25 @@ def score(ensemble, batches, labels):
     """Evaluate an Ensemble on every row once: a dictionary of [N] arrays.
 
     `prediction`, its `probability`, `given_probability` of the label and its `rank` (0 = first), `calibrated_loss`
-    (cross-entropy, nats) and `brier` score of the probabilities, `loss` without temperatures, weights and smoothing, as
+    (cross-entropy, nats) and `brier` score of the probabilities, `loss` without temperatures, factors and smoothing, as
     in training. batches: a data.Batch for each Predictor; labels [N].
     """
     return in_batches(lambda parts, y: score_batch(ensemble, parts, y), batches, labels.astype(np.int32),
                       largest=largest_batch_of(ensemble.predictors))
 
 
-def balanced_accuracy(labels, predictions):
-    """Mean recall over the categories that occur in `labels`, as scikit-learn's balanced_accuracy_score."""
+def hits(labels, predictions):
+    """Of the categories that occur in `labels`, in rising order: how many of their rows are right, and how many rows
+    they have."""
     size = np.bincount(labels)
     right = np.bincount(labels[labels == predictions], minlength=len(size))
-    return float(np.mean(right[size > 0] / size[size > 0]))
+    return right[size > 0], size[size > 0]
+
+
+def balanced_accuracy(labels, predictions):
+    """Mean recall over the categories that occur in `labels`, as scikit-learn's balanced_accuracy_score."""
+    right, size = hits(labels, predictions)
+    return float(np.mean(right / size))
 
 
 def title_vectors(config, table, layers, ids):
@@ -230,7 +227,7 @@ def title_vectors(config, table, layers, ids):
         return {"vectors": module.apply({"params": layers}, table[ids], (ids > 0).astype(jnp.float32))}
 
     table, layers = devices.put((table, layers), devices.whole())
-    return in_batches(lambda batch: vectors(table, layers, batch[0].ids), (data.Batch(ids),),
+    return in_batches(lambda batches: vectors(table, layers, batches[0].ids), (data.Batch(ids),),
                       largest=largest_batch(True))["vectors"]
 
 
@@ -247,6 +244,7 @@ class Classifier(classify.BaseClassifier):
         # The first run gives its folder to the report, and its name, with the others' behind it.
         (self.folder, self.which), *others = self.checkpoints = checkpoints
         self.name = "+".join([self.which, *(f"{folder.name}-{which}" for folder, which in others)])
+        self.folders = [*dict.fromkeys(folder for folder, _ in checkpoints)]
         self.members, self.steps, self.validation = [], [], []
         for folder, which in checkpoints:
             config, vocab, labels, saved, step = runs.restore(folder, which)
@@ -259,18 +257,18 @@ class Classifier(classify.BaseClassifier):
             self.members.append((config, saved["variables"]))
             self.validation.append(jax.device_get(saved["validation"]))
             if not np.array_equal(self.validation[-1]["labels"], self.validation[0]["labels"]):
-                raise UserError(f"{folder}: was judged on other validation rows than {self.folder}; average runs on "
+                raise UserError(f"{folder}: was evaluated on other validation rows than {self.folder}; average runs on "
                                 "the same prepared data, which --init-from has left none of out")
             self.steps.append(step)
 
-        # The vectors of all words are composed once, and serve all titles that come, under any prior.
+        # Made where they are first asked for, and the same under any prior: the vectors of all words; hashes of all
+        # character n-grams of the vocabulary, for `knows`.
         self.predictors = functools.cache(lambda: tuple(
             make_predictor(config, variables, None if "encoder" in config else model.feature_tables(
                 config, self.vocab)) for config, variables in self.members))
-
-        # Hashes of the character n-grams of all words of the vocabulary, for `knows`.
         self.ngrams = functools.cache(
             lambda minn, maxn: np.unique(data.character_ngrams(self.vocab, minn, maxn, classify.HASHES)[1]))
+        self.index = {word: i for i, word in enumerate(self.vocab)}
 
         self.has_own_prior = prior is None
         self.assume(prior or self.config["prior"])
@@ -282,24 +280,22 @@ class Classifier(classify.BaseClassifier):
         self.prior = prior
         log_prior = calibration.log_prior(self.config["training_rows"])
         own = [config["prior"] for config, _ in self.members]
-        sign = [(self.prior == "training") - (one == "training") for one in own]
-        self.shifts = tuple(int(s) * log_prior for s in sign)
+        self.shifts = tuple(((prior == "training") - (one == "training")) * log_prior for one in own)
 
         # A run under its own prior is calibrated. What is put together anew is calibrated on the validation rows that
         # the checkpoints keep, which are the same of all.
-        kept = self.validation[0]
+        labels, temperature = self.validation[0]["labels"], 1.0
         self.temperatures = np.array([kept["temperature"] for kept in self.validation])
-        self.normalized_weights = np.ones(1)
-        temperature, self.smoothing = 1.0, kept["smoothing"]
+        self.smoothing, self.weights = self.validation[0]["smoothing"], np.ones(1)
         if len(own) > 1:
             # By cross-entropy on rows whose categories are as frequent as in training, so under that prior.
-            self.normalized_weights = calibration.fit_weights(np.stack([
+            self.weights = calibration.fit_weights(np.stack([
                 self.kept_logits(i, log_prior if one == "equal" else 0) / self.temperatures[i]
-                for i, one in enumerate(own)]), kept["labels"])
-        self.weights = (self.normalized_weights / self.temperatures).astype(np.float32)
-        if len(own) > 1 or self.prior != own[0]:
-            temperature, self.smoothing = calibration.fit(self.combined_kept(), kept["labels"])
-        self.weights /= np.float32(temperature)
+                for i, one in enumerate(own)]), labels)
+        self.factors = (self.weights / self.temperatures).astype(np.float32)
+        if len(own) > 1 or prior != own[0]:
+            temperature, self.smoothing = calibration.fit(self.combined_kept(), labels)
+        self.factors /= np.float32(temperature)
 
     @functools.cached_property
     def promising(self):
@@ -308,7 +304,7 @@ class Classifier(classify.BaseClassifier):
         if self.prior == "training" or not self.has_own_prior:
             return self
         other = copy.copy(self)
-        for cached in ("known", "validated", "promises"):  # under this prior
+        for cached in ("ensemble", "validated", "promises"):  # under this prior
             vars(other).pop(cached, None)
         other.assume("training")
         return other
@@ -325,21 +321,32 @@ class Classifier(classify.BaseClassifier):
 
     def combined_kept(self):
         """The logits of all members together on these rows [n, C]."""
-        return sum(weight * self.kept_logits(i, shift)
-                   for i, (weight, shift) in enumerate(zip(self.weights, self.shifts, strict=True)))
+        return sum(factor * self.kept_logits(i, shift)
+                   for i, (factor, shift) in enumerate(zip(self.factors, self.shifts, strict=True)))
 
     @functools.cached_property
-    def known(self):
-        """(word ids of the vocabulary, the Ensemble that knows it)."""
-        return ({word: i for i, word in enumerate(self.vocab)}, Ensemble(
-            self.predictors(), *devices.put((self.weights, self.shifts, self.smoothing), devices.whole())))
+    def validated(self):
+        """(probability of the likeliest category [n], whether it is right [n]) of these rows."""
+        logits = self.combined_kept()
+        return (np.asarray(calibration.smoothed(logits, self.smoothing)).max(1),
+                logits.argmax(1) == self.validation[0]["labels"])
+
+    @functools.cached_property
+    def promises(self):
+        """(number of these rows, calibration.promises of them)."""
+        return len(self.validated[1]), calibration.promises(*self.validated)
+
+    @functools.cached_property
+    def ensemble(self):
+        """The Ensemble that knows the vocabulary."""
+        return Ensemble(self.predictors(), *devices.put((self.factors, self.shifts, self.smoothing), devices.whole()))
 
     def word_vectors(self, others=()):
         """(words, their vectors [n, D] float32): of the vocabulary, then of `others`, a list of words that are not in
         it. Raises UserError where there is not one model of words."""
         if len(self.members) > 1 or "encoder" in self.config:
             raise UserError("vectors of words: name one run with --ckpt, and not an encoder, which has none")
-        predictor, first = self.known[1].predictors[0], len(data.SPECIALS)
+        predictor, first = self.ensemble.predictors[0], len(data.SPECIALS)
         words, vectors = self.vocab[first:], [predictor.words[0][first:len(self.vocab)]]
         if others:
             # What `extended` fills up to a power of two is no word.
@@ -348,7 +355,7 @@ class Classifier(classify.BaseClassifier):
 
     def in_parts(self, function, rows, *others):
         """Call `function(ensemble, batches, *others)` on rows (data.Rows, or list of titles) and arrays that go with
-        them, a batch at a time (see in_batches). Returns its dictionary of results, with `known` as from `knows`."""
+        them, by `in_batches`. Returns its dictionary of results, with `known` as from `knows`."""
         # A part at a time, so that memory does not grow with the titles.
         found, rows = [], data.rows_of(rows)
         for start in range(0, len(rows.titles), PREDICT_ROWS):
@@ -363,10 +370,10 @@ class Classifier(classify.BaseClassifier):
         """(an Ensemble that knows all words of some rows (data.Rows, or list of titles), a tuple of the data.Batch that
         each member reads, whether anything of a title is known [N])."""
         # To models of words those out of vocabulary get vectors from their n-grams, for these titles.
-        (index, ensemble), rows = self.known, data.rows_of(rows)
-        titles = rows.titles
-        known, predictors, batches = np.zeros(len(titles), bool), [], []
-        words = functools.cache(lambda max_len: data.encode(titles, index, max_len))
+        ensemble, rows = self.ensemble, data.rows_of(rows)
+        titles, predictors, batches = rows.titles, [], []
+        known = np.zeros(len(titles), bool)
+        words = functools.cache(lambda max_len: data.encode(titles, self.index, max_len))
         for (config, _), predictor in zip(self.members, ensemble.predictors, strict=True):
             if "encoder" in config:  # it knows all pieces, between two marks
                 mine, others = encoder.pieces(config["encoder"]["name"], titles, config["encoder"]["max_len"]), []
@@ -400,21 +407,19 @@ class Classifier(classify.BaseClassifier):
         return found["category"], np.where(found["known"][:, None], found["probability"], 0)
 
     def score(self, rows, labels, promised=False):
-        """What `score` says of rows (data.Rows, or list of titles) with labels [N], ids of categories; the probability
-        is 0 where nothing of a title is known. With `promised`, `promised_prediction` and `promised_probability` are
-        those of the classifier that promises a precision."""
+        """What `score_batch` says of rows (data.Rows, or list of titles) with labels [N], ids of categories; the
+        probability is 0 where nothing of a title is known. With `promised`, `promised_prediction` and
+        `promised_probability` are those of the classifier that promises a precision."""
         function = score_batch
         if promised:  # it shares all but a few numbers, so one pass does for both
-            function = functools.partial(score_promised, self.promising.known[1].replace(predictors=()))
+            function = functools.partial(score_promised, self.promising.ensemble.replace(predictors=()))
         found = self.in_parts(function, rows, labels.astype(np.int32))
         return found | {name: np.where(found["known"], found[name], 0) for name in found if name.endswith("probability")
                         and name != "given_probability"}
 
     def has_trained_on(self, keys):
         """Whether titles, given by data.title_keys [N], have trained any of the runs: [N] bool."""
-        # A run has one file for its checkpoints.
-        return functools.reduce(np.logical_or, [np.isin(keys, runs.trained_titles(folder)) for folder in dict.fromkeys(
-            folder for folder, _ in self.checkpoints)])
+        return np.isin(keys, np.concatenate([runs.trained_titles(folder) for folder in self.folders]))
 
     def predict_proba(self, titles):
         """The probability of every category, in the order of `labels`: [N, C] float32; NaN for missing titles. Titles
@@ -425,18 +430,6 @@ class Classifier(classify.BaseClassifier):
         if present:
             result[present] = self.in_parts(all_batch, [titles[i] for i in present])["probability"]
         return result
-
-    @functools.cached_property
-    def validated(self):
-        """(probability of the likeliest category [n], whether it is right [n]) of these rows."""
-        logits = self.combined_kept()
-        return (np.asarray(calibration.smoothed(logits, self.smoothing)).max(1),
-                logits.argmax(1) == self.validation[0]["labels"])
-
-    @functools.cached_property
-    def promises(self):
-        """(number of these rows, calibration.promises of them)."""
-        return len(self.validated[1]), calibration.promises(*self.validated)
 
     def explain(self, rows, categories):
         """For each row (data.Rows, or list of titles) the words that speak most for its category (ids [N]): a list of
@@ -451,16 +444,13 @@ class Classifier(classify.BaseClassifier):
         if not labels:
             return []
 
-        # From `at` on stand a title's results: first that of all its words, then one for each word that is left out.
-        variants = data.Rows(variants, {name: np.repeat(values, [len(title) + 1 for title in words], 0)
-                                        for name, values in rows.columns.items()})
-        found, at, result = self.score(variants, np.array(labels)), 0, []
-        for title in words:
-            effects = found["calibrated_loss"][at + 1:at + len(title) + 1] - found["calibrated_loss"][at]
-            effects = effects.tolist() if found["known"][at] else []  # nothing speaks for a guess
-            result.append(sorted(((word, gain) for word, gain in zip(title, effects, strict=False) if gain > 0),
-                                 key=lambda item: -item[1])[:EXPLAINED])
-            at += len(title) + 1
+        sizes = [len(title) + 1 for title in words]
+        columns = {name: np.repeat(values, sizes, 0) for name, values in rows.columns.items()}
+        found, ends, result = self.score(data.Rows(variants, columns), np.array(labels)), np.cumsum(sizes), []
+        for title, losses, known in zip(words, *(
+                np.split(found[name], ends[:-1]) for name in ("calibrated_loss", "known")), strict=True):
+            gains = zip(title, (losses[1:] - losses[0]).tolist(), strict=True) if known[0] else ()  # else it is a guess
+            result.append(sorted((item for item in gains if item[1] > 0), key=lambda item: -item[1])[:EXPLAINED])
         return result
 
 
