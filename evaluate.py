@@ -331,7 +331,7 @@ def evaluate(args):
     source = origin(args, rows, meta)
     scores = {"run": folder.name, "checkpoint": classifier.name, "step": classifier.steps[0], "split": split,
               "data": source, "prior": classifier.prior, "synthetic": synthetic,
-              "temperature": float(1 / classifier.weights.sum()),
+              "temperature": float(1 / classifier.factors.sum()),
               "smoothing": float(classifier.smoothing)} | report.summarize(rows.labels, result)
     if args.test:
         scores["file"] = cli.readable(args.test.resolve())
@@ -339,7 +339,7 @@ def evaluate(args):
         scores["members"] = {
             f"{member.name}/{which}": {"step": step, "weight": float(share), "temperature": float(temperature)}
             for (member, which), step, share, temperature in zip(
-                classifier.checkpoints, classifier.steps, classifier.normalized_weights,
+                classifier.checkpoints, classifier.steps, classifier.weights,
                 classifier.temperatures, strict=True)}
     scores["unknown_category_rows"] = int(unknown.sum())
     scores["unknown_title_rows"] = int((~result["known"]).sum())

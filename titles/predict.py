@@ -60,7 +60,7 @@ def extended(config, predictor, words):
     # Filled up to a power of two, so that few sizes are compiled.
     spare = [""] * (max(8, 1 << len(words).bit_length()) - len(words))
     features = model.feature_tables(config, [*data.SPECIALS, *words, *spare], known=0)
-    vectors, weights = model.compose(predictor.table, predictor.weights, features)
+    vectors, weights = model.compose(predictor.table, predictor.row_weights, features)
     hashes = jnp.concatenate([predictor.features["hashes"], features["hashes"][len(data.SPECIALS):]])
     return predictor.replace(further=(vectors[len(data.SPECIALS):], weights[len(data.SPECIALS):]),
                              features=predictor.features | {"hashes": hashes})
