@@ -1,6 +1,7 @@
 """Fixtures: a tiny labelled set, and the scripts run as a user runs them."""
 import bz2
 import csv
+import gc
 import gzip
 import io
 import json
@@ -32,6 +33,21 @@ def pytest_configure(config):
                        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
                        "TF_CPP_MIN_LOG_LEVEL": "3"}  # XLA takes hints that it compiled with for unknown processors
         config.add_cleanup(kept.cleanup)
+
+
+def pytest_collection_finish():
+    """What is imported by now stays, so that no collection of garbage goes through it again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def released():
+    """What a file of tests has compiled, and what it leaves in cycles, is not kept while others are tested."""
+    yield
+    if jax := sys.modules.get("jax"):
+        jax.clear_caches()
+    gc.collect()
 
 
 def copy_scripts(folder):
