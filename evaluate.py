@@ -62,9 +62,6 @@ from titles import cli, files
 from titles.cli import UserError
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
-PREDICT_ROWS = 32768  # titles classified at a time
-HASHES = (1 << 31) - 1  # that tell n-grams apart
-EXPLAINED, EXPLAINED_OF = 5, 40  # words that --explain writes at most, of the first so many of a title
 MAX_BAD_ROWS = 0.01   # share of the rows of --test that may be left out
 WRITTEN = (".parquet", ".jsonl", ".ndjson", ".xlsx")  # what --keep writes by the name of --out, besides CSV
 UNWRITTEN = {".json": ".jsonl", ".xls": ".xlsx", ".xlsm": ".xlsx", ".xlsb": ".xlsx", ".ods": ".xlsx",
@@ -154,10 +151,8 @@ if __name__ == "__main__":
     cli.run(cli.clean_environment)
 
 import contextlib
-import copy
 import csv
 import dataclasses
-import functools
 import gc
 import io
 import math
@@ -168,286 +163,13 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 
 import classify
 import data
-import model
-from titles import calibration, devices, encoder, page, report, runs, sources, tables, tracking
-
-# --- the classifier ---------------------------------------------------------------------------------------------------
-
-class Classifier(classify.BaseClassifier):
-    """One or several checkpoints that share vocabulary and labels, and classify together: the weighted sum of their
-    logits. Made by `load`. The probability of the likeliest category is the chance that it is right, for titles like
-    the validation rows (titles/calibration.py)."""
-
-    def __init__(self, checkpoints, prior=None):
-        """checkpoints: [(folder of a run, "best" or "latest")]; prior: "equal", "training", or None for the first
-        run's own. Raises UserError where they do not go together."""
-        # The first run gives its folder to the report, and its name, with the others' behind it.
-        (self.folder, self.which), *others = self.checkpoints = checkpoints
-        self.name = "+".join([self.which, *(f"{folder.name}-{which}" for folder, which in others)])
-        self.members, self.steps, self.validation = [], [], []
-        for folder, which in checkpoints:
-            config, vocab, labels, saved, step = runs.restore(folder, which)
-            if not self.members:
-                self.config, self.vocab, self.labels = config, vocab, labels
-            # With the same vocab.txt and labels.txt, ids mean the same to all members.
-            if config["files"] != self.config["files"]:
-                raise UserError(f"{folder}: has another vocabulary or other labels than {self.folder}; average runs on "
-                                "the same prepared data")
-            self.members.append((config, saved["variables"]))
-            self.validation.append(jax.device_get(saved["validation"]))
-            if not np.array_equal(self.validation[-1]["labels"], self.validation[0]["labels"]):
-                raise UserError(f"{folder}: was judged on other validation rows than {self.folder}; average runs on "
-                                "the same prepared data, which --init-from has left none of out")
-            self.steps.append(step)
-
-        # The vectors of all words are composed once, and serve all titles that come, under any prior.
-        self.predictors = functools.cache(lambda: tuple(
-            model.predictor(config, variables, None if "encoder" in config else model.feature_tables(
-                config, self.vocab)) for config, variables in self.members))
-
-        # Hashes of the character n-grams of all words of the vocabulary, for `knows`.
-        self.ngrams = functools.cache(
-            lambda minn, maxn: np.unique(data.character_ngrams(self.vocab, minn, maxn, HASHES)[1]))
-
-        self.has_own_prior = prior is None
-        self.assume(prior or self.config["prior"])
-
-    def assume(self, prior):
-        """Set the prior of predictions, and what calibrates them under it."""
-        # A run's logits are under the prior that its --balance aims at. Adding the log prior of the training rows, or
-        # subtracting it, converts from one to the other.
-        self.prior = prior
-        log_prior = calibration.log_prior(self.config["training_rows"])
-        own = [config["prior"] for config, _ in self.members]
-        sign = [(self.prior == "training") - (one == "training") for one in own]
-        self.shifts = tuple(int(s) * log_prior for s in sign)
-
-        # A run under its own prior is calibrated. What is put together anew is calibrated on the validation rows that
-        # the checkpoints keep, which are the same of all.
-        kept = self.validation[0]
-        self.temperatures = np.array([kept["temperature"] for kept in self.validation])
-        self.normalized_weights = np.ones(1)
-        temperature, self.smoothing = 1.0, kept["smoothing"]
-        if len(own) > 1:
-            # By cross-entropy on rows whose categories are as frequent as in training, so under that prior.
-            self.normalized_weights = calibration.fit_weights(np.stack([
-                self.kept_logits(i, log_prior if one == "equal" else 0) / self.temperatures[i]
-                for i, one in enumerate(own)]), kept["labels"])
-        self.weights = (self.normalized_weights / self.temperatures).astype(np.float32)
-        if len(own) > 1 or self.prior != own[0]:
-            temperature, self.smoothing = calibration.fit(self.combined_kept(), kept["labels"])
-        self.weights /= np.float32(temperature)
-
-    @functools.cached_property
-    def promising(self):
-        """The classifier that promises a precision: this one, under the training prior unless another was asked for. A
-        precision counts titles, and under the prior that they come with it is promised for more of them."""
-        if self.prior == "training" or not self.has_own_prior:
-            return self
-        other = copy.copy(self)
-        for cached in ("known", "validated", "promises"):  # under this prior
-            vars(other).pop(cached, None)
-        other.assume("training")
-        return other
-
-    @property
-    def identity(self):
-        """What tells this classifier from others: its prior, and of each checkpoint when its run began and its step."""
-        return self.prior, [(config["created"], step)
-                            for (config, _), step in zip(self.members, self.steps, strict=True)]
-
-    def kept_logits(self, member, shift):
-        """The logits of a member on the validation rows that its checkpoint keeps [n, C], shifted."""
-        return self.validation[member]["logits"].astype(np.float32) + shift
-
-    def combined_kept(self):
-        """The logits of all members together on these rows [n, C]."""
-        return sum(weight * self.kept_logits(i, shift)
-                   for i, (weight, shift) in enumerate(zip(self.weights, self.shifts, strict=True)))
-
-    @functools.cached_property
-    def known(self):
-        """(word ids of the vocabulary, the Ensemble that knows it)."""
-        return ({word: i for i, word in enumerate(self.vocab)}, model.Ensemble(
-            self.predictors(), *devices.put((self.weights, self.shifts, self.smoothing), devices.whole())))
-
-    def word_vectors(self, others=()):
-        """(words, their vectors [n, D] float32): of the vocabulary, then of `others`, a list of words that are not in
-        it. Raises UserError where there is not one model of words."""
-        if len(self.members) > 1 or "encoder" in self.config:
-            raise UserError("vectors of words: name one run with --ckpt, and not an encoder, which has none")
-        predictor, first = self.known[1].predictors[0], len(data.SPECIALS)
-        words, vectors = self.vocab[first:], [predictor.words[0][first:len(self.vocab)]]
-        if others:
-            # What `extended` fills up to a power of two is no word.
-            vectors.append(model.extended(self.config, predictor, list(others)).further[0][:len(others)])
-        return [*words, *others], np.concatenate(jax.device_get(devices.shared(vectors)))
-
-    def in_parts(self, function, titles, *others):
-        """Call `function(ensemble, ids, *others)` on titles (list of str) and arrays that go with them, in batches (see
-        model.in_batches). Returns its dictionary of results, with `known` as from `knows`."""
-        # A part at a time, so that memory does not grow with the titles.
-        found = []
-        for start in range(0, len(titles), PREDICT_ROWS):
-            part = slice(start, start + PREDICT_ROWS)
-            ensemble, ids, known = self.read(titles[part])
-            result = model.in_batches(functools.partial(function, ensemble), ids, *(array[part] for array in others),
-                                      largest=model.largest_batch_of(ensemble.predictors))
-            found.append(result | {"known": known})
-        return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
-
-    def read(self, titles):
-        """(an Ensemble that knows all words of some titles, a tuple of the ids [N, L] that each member reads, whether
-        anything of a title is known [N])."""
-        # To models of words those out of vocabulary get vectors from their n-grams, for these titles.
-        index, ensemble = self.known
-        known, predictors, ids = np.zeros(len(titles), bool), [], []
-        words = functools.cache(lambda max_len: data.encode(titles, index, max_len))
-        for (config, _), predictor in zip(self.members, ensemble.predictors, strict=True):
-            if "encoder" in config:  # it knows all pieces, between two marks
-                mine, others = encoder.pieces(config["encoder"]["name"], titles, config["encoder"]["max_len"]), []
-                known |= (mine > 0).sum(1) > 2
-            else:
-                mine, others = words(config["max_len"])
-                known |= self.knows(config, mine, others)
-            predictors.append(model.extended(config, predictor, others) if others else predictor)
-            ids.append(mine)
-        return ensemble.replace(predictors=tuple(predictors)), tuple(ids), known
-
-    def knows(self, config, ids, words):
-        """Whether the training of a member has seen a word or an n-gram of each title [N]: ids [N, L] in the vocabulary
-        and, behind it, in `words`."""
-        # A word of the vocabulary is enough; n-grams are looked at only if some title has none.
-        known = ((ids > data.UNKNOWN) & (ids < len(self.vocab))).any(1)
-        if not known.all() and words and config["maxn"]:
-            # N-grams are compared by hashes so long that two of them are hardly ever equal.
-            start, hashes = data.character_ngrams([*data.SPECIALS, *words], config["minn"], config["maxn"], HASHES)
-            # A running count of hits: its difference between the bounds of a word counts those in it.
-            hits = np.cumsum(np.isin(hashes, self.ngrams(config["minn"], config["maxn"]), kind="sort"))
-            of_words = np.diff(np.pad(hits, (1, 0))[start])[len(data.SPECIALS):] > 0
-            known |= np.concatenate([np.zeros(len(self.vocab), bool), of_words])[ids].any(1)
-        return known
-
-    def likeliest(self, titles, top):
-        """The `top` likeliest categories of titles (list of str): (ids [N, top], probabilities [N, top], 0 where
-        nothing of the title is known)."""
-        found = self.in_parts(functools.partial(top_batch, top=top), titles)
-        return found["category"], np.where(found["known"][:, None], found["probability"], 0)
-
-    def score(self, titles, labels, promised=False):
-        """What model.score says of titles (list of str) with labels [N], ids of categories; the probability is 0 where
-        nothing of a title is known. With `promised`, `promised_prediction` and `promised_probability` are those of the
-        classifier that promises a precision."""
-        function = model.score_batch
-        if promised:  # it shares all but a few numbers, so one pass does for both
-            function = functools.partial(score_promised, self.promising.known[1].replace(predictors=()))
-        found = self.in_parts(function, titles, labels.astype(np.int32))
-        return found | {name: np.where(found["known"], found[name], 0) for name in found if name.endswith("probability")
-                        and name != "given_probability"}
-
-    def has_trained_on(self, keys):
-        """Whether titles, given by data.title_keys [N], have trained any of the runs: [N] bool."""
-        # A run has one file for its checkpoints.
-        return functools.reduce(np.logical_or, [np.isin(keys, runs.trained_titles(folder)) for folder in dict.fromkeys(
-            folder for folder, _ in self.checkpoints)])
-
-    def predict_proba(self, titles):
-        """The probability of every category, in the order of `labels`: [N, C] float32; NaN for missing titles. Titles
-        are as for `predict`. Where training has seen no word and no n-gram of a title, `predict` names no category;
-        here it has the probabilities that the network gives to a title without words."""
-        titles, present = classify.check_titles(titles)
-        result = np.full((len(titles), len(self.labels)), np.nan, np.float32)
-        if present:
-            result[present] = self.in_parts(all_batch, [titles[i] for i in present])["probability"]
-        return result
-
-    @functools.cached_property
-    def validated(self):
-        """(probability of the likeliest category [n], whether it is right [n]) of these rows."""
-        logits = self.combined_kept()
-        return (np.asarray(calibration.smoothed(logits, self.smoothing)).max(1),
-                logits.argmax(1) == self.validation[0]["labels"])
-
-    @functools.cached_property
-    def promises(self):
-        """(number of these rows, calibration.promises of them)."""
-        return len(self.validated[1]), calibration.promises(*self.validated)
-
-    def explain(self, titles, categories):
-        """For each title (list of str) the words that speak most for its category (ids [N]): a list of (word, by how
-        much the logarithm of the probability falls without it), the largest first."""
-        # Each title and, behind it, the title without each of its words: all are scored at once.
-        words = [data.tokenize(title)[:EXPLAINED_OF] for title in titles]
-        variants, labels = [], []
-        for title, category in zip(words, categories, strict=True):
-            variants += [" ".join(title), *(" ".join(title[:i] + title[i + 1:]) for i in range(len(title)))]
-            labels += [category] * (len(title) + 1)
-        if not labels:
-            return []
-
-        # From `at` on stand a title's results: first that of all its words, then one for each word that is left out.
-        found, at, result = self.score(variants, np.array(labels)), 0, []
-        for title in words:
-            effects = found["calibrated_loss"][at + 1:at + len(title) + 1] - found["calibrated_loss"][at]
-            effects = effects.tolist() if found["known"][at] else []  # nothing speaks for a guess
-            result.append(sorted(((word, gain) for word, gain in zip(title, effects, strict=False) if gain > 0),
-                                 key=lambda item: -item[1])[:EXPLAINED])
-            at += len(title) + 1
-        return result
-
-
-def load(*ckpt, folder="runs", prior=None, fingerprint=None):
-    """The Classifier of one or several checkpoints, named as for --ckpt ("cnn-1", "cnn-1/latest"; "best" if none is).
-
-    folder: of all runs; fingerprint: of the prepared data that `best` and `latest` must have been trained on, or None.
-    Raises UserError where a checkpoint cannot be found or read, or where they do not go together.
-    """
-    cli.require_device()
-    ckpt = [os.fspath(name) for name in ckpt or ["best"]]
-    found = [runs.find(name, folder, fingerprint) for name in ckpt]
-
-    # Two names may mean one checkpoint, such as best and the name of that run; it would only count twice.
-    if len({(path.resolve(), which) for path, which in found}) < len(found):
-        raise UserError(f"--ckpt {' '.join(ckpt)}: the same checkpoint twice")
-    return Classifier(found, prior)
-
-
-def load_named(args):
-    """The Classifier that --ckpt, --runs and --prior name; best and latest are of the runs on --data, where that is
-    there."""
-    # Only best and latest ask what data a run is of; a run that is named needs none here.
-    fingerprint = data.fingerprint_of(args.data) if {"best", "latest"}.intersection(args.ckpt) else None
-    return load(*args.ckpt, folder=args.runs, prior=args.prior, fingerprint=fingerprint)
-
-
-@functools.partial(jax.jit, static_argnames="top", compiler_options=model.QUICK_COMPILE)
-def top_batch(ensemble, ids, top):
-    z, _ = model.combined(ensemble, ids)
-
-    # Ranked by logits, as small probabilities may round to the same number.
-    category = model.first_maximum(z)[1][:, None] if top == 1 else jax.lax.top_k(z, top)[1]
-    probabilities = calibration.smoothed(z, ensemble.smoothing)
-    return {"category": category, "probability": jnp.take_along_axis(probabilities, category, 1)}
-
-
-@functools.partial(jax.jit, compiler_options=model.QUICK_COMPILE)
-def score_promised(promising, ensemble, ids, labels):
-    score = model.score_batch.__wrapped__  # programs with options cannot be a part of others
-    promised = score(promising.replace(predictors=ensemble.predictors), ids, labels)
-    return score(ensemble, ids, labels) | {
-        f"promised_{name}": promised[name] for name in ("prediction", "probability")}
-
-
-@functools.partial(jax.jit, compiler_options=model.QUICK_COMPILE)
-def all_batch(ensemble, ids):
-    return {"probability": calibration.smoothed(model.combined(ensemble, ids)[0], ensemble.smoothing)}
-
+from titles import devices, page, report, runs, sources, tables, tracking
+from titles.predict import PREDICT_ROWS, load, load_named
 
 # --- report -----------------------------------------------------------------------------------------------------------
 
@@ -609,7 +331,7 @@ def evaluate(args):
     source = origin(args, rows, meta)
     scores = {"run": folder.name, "checkpoint": classifier.name, "step": classifier.steps[0], "split": split,
               "data": source, "prior": classifier.prior, "synthetic": synthetic,
-              "temperature": float(1 / classifier.weights.sum()),
+              "temperature": float(1 / classifier.factors.sum()),
               "smoothing": float(classifier.smoothing)} | report.summarize(rows.labels, result)
     if args.test:
         scores["file"] = cli.readable(args.test.resolve())
@@ -617,7 +339,7 @@ def evaluate(args):
         scores["members"] = {
             f"{member.name}/{which}": {"step": step, "weight": float(share), "temperature": float(temperature)}
             for (member, which), step, share, temperature in zip(
-                classifier.checkpoints, classifier.steps, classifier.normalized_weights,
+                classifier.checkpoints, classifier.steps, classifier.weights,
                 classifier.temperatures, strict=True)}
     scores["unknown_category_rows"] = int(unknown.sum())
     scores["unknown_title_rows"] = int((~result["known"]).sum())

@@ -70,9 +70,9 @@ import numpy as np
 import pandas as pd
 
 import classify
-import evaluate
 import model
 from titles import encoder, runs, tracking
+from titles.predict import load_named
 
 
 def quantized(table, titles):
@@ -136,7 +136,7 @@ def encoder_arrays(config, variables, shift, dtype):
 
 
 def model_arrays(classifier, dtype):
-    """{name: array} of an evaluate.Classifier, as classify.Classifier takes them."""
+    """{name: array} of a predict.Classifier, as classify.Classifier takes them."""
     arrays, members, provenance, promising = {}, [], [], classifier.promising
     for i, ((config, variables), shift, (folder, which), step) in enumerate(zip(
             classifier.members, classifier.shifts, classifier.checkpoints, classifier.steps, strict=True)):
@@ -148,15 +148,15 @@ def model_arrays(classifier, dtype):
         members.append(settings)
 
         # A refit has no validation scores, nor has a run that was stopped in its first epoch.
-        scored = "refit" not in config and (folder / "metrics.csv").is_file()
-        scores = runs.validation_scores(folder) if scored else [None]
+        history = runs.history_of(folder) or [{}]
+        row = runs.best_epoch(history) if which == "best" else history[-1]
         provenance.append({"run": folder.name, "checkpoint": which, "step": step, "prior": config["prior"],
                            "refit": config.get("refit"),
-                           "validation_balanced_accuracy": max(scores) if which == "best" else scores[-1]})
+                           "validation_balanced_accuracy": row.get("valid_balanced_accuracy")})
 
     # Weights, smoothing and promises are of all runs together; the provenance is for people, no code reads it.
     def together(classifier):
-        return {"weights": [float(weight) for weight in classifier.weights], "smoothing": float(classifier.smoothing),
+        return {"weights": [float(factor) for factor in classifier.factors], "smoothing": float(classifier.smoothing),
                 "prior": classifier.prior, "promises": classifier.promises}
 
     settings = {
@@ -221,7 +221,7 @@ def main(args):
     if args.out and args.out.exists() and (
             not args.out.is_dir() or {path.name for path in args.out.iterdir()} - CONTENT):
         raise UserError(f"{args.out}: holds other things than an exported model; name a new folder with --out")
-    classifier = evaluate.load_named(args)
+    classifier = load_named(args)
     if args.vectors:
         words, vectors = classifier.word_vectors()
         with files.atomic_write(args.vectors) as file:

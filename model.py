@@ -1,7 +1,8 @@
 """The Flax modules and the sparse embedding table: arrays in, logits out. No files, no flags.
 
-Modules take word vectors and weights, not word ids, and return logits, or those of several heads, whose losses are
-averaged in training, their log-probabilities in prediction. A word's vector is made of rows of the table: its own and
+Modules take word vectors and weights, not word ids, and the data.Batch that these are made of, which has what else
+there is of the rows. They return logits, or those of several heads, whose losses are averaged in training, their
+log-probabilities in prediction. A word's vector is made of rows of the table: its own and
 those of its hashed character n-grams, weighted by inverse document frequency (the n-grams' times --character-weight)
 and divided by the norm of the weights, which is the word's weight. The table is no Flax parameter: `lookup` gathers
 the rows that a batch needs, the gradient is taken with respect to the words' vectors, and `update` adds to the rows in
@@ -9,7 +10,8 @@ place, so a step costs the same however large the table is.
 
 An encoder (titles/encoder.py) reads pieces of words instead: words without n-grams, with weight 1.
 
-To add a model, write a module with the same call, name it in MODELS, and give its settings in DEFAULTS of train.py.
+To add a model, write a module with the same call, and name it in MODELS here and in train.py. A field of it that has no
+default is a Setting of train.py.
 """
 import dataclasses
 import functools
@@ -17,24 +19,22 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import data
-from titles import calibration, devices
+from titles import devices
 
 NGRAM_SAMPLES = 4  # of a word's character n-grams, in a training step; prediction uses all
 LARGE, BLOCK = 1 << 19, 1 << 16  # rows of a table from which on it is drawn in blocks, and rows of a block
 PARTS = 1024  # of equally many rows, in which a table with --shard-table is drawn; its divisors of devices can share it
-BATCH_SIZES = (1, 64, 1024, 16384)  # of prediction
 # On a CPU this takes half the time; only training gets slower. Other releases may not know it and refuse.
 QUICK_COMPILE = {"xla_cpu_use_fusion_emitters": False} if jax.__version__.startswith("0.10.") else {}
 
 # --- modules ----------------------------------------------------------------------------------------------------------
-# Fields have no defaults: DEFAULTS of train.py has them, a run's configuration keeps them, and prediction reads them
+# Fields have no defaults: SETTINGS of train.py has them, a run's configuration keeps them, and prediction reads them
 # there.
 
 class Head(nn.Module):
@@ -67,8 +67,9 @@ class MLP(nn.Module):
     scale: float                                                        # length of the weight vector of a title
 
     @nn.compact
-    def __call__(self, vectors, weights, train=False):                  # [B, P, D], [B, P] -> [B, C]
-        # EDIT: the pooling of the bag, also of that beside the other models. Padding has weight 0 and must not count.
+    def __call__(self, vectors, weights, batch, train=False):           # [B, P, D], [B, P] -> [B, C]
+        # EDIT: the pooling of the bag, also of the second classifier of cnn, rnn and transformer (what their first one
+        # sees is in TwoHeads). Padding has weight 0 and must not count. A field that is added here is theirs, too.
         x = self.scale * bag(vectors, weights)
         return Head(self.classes, self.hidden, self.dropout)(x, train)
 
@@ -78,21 +79,23 @@ def bag(vectors, weights):
     return jnp.einsum("bpd,bp->bd", vectors, weights / jnp.sqrt(jnp.sum(weights ** 2, -1, keepdims=True) + 1e-12))
 
 
-class TwoHeads(nn.Module):
+def part(module, kind, **changes):
+    """A module of another kind with the fields of the one that it is a part of, and these changes."""
+    names = {field.name for field in dataclasses.fields(kind)} - {"parent", "name"}
+    return kind(**{name: getattr(module, name) for name in names} | changes)
+
+
+class TwoHeads(MLP):
     """Two classifiers that share the vectors and are trained together: a dense layer on features that know the order
     of the words, with the bag of words beside them; and a linear MLP."""
-    classes: int
     word_ngrams: int
-    hidden: Sequence[int]
-    dropout: float
-    scale: float                                                        # of the MLP
 
     @nn.compact
-    def __call__(self, x, vectors, weights, train):                     # [B, F], [B, P, D], [B, P] -> [2, B, C]
+    def __call__(self, x, vectors, weights, batch, train):              # [B, F], [B, P, D], [B, P] -> [2, B, C]
         x = jnp.concatenate([x, bag(*words_alone(self, vectors, weights))], -1)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return jnp.stack([Head(self.classes, self.hidden, self.dropout)(x, train),
-                          MLP(self.classes, (), 0.0, self.scale)(vectors, weights, train)])
+                          part(self, MLP, hidden=(), dropout=0.0)(vectors, weights, batch, train)])
 
 
 def words_alone(module, vectors, weights):
@@ -101,20 +104,15 @@ def words_alone(module, vectors, weights):
     return vectors[:, :words], weights[:, :words]
 
 
-class CNN(nn.Module):
+class CNN(TwoHeads):
     """The sentence CNN (Kim 2014): filters of several widths over the words, the maximum of each over the title; then
     TwoHeads. A window begins at every word that has a weight (not at padding, nor at words of which training saw no
     part), so padding is never pooled."""
-    classes: int
-    word_ngrams: int
     filters: int                                                        # of each width
     widths: Sequence[int]                                               # in words
-    hidden: Sequence[int]
-    dropout: float
-    scale: float                                                        # of the MLP
 
     @nn.compact
-    def __call__(self, vectors, weights, train=False):                  # [B, P, D], [B, P] -> [2, B, C]
+    def __call__(self, vectors, weights, batch, train=False):           # [B, P, D], [B, P] -> [2, B, C]
         # Only the words of a title count: what has no weight is zero, as if nothing stood there.
         words, word = words_alone(self, vectors, weights)
         word = (word > 0)[..., None]                                    # [B, L, 1]
@@ -131,45 +129,33 @@ class CNN(nn.Module):
                 windows += ahead @ kernel[offset]                       # [B, L, F]
             pooled.append(jnp.where(word, nn.relu(windows), 0).max(1))  # relu >= 0: an empty title pools to 0
         x = jnp.concatenate(pooled, -1)
-        both = TwoHeads(self.classes, self.word_ngrams, self.hidden, self.dropout, self.scale)
-        return both(x, vectors, weights, train)
+        return part(self, TwoHeads)(x, vectors, weights, batch, train)
 
 
-class RNN(nn.Module):
+class RNN(TwoHeads):
     """Gated recurrent units (Cho et al. 2014) over the words in both directions, each up to the last word of the title
     and not into the padding; the maximum of each unit over the words; then TwoHeads."""
-    classes: int
-    word_ngrams: int
     units: int                                                          # in each direction
-    hidden: Sequence[int]
-    dropout: float
-    scale: float                                                        # of the MLP
 
     @nn.compact
-    def __call__(self, vectors, weights, train=False):                  # [B, P, D], [B, P] -> [2, B, C]
+    def __call__(self, vectors, weights, batch, train=False):           # [B, P, D], [B, P] -> [2, B, C]
         # The last word that counts ends the title, so the backward direction begins there and not in the padding.
         words, word = words_alone(self, vectors, weights)
         word = word > 0
         length = (word * jnp.arange(1, word.shape[1] + 1)).max(1)
         directions = nn.Bidirectional(nn.RNN(nn.GRUCell(self.units)), nn.RNN(nn.GRUCell(self.units)))
         x = masked_max(directions(words * word[..., None], seq_lengths=length), word)
-        both = TwoHeads(self.classes, self.word_ngrams, self.hidden, self.dropout, self.scale)
-        return both(x, vectors, weights, train)
+        return part(self, TwoHeads)(x, vectors, weights, batch, train)
 
 
-class Transformer(nn.Module):
+class Transformer(TwoHeads):
     """A small pre-norm encoder (Vaswani et al. 2017; Xiong et al. 2020) that sees words alone, no padding; the maximum
     over the words; then TwoHeads."""
-    classes: int
-    word_ngrams: int
     layers: int
     heads: int
-    hidden: Sequence[int]
-    dropout: float
-    scale: float                                                        # of the MLP
 
     @nn.compact
-    def __call__(self, vectors, weights, train=False):                  # [B, P, D], [B, P] -> [2, B, C]
+    def __call__(self, vectors, weights, batch, train=False):           # [B, P, D], [B, P] -> [2, B, C]
         words, word = words_alone(self, vectors, weights)
         word, dim = word > 0, words.shape[-1]
 
@@ -185,8 +171,7 @@ class Transformer(nn.Module):
             x += drop(attention(nn.LayerNorm()(x), mask=nn.make_attention_mask(word, word)))
             x += drop(nn.Dense(dim)(nn.gelu(nn.Dense(4 * dim)(nn.LayerNorm()(x)))))
         x = masked_max(nn.LayerNorm()(x), word)
-        both = TwoHeads(self.classes, self.word_ngrams, self.hidden, self.dropout, self.scale)
-        return both(x, vectors, weights, train)
+        return part(self, TwoHeads)(x, vectors, weights, batch, train)
 
 
 def masked_max(x, word):
@@ -246,13 +231,13 @@ class Encoder(nn.Module):
     encoder, below, dim = "use", SentenceEncoder, 512                   # its name, layers and numbers of a piece
 
     @nn.compact
-    def __call__(self, vectors, weights, train=False):                  # [B, P, D], [B, P] -> [B, C]
+    def __call__(self, vectors, weights, batch, train=False):           # [B, P, D], [B, P] -> [B, C]
         x = vectors[:, 0] if self.freeze_layers else self.below(name="layers")(vectors, weights)
         x = nn.Dropout(self.dropout, deterministic=not train)(self.scale * x)
         return Head(self.classes, (), 0.0, name="head")(x)
 
 
-# EDIT: the models. Their settings stand in DEFAULTS of train.py.
+# EDIT: the models. Their names stand in MODELS of train.py, too, their settings in SETTINGS there.
 MODELS = {"mlp": MLP, "cnn": CNN, "rnn": RNN, "transformer": Transformer, "encoder": Encoder}
 
 
@@ -262,9 +247,9 @@ def fields(name):
     return {name: value for name, value in found.items() if name not in ("parent", "name")}
 
 
-def reads(name):
-    """What a model reads of a title: ids of "titles", which are words, or of "pieces", if it has an encoder."""
-    return "pieces" if hasattr(MODELS[name], "encoder") else "titles"
+def encoder_of(name):
+    """The name of the encoder whose pieces a model reads; None where it reads words."""
+    return getattr(MODELS[name], "encoder", None)
 
 
 def build(config):
@@ -272,18 +257,6 @@ def build(config):
     values = {name: config[name] for name in fields(config["model"])}
     return MODELS[config["model"]](**{
         name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
-
-
-def title_vectors(config, table, layers, ids):
-    """[N, D] vectors of titles as the layers of an encoder make them: table [V, D], their parameters, ids [N, P]."""
-    module = MODELS[config["model"]].below()
-
-    @jax.jit
-    def vectors(table, layers, ids):
-        return {"vectors": module.apply({"params": layers}, table[ids], (ids > 0).astype(jnp.float32))}
-
-    table, layers = devices.put((table, layers), devices.whole())
-    return in_batches(lambda ids: vectors(table, layers, ids[0]), (ids,), largest=largest_batch(True))["vectors"]
 
 
 # --- the embedding table ----------------------------------------------------------------------------------------------
@@ -303,6 +276,23 @@ def shardings(config, tree):
         return devices.parted(len(x)) if is_table and config.get("shard_table") else devices.whole()
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def init(config, key):
+    """All that prediction needs, from random numbers: {"params", "table" [V, D], "weights" [V] of the table's rows}. Of
+    an encoder what training changes: "params", and "table" with the "pieces" [V] of its rows, unless it is frozen."""
+    table_key, key = jax.random.split(key)
+    if "encoder" in config:
+        vectors = jnp.zeros((1, config["encoder"]["max_len"], MODELS[config["model"]].dim))
+        batch = data.example(vectors.shape[1])
+        variables = {"params": build(config).init(key, vectors, vectors[..., 0], batch)["params"]}
+        return variables if config["freeze_embeddings"] else variables | {
+            "table": jnp.zeros((config["pieces"], vectors.shape[-1])),
+            "pieces": jnp.zeros(config["pieces"], jnp.int32)}
+    table = init_table(table_key, table_rows(config), config["dim"], config.get("shard_table", False))
+    vectors = jnp.zeros((1, config["max_len"] * config["word_ngrams"], config["dim"]))
+    params = build(config).init(key, vectors, vectors[..., 0], data.example(config["max_len"]))["params"]
+    return {"params": params, "table": table, "weights": jnp.ones(len(table)).at[0].set(0)}
 
 
 def init_table(key, rows, dim, parted=False):
@@ -350,14 +340,12 @@ def feature_tables(config, words, known=None):
 
 def word_ngrams(features, ids, longest):
     """Table rows of the n-grams of 2 to `longest` words of each title: [B, L] ids -> [B, (longest - 1) L], 0 where the
-    title has ended. The hash is fastText's. NumPy or JAX arrays."""
-    # The hash of n words is made from that of n - 1, so one pass over the shifted title gives all of a length.
-    xp = jnp if isinstance(ids, jax.Array) else np
-    value, rows = features["hashes"][ids], [ids[:, :0].astype(np.int32)]
-    for ahead in range(1, longest):
-        later = xp.pad(ids[:, ahead:], ((0, 0), (0, min(ahead, ids.shape[1]))))
-        value = value * np.uint32(116049371) + features["hashes"][later]
-        rows.append(xp.where(later > 0, (value % features["buckets"]).astype(np.int32) + features["first"], 0))
+    title has ended. NumPy or JAX arrays."""
+    xp, rows = jnp if isinstance(ids, jax.Array) else np, [ids[:, :0].astype(np.int32)]
+    for ahead, value in enumerate(data.word_ngram_hashes(features["hashes"][ids], longest), 1):
+        found = (value % features["buckets"]).astype(np.int32) + features["first"]
+        found = xp.where(ids[:, ahead:] > 0, found, 0)
+        rows.append(xp.pad(found, ((0, 0), (0, min(ahead, ids.shape[1])))))
     return xp.concatenate(rows, 1)
 
 
@@ -524,185 +512,3 @@ def idf(count, titles):
 def counts(weights, titles):
     """How many of so many titles have each feature, from its weight: the inverse of `idf`."""
     return np.where(weights == 0, 0, (1 + titles) / np.exp(np.asarray(weights, np.float64) - 1) - 1)
-
-
-# --- prediction -------------------------------------------------------------------------------------------------------
-
-def init(config, key):
-    """All that prediction needs, from random numbers: {"params", "table" [V, D], "weights" [V] of the table's rows}. Of
-    an encoder what training changes: "params", and "table" with the "pieces" [V] of its rows, unless it is frozen."""
-    table_key, key = jax.random.split(key)
-    if "encoder" in config:
-        vectors = jnp.zeros((1, config["encoder"]["max_len"], MODELS[config["model"]].dim))
-        variables = {"params": build(config).init(key, vectors, vectors[..., 0])["params"]}
-        return variables if config["freeze_embeddings"] else variables | {
-            "table": jnp.zeros((config["pieces"], vectors.shape[-1])),
-            "pieces": jnp.zeros(config["pieces"], jnp.int32)}
-    table = init_table(table_key, table_rows(config), config["dim"], config.get("shard_table", False))
-    vectors = jnp.zeros((1, config["max_len"] * config["word_ngrams"], config["dim"]))
-    params = build(config).init(key, vectors, vectors[..., 0])["params"]
-    return {"params": params, "table": table, "weights": jnp.ones(len(table)).at[0].set(0)}
-
-
-@flax.struct.dataclass
-class Predictor:
-    """A trained model that is ready to classify: what training wrote, with the vectors of all words made once."""
-    module: nn.Module = flax.struct.field(pytree_node=False)
-    word_ngrams: int = flax.struct.field(pytree_node=False)
-    params: dict
-    table: jax.Array       # [V, D]
-    weights: jax.Array     # [V] of its rows
-    words: tuple           # of all words the vectors [W, D] and their weights [W]
-    further: tuple | None  # the same of words behind those, see `extended`
-    features: dict         # `hashes` of words, `first` row and number of `buckets` for word n-grams
-
-
-def predictor(config, variables, features):
-    """The Predictor of a run's configuration, its variables as from `init`, and `feature_tables` of words. An encoder's
-    variables are the whole "params" and "table"; the features are not used."""
-    if "encoder" in config:
-        table = jnp.asarray(variables["table"])
-        weights = jnp.ones(len(table)).at[0].set(0)
-        return Predictor(build(config), 1, variables["params"], table, weights, (table, weights), None, {})
-    features = devices.put(features, devices.whole())
-    words = compose(variables["table"], variables["weights"], features, config.get("shard_table", False))
-    kept = {name: features[name] for name in ("hashes", "first", "buckets")}
-    return Predictor(build(config), config["word_ngrams"], variables["params"], variables["table"],
-                     variables["weights"], words, None, kept)
-
-
-def extended(config, predictor, words):
-    """A Predictor that knows further words (list of str), by the ids behind those it knows."""
-    # Filled up to a power of two, so that few sizes are compiled.
-    spare = [""] * (max(8, 1 << len(words).bit_length()) - len(words))
-    features = feature_tables(config, [*data.SPECIALS, *words, *spare], known=0)
-    vectors, weights = compose(predictor.table, predictor.weights, features)
-    hashes = jnp.concatenate([predictor.features["hashes"], features["hashes"][len(data.SPECIALS):]])
-    return predictor.replace(further=(vectors[len(data.SPECIALS):], weights[len(data.SPECIALS):]),
-                             features=predictor.features | {"hashes": hashes})
-
-
-def inputs(predictor, ids):
-    """What a module takes, for [B, L] word ids: vectors [B, P, D], weights [B, P]; as in training, without dropout."""
-    vectors, weights = (of_all[ids] for of_all in predictor.words)
-    if predictor.further:
-        # Looked up apart: to append them to the vectors of all words would copy these.
-        behind = ids.astype(jnp.int32) - (len(predictor.features["hashes"]) - len(predictor.further[1]))
-        more, more_weights = (of_all[jnp.maximum(behind, 0)] for of_all in predictor.further)
-        vectors = jnp.where(behind[..., None] < 0, vectors, more)
-        weights = jnp.where(behind < 0, weights, more_weights)
-    if predictor.word_ngrams > 1:
-        rows = word_ngrams(predictor.features, ids, predictor.word_ngrams)
-        vectors = jnp.concatenate([vectors, predictor.table[rows]], 1)
-        weights = jnp.concatenate([weights, predictor.weights[rows]], 1)
-    return vectors, weights
-
-
-def forward(predictor, ids):
-    """[B, L] ids -> [B, C] logits; of several heads the mean of their log-probabilities."""
-    z = predictor.module.apply({"params": predictor.params}, *inputs(predictor, ids))
-    return z if z.ndim == 2 else jax.nn.log_softmax(z).mean(0)
-
-
-logits = jax.jit(forward, compiler_options=QUICK_COMPILE)
-
-
-@flax.struct.dataclass
-class Ensemble:
-    """One or several Predictors that classify together: as one model whose logits are the weighted sum of theirs."""
-    predictors: tuple
-    weights: jax.Array     # [M] of their logits; of a single one 1 / its temperature
-    shifts: tuple          # what is added to the logits of each before [C], such as the log prior
-    smoothing: float       # share of the probability that is spread evenly over all categories
-
-
-def ensemble_of_one(predictor):
-    """An Ensemble of one, with its logits as they are."""
-    return Ensemble((predictor,), np.ones(1, np.float32), (0.0,), 0.0)
-
-
-def combined(ensemble, ids):
-    """Ids [B, L] for each model -> [B, C] logits, the weighted sum of theirs; [B, C] logits without weights: the mean
-    of their log-probabilities, of one its logits."""
-    shifted = [forward(*each) + shift for *each, shift in zip(ensemble.predictors, ids, ensemble.shifts, strict=True)]
-    return (sum(weight * z for weight, z in zip(ensemble.weights, shifted, strict=True)),
-            shifted[0] if len(shifted) == 1 else sum(map(jax.nn.log_softmax, shifted)) / len(shifted))
-
-
-@functools.partial(jax.jit, compiler_options=QUICK_COMPILE)
-def score_batch(ensemble, ids, labels):
-    z, raw = combined(ensemble, ids)
-    probabilities = calibration.smoothed(z, ensemble.smoothing)
-
-    def of_label(values):
-        return jnp.take_along_axis(values, labels[:, None], 1)[:, 0]
-
-    # As the logarithm of a sum, which stays finite where the probability is too small for its type.
-    given, smoothing = of_label(probabilities), ensemble.smoothing
-    calibrated = -jnp.logaddexp(jnp.log1p(-smoothing) + of_label(jax.nn.log_softmax(z)),
-                                jnp.log(smoothing / z.shape[1]))
-    return {"prediction": first_maximum(z)[1], "rank": (z > of_label(z)[:, None]).sum(1),
-            "probability": probabilities.max(1), "given_probability": given,
-            "loss": jax.nn.logsumexp(raw, 1) - of_label(raw), "calibrated_loss": calibrated,
-            "brier": (probabilities ** 2).sum(1) - 2 * given + 1}
-
-
-def first_maximum(z):
-    """z [B, C] -> ([B] the largest of each row, [B] the first column where it is); XLA's argmax takes 5 times as long
-    on a CPU."""
-    top = z.max(1)
-    return top, jnp.where(z == top[:, None], jnp.arange(z.shape[1]), z.shape[1] - 1).min(1)
-
-
-def largest_batch(encoder):
-    """How many titles are classified at a time, at most. A CPU has caches for few, and only many keep a GPU busy; where
-    there is an encoder, each costs much more."""
-    sizes = BATCH_SIZES[1:3] if devices.mesh().devices.flat[0].platform == "cpu" else BATCH_SIZES[2:]
-    return sizes[not encoder]
-
-
-def largest_batch_of(predictors):
-    return largest_batch(any(hasattr(predictor.module, "encoder") for predictor in predictors))
-
-
-def in_batches(function, ids, *others, largest):
-    """Call `function` on the rows of ids, a tuple of [N, L] for each model, and other arrays [N, ...] in batches of one
-    size (the last one repeats rows): the smallest of BATCH_SIZES that holds all, or `largest`. Titles of up to L / 2
-    words come apart from longer ones, so that two programs are compiled and little padding is computed. Returns its
-    dictionary of results as [N, ...]."""
-    # Short titles need half the columns.
-    batch_size = min(largest, next((size for size in BATCH_SIZES if size >= len(ids[0])), BATCH_SIZES[-1]))
-    whole = [array.shape[1] for array in ids]
-    half = [-(-width // 2) for width in whole]
-    long = np.any([array[:, width:].any(1) for array, width in zip(ids, half, strict=True)], 0)
-    order, results, sharding = [np.zeros(0, int)], [], devices.parted(batch_size)
-    for rows, widths in ((np.flatnonzero(~long), half), (np.flatnonzero(long), whole)):
-        for start in range(0, len(rows), batch_size):
-            order.append(rows[start:start + batch_size])
-            batch = np.resize(order[-1], batch_size)
-            results.append(devices.shared(function(*devices.put((
-                tuple(array[batch, :width] for array, width in zip(ids, widths, strict=True)),
-                *(array[batch] for array in others)), sharding))))
-
-    # Results in the order of the rows again, without those that filled up a batch.
-    back = np.argsort(np.concatenate(order))
-    return {name: np.concatenate([np.asarray(result[name])[:len(rows)] for result, rows in
-                                  zip(results, order[1:], strict=True)])[back] for name in results[0]}
-
-
-def score(ensemble, ids, labels):
-    """Evaluate an Ensemble on every row once: a dictionary of [N] arrays.
-
-    `prediction`, its `probability`, `given_probability` of the label and its `rank` (0 = first), `calibrated_loss`
-    (cross-entropy, nats) and `brier` score of the probabilities, `loss` without temperatures, weights and smoothing, as
-    in training. ids: a tuple of [N, L] for each Predictor; labels [N].
-    """
-    return in_batches(lambda ids, y: score_batch(ensemble, ids, y), ids, labels.astype(np.int32),
-                      largest=largest_batch_of(ensemble.predictors))
-
-
-def balanced_accuracy(labels, predictions):
-    """Mean recall over the categories that occur in `labels`, as scikit-learn's balanced_accuracy_score."""
-    size = np.bincount(labels)
-    right = np.bincount(labels[labels == predictions], minlength=len(size))
-    return float(np.mean(right[size > 0] / size[size > 0]))

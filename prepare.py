@@ -324,12 +324,13 @@ def column_of(block, name):
 def columns_of(block, path, split, keys):
     """What a block says of each of its rows [n]: {`given`: the split that its file or its column `split` gives; `key`:
     as from data.title_keys, `keys`; `group`: the key of its group, or of the title where it has none; `reliable`;
-    `line`: of its file}."""
+    `line`: of its file; and data.COLUMNS}."""
     lines = block["line"].to_numpy()
+    beside = data.read_columns({name: block[name].to_pylist() for name in data.COLUMNS if name in block}, path)
     return {"given": given_split(path, split, column_of(block, "split")), "key": keys,
             "group": group_keys(block["group"], keys) if "group" in block else keys,
             "reliable": sources.given_quality(path, column_of(block, "quality")),
-            "line": lines.astype(data.smallest_uint(lines.max(initial=0)))}
+            "line": lines.astype(data.smallest_uint(lines.max(initial=0))), **beside}
 
 
 def group_keys(values, keys):
@@ -400,8 +401,8 @@ def read_base(args):
     meta, arrays = data.read_prepared(args.like, SPLITS[1:])
     if meta["options"].get("like"):
         raise UserError(f"--like {args.like}: was itself prepared --like {meta['options']['like']}; name that")
-    if meta["tokenizer"] != files.checksum(data.__file__):
-        raise UserError(f"--like {args.like}: was prepared with another data.py; use the same, or prepare it again")
+    if meta["tokenizer"] != data.TOKENIZER:
+        raise UserError(f"--like {args.like}: was prepared with another classify.py; use the same, or prepare it again")
 
     # What makes the ids is the base's; where its files' options do not fit this one, flags say so.
     if refused := [name for name in OF_BASE if name in args.given]:
@@ -646,7 +647,8 @@ def write_columns(folder, rows, split, label):
     names, ranks = rows.languages.alphabetical()
     language = None if rows.language is None else ranks[rows.language].astype(np.uint8)
     for kind, values in (("labels", label), ("keys", rows.key), ("groups", rows.group), ("language", language),
-                         ("reliable", rows.reliable), ("line", rows.line)):
+                         ("reliable", rows.reliable), ("line", rows.line),
+                         *((name, getattr(rows, name)) for name in data.COLUMNS)):
         for s, name in enumerate(SPLITS if values is not None else ()):
             np.save(folder / f"{name}_{kind}.npy", values[split == s])
     for s, name in enumerate(SPLITS if rows.id else ()):
@@ -730,7 +732,7 @@ def describe(args, chosen, rows, made, bad):
     conflicting, also_in_train = compare_equal(rows.key, made.label, made.split)
     drawn = not args.like and rows.group is None and not (rows.given == 2).any()
     return {
-        "format": data.FORMAT, "tokenizer": files.checksum(data.__file__),
+        "format": data.FORMAT, "tokenizer": data.TOKENIZER,
         "synthetic": all(name.startswith(synthetic.PREFIX) for name in made.labels),
         "command": cli.public(readable(shlex.join(["python", "prepare.py", *sys.argv[1:]]))),
         "source": [{"file": readable(path), "split": None if s is None else SPLITS[s], "checksum": files.checksum(path),

@@ -312,22 +312,22 @@ def draw_scores(table, path):
 def table_step(rows, small=50_000, large=2_000_000, batch_size=1024, width=9, repeats=25):
     """Milliseconds of an mlp step with a small and a large table, on the same batches: {table rows: ms}; medians of
     turns about."""
-
     import model
     import train
+    from titles import configuration, start
     draw = np.random.default_rng(0)
     batch = {"titles": draw.integers(2, small, (rows, width)).astype(np.uint32),
              "labels": draw.integers(0, 632, rows).astype(np.uint16)}
-    order = draw.integers(0, rows, (train.MAX_STEPS, batch_size))
+    order = draw.integers(0, rows, (data.MAX_STEPS, batch_size))
     flags = ["--dim", DIM, "--maxn", 0, "--word-ngrams", 1, "--dropout", 0.1]
     programs, times = {}, {}
     for vocabulary in (small, large):
         meta = {"vocab": range(vocabulary), "labels": range(632), "vectors": None, "reliable_share": None,
                 "max_len": width, "rows": {"valid": 1}, "training_rows": [1] * 632, "synthetic": True,
                 "fingerprint": "", "files": {"vocab.txt": "", "labels.txt": ""}}
-        config = train.configure(train.parse_args([*map(str, flags)]), meta, batch["titles"])
+        config = configuration.configure(train.TABLE, train.parse_args([*map(str, flags)]), meta, batch["titles"])
         features = model.feature_tables(config, [""] * vocabulary)
-        state = train.init_state(config, features, batch["titles"])
+        state = start.state_of_words(config, train.make_optimizer(config), features, batch["titles"])
         programs[vocabulary] = train.make_train_chunk(config), state, train.training_arrays(config, features, batch)
         times[vocabulary] = []
     for _ in range(repeats):
@@ -362,7 +362,7 @@ def theirs(folder, name, epochs, rows):
     if name.endswith("-all"):
         import train
         words = len(data.load_prepared(folder / "prepared", ())[0]["vocab"])
-        settings = {"wordNgrams": train.DEFAULTS["mlp"]["word_ngrams"], "minn": 3, "maxn": 4,
+        settings = {"wordNgrams": 2, "minn": 3, "maxn": 4,
                     "bucket": train.size_rule(rows, 1, 0, words)["buckets"]}
     seconds, peak, text = measured(__file__, "--peer", name, "--epochs", epochs, "--settings", json.dumps(settings),
                                    folder=folder)

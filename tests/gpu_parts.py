@@ -23,13 +23,14 @@ import data
 import evaluate
 import model
 import train
-from titles import files, runs
+from titles import configuration, files, runs, start
+from titles import predict as prediction
 
 TOLERANCE, STEPS = 1e-3, 20  # how far a loss may deviate from the CPU's, as a share of it, over so many steps
 
 # --- what is taken from the program -----------------------------------------------------------------------------------
 
-load, CHUNK = functools.cache(data.load_prepared), train.MAX_STEPS
+load, CHUNK = functools.cache(data.load_prepared), data.MAX_STEPS
 
 
 class Problem:
@@ -41,12 +42,13 @@ class Problem:
         self.args = train.parse_args(["--data", str(folder), *map(str, flags)])
         self.meta, self.arrays = load(folder, ("train", "valid"))
         self.rows = self.arrays["train"]
-        self.config = train.configure(self.args, self.meta, self.rows["titles"])
+        self.config = configuration.configure(train.TABLE, self.args, self.meta, self.rows["titles"])
         self.features = model.feature_tables(self.config, self.meta["words"])
 
     def start(self):
         """The state before the first step, on the default device."""
-        return train.init_state(self.config, self.features, self.rows["titles"])
+        return start.state_of_words(self.config, train.make_optimizer(self.config), self.features,
+                                    self.rows["titles"])
 
     def inputs(self):
         """What the training loop reads, on the default device."""
@@ -79,12 +81,12 @@ class Problem:
         return state, done * min(once, 1) / taken, taken  # rows that come twice in an epoch count once
 
     def predictor(self, state):
-        return model.predictor(self.config, state["variables"], self.features)
+        return prediction.make_predictor(self.config, state["variables"], self.features)
 
     def score(self, ready, split="valid"):
         """Arrays [N]: `prediction`, `loss` and others."""
         rows = self.arrays[split]
-        return model.score(model.ensemble_of_one(ready), (rows["titles"],), rows["labels"])
+        return prediction.score(prediction.Ensemble((ready,)), (data.batch_of(rows),), rows["labels"])
 
     def save(self, state, folder):
         """Make a run of this state that evaluate.py can use."""
@@ -453,7 +455,7 @@ def step_until(problem, last, width, i, state, inputs, order):
     """The step of train.make_train_chunk up to the stage `last`; returns all that the stage has made."""
     config = problem.config
     key = jax.random.fold_in(jax.random.key(config["seed"], impl="rbg"), i)
-    ids, y = inputs["titles"][order[i], :width].astype(jnp.int32), inputs["labels"][order[i]].astype(jnp.int32)
+    ids, y = inputs["batch"].ids[order[i], :width].astype(jnp.int32), inputs["labels"][order[i]].astype(jnp.int32)
     features, variables = inputs["features"], state["variables"]
     if last == "empty loop":
         return order[i, 0]
@@ -469,7 +471,7 @@ def step_until(problem, last, width, i, state, inputs, order):
         return vectors, weights, rows, shares
 
     def loss(params, vectors):
-        z = model.build(config).apply({"params": params}, vectors, weights, train=True, rngs={"dropout": key})
+        z = model.build(config).apply({"params": params}, vectors, weights, None, train=True, rngs={"dropout": key})
         return train.loss_of(config, z, jnp.broadcast_to(y, z.shape[:-1])).mean()
 
     gradient, vector_gradient = jax.grad(loss, (0, 1))(variables["params"], vectors)
@@ -570,5 +572,6 @@ def trained(problem, start, inputs, batch_size, chunk, epochs):
         state, _, seconds = problem.epoch(programs, plan, batch_size, state, inputs, number)
         taken += seconds
     labels = problem.arrays["valid"]["labels"].astype(np.int64)
+    predictions = problem.score(problem.predictor(state))["prediction"]
     return {"batch_size": batch_size, "chunk": chunk, "epochs": epochs, "seconds": taken,
-            "balanced_accuracy": model.balanced_accuracy(labels, problem.score(problem.predictor(state))["prediction"])}
+            "balanced_accuracy": prediction.balanced_accuracy(labels, predictions)}

@@ -28,7 +28,7 @@ import evaluate
 import model
 import prepare
 import train
-from titles import cli, encoder, files, runs
+from titles import cli, encoder, files, predict, runs, start
 
 TITLES = ["Zapatillas Nike talle 42", "funda celular azul", "Cadeira de escritório preta", "mesa & silla &amp; más",
           "手机壳 🙂", "", "   ", "x", "ÁÉ Ñandú №5", "pack x 12 unidades 750ml - envío gratis", "word " * 60,
@@ -76,7 +76,7 @@ def test_vectors_equal_the_packages():
     ids = encoder.pieces("use", short, 40)
     table, layers = encoder.pretrained("use")
     config = config_of("--model", "encoder", meta={"encoder": DESCRIBED, "pieces": ids})
-    found = model.title_vectors(config, table, layers, ids)
+    found = predict.title_vectors(config, table, layers, ids)
     assert (found * expected).sum(1).min() > 0.99999
     np.testing.assert_allclose(found, expected, atol=1e-5)
     # Neither padding nor pieces that are left out count, and a title without any is no catastrophe.
@@ -104,13 +104,13 @@ def test_a_classifier_begins_with_the_names_of_categories(encoded):
     prepared, arrays = data.load_prepared(encoded / "data/prepared", ("train", "valid"))
     prepared["pieces"], _ = data.compact([rows["pieces"] for rows in arrays.values()])
     prepared["labels"] = ["FLOOR_LAMPS", "5040", "手机/电话", "__"]
-    begun = train.pretrained_variables(config | {"name_weight": 2.0}, prepared, arrays)
+    begun, _ = start.pretrained_variables(config | {"name_weight": 2.0}, prepared, arrays)
     head = begun["head"]["Dense_0"]
     expected = 2 * USE(threads=1).encode(["floor lamps", "手机 电话"])
     np.testing.assert_allclose(head["kernel"].T[[0, 2]], expected, atol=2e-5)
     assert not head["kernel"].T[[1, 3]].any() and not head["bias"].any()
     assert np.array_equal(begun["table"], encoder.pretrained("use", prepared["pieces"])[0])
-    assert "head" not in train.pretrained_variables(config, prepared, arrays)
+    assert "head" not in start.pretrained_variables(config, prepared, arrays)[0]
     run_here("train", "--model", "encoder", "--name", "named", "--epochs", 1, "--lr", 1e-9, "--name-weight", 1,
              "--freeze-layers", cwd=encoded)
     kernel = stored(encoded, "named")["params"]["head"]["Dense_0"]["kernel"]
@@ -256,8 +256,8 @@ def test_together_with_a_model_of_words(encoded, monkeypatch):
 
     # The weighted sum of the logits that each gives alone: constants aside, logarithms of what is not yet smoothed.
     together, apart = evaluate.load("bag", "whole"), [evaluate.load(name) for name in ("bag", "whole")]
-    z = sum(weight / one.weights[0] * np.log((one.predict_proba(text) - one.smoothing / 4).clip(1e-30))
-            for weight, one in zip(together.weights, apart, strict=True))
+    z = sum(factor / one.factors[0] * np.log((one.predict_proba(text) - one.smoothing / 4).clip(1e-30))
+            for factor, one in zip(together.factors, apart, strict=True))
     assert (z.argmax(1) == chances[0].argmax(1)).mean() > 0.97
     done = run_here("evaluate", "--ckpt", "bag", "whole", "--json", cwd=encoded)
     labels = arrays["test"]["labels"]
@@ -284,8 +284,8 @@ def test_titles_of_pieces_that_training_never_saw(encoded, monkeypatch):
 def test_a_new_run_begins_with_what_a_former_one_knows(encoded, name):
     """On the same data it begins where the best checkpoint was."""
     done = run_here("train", "--init-from", name, "--name", f"after-{name}", "--epochs", 1, cwd=encoded)
-    scores = runs.validation_scores(encoded / "runs" / name)
-    assert f"balanced accuracy {max(scores):.4f} valid" in next(
+    best = runs.best_of(encoded / "runs" / name)["valid_balanced_accuracy"]
+    assert f"balanced accuracy {best:.4f} valid" in next(
         line for line in done.stdout.splitlines() if line.startswith("epoch   0"))
 
 

@@ -18,6 +18,7 @@ import data
 import evaluate
 import model
 from titles import files, report, runs
+from titles import predict as prediction
 from titles.cli import UserError
 
 
@@ -285,8 +286,8 @@ def logits_of(folder, name, split="test"):
     """([N, C] float64 logits, labels) of a run on a split, by the model alone, from the prepared arrays."""
     config, _, _, saved, _ = runs.restore(folder / "runs" / name, "best")
     meta, arrays = data.load_prepared(folder / "data/prepared", (split,))
-    predictor = model.predictor(config, saved["variables"], model.feature_tables(config, meta["words"]))
-    z = np.asarray(model.logits(predictor, arrays[split]["titles"]), np.float64)
+    predictor = prediction.make_predictor(config, saved["variables"], model.feature_tables(config, meta["words"]))
+    z = np.asarray(prediction.logits(predictor, data.batch_of(arrays[split])), np.float64)
     return z, arrays[split]["labels"].astype(int)
 
 

@@ -18,16 +18,14 @@ import pandas as pd
 import pytest
 import sklearn.metrics
 from conftest import ROOT, assert_one_line_error, run_here, run_script, snapshot, texts
-from hypothesis import example, given
-from hypothesis import strategies as st
 
 import classify
-import data
 import evaluate
 import export
 import model
 import train
-from titles import runs
+from titles import predict, runs
+from titles.settings import all_of, default_of
 
 ODD = ["", "qwzzk", "???", "celulares azules qqq", "Teléfono nuevo x3 &amp; mesa", "x" * 300, "mesa " * 60, "zzmesazz",
        "１２ ﬁn №5 桌子", "una cosa que nadie vio nunca jamas"]
@@ -42,14 +40,14 @@ VARIANTS = {  # what they change in the configuration of a run
 
 @pytest.fixture
 def random_run(trained, monkeypatch):
-    """A function of names of VARIANTS and a prior: an evaluate.Classifier of such runs, whose numbers are random. They
+    """A function of names of VARIANTS and a prior: a predict.Classifier of such runs, whose numbers are random. They
     need no training, and have what is rare after one, such as words without a weight."""
     restore = runs.restore
 
     def random_restore(folder, name):
         config, vocab, labels, saved, step = restore(folder, "best")
         config = config | {"model": name} | VARIANTS[name]
-        config = train.DEFAULTS[config["model"]] | config
+        config = {setting.name: default_of(setting, config["model"]) for setting in all_of(train.SETTINGS)} | config
         draw, variables = np.random.default_rng(len(name)), model.init(config, jax.random.key(1))
         weights = draw.uniform(0.1, 4, len(variables["table"])) * (draw.random(len(variables["table"])) < 0.6)
         weights[0] = 0
@@ -58,7 +56,7 @@ def random_run(trained, monkeypatch):
             "table": variables["table"], "weights": weights.astype(np.float32)}}, step
 
     monkeypatch.setattr(runs, "restore", random_restore)
-    return lambda *names, prior=None: evaluate.Classifier([(trained / "runs/bag", name) for name in names], prior)
+    return lambda *names, prior=None: predict.Classifier([(trained / "runs/bag", name) for name in names], prior)
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +90,7 @@ def fields_of(found):
 # --- the same answers -------------------------------------------------------------------------------------------------
 
 def assert_the_same(small, run, titles, atol=1e-5):
-    """A classify.Classifier of float32 says what its evaluate.Classifier says."""
+    """A classify.Classifier of float32 says what its predict.Classifier says."""
     wanted, known, found = run.predict_proba(titles), run.read(titles)[2], small.predict(titles, top=3)
     np.testing.assert_allclose(small.predict_proba(titles), wanted, atol=atol)
     assert [row[0][0] for row in found] == [row[0][0] for row in small.predict(titles)]
@@ -125,7 +123,7 @@ def test_every_network_says_what_the_run_says(names, prior, random_run, trained,
     assert small.settings["prior"] == run.prior
     # What random networks are calibrated to may be very sharp, and rounding errors grow with the weight of the logits.
     titles = [*ODD, *texts("test", trained / "data/prepared")]
-    assert_the_same(small, run, titles, 1e-5 * max(1, float(run.weights.sum())))
+    assert_the_same(small, run, titles, 1e-5 * max(1, float(run.factors.sum())))
 
 
 @pytest.mark.parametrize("names", [["bag"], ["filters"], ["bag", "filters"]], ids="+".join)
@@ -142,7 +140,7 @@ def test_small_integers_cost_no_accuracy(name, trained, exported):
     small = classify.Classifier(exported(name) / "model.npz")
     titles = texts("test", trained / "data/prepared")
     labels = np.load(trained / "data/prepared/test_labels.npy").astype(int)
-    whole, cut = (model.balanced_accuracy(labels, each.likeliest(titles, 1)[0][:, 0]) for each in (run, small))
+    whole, cut = (predict.balanced_accuracy(labels, each.likeliest(titles, 1)[0][:, 0]) for each in (run, small))
     assert abs(whole - cut) <= 0.005
     assert small.members[0].table.dtype == np.int8
     np.testing.assert_allclose(small.predict_proba(titles), run.predict_proba(titles), atol=0.02)
@@ -174,31 +172,6 @@ def test_threads_may_share_a_classifier(exported):
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda part: [small.predict([title])[0] for title in part], parts))
     assert [[row[0][0] for row in part] for part in found] == [[row[0][0] for row in part] for part in expected]
-
-
-# --- one tokenizer, one hash ------------------------------------------------------------------------------------------
-
-@given(st.text() | st.text(st.sampled_from("aB&;#xΣσςİ\u0301\u0323\ufb01é№ㄱ각桌ー가1_ \x85\ud800&amp")))
-@example("ΑΣ. ΑΣ\u0301 &eacute;&amp;eacute; ſ ẞ")
-def test_titles_are_cut_into_the_same_words(title):
-    assert classify.tokenize(title) == data.tokenize(title)
-
-
-def test_every_character_is_taken_the_same():
-    for code in range(0x110000):
-        title = f"a{chr(code)}b\u0301{chr(code)}"
-        assert classify.tokenize(title) == data.tokenize(title), hex(code)
-
-
-@given(st.lists(st.text(min_size=1, max_size=40).filter(lambda word: word.isalnum()), min_size=1),
-       st.integers(0, 5), st.integers(0, 7), st.integers(1, 1 << 22) | st.just(classify.HASHES))
-def test_ngrams_are_hashed_the_same(words, minn, maxn, buckets):
-    assert classify.HASHES == evaluate.HASHES and classify.NGRAM_CHARACTERS == data.NGRAM_CHARACTERS
-    start, bucket = classify.character_ngrams(words, minn, maxn, buckets)
-    wanted_start, wanted = data.character_ngrams([*data.SPECIALS, *words], minn, maxn, buckets)
-    np.testing.assert_array_equal(start, wanted_start[2:])
-    np.testing.assert_array_equal(bucket, wanted[:start[-1]])
-    np.testing.assert_array_equal(classify.word_hashes(words), data.word_hashes(words))
 
 
 # --- anywhere ---------------------------------------------------------------------------------------------------------
@@ -436,10 +409,10 @@ def test_vectors_are_those_the_model_reads(trained, tmp_path):
     classifier = evaluate.load("bag", folder=trained / "runs")
     assert first == f"{len(classifier.vocab) - 2} {classifier.config['dim']}"
     assert [line.split(" ")[0] for line in lines] == classifier.vocab[2:]
-    ids, ensemble = classifier.known
+    ids, ensemble = classifier.index, classifier.ensemble
     for line in lines[:3]:
         word, *numbers = line.split(" ")
-        vectors, weights = model.inputs(ensemble.predictors[0], np.array([[ids[word]]], np.int32))
+        vectors, weights = predict.inputs(ensemble.predictors[0], np.array([[ids[word]]], np.int32))
         np.testing.assert_allclose([float(number) for number in numbers], vectors[0, 0], rtol=1e-5)
 
 

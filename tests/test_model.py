@@ -14,6 +14,7 @@ from sklearn.metrics import balanced_accuracy_score, brier_score_loss, log_loss,
 
 import data
 import model
+from titles import predict
 
 MAX_LEN = 7
 LETTERS = np.random.default_rng(0).choice(list("abcdeñ手"), (53, 12))
@@ -35,7 +36,7 @@ def random_predictor(name, seed=0, pairs=True):
     fill = lambda x: jnp.asarray(draw.normal(size=x.shape), jnp.float32)  # noqa: E731
     variables = {"params": jax.tree.map(fill, variables["params"]), "table": fill(variables["table"]),
                  "weights": jnp.abs(fill(variables["weights"])).at[0].set(0)}
-    return model.predictor(config, variables, model.feature_tables(config, WORDS))
+    return predict.make_predictor(config, variables, model.feature_tables(config, WORDS))
 
 
 def random_titles(rows, seed=0):
@@ -69,7 +70,7 @@ def rows_of_pairs(title):
 
 def word_vector(ready, rows):
     """(weighted sum of rows of the table, divided by the norm of the weights; the norm)."""
-    weights = np.float64(ready.weights)[rows] * np.where(np.arange(len(rows)), 0.7, 1)
+    weights = np.float64(ready.row_weights)[rows] * np.where(np.arange(len(rows)), 0.7, 1)
     norm = np.sqrt((weights ** 2).sum())
     return weights @ np.float64(ready.table)[rows] / max(norm, 1e-9), norm
 
@@ -91,7 +92,7 @@ def test_mlp_equals_numpy():
     ready = random_predictor("mlp")
     ids = random_titles(20)
     expected = dense_head(np.stack([5 * bag_of(ready, title) for title in ids]), ready.params["Head_0"])
-    np.testing.assert_allclose(model.logits(ready, ids), expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(predict.logits(ready, data.Batch(ids)), expected, rtol=1e-3, atol=1e-3)
 
 
 def log_softmax(z):
@@ -117,14 +118,14 @@ def test_cnn_equals_numpy():
     head = params["TwoHeads_0"]["MLP_0"]["Head_0"]["Dense_0"]
     other = 5 * np.stack([bag_of(ready, title) for title in ids]) @ np.float64(head["kernel"]) + head["bias"]
     expected = (log_softmax(filters) + log_softmax(other)) / 2
-    np.testing.assert_allclose(model.logits(ready, ids), expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(predict.logits(ready, data.Batch(ids)), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_cnn_equals_convolution():
     """The shifted matrix products against XLA's convolution."""
     ready = random_predictor("cnn", pairs=False)
     vectors = jax.random.normal(jax.random.key(1), (3, 7, 6))
-    _, state = ready.module.apply({"params": ready.params}, vectors, jnp.ones((3, 7)), mutable=["intermediates"],
+    _, state = ready.module.apply({"params": ready.params}, vectors, jnp.ones((3, 7)), None, mutable=["intermediates"],
                             capture_intermediates=lambda mdl, _: mdl.path == ("TwoHeads_0", "Head_0"))
     parts = [jax.lax.conv_general_dilated(vectors, ready.params[f"filters_{width}"], (1,), [(0, width - 1)],
                                           dimension_numbers=("NWC", "WIO", "NWC"))
@@ -139,9 +140,9 @@ def test_cnn_equals_convolution():
 def test_prediction_depends_on_nothing_but_the_title(name):
     ready = random_predictor(name)
     ids = random_titles(30)
-    together = model.logits(ready, ids)
-    alone = jnp.concatenate([model.logits(ready, ids[i:i + 1]) for i in range(30)])
-    padded = model.logits(ready, np.pad(ids, ((0, 0), (0, 9))))
+    together = predict.logits(ready, data.Batch(ids))
+    alone = jnp.concatenate([predict.logits(ready, data.Batch(ids[i:i + 1])) for i in range(30)])
+    padded = predict.logits(ready, data.Batch(np.pad(ids, ((0, 0), (0, 9)))))
     np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(together, padded, rtol=1e-5, atol=1e-5)
 
@@ -150,7 +151,7 @@ def test_word_order_matters_to_all_but_a_bag_of_words():
     ids = np.array([[3, 4, 5, 0, 0, 0, 0], [5, 4, 3, 0, 0, 0, 0]], np.uint16)
     for name, pairs, same in (("mlp", False, True), ("mlp", True, False), ("cnn", False, False)):
         ready = random_predictor(name, pairs=pairs)
-        first, second = model.logits(ready, ids)
+        first, second = predict.logits(ready, data.Batch(ids))
         assert np.allclose(first, second, atol=1e-5) == same
 
 
@@ -166,12 +167,12 @@ def test_composed_vectors_equal_plain_python():
 def test_words_added_later_are_like_words_known_before():
     """A title with words that no split held, as --predict meets them."""
     config, ready = small_config(), random_predictor("mlp")
-    variables = {"params": ready.params, "table": ready.table, "weights": ready.weights}
-    short = model.predictor(config, variables, model.feature_tables(config, WORDS[:50]))
+    variables = {"params": ready.params, "table": ready.table, "weights": ready.row_weights}
+    short = predict.make_predictor(config, variables, model.feature_tables(config, WORDS[:50]))
     ids = random_titles(30).astype(np.uint32)  # as data.encode gives them
     assert (ids >= 50).any()
-    np.testing.assert_allclose(model.logits(model.extended(config, short, WORDS[50:]), ids),
-                               model.logits(ready, ids), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(predict.logits(predict.extended(config, short, WORDS[50:]), data.Batch(ids)),
+                               predict.logits(ready, data.Batch(ids)), rtol=1e-4, atol=1e-4)
 
 
 def test_drawn_features_are_those_of_the_words():
@@ -272,7 +273,7 @@ def test_gradients_equal_finite_differences(name, monkeypatch):
     """Of the loss with respect to all parameters and to the vectors, in float64 along random directions."""
     monkeypatch.setattr(model.nn, "GRUCell", functools.partial(model.nn.GRUCell, param_dtype=jnp.float64))
     ready = random_predictor(name)
-    vectors, weights = model.inputs(ready, jnp.asarray(random_titles(12)))
+    vectors, weights = predict.inputs(ready, jnp.asarray(random_titles(12)))
     labels, draw = np.random.default_rng(1).integers(0, 5, 12), np.random.default_rng(2)
     with jax.enable_x64(True):
         point = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64) * 0.3, (ready.params, vectors))
@@ -280,7 +281,7 @@ def test_gradients_equal_finite_differences(name, monkeypatch):
 
         @jax.jit
         def loss(point):
-            z = jax.nn.log_softmax(ready.module.apply({"params": point[0]}, point[1], weights))
+            z = jax.nn.log_softmax(ready.module.apply({"params": point[0]}, point[1], weights, None))
             return -z[..., np.arange(12), labels].mean()
 
         gradient = jax.grad(loss)(point)
@@ -303,9 +304,7 @@ def test_this_jax_computes_right():
 
 def test_best_is_the_first_maximum():
     z = np.random.default_rng(0).integers(0, 4, (500, 9)).astype(np.float32)  # many ties
-    top, place = model.first_maximum(jnp.asarray(z))
-    np.testing.assert_array_equal(place, z.argmax(1))
-    np.testing.assert_array_equal(top, z.max(1))
+    np.testing.assert_array_equal(predict.first_maximum(jnp.asarray(z)), z.argmax(1))
 
 
 @pytest.mark.parametrize("rows", [1, 5, 8, 21])
@@ -313,34 +312,34 @@ def test_in_batches_gives_every_row_its_own_result(rows):
     ids = random_titles(rows)
     widths = set()
 
-    def function(ids, others):
-        (ids,) = ids
+    def function(batches, others):
+        ids = batches[0].ids
         widths.add(ids.shape)
         return {"sum": ids.sum(1), "other": others}
 
-    result = model.in_batches(function, (ids,), np.arange(rows), largest=8)
+    result = predict.in_batches(function, (data.Batch(ids),), np.arange(rows), largest=8)
     np.testing.assert_array_equal(result["sum"], ids.sum(1))
     np.testing.assert_array_equal(result["other"], np.arange(rows))
     size = 1 if rows == 1 else 8
     assert widths <= {(size, -(-ids.shape[1] // 2)), (size, ids.shape[1])}
-    model.in_batches(function, (ids,), np.arange(rows), largest=1024)
+    predict.in_batches(function, (data.Batch(ids),), np.arange(rows), largest=1024)
     assert widths & {(1 if rows == 1 else 64, -(-ids.shape[1] // 2)), (1 if rows == 1 else 64, ids.shape[1])}
 
 
 def test_a_gpu_is_given_more_titles_at_a_time(monkeypatch):
     bag = random_predictor("mlp")
-    on_cpu = model.largest_batch(True), model.largest_batch_of((bag,))
+    on_cpu = predict.largest_batch(True), predict.largest_batch_of((bag,))
     card = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform="gpu")]))
     monkeypatch.setattr(model.devices, "mesh", lambda: card)
-    on_gpu = model.largest_batch(True), model.largest_batch_of((bag,))
-    assert on_cpu[0] < on_cpu[1] <= on_gpu[0] < on_gpu[1] and {*on_cpu, *on_gpu} <= {*model.BATCH_SIZES}
+    on_gpu = predict.largest_batch(True), predict.largest_batch_of((bag,))
+    assert on_cpu[0] < on_cpu[1] <= on_gpu[0] < on_gpu[1] and {*on_cpu, *on_gpu} <= {*predict.BATCH_SIZES}
 
 
 def test_score_equals_float64_and_scikit_learn():
     ready = random_predictor("mlp")
     ids, labels = random_titles(2500), np.random.default_rng(1).choice([0, 1, 3, 4], 2500)  # 2 is absent
-    result = model.score(model.ensemble_of_one(ready), (ids,), labels)
-    logits = np.asarray(model.logits(ready, ids), np.float64)
+    result = predict.score(predict.Ensemble((ready,)), (data.Batch(ids),), labels)
+    logits = np.asarray(predict.logits(ready, data.Batch(ids)), np.float64)
     shares = np.exp(logits - logits.max(1, keepdims=True))
     shares /= shares.sum(1, keepdims=True)
     np.testing.assert_array_equal(result["prediction"], logits.argmax(1))
@@ -355,7 +354,7 @@ def test_score_equals_float64_and_scikit_learn():
     np.testing.assert_allclose(result["probability"], shares.max(1), rtol=1e-5)
     order = np.argsort(-logits, 1)
     np.testing.assert_array_equal(result["rank"], np.argmax(order == labels[:, None], 1))
-    mixed = model.score(model.ensemble_of_one(ready).replace(smoothing=0.3), (ids,), labels)
+    mixed = predict.score(predict.Ensemble((ready,)).replace(smoothing=0.3), (data.Batch(ids),), labels)
     np.testing.assert_allclose(mixed["given_probability"], 0.7 * shares[np.arange(2500), labels] + 0.06, rtol=1e-4)
     np.testing.assert_allclose(mixed["calibrated_loss"], -np.log(mixed["given_probability"]), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(mixed["loss"], result["loss"], rtol=1e-5, atol=1e-5)
@@ -370,4 +369,4 @@ def test_balanced_accuracy_equals_scikit_learn(seed):
     predictions = np.where(draw.random(500) < 0.6, labels, draw.integers(0, 13, 500))
     with pytest.warns(UserWarning, match="y_pred contains classes"):
         expected = balanced_accuracy_score(labels, predictions)
-    assert abs(model.balanced_accuracy(labels, predictions) - expected) < 1e-12
+    assert abs(predict.balanced_accuracy(labels, predictions) - expected) < 1e-12

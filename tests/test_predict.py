@@ -15,8 +15,8 @@ from pyarrow import parquet
 
 import data
 import evaluate
-import model
 from titles import files
+from titles.predict import extended
 
 TITLES = ["funda celular negro", "mesa, grande", "qwzzk", "", "silla azul", "celular funda"]
 
@@ -67,7 +67,7 @@ def test_precision_takes_the_threshold_that_promises_it(predict, trained, classi
         assert other.predict(TITLES, precision=0.6) == wanted and other.promising is other
         assert (classifier.predict(TITLES, precision=0.6) == wanted) == (prior == "training")
     assert classifier.promising.prior == "training" and classifier.prior == "equal"
-    assert classifier.promising.known[1].predictors is classifier.known[1].predictors
+    assert classifier.promising.ensemble.predictors is classifier.ensemble.predictors
     assert_one_line_error(predict("-", "--precision", 0.9, "--threshold", 0.9, check=False), "give one")
     for flag in ("--precision", "--threshold"):
         assert_one_line_error(predict("-", flag, 95, check=False), f"{flag}: '95'", "a share between 0 and 1")
@@ -302,17 +302,18 @@ def test_one_title_compiles_nothing_after_the_first(classifier):
 
 
 def test_new_words_do_not_copy_the_vectors_of_the_others(classifier):
-    index, ensemble = classifier.known
+    index, ensemble = classifier.index, classifier.ensemble
     ids, words = data.encode(["mesa zzzyx"], index, 5)
     assert words == ["zzzyx"] and ids.max() == len(index)
-    extended = model.extended(classifier.config, ensemble.predictors[0], words)
-    assert extended.words[0] is ensemble.predictors[0].words[0]
+    predictor = extended(classifier.config, ensemble.predictors[0], words)
+    assert predictor.words[0] is ensemble.predictors[0].words[0]
 
 
 def test_importing_the_scripts_has_no_effect(tmp_path):
     """No file, no flag parsed, nothing printed, no signal handler set."""
     code = ("import signal, sys; sys.argv = ['x', '--nonsense']; before = signal.getsignal(signal.SIGINT)\n"
-            "import calibration, data, evaluate, files, model, page, prepare, report, runs, sources, synthetic, train\n"
+            "import data, evaluate, export, model, prepare, synthetic, train\n"
+            "from titles import calibration, files, page, predict, report, runs, sources, tables, tracking\n"
             "assert signal.getsignal(signal.SIGINT) is before")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
                           env=environment(PYTHONPATH=str(ROOT), PYTHONDONTWRITEBYTECODE="1"))

@@ -5,14 +5,14 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from conftest import assert_one_line_error, assert_same_run, run_here, texts, tiny_rows, write_csv
+from conftest import assert_one_line_error, assert_same_run, new_state, run_here, texts, tiny_rows, write_csv
 
 import classify
 import data
 import evaluate
 import model
 import train
-from titles import files, runs
+from titles import configuration, files, runs, start
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +28,13 @@ def refit(trained, tmp_path_factory):
 
 
 def test_a_refit_is_made_again_by_two_commands(tmp_path):
-    for name, config in (("bag", {"model": "mlp", "epochs": 3}), ("bag-refit", {"model": "mlp", "refit": "bag"})):
-        (tmp_path / name / "source").mkdir(parents=True)
+    bag = {"model": "mlp", "epochs": 3, "settings": ["model", "epochs"]}
+    for name, config in (("bag", bag), ("bag-refit", bag | {"refit": "bag"})):
+        (tmp_path / name).mkdir()
         files.write_json(tmp_path / name / "config.json", config)
-        (tmp_path / name / "source/train.py").write_text('add("--model")\nadd("--epochs")\n')
     assert runs.training_of(tmp_path / "bag-refit", " --data elsewhere") == ("bag-refit", [
         "python train.py --name bag --model mlp --epochs 3 --data elsewhere",
-        "python train.py --refit bag --data elsewhere"], {"model": "mlp", "refit": "bag"}, [])
+        "python train.py --refit bag --data elsewhere"], bag | {"refit": "bag"}, [])
 
 
 def test_a_refit_trains_on_both_splits_with_the_settings_of_the_run(refit):
@@ -57,13 +57,13 @@ def test_a_refit_trains_on_both_splits_with_the_settings_of_the_run(refit):
 
 def test_what_probabilities_mean_comes_from_the_run_before(refit):
     one, other = (evaluate.load(name, folder=refit / "runs") for name in ("bag", "bag-refit"))
-    np.testing.assert_array_equal(one.weights, other.weights)
+    np.testing.assert_array_equal(one.factors, other.factors)
     for mine, theirs in zip(one.validated, other.validated, strict=True):
         np.testing.assert_array_equal(mine, theirs)
     titles = ["mesa azul", "funda nueva x3"]
     assert np.abs(one.predict_proba(titles) - other.predict_proba(titles)).max() > 1e-6
     together = evaluate.load("bag-refit", "filters", folder=refit / "runs")
-    assert together.normalized_weights.sum() == pytest.approx(1)
+    assert together.weights.sum() == pytest.approx(1)
 
 
 def test_best_is_the_refit_where_the_best_run_has_one(refit, tmp_path):
@@ -125,15 +125,15 @@ def test_a_new_run_begins_with_what_a_former_one_knows(name, next_year):
     meta, arrays = data.load_prepared(next_year / "data/next", ("train", "valid"))
     old, vocab, labels, saved, _ = runs.restore(next_year / "runs" / name, "best")
     args = train.parse_args(["--init-from", name, "--runs", str(next_year / "runs"), "--lr", "0.5"])
-    config = train.configure(args, meta, arrays["train"]["titles"], train.choose_former(args))
+    config = configuration.configure(train.TABLE, args, meta, arrays["train"]["titles"], old)
     same = {"model", "dim", "word_ngrams", "buckets", "epochs", "batch_size", "dropout", "accumulator", "scale"}
     assert {key: config[key] for key in same} == {key: old[key] for key in same} and config["lr"] == 0.5
-    parted = train.configure(args, meta, arrays["train"]["titles"], old | {"shard_table": True})
+    parted = configuration.configure(train.TABLE, args, meta, arrays["train"]["titles"], old | {"shard_table": True})
     assert parted["shard_table"] and "shard_table" not in config
     features = model.feature_tables(config, meta["words"])
-    fresh = train.init_state(config, features, arrays["train"]["titles"])
+    fresh = new_state(config, features, arrays["train"]["titles"])
     fresh = jax.device_get(fresh)
-    state, said = train.begin_from(jax.device_put(fresh), config, meta, (old, vocab, labels, saved, 0))
+    state, said = start.with_knowledge(jax.device_put(fresh), config, meta, (old, vocab, labels, saved, 0))
     words = set(meta["vocab"][2:]) & set(vocab)
     assert said == f"{len(words)} of {len(meta['vocab']) - 2} words, 3 of 4 categories"
 

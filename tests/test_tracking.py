@@ -10,8 +10,7 @@ import pytest
 from conftest import ROOT, add_database, assert_one_line_error, assert_same_run, copy_scripts, environment, run_here
 from mlflow import MlflowClient
 
-import train
-from titles import files, tracking
+from titles import files, runs, tracking
 
 
 def rows_of(folder, name):
@@ -76,7 +75,7 @@ def test_an_epoch_is_a_short_line_and_the_best_are_marked(watched):
                         f"{float(row['train_balanced_accuracy']):.4f} train, {score:.4f} valid"
                         + ("  best" if score == best else ""))
         assert len(line) <= 100
-    assert train.epochs_since_best([]) == 0
+    assert runs.epochs_since_best([]) == 0
 
 
 # --- MLflow -----------------------------------------------------------------------------------------------------------

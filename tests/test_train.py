@@ -1,16 +1,21 @@
 """Training: the compiled loop against simple ones, and the configuration."""
+import dataclasses
 import io
 import re
+import sys
 
 import jax
 import numpy as np
 import pytest
-from conftest import WORD_MODELS, config_of, leaves_equal, run_script
+from conftest import WORD_MODELS, config_of, leaves_equal, new_state, run_script
 
 import data
 import model
 import train
+from titles import cli, predict, settings
 from titles.cli import UserError
+from titles.progress import Progress
+from titles.settings import Setting, by_model
 
 
 def small_problem(*flags, **changes):
@@ -21,7 +26,7 @@ def small_problem(*flags, **changes):
     config = config_of("--dim", 6, "--buckets", 64, "--dropout", 0.3, "--lr", 0.01, *flags, titles=titles,
                        **{"vocabulary": 30, "classes": 3, "steps": 40} | changes)
     features = model.feature_tables(config, words_of(config["vocabulary"]))
-    state = train.init_state(config, features, titles)
+    state = new_state(config, features, titles)
     return config, state, train.training_arrays(
         config, features, {"titles": titles, "labels": labels, "reliable": labels != 3})
 
@@ -52,7 +57,7 @@ def test_a_step_changes_the_rows_it_used_and_no_other():
     after, _ = train.make_train_chunk(config)(state, arrays, np.array([[3, 4]]), width=4)
     changed = np.flatnonzero((before != after["variables"]["table"]).any(1))
     features = jax.tree.map(np.asarray, arrays["features"])
-    ids = np.asarray(arrays["titles"])[[3, 4]]
+    ids = np.asarray(arrays["batch"].ids)[[3, 4]]
     used = set(features["own"][ids].ravel()) | set(model.word_ngrams(features, ids, 2).ravel()) | {
         row for i in ids.ravel() for row in features["ngrams"][features["start"][i]:features["start"][i + 1]]}
     assert any(row >= config["vocabulary"] for row in changed)
@@ -81,8 +86,8 @@ def test_one_schedule_for_both_rates(monkeypatch):
     state, _ = chunk(state, arrays, np.arange(8)[None], width=4)
     assert not np.array_equal(before["table"], state["variables"]["table"])
     assert not leaves_equal(before["params"], state["variables"]["params"])
-    monkeypatch.setattr(train.sys, "stdout", out := io.StringIO())
-    train.Progress(config, 3).show(4, 1.0)
+    monkeypatch.setattr(sys, "stdout", out := io.StringIO())
+    Progress(config, train.RATES, train.schedule, 3).show(4, 1.0)
     assert "lr 2.5e-03, table 2.5e-02 " in out.getvalue()
 
 
@@ -90,7 +95,7 @@ def test_pretrained_vectors_are_the_start():
     vectors = np.zeros((30, 6), np.float32)
     vectors[5:9] = np.random.default_rng(0).normal(size=(4, 6)) * 7
     config, titles = small_problem()[0], np.arange(1, 29).reshape(7, 4)
-    state = train.init_state(config, model.feature_tables(config, words_of(30)), titles, vectors)
+    state = new_state(config, model.feature_tables(config, words_of(30)), titles, vectors)
     table = state["variables"]["table"]
     assert np.array_equal(table[5:9], vectors[5:9])
     assert 0.3 < np.std(table[9:]) / vectors[5:9].std() < 3 and not table[0].any()
@@ -110,7 +115,7 @@ def test_class_terms():
 def test_unreliable_rows_count_less():
     config, state, arrays = small_problem("--dropout", 0, "--unreliable-weight", 0.25)
     chunk, order = train.make_train_chunk(config), np.arange(8)[None]
-    rows = {"titles": arrays["titles"], "labels": np.asarray(arrays["labels"])}
+    rows = {"titles": arrays["batch"].ids, "labels": np.asarray(arrays["labels"])}
 
     def loss(unreliable):
         mine = train.training_arrays(config, arrays["features"], rows | {"reliable": ~unreliable})
@@ -147,10 +152,10 @@ def test_flags_override_the_rule():
 def test_the_configuration_holds_what_is_used_and_nothing_else(name):
     """Every field of the module, and no setting of another one; what prediction needs, it reads there."""
     config = config_of("--model", name)
-    own = set(train.DEFAULTS[name]) | set(model.fields(name))
+    own = set(model.fields(name))
     assert own <= set(config)
-    others = set().union(*train.DEFAULTS.values(), *map(model.fields, model.MODELS)) - own
-    assert not (others - {"batch_size", "table_lr"}) & set(config)  # these two all use
+    fields = set().union(*map(model.fields, model.MODELS)) - {"dropout", "word_ngrams"}
+    assert not (fields | {"encoder_lr", "piece_dropout", "name_weight"}) - own & set(config)
     module = model.build(config)
     for field in model.fields(name):
         assert np.array_equal(getattr(module, field), config[field])
@@ -183,28 +188,34 @@ def test_a_weight_for_unreliable_rows_needs_label_quality():
     assert "unreliable_weight" not in config_of(meta={"reliable_share": None})
 
 
-def test_defaults_and_module_must_fit(monkeypatch):
-    usual = train.DEFAULTS["mlp"]
-    for change, words in (({"filters": 3}, "has filters for mlp, which is neither a flag nor a field"),
-                          ({"lr": None}, "has no lr for mlp"),
-                          ({"hidden": None}, "has no hidden for mlp, whose module")):
-        changed = {name: value for name, value in (usual | change).items() if value is not None}
-        monkeypatch.setitem(train.DEFAULTS, "mlp", changed)
-        with pytest.raises(UserError, match=words):
-            config_of()
-
-
-@pytest.mark.parametrize("name, value", [("table_lr", 0.3), ("maxn", 0), ("balance", "none"), ("batch_size", 4),
-                                         ("character_weight", 0.5), ("seed", 7)])
-def test_defaults_of_a_model_win_over_those_of_the_flags(name, value, monkeypatch):
-    """Who edits DEFAULTS gets what stands there; a flag on the command line wins over it."""
-    monkeypatch.setitem(train.DEFAULTS, "mlp", train.DEFAULTS["mlp"] | {name: value})
-    assert config_of()[name] == value
-    other = {"balance": "weights", "maxn": 5}.get(name, 1)
-    assert config_of(f"--{name.replace('_', '-')}", other)[name] == other
-    monkeypatch.setitem(train.DEFAULTS, "mlp", train.DEFAULTS["mlp"] | {"scale": np.zeros(3)})
-    with pytest.raises(UserError, match=r"config\.json cannot hold"):
+def test_a_field_of_a_module_needs_a_setting_or_a_default(monkeypatch):
+    fields = model.fields("mlp")
+    monkeypatch.setattr(model, "fields", lambda name: fields | {"slope": 0.25})
+    assert config_of()["slope"] == 0.25 and "slope" not in config_of()["settings"]
+    monkeypatch.setattr(model, "fields", lambda name: fields | {"slope": dataclasses.MISSING})
+    with pytest.raises(UserError, match="SETTINGS has no slope, which the module of mlp needs"):
         config_of()
+
+
+def test_a_new_setting_is_one_line(monkeypatch):
+    """Its flag, its default in the help, its value in the configuration and in the command that trains again."""
+    monkeypatch.setitem(train.SETTINGS, "mine", [
+        Setting("smoothing", cli.fraction, by_model(0.1, cnn=0.2), "how much")])
+    assert config_of()["smoothing"] == 0.1 and config_of("--model", "cnn")["smoothing"] == 0.2
+    config = config_of("--smoothing", 0.3)
+    assert config["smoothing"] == 0.3 and " --smoothing 0.3" in settings.command("x", config)
+    assert settings.help_of(train.SETTINGS["mine"][0]) == "how much (default: 0.1, cnn 0.2)"
+    monkeypatch.setitem(train.SETTINGS, "mine", [Setting("odd", cli.fraction, np.zeros(3), "what no file holds")])
+    with pytest.raises(UserError, match=r"odd is .*config\.json cannot hold"):
+        config_of()
+
+
+def test_help_has_one_default_for_each_setting():
+    said = run_script("train", "--help", cwd=".").stdout
+    assert said.count("(default") == len(re.findall(r"\(default", said))
+    for setting in settings.all_of(train.SETTINGS):
+        assert settings.help_of(setting).count("(default: ") <= 1
+        assert settings.flag_of(setting.name) in said
 
 
 @pytest.mark.parametrize("start", [0, 0.25])
@@ -274,11 +285,11 @@ def test_hidden_layers_learn_what_a_linear_classifier_does():
     config = config_of("--hidden", 32, 16, titles=titles[::2], meta={
         "vocab": words, "labels": [*map(str, range(classes))], "training_rows": [6] * classes})
     features = model.feature_tables(config, words)
-    state = train.init_state(config, features, titles[::2])
-    groups = data.length_groups(titles[::2], config["batch_size"], train.MAX_STEPS)
+    state = new_state(config, features, titles[::2])
+    groups = data.length_groups(titles[::2], config["batch_size"])
     programs = train.compile_chunks(config, state, train.training_arrays(config, features, split[0]), groups)
     for epoch in range(config["epochs"]):
         for width, order in data.batches(groups, config["batch_size"], 0, epoch):
             state, _ = programs[width](state, order)
-    found = train.evaluate_rows(model.predictor(config, state["variables"], features), split[1], "valid")
+    found = train.evaluate_rows(predict.make_predictor(config, state["variables"], features), split[1], "valid")
     assert found["valid_balanced_accuracy"] > 0.95

@@ -9,8 +9,7 @@ import warnings
 
 import numpy as np
 
-import model
-from titles import calibration, files
+from titles import calibration, files, predict
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
 RESAMPLES = 2000      # of the bootstrap
@@ -60,7 +59,7 @@ def worst_first(categories):
 
 
 def summarize(labels, result):
-    """The scores of some rows: labels [N], result as model.score returns it. The losses and the Brier score (Brier
+    """The scores of some rows: labels [N], result as predict.score returns it. The losses and the Brier score (Brier
     1950, summed over the categories) are means over the rows that have them, whose category is known."""
     from sklearn import metrics
     predictions = result["prediction"]
@@ -69,7 +68,7 @@ def summarize(labels, result):
              for name in ("loss", "calibrated_loss", "brier")}
     return {
         "rows": len(labels), **means, "accuracy": float((predictions == labels).mean()),
-        "balanced_accuracy": model.balanced_accuracy(labels, predictions),
+        "balanced_accuracy": predict.balanced_accuracy(labels, predictions),
         "balanced_accuracy_interval": interval(labels, predictions),
         "macro_f1": float(metrics.f1_score(labels, predictions, average="macro", zero_division=0)),
         "top5_accuracy": float((result["rank"] < 5).mean()),
@@ -241,7 +240,7 @@ def make_figures(rows, categories, result, title):
 
 def make_tables(rows, training_rows, result):
     """The tables of a report: {file: {column: values}}. rows as from evaluate.read_rows; training_rows [C] of each
-    category that the run knows; result as model.score returns it."""
+    category that the run knows; result as predict.score returns it."""
     from sklearn import metrics
     # Categories that nobody predicted have no precision; it counts as 0, as in macro-F1.
     names, text, labels, predictions = np.array(rows.names, object), rows.text, rows.labels, result["prediction"]

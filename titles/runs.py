@@ -17,6 +17,7 @@ What is computed in a training or an evaluation does not belong here, nor what M
 import ast
 import csv
 import math
+import os
 import re
 import shutil
 import sys
@@ -24,15 +25,23 @@ import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import jax
 import numpy as np
 
-from titles import cli, files
+import data
+import model
+from titles import cli, devices, encoder, files
 from titles.cli import UserError
+from titles.settings import command as training_command
+
+# EDIT: what tells the best epoch and the best run: a column of metrics.csv, and whether its largest value (max) or its
+# smallest (min) is best. All that says "best" asks `rank`.
+BEST, BETTER = "valid_balanced_accuracy", max
 
 FORMAT = 5  # of a run's folder: raise it when its files change their meaning
 DATA_FILE = 8 << 20  # bytes of a file with a large table, about: Orbax keeps what it has encoded until a file is full
 BOOKKEEPING = ("checksum", "created", "files", "trained", "source", "versions", "format", "training_rows",
-               "fingerprint", "calibration_rows", "data", "synthetic")  # what is no setting and no size
+               "fingerprint", "calibration_rows", "data", "synthetic", "settings", "best")  # no setting, no size
 DEVICES = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9\u00b9\u00b2\u00b3])(\..*)?", re.IGNORECASE)  # no names of files
 TAKEN = "{folder}: a run of this name is there; choose another --name, or go on with --resume {folder.name}"
 
@@ -104,8 +113,8 @@ def renamed(source, target):
 def find(ckpt, runs, fingerprint=None):
     """(folder of a run, "best" or "latest") that `--ckpt` means.
 
-    `best`: of all runs (on the data with this fingerprint, if given) the one with the highest validation balanced
-    accuracy. `latest`: the run begun last. Else the name or path of a run, with /best (the default) or /latest behind.
+    `best`: of all runs (on the data with this fingerprint, if given) the one whose best epoch is best. `latest`: the
+    run begun last. Else the name or path of a run, with /best (the default) or /latest behind.
     Raises UserError where there is none.
     """
     runs, ckpt = Path(runs), str(Path(ckpt))  # without a slash at its end
@@ -117,8 +126,9 @@ def find(ckpt, runs, fingerprint=None):
             if config.get("format") != FORMAT or fingerprint not in (None, config.get("fingerprint")):
                 continue
             # A refit has no validation scores: it is chosen by those of the run that it was made of.
-            if ckpt == "best" and "refit" not in config and (folder / "metrics.csv").is_file():
-                found += [(max(scores), folder)] if (scores := validation_scores(folder)) else []
+            if (ckpt == "best" and "refit" not in config and is_told_alike(config)
+                    and (folder / "metrics.csv").is_file()):
+                found += [(rank(best), folder)] if (best := best_of(folder)) else []
             # Only a checkpoint that is whole has nothing but a number for a name.
             if ckpt == "latest" and any(path.name.isdigit() for path in (folder / "checkpoints").glob("*")):
                 found.append((config.get("created", 0), folder))
@@ -150,18 +160,18 @@ def show_all(runs, fingerprint):
         config = files.read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
         if config.get("format") == FORMAT and config.get("fingerprint") == fingerprint:
             base = folder.with_name(config.get("refit", folder.name))
-            scores = [row.get("valid_balanced_accuracy", 0) for row in history_of(base)]
-            found.append((-max(scores, default=0), base, "refit" in config, folder, config))
+            best = best_epoch(history) if (history := history_of(base)) else {}
+            found.append((-rank(best), base, "refit" in config, folder, config, best.get(BEST)))
 
     print(f"{'run':24} {'model':12} {'validation':>10} {'test':>8} {'seconds':>8} {'MB':>6}  begun")
-    for score, _, is_refit, folder, config in sorted(found, key=lambda row: row[:4]):
+    for _, _, is_refit, folder, config, score in sorted(found, key=lambda row: row[:4]):
         # What is not known yet, such as the test score of a run that was never evaluated, is a dash.
         report = folder / "test-best/report.json"
         test = files.read_json(report).get("balanced_accuracy") if report.is_file() else None
         history = history_of(folder)
         seconds = history[-1].get("seconds") if history else None
         size = sum(path.stat().st_size for path in (folder / "checkpoints").rglob("*") if path.is_file()) / 1e6
-        columns = [f"{-score:.4f}" if score and not is_refit else "-", f"{test:.4f}" if test else "-",
+        columns = [f"{score:.4f}" if score and not is_refit else "-", f"{test:.4f}" if test else "-",
                    f"{seconds:.0f}" if seconds else "-", f"{size:.1f}"]
         begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(config["created"]))
         print(f"{folder.name:24} {config['model']:12} {columns[0]:>10} {columns[1]:>8} {columns[2]:>8} {columns[3]:>6}"
@@ -197,6 +207,9 @@ def load(folder, models):
     config = files.read_verified_json(folder / "config.json", FORMAT, "train again")
     if config["model"] not in models:
         raise UserError(f"{folder}: its model {config['model']} is not in model.py")
+    if config.get("columns", []) != [*data.COLUMNS]:
+        raise UserError(f"{folder}: reads {config.get('columns', [])} of a row beside its title, and these scripts "
+                        f"{[*data.COLUMNS]} (data.COLUMNS); use the scripts that it keeps in {folder / 'source'}/")
 
     # Line numbers are ids: a line added or lost would change what predictions mean, and nothing would fail.
     for name in ("vocab.txt", "labels.txt"):
@@ -226,7 +239,6 @@ def trained_titles(folder):
 def training_lock(folder):
     """Keep other trainings away from a run in this block; raises UserError where one is at work on it. Of several
     processes of a training the first one has the lock."""
-    from titles import devices
     with ExitStack() as stack:
         if devices.is_first():
             try:
@@ -257,18 +269,60 @@ def read_metrics(folder):
         raise UserError(f"{folder}/metrics.csv: not what train.py wrote; name a run with --ckpt") from None
 
 
-def validation_scores(folder):
-    """The validation balanced accuracy of every epoch, from metrics.csv."""
-    try:
-        return [row["valid_balanced_accuracy"] for row in read_metrics(folder)]
-    except KeyError:
-        raise UserError(f"{folder}/metrics.csv: not what train.py wrote; name a run with --ckpt") from None
+def rank(row):
+    """What is larger the better an epoch is, of its row of metrics.csv; of one without such a score, as of a refit, it
+    is the least."""
+    score = row.get(BEST)
+    return -math.inf if score is None else score if BETTER is max else -score
 
 
 def best_epoch(history):
-    """The row of the epoch with the highest validation balanced accuracy. Of several equally good ones it is the last,
-    whose checkpoint Orbax keeps. A refit has no validation scores: then it is the last epoch."""
-    return max(reversed(history), key=lambda row: row.get("valid_balanced_accuracy", 0))
+    """The row of the best epoch. Of several equally good ones it is the last, whose checkpoint Orbax keeps. A refit has
+    no validation scores: then it is the last epoch."""
+    return max(reversed(history), key=rank)
+
+
+def best_of(folder):
+    """The row of a run's best epoch, from its metrics.csv; None where that has no row. Raises UserError where it has no
+    such score."""
+    history = read_metrics(folder)
+    if any(BEST not in row for row in history):
+        raise UserError(f"{folder}/metrics.csv: not what train.py wrote; name a run with --ckpt")
+    return best_epoch(history) if history else None
+
+
+def best_said(history):
+    """The best epoch as a text."""
+    best = best_epoch(history)
+    return f"best epoch {best['epoch']}: {BEST.replace('valid_', 'validation ').replace('_', ' ')} {best[BEST]:.4f}"
+
+
+def told_by():
+    """What config.json keeps of how the best epoch was told."""
+    return f"{BETTER.__name__} {BEST}"
+
+
+def is_told_alike(config):
+    """Whether the best epoch of a run was told as these scripts tell it; older ones did not say it."""
+    return config.get("best", "max valid_balanced_accuracy") == told_by()
+
+
+def epochs_since_best(history):
+    """How many epochs came after the best one."""
+    return len(history) - 1 - history.index(best_epoch(history)) if history else 0
+
+
+def is_over(config, history):
+    """Whether no epoch is left to train."""
+    return len(history) == config["epochs"] or (
+        "patience" in config and epochs_since_best(history) >= config["patience"])
+
+
+def is_finished(folder, config):
+    """Whether the latest checkpoint of a run is that of its last epoch."""
+    manager = checkpoint_manager(folder, read_only=True)
+    step = manager.latest_step()
+    return step is not None and is_over(config, restore_checkpoint(manager, step, history=None)["history"])
 
 
 def history_of(folder):
@@ -285,10 +339,11 @@ def training_of(folder, others=""):
     `other_folders`."""
     config = files.read_json(folder / "config.json")
     # A refit comes after the run that it was made of.
-    commands, base = [training_command(folder, config) + others], folder.with_name(config.get("refit", folder.name))
+    base, found = folder.with_name(config.get("refit", folder.name)), []
     if "refit" in config and (base / "config.json").is_file():
-        commands.insert(0, training_command(base, files.read_json(base / "config.json")) + others)
-    return folder.name, commands, config, history_of(folder)
+        found.append(training_command(base.name, files.read_json(base / "config.json")))
+    found.append(training_command(folder.name, config))
+    return folder.name, [one + others for one in found if one], config, history_of(folder)
 
 
 def loss_figure(history, title):
@@ -321,8 +376,10 @@ SOURCE = {path.relative_to(TOP).as_posix(): path.read_bytes()
 
 def source_checksums():
     """{file name: checksum} of the scripts that this process has loaded, modules of the user's own included."""
-    loaded = {Path(module.__file__).resolve() for module in list(sys.modules.values())
-              if getattr(module, "__file__", None)}
+    # To resolve the paths of all modules would take half a second, so the others are told by their names.
+    names = {os.path.basename(name) for name in SOURCE}
+    paths = [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())]
+    loaded = {Path(path).resolve() for path in paths if os.path.basename(path) in names}
     return {name: files.checksum_of(content) for name, content in SOURCE.items() if (TOP / name).resolve() in loaded}
 
 
@@ -338,20 +395,6 @@ def changed_source(folder, config):
                 intact and code_of(kept.read_bytes()) == code_of(SOURCE[name])):
             changed.append(name)
     return changed
-
-
-def training_command(folder, config):
-    """The command that trains a run again on the same data: its settings, if flags of the train.py that it keeps."""
-    if "refit" in config:
-        return cli.quoted(["python", "train.py", "--refit", config["refit"]])
-    kept, words = folder / "source/train.py", ["python", "train.py", "--name", folder.name]
-    script = kept.read_text(encoding="utf-8", errors="replace") if kept.is_file() else ""
-    for flag in re.findall(r'add\("--([\w-]+)"', script):
-        value = config.get(flag.replace("-", "_"))
-        # False is a switch that was left out; a table without n-grams has no buckets.
-        if value is not None and value is not False and (flag, value) != ("buckets", 0):
-            words += [f"--{flag}", *map(str, [] if value is True else value if isinstance(value, list) else [value])]
-    return cli.quoted(words)
 
 
 def versions():
@@ -397,29 +440,24 @@ def verify_checkpoint(step, part=""):
 
 
 def checkpoint_manager(folder, read_only=False):
-    """Orbax's manager of a run's checkpoints: keeps the latest and the best by validation balanced accuracy. Saves are
-    synchronous and atomic: a killed save leaves a temporary folder, which the next training removes. Raises UserError
-    where what tells the best from the others is damaged."""
+    """Orbax's manager of a run's checkpoints: keeps the latest and that of the best epoch. Saves are synchronous and
+    atomic: a killed save leaves a temporary folder, which the next training removes. Raises UserError where what tells
+    the best from the others is damaged."""
     import logging
 
     import orbax.checkpoint as ocp
     from orbax.checkpoint import checkpoint_managers as policies
-
-    from titles import devices
 
     # Orbax logs what it also raises. It trusts the metrics that tell the best checkpoint, so they are verified first.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     for step in (Path(folder) / "checkpoints").glob("[0-9]*"):
         verify_checkpoint(step, "metrics")
 
-    def metric(metrics):
-        return metrics["valid_balanced_accuracy"]
-
     # `best_fn` alone would keep the best and drop the latest, which --resume needs.
     options = ocp.CheckpointManagerOptions(
-        read_only=read_only, best_fn=metric, best_mode="max", enable_async_checkpointing=False,
+        read_only=read_only, best_fn=rank, best_mode="max", enable_async_checkpointing=False,
         cleanup_tmp_directories=not read_only, preservation_policy=policies.AnyPreservationPolicy(
-            [policies.LatestN(1), policies.BestN(get_metric_fn=metric, n=1, keep_checkpoints_without_metrics=False)]))
+            [policies.LatestN(1), policies.BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False)]))
     try:
         return ocp.CheckpointManager((Path(folder) / "checkpoints").absolute(), options=options)
     except OSError:
@@ -438,11 +476,7 @@ def save_checkpoint(manager, step, state, history, metrics=None):
     history: list of dictionaries, one for every epoch; metrics: of this epoch, or None within one.
     Raises UserError where it cannot be written; the checkpoints before it stay.
     """
-    import jax
     import orbax.checkpoint as ocp
-
-    import model
-    from titles import devices
 
     # In several files, or a large table would lie encoded in memory until all of it is. Orbax cuts it for that into
     # equal pieces; where the rows cannot be divided well these are tiny, and a restore takes many seconds.
@@ -472,10 +506,7 @@ def save_checkpoint(manager, step, state, history, metrics=None):
 def restore_checkpoint(manager, step, **targets):
     """Restore the named parts of a checkpoint: `variables`, `optimizer` with a pytree of shapes and dtypes that they
     must have, `history` with None. Returns {part: value}. Raises UserError where a part cannot be read or differs."""
-    import jax
     import orbax.checkpoint as ocp
-
-    from titles import devices
 
     # Not the devices it was saved from.
     def on_these_devices(x):
@@ -507,16 +538,15 @@ def restore_checkpoint(manager, step, **targets):
 def restore(folder, which):
     """(config, vocab, labels, {"variables", "validation"}, step) of a run's best or latest checkpoint, of an encoder
     with all its pieces and layers. Says so where its code has changed. Raises UserError where it cannot be used."""
-    import jax
-
-    import model
-    from titles import devices, encoder
     config, vocab, labels = load(folder, model.MODELS)
     if "encoder" in config:
         encoder.require(config["encoder"], folder)
     if changed := changed_source(folder, config):
         print(f"warning: {folder}: {' and '.join(changed)} changed since it was trained; it may predict otherwise than "
               f"it did (its own scripts: {folder / 'source'}/)", file=sys.stderr)
+    if which == "best" and not is_told_alike(config):
+        raise UserError(f"{folder}: its best epoch was told by {config['best']}, now it would be by {told_by()}; name "
+                        f"{folder.name}/latest, or change runs.BEST back")
     manager = checkpoint_manager(folder, read_only=True)
     # A refit has its last checkpoint alone, for nothing is left to tell a best one by.
     step = manager.best_step() if which == "best" and "refit" not in config else manager.latest_step()
@@ -551,8 +581,78 @@ def restore_validation(folder):
 
 def validation_shapes(config):
     """The arrays that a checkpoint keeps of validation rows, see train.calibrate."""
-    import jax
     rows = config["calibration_rows"]
     return {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape, dtype in (
         ("logits", (rows, config["classes"]), np.float16), ("labels", (rows,), np.int32),
         ("temperature", (), np.float32), ("smoothing", (), np.float32))}
+
+
+def former(plan, folder, is_new):
+    """What `restore` returns of the run that a training begins from, or None; one that has a checkpoint goes on from
+    that. plan: a configuration.Plan; folder: of all runs."""
+    if "init_from" in plan.config and (is_new or checkpoint_manager(plan.folder, read_only=True).latest_step() is None):
+        return restore(*find(plan.config["init_from"], folder))
+    return None
+
+
+def restore_latest(manager, state):
+    """(state, metrics of its epochs) of the latest checkpoint; the state that is given where there is none."""
+    if (step := manager.latest_step()) is None:
+        return state, []
+    found = restore_checkpoint(manager, step, **state, history=None)
+    return {part: found[part] for part in state}, found["history"]
+
+
+# --- saves ------------------------------------------------------------------------------------------------------------
+
+class Saves:
+    """Saves and logs epochs: a long one at its end, quick ones together. A context that saves, after an error, the best
+    one that still waited. tracker: None in all processes but the first."""
+
+    def __init__(self, manager, folder, tracker, seconds):
+        self.manager, self.folder, self.tracker = manager, folder, tracker
+        # Several processes would not wait equally long, and save together.
+        self.seconds = seconds if jax.process_count() == 1 else 0
+        self.best, self.losses, self.at = None, [], time.monotonic()
+
+    def log_again(self, history):
+        """Write and log the epochs of a checkpoint: a kill may have kept the last ones from that."""
+        if history and self.tracker:
+            write_metrics(self.folder, history)
+            self.tracker.log(history, [])
+
+    def epoch(self, step, state, history, losses, at_once):
+        """After an epoch: save it where `at_once` or the last save was long ago, else keep it if it is the best.
+        Returns whether it was saved."""
+        metrics = history[-1] if BEST in history[-1] else None
+        is_best = metrics is not None and epochs_since_best(history) == 0
+        if is_best:
+            self.best = None  # what waited is second now
+        if at_once or time.monotonic() - self.at >= self.seconds:
+            self.save(step, state, history, losses, metrics)
+            return True
+        self.losses += losses
+        if is_best:  # a copy, for the next step changes the state in place
+            self.best = step, jax.tree.map(np.array, state), list(history), metrics
+        return False
+
+    def save(self, step, state, history, losses=(), metrics=None):
+        """Save the best epoch that waited, and this step; write metrics.csv and log to MLflow. metrics: None within an
+        epoch."""
+        best, self.best = self.best, None
+        for saved in ((best,) if best else ()) + ((step, state, history, metrics),):
+            save_checkpoint(self.manager, *saved)
+            if self.tracker:
+                write_metrics(self.folder, saved[2])
+        if self.tracker:
+            self.tracker.log(history, [*self.losses, *losses])
+        self.losses, self.at = [], time.monotonic()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if best := self.best:
+            # What came after it is gone, and comes again with --resume.
+            self.best, self.losses = None, [loss for loss in self.losses if loss[0] <= best[0]]
+            self.save(*best[:3], metrics=best[3])

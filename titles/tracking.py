@@ -26,14 +26,14 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import data
-from titles import files, runs
+from titles import devices, files, runs, settings
 from titles.cli import UserError, public
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
 SCORES = ("balanced_accuracy", "accuracy", "macro_f1", "top5_accuracy", "loss", "calibrated_loss", "brier",
           "expected_calibration_error")  # of report.json that are MLflow metrics
 VIEW = "scores"  # a view of MLflow's table of runs, which has these ...
-COLUMNS = ("attributes.`Created`", "attributes.`Duration`", "attributes.`Dataset`", "metrics.`valid_balanced_accuracy`",
+COLUMNS = ("attributes.`Created`", "attributes.`Duration`", "attributes.`Dataset`", f"metrics.`{runs.BEST}`",
            "metrics.`test_balanced_accuracy`", "metrics.`test_accuracy`", "params.`model`")  # ... columns
 
 
@@ -67,7 +67,7 @@ def mlflow_client():
             if not experiment or f"mlflow.sharedViewState.{VIEW}" not in experiment.tags:
                 with mlflow_warnings():
                     client.set_experiment_tag(found, f"mlflow.sharedViewState.{VIEW}", json.dumps({
-                        "selectedColumns": COLUMNS, "orderByKey": COLUMNS[3], "orderByAsc": False}))
+                        "selectedColumns": COLUMNS, "orderByKey": COLUMNS[3], "orderByAsc": runs.BETTER is min}))
             return client, found
     except Exception as error:
         raise mlflow_error(error) from None
@@ -229,10 +229,11 @@ class Tracker:
     could not be logged is logged with the next save, or by --resume.
     """
 
-    def __init__(self, client, experiment, folder, config, sizes, started):
+    def __init__(self, store, folder, config, sizes, started):
         """Start the MLflow run, or go on with the one that this training has in this store: it is found by its tag,
-        even if the training was killed just after it began the run. sizes: {name: number} of the model; started: the
-        time at which the seconds of its history are 0."""
+        even if the training was killed just after it began the run. store: as from `mlflow_client`; sizes: {name:
+        number} of the model; started: the time at which the seconds of its history are 0."""
+        client, experiment = store
         self.client, self.folder, self.config, self.started = client, folder, config, started
         self.history, self.losses, self.logged, self.keeps_files, self.monitor = [], [], -1, True, None
 
@@ -265,8 +266,6 @@ class Tracker:
     def introduce(self, sizes):
         """Log what is known before the first step: parameters, sizes, the data sets and a description."""
         from mlflow.entities import Param, RunTag
-
-        from titles import devices
         config = self.config
 
         # Parameters are what a person would compare; config.json, an artifact, has the rest.
@@ -280,7 +279,7 @@ class Tracker:
         describe(
             self.client, self.run_id, Data=f"{used[0].dataset.name}, {config['rows']:,} training rows, "
             f"{config['classes']:,} categories{' (SYNTHETIC)' * config['synthetic']}", Model=config["model"],
-            Command=f"`{runs.training_command(self.folder, config)}`")
+            Command=f"`{settings.command(self.folder.name, config)}`")
 
     def log(self, history, losses):
         """Log the epochs not yet logged, and the training loss [(step, loss, time)] of chunks since the last call; the
@@ -315,11 +314,9 @@ class Tracker:
                     figure.savefig(file, format="png", dpi=120)
                 if self.keeps_files:
                     self.client.log_artifact(self.run_id, str(self.folder / "loss.png"))
-                best = runs.best_epoch(self.history)
-                if "valid_balanced_accuracy" in best:
-                    describe(self.client, self.run_id, Validation=f"balanced accuracy "
-                             f"{best['valid_balanced_accuracy']:.4f} at the best of {len(self.history)} epochs, "
-                             f"{best['epoch']}")
+                if runs.BEST in self.history[-1]:
+                    describe(self.client, self.run_id, Validation=f"{runs.best_said(self.history)}, of "
+                             f"{len(self.history)} epochs")
         with mlflow_warnings():
             # In a block of its own: a figure that fails must not leave the run as running.
             self.client.set_terminated(self.run_id, "FINISHED" if kind is None else "KILLED" if kind in (

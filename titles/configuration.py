@@ -1,0 +1,333 @@
+"""What decides a run: the configuration of a new, resumed, refitted or continued one, and the rows that train it.
+
+config.json of a run holds the settings that it uses (each by the name that train.py's table gives it), and
+
+    settings            the names of these settings
+    prior               how frequent its predictions take categories to be: equal, or as in training
+    rows, classes, vocabulary, max_len, steps    sizes: training rows, categories, words, words of a title, all steps
+    encoder, pieces     of an encoder: its package as encoder.describe tells it, and the pieces in its table
+    pretrained_vectors  whether the words' vectors began as pretrained ones
+    training_rows       [C] training rows of each category
+    calibration_rows    validation rows that a checkpoint keeps logits of
+    best                which score told the best epoch, see runs.told_by
+    columns             what it reads of a row beside the title, names of data.COLUMNS
+    refit               the run that it is a refit of
+    init_from, earlier_rows    the checkpoint that it began from, and the rows that had trained it
+    trained             the checksum of trained.npy
+    data, fingerprint, synthetic, files    of the prepared data: data.described, its identity, whether it is made by
+                        rules, checksums of vocab.txt and labels.txt
+    source, versions    checksums of the scripts that train.py had loaded; versions of libraries that compute
+    format, created, checksum    of this file: the version of its form, seconds since 1970, its own checksum
+"""
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+import data
+import model
+from titles import calibration, cli, devices, encoder, files, runs
+from titles.cli import UserError
+from titles.settings import all_of, default_of, flag_of, typed
+
+# What a setting may need, and why nothing uses it where that is not met.
+NEEDS = {"field": "{model} has no such setting", "pieces": "{model} has no such setting",
+         "words": "{model} reads pieces of words, which have vectors of their own",
+         "large table": "the table of pieces is small, so every device has all of it",
+         "layers": "--freeze-layers makes a title's vector only once",
+         "characters": "--maxn 0 leaves no character n-grams", "n-grams": "there are no n-grams",
+         "table": "--freeze-embeddings leaves the table as it is",
+         "quality": "the prepared data says of no row how reliable its label is"}
+
+
+class Plan(NamedTuple):
+    """The run to begin, to resume or to refit, and what it trains on."""
+    folder: Path
+    config: dict
+    meta: dict           # of the prepared data; of an encoder with its `pieces`
+    arrays: dict         # of the splits that it trains and validates on
+    trained: np.ndarray  # the content of trained.npy
+
+
+class Table(NamedTuple):
+    """What train.py says of settings."""
+    settings: dict       # {group: [Setting]}
+    size_rule: object    # function of (rows, epochs, dropout, words) -> {name: value}
+    prior: dict          # {value of `balance`: prior}
+
+
+# --- settings -> configuration ----------------------------------------------------------------------------------------
+
+def configure(table, args, meta, titles, former=None):
+    """All that decides the result, as one dictionary: the settings, and the sizes that the data gives. What this model
+    does not use is not in it.
+
+    table: a Table; args: as from train.parse_args; meta and titles [N, L] of the training rows; former: with
+    --init-from that run's configuration, whose settings are the defaults. Raises UserError where settings do not go
+    together.
+    """
+    given = typed(table.settings, args)
+    config = chosen(table, given, meta, len(titles), former or {})
+    fields = model.fields(config["model"])
+
+    # What nothing would use is left out, and refused if it was asked for.
+    reasons = {setting.name: unused(setting, config, fields, meta) for setting in all_of(table.settings)}
+    for name, reason in reasons.items():
+        if reason and name in given and (name, given[name]) != ("minn", 0):  # fastText's way to have none
+            raise UserError(f"{flag_of(name)}: {reason}; leave it out")
+    config = {name: value for name, value in config.items() if value is not None and not reasons.get(name)}
+    config["settings"] = [name for name in reasons if name in config]
+    if "encoder" not in config:
+        config.setdefault("buckets", 0)  # the size of the table is asked for even where there are no n-grams
+
+    # A module's own fields that are no settings.
+    for name, value in fields.items():
+        if name not in config and name != "classes":
+            if value is dataclasses.MISSING:
+                raise UserError(f"train.py: SETTINGS has no {name}, which the module of {config['model']} needs")
+            config[name] = value
+
+    # Sizes and identity of the data.
+    config |= {"prior": table.prior[config["balance"]]} | sizes(config, meta, titles)
+    if former:
+        config["earlier_rows"] = former["rows"] + former.get("earlier_rows", 0)
+    if data.COLUMNS:
+        config["columns"] = [*data.COLUMNS]
+    config |= {"best": runs.told_by(), "synthetic": meta["synthetic"], "fingerprint": meta["fingerprint"],
+               "data": data.described(meta), "format": runs.FORMAT,
+               "files": {name: meta["files"][name] for name in ("vocab.txt", "labels.txt")},
+               "source": runs.source_checksums(), "versions": runs.versions()}
+    require_sound(config, meta)
+    return config
+
+
+def chosen(table, given, meta, rows, former):
+    """{setting: value}: what was typed, else what the former run had, else the default, fitted to the data; and the
+    `encoder`, which tells a model that reads pieces from one that reads words."""
+    name = model_of(table, given, former)
+    usual = {setting.name: default_of(setting, name) for setting in all_of(table.settings)}
+    kept = {name: former[name] for name in usual.keys() & former.keys()}
+    config = usual | kept | given | ({} if model.encoder_of(name) is None else {"encoder": meta["encoder"]})
+
+    # Defaults of epochs and dropout are for little data, those of epochs also for titles with n-grams. What else
+    # depends on the size holds where nothing else says it.
+    ngrams = "encoder" in config or config["maxn"] > 0 or config["word_ngrams"] > 1
+    epochs = config["epochs"] if ngrams else (config["epochs"] + 1) // 2
+    for name, value in table.size_rule(rows, epochs, config["dropout"], len(meta["vocab"])).items():
+        if name not in given and name not in kept and (usual[name] is None or name in ("epochs", "dropout")):
+            config[name] = value
+    config["batch_size"] = min(config["batch_size"], rows)
+    config["dim"] = config["dim"] or (meta["vectors"].shape[1] if meta["vectors"] is not None else 100)
+
+    # With frozen layers titles become vectors before the training begins, so the table cannot change either.
+    config["freeze_embeddings"] |= config["freeze_layers"]
+    return config
+
+
+def model_of(table, given, former):
+    """The model that was typed, else that of the former run, else the default."""
+    default = next(setting.default for setting in all_of(table.settings) if setting.name == "model")
+    return given.get("model") or (former or {}).get("model", default)
+
+
+def unused(setting, config, fields, meta):
+    """Why nothing uses a setting, or None. fields: of the model's module."""
+    words = "encoder" not in config
+    met = {"field": setting.name in fields, "words": words, "large table": words, "pieces": not words,
+           "layers": not config["freeze_layers"], "characters": config["maxn"] > 0,
+           "n-grams": config["maxn"] > 0 or config["word_ngrams"] > 1, "table": not config["freeze_embeddings"],
+           "quality": meta["reliable_share"] is not None}
+    return next((NEEDS[need].format(model=config["model"]) for need in setting.needs if not met[need]), None)
+
+
+def sizes(config, meta, titles):
+    """The sizes that the data gives, for the training rows' titles [N, L]."""
+    if "encoder" in config:
+        found = {} if config["freeze_embeddings"] else {"pieces": len(meta["pieces"])}
+    else:
+        found = {"vocabulary": len(meta["vocab"]), "max_len": meta["max_len"],
+                 "pretrained_vectors": meta["vectors"] is not None}
+    titles = titles[:, :1] if config.get("freeze_layers") else titles  # then a title is one vector
+    return found | {"classes": len(meta["labels"]), "rows": len(titles), "training_rows": meta["training_rows"],
+                    "calibration_rows": min(calibration.ROWS, meta["rows"]["valid"]),
+                    "steps": config["epochs"] * data.epoch_steps(titles, config["batch_size"])}
+
+
+def require_sound(config, meta):
+    """Raise UserError where a configuration cannot be trained, or written."""
+    if len(set(config.get("widths", []))) < len(config.get("widths", [])):
+        raise UserError(f"--widths {' '.join(map(str, config['widths']))}: the same width twice")
+    if config.get("minn", 0) > config.get("maxn", 0):
+        raise UserError(f"--minn {config['minn']}: larger than --maxn {config['maxn']}")
+    if config.get("pretrained_vectors") and config["dim"] != meta["vectors"].shape[1]:
+        raise UserError(f"--dim {config['dim']}: the prepared vectors have {meta['vectors'].shape[1]} numbers; leave "
+                        "--dim out, or run prepare.py without --vectors")
+
+    # Steps and rows of the table are numbered in int32.
+    if config["steps"] >= 1 << 31:
+        raise UserError(f"--epochs {config['epochs']}: more than 2^31 steps")
+    if len(meta["vocab"]) + config.get("buckets", 0) + model.PARTS > 1 << 31:
+        raise UserError(f"--buckets {config['buckets']}: a table of more than 2^31 rows")
+
+    # Refused here, by name, and not when the folder of the run is being written.
+    for name, value in config.items():
+        try:
+            json.dumps(value)
+        except TypeError:
+            raise UserError(f"train.py: {name} is {value!r}, which config.json cannot hold; use numbers, text or lists"
+                            ) from None
+
+
+# --- which run --------------------------------------------------------------------------------------------------------
+
+def plan(table, args):
+    """The Plan of the run that flags ask for; writes nothing. Raises UserError where it cannot be."""
+    meta, arrays = data.load_prepared(args.data, ("train", "valid"), on_disk=("train",))
+    if not (meta["rows"]["train"] and meta["rows"]["valid"]):
+        raise UserError(f"{cli.listed(args.data)}: has no training or no validation rows; name the folder that it was "
+                        "prepared --like with it")
+    if args.refit is not None:
+        return plan_refit(table, args, meta, arrays)
+    if args.resume is not None:
+        return plan_resumed(table, args, meta, arrays)
+    given, former = typed(table.settings, args), None
+    if args.init_from:
+        # A resumed run must begin with the same checkpoint, whatever best and latest of all runs are by then.
+        path, which = runs.find(args.init_from, args.runs)
+        former, _, _ = runs.load(path, model.MODELS)
+        require_shapes(table, given, former, path)
+    name = model_of(table, given, former)
+    folder = runs.new_folder(args.runs, args.name, name)
+    meta, arrays = read_as(name, args.data, meta, arrays)
+    trained = np.unique(np.concatenate([arrays["train"]["keys"], *([runs.trained_titles(path)] if former else [])]))
+    meta, arrays = without_trained(args.data, meta, arrays, trained, bool(former))
+    config = configure(table, args, meta, arrays["train"]["titles"], former)
+    if former:
+        config["init_from"] = f"{runs.short_name(path, args.runs)}/{which}"
+    return Plan(folder, finished(config, trained), meta, arrays, trained)
+
+
+def finished(config, trained):
+    """A configuration with what is known only now: when it was made, and the checksums of trained.npy and itself."""
+    return files.with_checksum(config | {"trained": files.checksum_of(trained.tobytes()), "created": time.time()})
+
+
+def plan_resumed(table, args, meta, arrays):
+    """The Plan of a run that goes on. Other code would make another run of it, so it is refused; other libraries may
+    only round otherwise."""
+    folder, config = load_run(table, args, "resume", meta)
+    if changed := runs.changed_source(folder, config):
+        raise UserError(f"{folder}: {' and '.join(changed)} changed since it was begun; go on with the scripts that it "
+                        f"keeps: python {cli.listed(folder / 'source/train.py')} "
+                        f"--resume {args.resume}{runs.other_folders(args)}")
+    if (now := runs.versions()) != config["versions"]:
+        print(f"warning: {folder}: was begun with {config['versions']}, and goes on with {now}: its bits may differ",
+              file=sys.stderr)
+    meta, arrays = read_as(config["model"], args.data, meta, arrays)
+    trained = runs.trained_titles(folder)
+    if "refit" in config:
+        arrays = with_validation_rows(arrays)
+    else:
+        meta, arrays = without_trained(args.data, meta, arrays, trained, "init_from" in config)
+    return Plan(folder, config, meta, arrays, trained)
+
+
+def plan_refit(table, args, meta, arrays):
+    """The Plan of the refit of a run: its settings, for the rows of both splits and the epochs of its best
+    checkpoint."""
+    folder, config = load_run(table, args, "refit", meta)
+    best = runs.checkpoint_manager(folder, read_only=True).best_step()
+    if "refit" in config or best is None:
+        raise UserError(f"{folder}: {'is a refit itself' if 'refit' in config else 'has no best checkpoint to refit'}")
+    if changed := runs.changed_source(folder, config):
+        print(f"warning: {folder}: {' and '.join(changed)} changed since it was trained", file=sys.stderr)
+
+    # A checkpoint's name is its step, and all epochs have equally many steps; more rows make more of them.
+    epochs = best * config["epochs"] // config["steps"]
+    meta, arrays = read_as(config["model"], args.data, meta, arrays)
+    arrays = with_validation_rows(arrays)
+    rows = arrays["train"]
+    trained = np.unique(np.concatenate([rows["keys"], runs.trained_titles(folder)]))
+    config = {name: value for name, value in config.items() if name != "patience"} | {
+        "refit": args.refit, "epochs": epochs, "rows": len(rows["labels"]),
+        "steps": epochs * data.epoch_steps(rows["titles"], config["batch_size"]),
+        "training_rows": np.bincount(rows["labels"], minlength=config["classes"]).tolist(),
+        "source": runs.source_checksums(), "versions": runs.versions()}
+    folder = runs.new_folder(args.runs, f"{args.refit}-refit", config["model"])
+    return Plan(folder, finished(config, trained), meta, arrays, trained)
+
+
+def load_run(table, args, flag, meta):
+    """(folder, configuration) of the run on this data that --resume or --refit names, whose settings hold."""
+    others = {*typed(table.settings, args), *(name for name in ("name", "init_from", "resume", "refit")
+                                              if name != flag and getattr(args, name) is not None)}
+    if others:
+        raise UserError(f"--{flag} goes on with the run's own settings; leave "
+                        f"{' '.join(sorted(map(flag_of, others)))} out")
+    folder = args.runs / getattr(args, flag)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no such run to {flag}")
+    config, _, _ = runs.load(folder, model.MODELS)
+
+    # On other data the same ids would be other words and categories.
+    if config["fingerprint"] != meta["fingerprint"]:
+        raise UserError(f"{folder}: was trained on other data ({config['fingerprint']}) than {cli.listed(args.data)} "
+                        f"holds ({meta['fingerprint']}); name its data with --data")
+    encoder.require_pieces(config, meta, folder, cli.listed(args.data))
+    return folder, config
+
+
+def require_shapes(table, given, former, folder):
+    """Raise UserError where a setting that was typed asks for arrays of another shape, or rows of another meaning, than
+    the run in `folder`, of this configuration, has."""
+    for setting in all_of(table.settings):
+        shapes = "encoder" in former if setting.shapes == "pieces" else setting.shapes
+        if shapes and setting.name in given and given[setting.name] != former.get(setting.name):
+            raise UserError(f"{flag_of(setting.name)}: {folder} has {former.get(setting.name)}; leave it out, or begin "
+                            "anew")
+
+
+# --- its rows ---------------------------------------------------------------------------------------------------------
+
+def read_as(name, folders, meta, arrays):
+    """(meta, arrays) with what a model reads as `titles`. For an encoder these are pieces, numbered anew, as only those
+    that occur are on the device: meta["pieces"] are their ids. Raises UserError where there are none."""
+    if (wanted := model.encoder_of(name)) is None:
+        return meta, arrays
+    if (meta.get("encoder") or {}).get("name") != wanted:
+        raise UserError(f"{cli.listed(folders)}: has no pieces for --model {name}; run prepare.py again, with "
+                        f"--encoder {wanted}")
+    encoder.require(meta["encoder"], cli.listed(folders))
+    known, ids = data.compact([rows["pieces"] for rows in arrays.values()])
+    arrays = {split: {kind: array for kind, array in rows.items() if kind != "pieces"} | {"titles": mine}
+              for (split, rows), mine in zip(arrays.items(), ids, strict=True)}
+    return meta | {"pieces": known}, arrays
+
+
+def without_trained(folders, meta, arrays, trained, has_former):
+    """(meta, arrays) without the validation rows whose titles are among `trained`, where a run begins from a former
+    one, or trains on several folders: their score, and promises made of it, would not hold for new titles. Raises
+    UserError where no row is left."""
+    # In a single folder equal titles stand on one side, unless its source has divided them; prepare.py says so.
+    several = isinstance(folders, list) and len(folders) > 1
+    seen = np.isin(arrays["valid"]["keys"], trained)
+    if not seen.any() or not (has_former or several):
+        return meta, arrays
+    if seen.all():
+        raise UserError(f"{cli.listed(folders)}: all its validation rows have titles that trained the former run, or "
+                        "that train in another folder; prepare the data with the same --seed, or other rows")
+    if devices.is_first():
+        print(f"warning: {seen.sum():,} of {len(seen):,} validation rows have titles that trained the former run, or "
+              "that train in another folder; they are left out", file=sys.stderr)
+    return (meta | {"rows": meta["rows"] | {"valid": int((~seen).sum())}},
+            arrays | {"valid": {kind: array[~seen] for kind, array in arrays["valid"].items()}})
+
+
+def with_validation_rows(arrays):
+    """The arrays, with the rows of both splits for training."""
+    return arrays | {"train": {kind: np.concatenate([array[:], arrays["valid"][kind]])
+                               for kind, array in arrays["train"].items()}}

@@ -1,0 +1,478 @@
+"""A run, or several, and rows -> probabilities: the Classifier that reports, predictions, exports and Python share.
+
+A trained model with the vectors of all words is a Predictor; one or several that classify together are an Ensemble;
+compiled functions make answers of an Ensemble and a batch of ids. A Classifier reads checkpoints and titles, and knows
+what its probabilities mean. What modules compute (model.py), what a run keeps (runs.py) and how answers are written
+(evaluate.py, tables.py) do not belong here.
+"""
+import copy
+import functools
+import os
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import classify
+import data
+import model
+from titles import calibration, cli, devices, encoder, runs
+from titles.cli import UserError
+
+# --- knobs ------------------------------------------------------------------------------------------------------------
+PREDICT_ROWS = 32768  # titles classified at a time
+BATCH_SIZES = (1, 64, 1024, 16384)  # of what is compiled
+EXPLAINED, EXPLAINED_OF = 5, 40  # words that --explain writes at most, of the first so many of a title
+
+# --- trained models ---------------------------------------------------------------------------------------------------
+
+@flax.struct.dataclass
+class Predictor:
+    """A trained model that is ready to classify: what training wrote, with the vectors of all words made once."""
+    module: nn.Module = flax.struct.field(pytree_node=False)
+    word_ngrams: int = flax.struct.field(pytree_node=False)
+    params: dict
+    table: jax.Array        # [V, D]
+    row_weights: jax.Array  # [V]
+    words: tuple            # of all words the vectors [W, D] and their weights [W]
+    further: tuple | None   # the same of words behind those, see `extended`
+    features: dict          # `hashes` of words, `first` row and number of `buckets` for word n-grams
+
+
+def make_predictor(config, variables, features):
+    """The Predictor of a run's configuration, its variables as from model.init, and model.feature_tables of words. An
+    encoder's variables are the whole "params" and "table"; the features are not used."""
+    if "encoder" in config:
+        table = jnp.asarray(variables["table"])
+        weights = jnp.ones(len(table)).at[0].set(0)
+        return Predictor(model.build(config), 1, variables["params"], table, weights, (table, weights), None, {})
+    features = devices.put(features, devices.whole())
+    words = model.compose(variables["table"], variables["weights"], features, config.get("shard_table", False))
+    kept = {name: features[name] for name in ("hashes", "first", "buckets")}
+    return Predictor(model.build(config), config["word_ngrams"], variables["params"], variables["table"],
+                     variables["weights"], words, None, kept)
+
+
+def extended(config, predictor, words):
+    """A Predictor that knows further words (list of str), by the ids behind those it knows."""
+    # Filled up to a power of two, so that few sizes are compiled.
+    spare = [""] * (max(8, 1 << len(words).bit_length()) - len(words))
+    features = model.feature_tables(config, [*data.SPECIALS, *words, *spare], known=0)
+    vectors, weights = model.compose(predictor.table, predictor.row_weights, features)
+    hashes = jnp.concatenate([predictor.features["hashes"], features["hashes"][len(data.SPECIALS):]])
+    return predictor.replace(further=(vectors[len(data.SPECIALS):], weights[len(data.SPECIALS):]),
+                             features=predictor.features | {"hashes": hashes})
+
+
+def inputs(predictor, ids):
+    """What a module takes, for [B, L] word ids: vectors [B, P, D], weights [B, P]; as in training, without dropout."""
+    vectors, weights = (of_all[ids] for of_all in predictor.words)
+    if predictor.further:
+        # Looked up apart: to append them to the vectors of all words would copy these.
+        behind = ids.astype(jnp.int32) - (len(predictor.features["hashes"]) - len(predictor.further[1]))
+        more, more_weights = (of_all[jnp.maximum(behind, 0)] for of_all in predictor.further)
+        vectors = jnp.where(behind[..., None] < 0, vectors, more)
+        weights = jnp.where(behind < 0, weights, more_weights)
+    if predictor.word_ngrams > 1:
+        rows = model.word_ngrams(predictor.features, ids, predictor.word_ngrams)
+        vectors = jnp.concatenate([vectors, predictor.table[rows]], 1)
+        weights = jnp.concatenate([weights, predictor.row_weights[rows]], 1)
+    return vectors, weights
+
+
+def forward(predictor, batch):
+    """A data.Batch -> [B, C] logits; of several heads the mean of their log-probabilities."""
+    z = predictor.module.apply({"params": predictor.params}, *inputs(predictor, batch.ids), batch)
+    return z if z.ndim == 2 else jax.nn.log_softmax(z).mean(0)
+
+
+logits = jax.jit(forward, compiler_options=model.QUICK_COMPILE)
+
+
+@flax.struct.dataclass
+class Ensemble:
+    """One or several Predictors that classify together: as one model whose logits are the weighted sum of theirs."""
+    predictors: tuple
+    factors: tuple = (1.0,)  # of the logits of each; of a single one 1 / its temperature
+    shifts: tuple = (0.0,)   # what is added to the logits of each before [C], such as the log prior
+    smoothing: float = 0.0   # part of the probability that is spread evenly over all categories
+
+
+def combined(ensemble, batches):
+    """A data.Batch for each model -> [B, C] logits, the weighted sum of theirs; [B, C] logits without factors: the mean
+    of their log-probabilities, of one its logits."""
+    shifted = [forward(*each) + shift for *each, shift in zip(
+        ensemble.predictors, batches, ensemble.shifts, strict=True)]
+    return (sum(factor * z for factor, z in zip(ensemble.factors, shifted, strict=True)),
+            shifted[0] if len(shifted) == 1 else sum(map(jax.nn.log_softmax, shifted)) / len(shifted))
+
+
+@functools.partial(jax.jit, compiler_options=model.QUICK_COMPILE)
+def score_batch(ensemble, batches, labels):
+    z, raw = combined(ensemble, batches)
+    probabilities = calibration.smoothed(z, ensemble.smoothing)
+
+    def of_label(values):
+        return jnp.take_along_axis(values, labels[:, None], 1)[:, 0]
+
+    # As the logarithm of a sum, which stays finite where the probability is too small for its type.
+    given, smoothing = of_label(probabilities), ensemble.smoothing
+    calibrated = -jnp.logaddexp(jnp.log1p(-smoothing) + of_label(jax.nn.log_softmax(z)),
+                                jnp.log(smoothing / z.shape[1]))
+    return {"prediction": first_maximum(z), "rank": (z > of_label(z)[:, None]).sum(1),
+            "probability": probabilities.max(1), "given_probability": given,
+            "loss": jax.nn.logsumexp(raw, 1) - of_label(raw), "calibrated_loss": calibrated,
+            "brier": (probabilities ** 2).sum(1) - 2 * given + 1}
+
+
+@functools.partial(jax.jit, static_argnames="top", compiler_options=model.QUICK_COMPILE)
+def top_batch(ensemble, batches, top):
+    z, _ = combined(ensemble, batches)
+
+    # Ranked by logits, as small probabilities may round to the same number.
+    category = first_maximum(z)[:, None] if top == 1 else jax.lax.top_k(z, top)[1]
+    probabilities = calibration.smoothed(z, ensemble.smoothing)
+    return {"category": category, "probability": jnp.take_along_axis(probabilities, category, 1)}
+
+
+@functools.partial(jax.jit, compiler_options=model.QUICK_COMPILE)
+def score_promised(promising, ensemble, batches, labels):
+    evaluated = score_batch.__wrapped__  # programs with options cannot be a part of others
+    promised = evaluated(promising.replace(predictors=ensemble.predictors), batches, labels)
+    return evaluated(ensemble, batches, labels) | {
+        f"promised_{name}": promised[name] for name in ("prediction", "probability")}
+
+
+@functools.partial(jax.jit, compiler_options=model.QUICK_COMPILE)
+def all_batch(ensemble, batches):
+    return {"probability": calibration.smoothed(combined(ensemble, batches)[0], ensemble.smoothing)}
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+def first_maximum(z):
+    """z [B, C] -> [B] the first column with the largest of each row; XLA's argmax takes 5 times as long on a CPU."""
+    return jnp.where(z == z.max(1)[:, None], jnp.arange(z.shape[1]), z.shape[1] - 1).min(1)
+
+
+def largest_batch(encoder):
+    """How many titles are classified at a time, at most. A CPU has caches for few, and only many keep a GPU busy; where
+    there is an encoder, each costs much more."""
+    sizes = BATCH_SIZES[1:3] if devices.mesh().devices.flat[0].platform == "cpu" else BATCH_SIZES[2:]
+    return sizes[not encoder]
+
+
+def largest_batch_of(predictors):
+    return largest_batch(any(hasattr(predictor.module, "encoder") for predictor in predictors))
+
+
+def in_batches(function, batches, *others, largest):
+    """Call `function` on rows, a data.Batch of all for each model, and other arrays [N, ...] in parts of one size (the
+    last one repeats rows): the smallest of BATCH_SIZES that holds all, or `largest`. Titles of up to L / 2 words come
+    apart from longer ones, in half the columns: two programs are compiled, and little padding is computed. Returns its
+    dictionary of results as [N, ...]."""
+    ids = [batch.ids for batch in batches]
+    batch_size = min(largest, next((size for size in BATCH_SIZES if size >= len(ids[0])), BATCH_SIZES[-1]))
+    whole = [array.shape[1] for array in ids]
+    half = [-(-width // 2) for width in whole]
+    long = np.any([array[:, width:].any(1) for array, width in zip(ids, half, strict=True)], 0)
+    order, results, sharding = [np.zeros(0, int)], [], devices.parted(batch_size)
+    for rows, widths in ((np.flatnonzero(~long), half), (np.flatnonzero(long), whole)):
+        for start in range(0, len(rows), batch_size):
+            order.append(rows[start:start + batch_size])
+            part = np.resize(order[-1], batch_size)
+            results.append(devices.shared(function(*devices.put((
+                tuple(data.chosen(batch, part, width) for batch, width in zip(batches, widths, strict=True)),
+                *(array[part] for array in others)), sharding))))
+
+    # Results in the order of the rows again, without those that filled up a batch.
+    back = np.argsort(np.concatenate(order))
+    return {name: np.concatenate([np.asarray(result[name])[:len(rows)] for result, rows in
+                                  zip(results, order[1:], strict=True)])[back] for name in results[0]}
+
+
+def score(ensemble, batches, labels):
+    """Evaluate an Ensemble on every row once: a dictionary of [N] arrays.
+
+    `prediction`, its `probability`, `given_probability` of the label and its `rank` (0 = first), `calibrated_loss`
+    (cross-entropy, nats) and `brier` score of the probabilities, `loss` without temperatures, factors and smoothing, as
+    in training. batches: a data.Batch for each Predictor; labels [N].
+    """
+    return in_batches(lambda parts, y: score_batch(ensemble, parts, y), batches, labels.astype(np.int32),
+                      largest=largest_batch_of(ensemble.predictors))
+
+
+def hits(labels, predictions):
+    """Of the categories that occur in `labels`, in rising order: how many of their rows are right, and how many rows
+    they have."""
+    size = np.bincount(labels)
+    right = np.bincount(labels[labels == predictions], minlength=len(size))
+    return right[size > 0], size[size > 0]
+
+
+def balanced_accuracy(labels, predictions):
+    """Mean recall over the categories that occur in `labels`, as scikit-learn's balanced_accuracy_score."""
+    right, size = hits(labels, predictions)
+    return float(np.mean(right / size))
+
+
+def title_vectors(config, table, layers, ids):
+    """[N, D] vectors of titles as the layers of an encoder make them: table [V, D], their parameters, ids [N, P]."""
+    module = model.MODELS[config["model"]].below()
+
+    @jax.jit
+    def vectors(table, layers, ids):
+        return {"vectors": module.apply({"params": layers}, table[ids], (ids > 0).astype(jnp.float32))}
+
+    table, layers = devices.put((table, layers), devices.whole())
+    return in_batches(lambda batches: vectors(table, layers, batches[0].ids), (data.Batch(ids),),
+                      largest=largest_batch(True))["vectors"]
+
+
+# --- the classifier ---------------------------------------------------------------------------------------------------
+
+class Classifier(classify.BaseClassifier):
+    """One or several checkpoints that share vocabulary and labels, and classify together: the weighted sum of their
+    logits. Made by `load`. The probability of the likeliest category is the chance that it is right, for titles like
+    the validation rows (titles/calibration.py)."""
+
+    def __init__(self, checkpoints, prior=None):
+        """checkpoints: [(folder of a run, "best" or "latest")]; prior: "equal", "training", or None for the first
+        run's own. Raises UserError where they do not go together."""
+        # The first run gives its folder to the report, and its name, with the others' behind it.
+        (self.folder, self.which), *others = self.checkpoints = checkpoints
+        self.name = "+".join([self.which, *(f"{folder.name}-{which}" for folder, which in others)])
+        self.folders = [*dict.fromkeys(folder for folder, _ in checkpoints)]
+        self.members, self.steps, self.validation = [], [], []
+        for folder, which in checkpoints:
+            config, vocab, labels, saved, step = runs.restore(folder, which)
+            if not self.members:
+                self.config, self.vocab, self.labels = config, vocab, labels
+            # With the same vocab.txt and labels.txt, ids mean the same to all members.
+            if config["files"] != self.config["files"]:
+                raise UserError(f"{folder}: has another vocabulary or other labels than {self.folder}; average runs on "
+                                "the same prepared data")
+            self.members.append((config, saved["variables"]))
+            self.validation.append(jax.device_get(saved["validation"]))
+            if not np.array_equal(self.validation[-1]["labels"], self.validation[0]["labels"]):
+                raise UserError(f"{folder}: was evaluated on other validation rows than {self.folder}; average runs on "
+                                "the same prepared data, which --init-from has left none of out")
+            self.steps.append(step)
+
+        # Made where they are first asked for, and the same under any prior: the vectors of all words; hashes of all
+        # character n-grams of the vocabulary, for `knows`.
+        self.predictors = functools.cache(lambda: tuple(
+            make_predictor(config, variables, None if "encoder" in config else model.feature_tables(
+                config, self.vocab)) for config, variables in self.members))
+        self.ngrams = functools.cache(
+            lambda minn, maxn: np.unique(data.character_ngrams(self.vocab, minn, maxn, classify.HASHES)[1]))
+        self.index = {word: i for i, word in enumerate(self.vocab)}
+
+        self.has_own_prior = prior is None
+        self.assume(prior or self.config["prior"])
+
+    def assume(self, prior):
+        """Set the prior of predictions, and what calibrates them under it."""
+        # A run's logits are under the prior that its --balance aims at. Adding the log prior of the training rows, or
+        # subtracting it, converts from one to the other.
+        self.prior = prior
+        log_prior = calibration.log_prior(self.config["training_rows"])
+        own = [config["prior"] for config, _ in self.members]
+        self.shifts = tuple(((prior == "training") - (one == "training")) * log_prior for one in own)
+
+        # A run under its own prior is calibrated. What is put together anew is calibrated on the validation rows that
+        # the checkpoints keep, which are the same of all.
+        labels, temperature = self.validation[0]["labels"], 1.0
+        self.temperatures = np.array([kept["temperature"] for kept in self.validation])
+        self.smoothing, self.weights = self.validation[0]["smoothing"], np.ones(1)
+        if len(own) > 1:
+            # By cross-entropy on rows whose categories are as frequent as in training, so under that prior.
+            self.weights = calibration.fit_weights(np.stack([
+                self.kept_logits(i, log_prior if one == "equal" else 0) / self.temperatures[i]
+                for i, one in enumerate(own)]), labels)
+        self.factors = (self.weights / self.temperatures).astype(np.float32)
+        if len(own) > 1 or prior != own[0]:
+            temperature, self.smoothing = calibration.fit(self.combined_kept(), labels)
+        self.factors /= np.float32(temperature)
+
+    @functools.cached_property
+    def promising(self):
+        """The classifier that promises a precision: this one, under the training prior unless another was asked for. A
+        precision counts titles, and under the prior that they come with it is promised for more of them."""
+        if self.prior == "training" or not self.has_own_prior:
+            return self
+        other = copy.copy(self)
+        for cached in ("ensemble", "validated", "promises"):  # under this prior
+            vars(other).pop(cached, None)
+        other.assume("training")
+        return other
+
+    @property
+    def identity(self):
+        """What tells this classifier from others: its prior, and of each checkpoint when its run began and its step."""
+        return self.prior, [(config["created"], step)
+                            for (config, _), step in zip(self.members, self.steps, strict=True)]
+
+    def kept_logits(self, member, shift):
+        """The logits of a member on the validation rows that its checkpoint keeps [n, C], shifted."""
+        return self.validation[member]["logits"].astype(np.float32) + shift
+
+    def combined_kept(self):
+        """The logits of all members together on these rows [n, C]."""
+        return sum(factor * self.kept_logits(i, shift)
+                   for i, (factor, shift) in enumerate(zip(self.factors, self.shifts, strict=True)))
+
+    @functools.cached_property
+    def validated(self):
+        """(probability of the likeliest category [n], whether it is right [n]) of these rows."""
+        logits = self.combined_kept()
+        return (np.asarray(calibration.smoothed(logits, self.smoothing)).max(1),
+                logits.argmax(1) == self.validation[0]["labels"])
+
+    @functools.cached_property
+    def promises(self):
+        """(number of these rows, calibration.promises of them)."""
+        return len(self.validated[1]), calibration.promises(*self.validated)
+
+    @functools.cached_property
+    def ensemble(self):
+        """The Ensemble that knows the vocabulary."""
+        return Ensemble(self.predictors(), *devices.put((self.factors, self.shifts, self.smoothing), devices.whole()))
+
+    def word_vectors(self, others=()):
+        """(words, their vectors [n, D] float32): of the vocabulary, then of `others`, a list of words that are not in
+        it. Raises UserError where there is not one model of words."""
+        if len(self.members) > 1 or "encoder" in self.config:
+            raise UserError("vectors of words: name one run with --ckpt, and not an encoder, which has none")
+        predictor, first = self.ensemble.predictors[0], len(data.SPECIALS)
+        words, vectors = self.vocab[first:], [predictor.words[0][first:len(self.vocab)]]
+        if others:
+            # What `extended` fills up to a power of two is no word.
+            vectors.append(extended(self.config, predictor, list(others)).further[0][:len(others)])
+        return [*words, *others], np.concatenate(jax.device_get(devices.shared(vectors)))
+
+    def in_parts(self, function, rows, *others):
+        """Call `function(ensemble, batches, *others)` on rows (data.Rows, or list of titles) and arrays that go with
+        them, by `in_batches`. Returns its dictionary of results, with `known` as from `knows`."""
+        # A part at a time, so that memory does not grow with the titles.
+        found, rows = [], data.rows_of(rows)
+        for start in range(0, len(rows.titles), PREDICT_ROWS):
+            part = slice(start, start + PREDICT_ROWS)
+            ensemble, batches, known = self.read(rows.part(part))
+            result = in_batches(functools.partial(function, ensemble), batches, *(array[part] for array in others),
+                                largest=largest_batch_of(ensemble.predictors))
+            found.append(result | {"known": known})
+        return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+
+    def read(self, rows):
+        """(an Ensemble that knows all words of some rows (data.Rows, or list of titles), a tuple of the data.Batch that
+        each member reads, whether anything of a title is known [N])."""
+        # To models of words those out of vocabulary get vectors from their n-grams, for these titles.
+        ensemble, rows = self.ensemble, data.rows_of(rows)
+        titles, predictors, batches = rows.titles, [], []
+        known = np.zeros(len(titles), bool)
+        words = functools.cache(lambda max_len: data.encode(titles, self.index, max_len))
+        for (config, _), predictor in zip(self.members, ensemble.predictors, strict=True):
+            if "encoder" in config:  # it knows all pieces, between two marks
+                mine, others = encoder.pieces(config["encoder"]["name"], titles, config["encoder"]["max_len"]), []
+                known |= (mine > 0).sum(1) > 2
+            else:
+                mine, others = words(config["max_len"])
+                known |= self.knows(config, mine, others)
+            predictors.append(extended(config, predictor, others) if others else predictor)
+            batches.append(data.batch_of({"titles": mine} | rows.columns))
+        return ensemble.replace(predictors=tuple(predictors)), tuple(batches), known
+
+    def knows(self, config, ids, words):
+        """Whether the training of a member has seen a word or an n-gram of each title [N]: ids [N, L] in the vocabulary
+        and, behind it, in `words`."""
+        # A word of the vocabulary is enough; n-grams are looked at only if some title has none.
+        known = ((ids > data.UNKNOWN) & (ids < len(self.vocab))).any(1)
+        if not known.all() and words and config["maxn"]:
+            # N-grams are compared by hashes so long that two of them are hardly ever equal.
+            start, hashes = data.character_ngrams([*data.SPECIALS, *words], config["minn"], config["maxn"],
+                                                  classify.HASHES)
+            # A running count of hits: its difference between the bounds of a word counts those in it.
+            hits = np.cumsum(np.isin(hashes, self.ngrams(config["minn"], config["maxn"]), kind="sort"))
+            of_words = np.diff(np.pad(hits, (1, 0))[start])[len(data.SPECIALS):] > 0
+            known |= np.concatenate([np.zeros(len(self.vocab), bool), of_words])[ids].any(1)
+        return known
+
+    def likeliest(self, rows, top):
+        """The `top` likeliest categories of rows (data.Rows, or list of titles): (ids [N, top], probabilities [N, top],
+        0 where nothing of the title is known)."""
+        found = self.in_parts(functools.partial(top_batch, top=top), rows)
+        return found["category"], np.where(found["known"][:, None], found["probability"], 0)
+
+    def score(self, rows, labels, promised=False):
+        """What `score_batch` says of rows (data.Rows, or list of titles) with labels [N], ids of categories; the
+        probability is 0 where nothing of a title is known. With `promised`, `promised_prediction` and
+        `promised_probability` are those of the classifier that promises a precision."""
+        function = score_batch
+        if promised:  # it shares all but a few numbers, so one pass does for both
+            function = functools.partial(score_promised, self.promising.ensemble.replace(predictors=()))
+        found = self.in_parts(function, rows, labels.astype(np.int32))
+        return found | {name: np.where(found["known"], found[name], 0) for name in found if name.endswith("probability")
+                        and name != "given_probability"}
+
+    def has_trained_on(self, keys):
+        """Whether titles, given by data.title_keys [N], have trained any of the runs: [N] bool."""
+        return np.isin(keys, np.concatenate([runs.trained_titles(folder) for folder in self.folders]))
+
+    def predict_proba(self, titles):
+        """The probability of every category, in the order of `labels`: [N, C] float32; NaN for missing titles. Titles
+        are as for `predict`. Where training has seen no word and no n-gram of a title, `predict` names no category;
+        here it has the probabilities that the network gives to a title without words."""
+        titles, present = classify.check_titles(titles)
+        result = np.full((len(titles), len(self.labels)), np.nan, np.float32)
+        if present:
+            result[present] = self.in_parts(all_batch, [titles[i] for i in present])["probability"]
+        return result
+
+    def explain(self, rows, categories):
+        """For each row (data.Rows, or list of titles) the words that speak most for its category (ids [N]): a list of
+        (word, by how much the logarithm of the probability falls without it), the largest first."""
+        # Each title and, behind it, the title without each of its words: all are scored at once.
+        rows = data.rows_of(rows)
+        words = [data.tokenize(title)[:EXPLAINED_OF] for title in rows.titles]
+        variants, labels = [], []
+        for title, category in zip(words, categories, strict=True):
+            variants += [" ".join(title), *(" ".join(title[:i] + title[i + 1:]) for i in range(len(title)))]
+            labels += [category] * (len(title) + 1)
+        if not labels:
+            return []
+
+        sizes = [len(title) + 1 for title in words]
+        columns = {name: np.repeat(values, sizes, 0) for name, values in rows.columns.items()}
+        found, ends, result = self.score(data.Rows(variants, columns), np.array(labels)), np.cumsum(sizes), []
+        for title, losses, known in zip(words, *(
+                np.split(found[name], ends[:-1]) for name in ("calibrated_loss", "known")), strict=True):
+            gains = zip(title, (losses[1:] - losses[0]).tolist(), strict=True) if known[0] else ()  # else it is a guess
+            result.append(sorted((item for item in gains if item[1] > 0), key=lambda item: -item[1])[:EXPLAINED])
+        return result
+
+
+def load(*ckpt, folder="runs", prior=None, fingerprint=None):
+    """The Classifier of one or several checkpoints, named as for --ckpt ("cnn-1", "cnn-1/latest"; "best" if none is).
+
+    folder: of all runs; fingerprint: of the prepared data that `best` and `latest` must have been trained on, or None.
+    Raises UserError where a checkpoint cannot be found or read, or where they do not go together.
+    """
+    cli.require_device()
+    ckpt = [os.fspath(name) for name in ckpt or ["best"]]
+    found = [runs.find(name, folder, fingerprint) for name in ckpt]
+
+    # Two names may mean one checkpoint, such as best and the name of that run; it would only count twice.
+    if len({(path.resolve(), which) for path, which in found}) < len(found):
+        raise UserError(f"--ckpt {' '.join(ckpt)}: the same checkpoint twice")
+    return Classifier(found, prior)
+
+
+def load_named(args):
+    """The Classifier that --ckpt, --runs and --prior name; best and latest are of the runs on --data, where that is
+    there."""
+    # Only best and latest ask what data a run is of; a run that is named needs none here.
+    fingerprint = data.fingerprint_of(args.data) if {"best", "latest"}.intersection(args.ckpt) else None
+    return load(*args.ckpt, folder=args.runs, prior=args.prior, fingerprint=fingerprint)

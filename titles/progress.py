@@ -1,0 +1,83 @@
+"""What a training prints: what is trained and where, a line for each epoch, and how far it is."""
+import math
+import sys
+import time
+
+import jax
+
+import model
+from titles import devices, runs
+
+
+def sizes_of(variables):
+    """{what: number} of a model's parameters and its table of vectors; megabytes as they are in memory."""
+    table, params = variables["table"], jax.tree.leaves(variables["params"])
+    return {"parameters": sum(x.size for x in params), "table_rows": len(table), "table_columns": table.shape[1],
+            "megabytes": round((table.nbytes + sum(x.nbytes for x in params)) / 1e6, 1)}
+
+
+def introduce(name, config, sizes):
+    """Print what is trained and where: the configuration, sizes, and the loss that chance would give."""
+    count = devices.mesh().size
+    if config["batch_size"] % count and devices.is_first():
+        print(f"warning: {count} devices cannot share batches of {config['batch_size']} rows evenly, so each computes "
+              f"all of them; a new run may have a --batch-size that is a multiple of {count}", file=sys.stderr)
+    if config.get("shard_table") and model.table_rows(config) % count and devices.is_first():
+        print(f"warning: {count} devices cannot share the {model.table_rows(config):,} rows of the table evenly, so "
+              "each holds all of them; 2, 4, 8, 16, ... devices can", file=sys.stderr)
+    print(f"run {name}{' (SYNTHETIC DATA)' if config['synthetic'] else ''} on {devices.names()}: "
+          + ", ".join(f"{key}={value}" for key, value in runs.settings(config).items()))
+    print(f"{config['rows']:,} rows, {config['steps']:,} steps of {config['batch_size']}; {sizes['parameters']:,} "
+          f"parameters and a table of {sizes['table_rows']:,} x {sizes['table_columns']}, {sizes['megabytes']:,} MB"
+          f"; chance loss ln {config['classes']} = {math.log(config['classes']):.3f}")
+
+
+def print_epoch(row, is_best=False):
+    """One line of at most 100 characters; metrics.csv has the rest."""
+    said = [f"{kind.replace('_', ' ')} " + ", ".join(f"{row[f'{split}_{kind}']:.4f} {split}" for split in (
+        "train", "valid") if f"{split}_{kind}" in row) for kind in ("loss", "balanced_accuracy")]
+    print(f"epoch {row['epoch']:>3}  " + "  ".join(said) + "  best" * is_best)
+
+
+class Progress:
+    """Prints how far a training is: every second on a terminal, else every ten seconds."""
+
+    def __init__(self, config, rates, schedule, step):
+        """rates: {a setting: the learning rate's name in a line}; schedule: train.schedule; step: of the begin."""
+        self.config, self.rates = config, {rate: name for rate, name in rates.items() if rate in config}
+        factor_of = {rate: schedule(config, rate) for rate in self.rates}
+
+        def factors(step):
+            return {rate: factor(step) for rate, factor in factor_of.items()}
+
+        self.factors = jax.jit(factors)  # one program instead of one for each operation
+        self.begun, self.first_step, self.printed = time.time(), step, 0
+
+    def pause(self, seconds):
+        """Leave these seconds out of the time that the training has taken, and so out of its speed."""
+        self.begun += seconds
+
+    def show(self, step, loss):
+        if time.time() - self.printed < (1 if sys.stdout.isatty() else 10):
+            return
+        config, self.printed = self.config, time.time()
+
+        # Speed is that of this process: what came before --resume does not count, nor do pauses.
+        seconds, steps, left = self.printed - self.begun, step - self.first_step, self.config["steps"] - step
+        epoch_steps = config["steps"] // config["epochs"]
+        factors = self.factors(step)
+        rates = ", ".join(f"{name} {config[rate] * float(factors[rate]):.1e}" for rate, name in self.rates.items())
+        print(f"epoch {-(-step // epoch_steps):>3}/{config['epochs']} {step / config['steps']:6.1%}  loss {loss:7.4f}  "
+              f"{rates}  {steps / epoch_steps * config['rows'] / seconds:9,.0f} titles/s  "
+              f"{clock(seconds)} elapsed  {clock(seconds / steps * left)} left", flush=True)
+
+
+def clock(seconds):
+    return f"{seconds // 60:.0f}:{seconds % 60:02.0f}"
+
+
+def leave(command, step, number):
+    """End the program after a signal of this number; command: the one that goes on."""
+    print(f"stopped at step {step:,}; go on with: python {command}")
+    # The status that a shell gives to what a signal has ended.
+    raise SystemExit(128 + number)

@@ -1,0 +1,158 @@
+"""The state of a training before its first step: random numbers, what is pretrained, what a former run has learned.
+
+A state is {"variables": all that prediction needs, "optimizer": the rest}, two trees of arrays.
+"""
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import data
+import model
+from titles import devices, encoder, predict
+
+
+class Start(NamedTuple):
+    """What a training begins with, on the devices but for the rows."""
+    state: dict
+    features: dict   # of words, as from model.feature_tables; of an encoder nothing
+    frozen: dict     # variables that no step changes, which are not in the state
+    arrays: dict     # {split: rows}; with frozen layers titles are [N, 1], the row of their vector
+
+
+def begin(plan, optimizer, former=None):
+    """The Start of a configuration.Plan. optimizer: as from train.make_optimizer; former: as from runs.restore, a run
+    whose knowledge it begins with; a line says how much of it there is."""
+    config, meta, arrays = plan.config, plan.meta, plan.arrays
+    features, frozen = {}, {}
+    if "encoder" in config:
+        pretrained, arrays = pretrained_variables(config, meta, arrays, former and former[3]["variables"])
+        state = state_of_pieces(config, optimizer, pretrained)
+        frozen = {"table": pretrained["table"]} if config["freeze_embeddings"] else {}
+    else:
+        features = model.feature_tables(config, meta["words"])
+        state = state_of_words(config, optimizer, features, arrays["train"]["titles"], meta["vectors"])
+    if former:
+        state, said = with_knowledge(state, config, meta, former)
+        print(f"begins with what {config['init_from']} knows: {said}")
+    state = devices.put(state, model.shardings(config, state))
+    return Start(state, *devices.put((features, frozen), devices.whole()), arrays)
+
+
+def random_state(config, optimizer):
+    """The state of random numbers. Made under jit, so that the table comes into being where it stays."""
+    sums = 0.0 if config["freeze_embeddings"] else config["accumulator"]
+
+    def start():
+        variables = model.init(config, jax.random.key(config["seed"]))
+        of_table = {"accumulator": jnp.full(len(variables["table"]), sums)} if "table" in variables else {}
+        return {"variables": variables, "optimizer": {
+            "dense": optimizer.init(variables["params"]), "step": jnp.zeros((), jnp.int32)} | of_table}
+
+    return jax.jit(start, out_shardings=model.shardings(config, jax.eval_shape(start)))()
+
+
+def state_of_words(config, optimizer, features, titles, vectors=None):
+    """The state of a model of words. titles [N, L] of the training rows give the weights of the table's rows; vectors
+    [V, D] (zero where not found) are the start of the words' own rows."""
+    state = random_state(config, optimizer)
+    variables = dict(state["variables"])
+
+    # A row that no training title uses gets weight 0: its numbers are random and must not count in predictions.
+    variables["weights"] = devices.put(model.row_weights(config, features, titles), variables["weights"].sharding)
+
+    # The words' own rows are the first of the table, so that is where their pretrained vectors go.
+    if vectors is not None:
+        found, table = vectors.any(1, keepdims=True), variables["table"]
+        if found.any():  # words without a vector start as long as the others
+            table *= vectors[found[:, 0]].std() / table.std()
+        variables["table"] = table.at[:len(vectors)].set(jnp.where(found, vectors, table[:len(vectors)]))
+    return state | {"variables": variables}
+
+
+def state_of_pieces(config, optimizer, pretrained):
+    """The state of an encoder, which begins as its package has it; pretrained: as from `pretrained_variables`. What is
+    frozen is not in it."""
+    state = random_state(config, optimizer)
+    known = devices.put(pretrained, devices.whole())
+
+    # Table and pieces are variables, layers and head are parameters.
+    def filled(tree):
+        return {name: known.get(name, value) for name, value in tree.items()}
+
+    variables = filled(state["variables"]) | {"params": filled(state["variables"]["params"])}
+    return state | {"variables": variables}
+
+
+def pretrained_variables(config, meta, arrays, learned=None):
+    """(what an encoder begins with: `table` [V, D] of the `pieces` [V], `layers`, and with a name_weight the `head`,
+    as a former run has trained them on where given; arrays). Where the layers are frozen, vectors of all titles take
+    the place of those of pieces, and in the arrays titles are [N, 1], the row of their vector."""
+    def begun(pieces):
+        # A former run brings the table of all pieces (runs.restore); those that are needed are taken.
+        if learned:
+            return np.asarray(learned["table"])[pieces], learned["params"]["layers"]
+        return encoder.pretrained(config["encoder"]["name"], pieces)
+
+    table, layers = begun(meta["pieces"])
+    head = name_head(config, meta["labels"], begun) if config.get("name_weight") else {}
+    if config["freeze_layers"]:
+        # Nothing below the classifier changes, so each title goes through the layers once. Row 0 stays padding's.
+        vectors, numbered = [np.zeros((1, table.shape[1]), np.float32)], {}
+        for split, rows in arrays.items():
+            vectors.append(predict.title_vectors(config, table, layers, rows["titles"]))
+            end = sum(map(len, vectors))
+            numbered[split] = rows | {"titles": np.arange(end - len(vectors[-1]), end, dtype=np.uint32)[:, None]}
+        table, arrays = np.concatenate(vectors), numbered
+    return {"table": table, "pieces": meta["pieces"].astype(np.int32), "layers": layers} | head, arrays
+
+
+def name_head(config, labels, begun):
+    """A linear classifier made of the vectors of the categories' names, which say much where there are few titles.
+    begun: pieces -> (their table, layers)."""
+    names = [" ".join(re.findall(r"[^\W_]+", label)).lower() for label in labels]
+    pieces, (ids,) = data.compact([encoder.pieces(config["encoder"]["name"], names, config["encoder"]["max_len"])])
+    vectors = predict.title_vectors(config, *begun(pieces), ids)
+    # Names without a letter, such as numbers, say nothing and begin with zeros, as all do without these vectors.
+    weight = np.array([config["name_weight"] * any(map(str.isalpha, name)) for name in names], np.float32)
+    return {"head": {"Dense_0": {"kernel": vectors.T * weight, "bias": np.zeros(len(names), np.float32)}}}
+
+
+def with_knowledge(state, config, meta, former):
+    """(a state with what a former run, as from runs.restore, has learned of the same words, n-grams and categories; how
+    much was matched, as text). The rest stays as it is."""
+    old, vocab, labels, saved, _ = former
+    variables, learned = dict(state["variables"]), saved["variables"]
+
+    # Arrays of the head that differ in shape where there is a category more have one entry for each along their last
+    # axis; these are matched by the categories' names.
+    more = jax.eval_shape(lambda: model.init(config | {"classes": config["classes"] + 1}, jax.random.key(0)))["params"]
+    mine, theirs = matched(meta["labels"], labels)
+    variables["params"] = jax.tree.map(
+        lambda new, other, old: old if new.shape == other.shape else new.at[..., mine].set(old[..., theirs]),
+        variables["params"], more, {part: learned["params"][part] for part in variables["params"]})
+    said = f"{len(mine):,} of {config['classes']:,} categories"
+    if "encoder" in config:  # its vectors and layers are taken where the pretrained ones would be
+        return state | {"variables": variables}, said
+
+    # Rows of the table: of words by their text, of n-grams by their hash. Their weights count the titles of both.
+    mine, theirs = matched(meta["vocab"], vocab)
+    said = f"{len(mine) - len(data.SPECIALS):,} of {len(meta['vocab']) - len(data.SPECIALS):,} words, {said}"
+    mine = np.concatenate([mine, np.arange(config["buckets"]) + config["vocabulary"]])
+    theirs = np.concatenate([theirs, np.arange(config["buckets"]) + old["vocabulary"]])
+    variables["table"] = variables["table"].at[mine].set(learned["table"][theirs])
+    now, before = devices.shared((variables["weights"], learned["weights"]))
+    count = model.counts(now, config["rows"])
+    count[mine] += model.counts(before, config["earlier_rows"])[theirs]
+    variables["weights"] = devices.put(
+        model.idf(count, config["rows"] + config["earlier_rows"]), variables["weights"].sharding)
+    return state | {"variables": variables}, said
+
+
+def matched(names, others):
+    """The positions in two lists of str of what stands in both: two arrays of the same length."""
+    position = {name: i for i, name in enumerate(others)}
+    both = [(i, position[name]) for i, name in enumerate(names) if name in position]
+    return np.array(both, np.int64).reshape(-1, 2).T
