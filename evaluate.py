@@ -214,7 +214,7 @@ def file_format(args, classifier, file):
         return files.decompressed(file)
 
     with files.archive_errors(args.test or args.predict):
-        other = not sources.is_utf8(opened(), "") and files.decodes(opened(), encoding)
+        other = not sources.is_text(opened(), "utf-8") and sources.is_text(opened(), encoding)
     if files.is_patient(file):
         file.seek(0)
     return form._replace(encoding=encoding) if other else form
@@ -439,8 +439,8 @@ def predict(args):
         file = sys.stdin.buffer if args.predict == "-" else stack.enter_context(open(args.predict, "rb"))
         stack.enter_context(files.archive_errors(args.predict))
         require_other_file(file, args.out)
-        form, dialect = file_format(args, classifier, file), sources.Dialect()
-        header, blocks = sources.read_titles(files.decompressed(file), args.predict, bad, form, args.keep, dialect)
+        form = file_format(args, classifier, file)
+        header, blocks, dialect = sources.read_titles(files.decompressed(file), args.predict, bad, form, args.keep)
         if args.keep:
             dialect = written_dialect(args, dialect)
             tables.require_writable(classifier.labels, dialect.encoding)
