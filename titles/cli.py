@@ -233,11 +233,6 @@ def parse_args(parser, argv=None):
     return args
 
 
-def flags_given(argv=None):
-    """The flags that were typed, such as {"--seed"}."""
-    return {word.partition("=")[0] for word in (sys.argv[1:] if argv is None else argv) if word.startswith("--")}
-
-
 def add_data_flag(add):
     """Add --data by a parser's or a group's add_argument."""
     add("--data", type=Path, nargs="+", default=Path("data/prepared"),
@@ -264,7 +259,7 @@ def add_process_flags(add):
 
 
 def positive(kind, or_zero=False):
-    """An argparse type: a finite number of this kind (int or float) above 0."""
+    """An argparse type: a finite number of this kind (int or float) above 0, or 0 as well."""
     def number(text):
         value = kind(text)
         # NaN is refused, too: it fails every comparison.
@@ -276,9 +271,7 @@ def positive(kind, or_zero=False):
     return number
 
 
-def not_negative(kind):
-    """An argparse type: a finite number of this kind, 0 or above."""
-    return positive(kind, or_zero=True)
+not_negative = functools.partial(positive, or_zero=True)
 
 
 def fraction(text, wanted="a share between 0 and 1, such as 0.95", ends=()):
