@@ -13,6 +13,7 @@ import shlex
 import signal
 import sys
 import threading
+from collections import deque
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
@@ -130,6 +131,20 @@ def in_background(function):
     background_threads.append(threading.Thread(target=call, daemon=True))
     background_threads[-1].start()
     return future
+
+
+def map_ahead(pool, function, items, depth):
+    """Like map, with up to `depth` calls and the next item under way in the pool; results come in order."""
+    # The next item is read in the pool, too, while the main thread works on the results.
+    waiting, items, end = deque(), iter(items), object()
+    coming = pool.submit(next, items, end)
+    while (item := coming.result()) is not end:
+        coming = pool.submit(next, items, end)
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > depth:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 # --- the environment --------------------------------------------------------------------------------------------------
