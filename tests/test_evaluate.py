@@ -50,6 +50,27 @@ def test_scores_equal_scikit_learn_on_the_predictions_written(reported):
     assert [row["title"] for row in rows] == titles
 
 
+def test_the_keys_of_a_report_are_documented(reported, tmp_path):
+    """Of a split, and of several runs on a file: no other keys, and none that never comes."""
+    folder, scores = reported
+    (tmp_path / "few.csv").write_text("title,category\nmesa,MESAS\n", encoding="utf-8")
+    others = json.loads(run_here("evaluate", "--ckpt", "bag", "filters", "--test", tmp_path / "few.csv", "--json",
+                                 cwd=folder).stdout)
+    assert scores.keys() | others.keys() == report.KEYS.keys()
+    for part in scores["slices"].values():
+        assert part.keys() == {*report.SCORES, "rows", "balanced_accuracy_interval"}
+
+
+def test_a_report_reads_titles_as_text_alone(reported, tmp_path):
+    """Not the ids of their words, which training alone needs: nothing is said where these files are missing."""
+    folder, scores = reported
+    shutil.copytree(folder, tmp_path / "copy")
+    for kind in ("titles", "oov"):
+        (tmp_path / f"copy/data/prepared/test_{kind}.npy").unlink()
+    done = run_here("evaluate", "--ckpt", "filters", "--json", cwd=tmp_path / "copy")
+    assert json.loads(done.stdout) == scores
+
+
 def test_slices(reported):
     folder, scores = reported
     rows = read_csv(folder / "runs/filters/test-best/predictions.csv")
@@ -358,7 +379,7 @@ def test_interval_narrows_with_rows():
     for rows in (200, 20_000):
         labels = draw.integers(0, 5, rows)
         predictions = np.where(draw.random(rows) < 0.7, labels, (labels + 1) % 5)
-        low, high = report.interval(labels, predictions)
+        low, high = report.recall_interval(*prediction.hits(labels, predictions))
         assert low < metrics.balanced_accuracy_score(labels, predictions) < high
         widths.append(high - low)
     assert 8 < widths[0] / widths[1] < 12  # 1 / sqrt(rows)
@@ -374,12 +395,12 @@ def test_the_interval_covers_the_true_value(categories, rows, recall):
         size, truth = draw.integers(*rows, categories), draw.uniform(*recall, categories)
         labels = np.repeat(np.arange(categories), size)
         predictions = np.where(draw.random(len(labels)) < truth[labels], labels, -1)
-        low, high = report.interval(labels, predictions, resamples=300)
+        low, high = report.recall_interval(*prediction.hits(labels, predictions), resamples=300)
         covered += low <= truth.mean() <= high
     assert covered / 300 > 0.91
 
 
 def test_the_interval_of_a_perfect_score_has_a_width():
     labels = np.repeat(np.arange(4), 10)
-    low, high = report.interval(labels, labels)
+    low, high = report.recall_interval(*prediction.hits(labels, labels))
     assert 0.85 < low < 0.99 and high == 1

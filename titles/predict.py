@@ -61,7 +61,7 @@ def extended(config, predictor, words):
     # Filled up to a power of two, so that few sizes are compiled.
     spare = [""] * (max(8, 1 << len(words).bit_length()) - len(words))
     features = model.feature_tables(config, [*data.SPECIALS, *words, *spare], known=0)
-    vectors, weights = model.compose(predictor.table, predictor.weights, features)
+    vectors, weights = model.compose(predictor.table, predictor.row_weights, features)
     hashes = jnp.concatenate([predictor.features["hashes"], features["hashes"][len(data.SPECIALS):]])
     return predictor.replace(further=(vectors[len(data.SPECIALS):], weights[len(data.SPECIALS):]),
                              features=predictor.features | {"hashes": hashes})
@@ -242,7 +242,7 @@ class Classifier(classify.BaseClassifier):
         # The first run gives its folder to the report, and its name, with the others' behind it.
         (self.folder, self.which), *others = self.checkpoints = checkpoints
         self.name = "+".join([self.which, *(f"{folder.name}-{which}" for folder, which in others)])
-        self.folders = [*dict.fromkeys(folder for folder, _ in checkpoints)]
+        self.folders = [*{folder.resolve(): folder for folder, _ in checkpoints}.values()]
         self.members, self.steps, self.validation = [], [], []
         for folder, which in checkpoints:
             config, vocab, labels, saved, step = runs.restore(folder, which)
