@@ -21,8 +21,8 @@ its header, which names a column title or text, or what --title-column says; --k
 category and probability, in the same form. Bytes that are not UTF-8 become the replacement character, with a warning.
 Python 3.9 or newer.
 
-A tokenizer, n-grams and networks as in data.py and model.py of the project, as plain NumPy. tests/test_export.py holds
-both equal: what is changed there is changed here.
+In the project this file is also the one specification of tokenizer, n-grams and hashes, which data.py imports. Its
+networks are those of model.py in plain NumPy: what is changed there is changed here, and export.py compares both.
 """
 import argparse
 import collections
@@ -61,12 +61,16 @@ class ModelError(ValueError):
 
 # --- tokenizer --------------------------------------------------------------------------------------------------------
 
+SPECIALS = ["<pad>", "<unknown>"]  # the first two entries of a vocabulary; no title can contain them
+UNKNOWN = 1                        # the id of words that are out of vocabulary; 0 is padding
+
 # Chinese and Japanese are written without spaces, so there each character is a word.
 CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
-WORD = re.compile(f"(?!\\W)[{CJK}]|[^\\W_{CJK}]+")
+WORD = re.compile(f"(?!\\W)[{CJK}]|[^\\W_{CJK}]+")  # the block of Japanese letters holds punctuation too
 # HTML entities count only with their semicolon: `mouse&notebook` has none.
 ENTITY = re.compile("&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,31});")
-DROPPED = {"Mn", "Mc", "Me", "Cf"}  # accents and other marks, invisible characters
+# Accents and other marks; soft hyphens, zero-width spaces, marks of direction and the like.
+DROPPED = {"Mn", "Mc", "Me", "Cf"}
 
 
 class PlainCharacters(dict):
@@ -83,14 +87,20 @@ PLAIN = PlainCharacters()
 
 
 def tokenize(title):
-    """Words of a title: str -> list of str."""
-    if "&" in title:
-        title = ENTITY.sub(lambda found: html.unescape(found[0]), title)
-
+    """Words of a title: str -> list of str. HTML entities are decoded; lower case, compatibility decomposition, accents
+    and invisible characters dropped; letters and digits of any script are kept, everything else separates."""
+    # EDIT: the tokenizer. All that prepares, trains, evaluates and answers takes its words from here, so whatever
+    # changes what it returns needs prepare.py, train.py and export.py to run again. ASCII text other than letters and
+    # digits must go on to separate, and capitals to count as small letters: data.bulk_tokenize relies on both.
+    title = decode_entities(title).lower()
     # Characters are decomposed one by one: all that depends on their neighbours is the order of marks, which are
-    # dropped, and the small sigma.
-    title = title.lower()
+    # dropped, and the small sigma, which is lower case already.
     return WORD.findall(title if title.isascii() else title.translate(PLAIN))
+
+
+def decode_entities(title):
+    """A title with its HTML entities decoded, once: `&amp;eacute;` becomes `&eacute;`."""
+    return ENTITY.sub(lambda found: html.unescape(found[0]), title) if "&" in title else title
 
 
 # --- n-grams ----------------------------------------------------------------------------------------------------------
@@ -100,16 +110,19 @@ HASHES = (1 << 31) - 1  # that tell n-grams apart where it matters whether train
 
 
 def character_ngrams(words, minn, maxn, buckets):
-    """Hashed character n-grams of `<word>`: (start [W + 1], bucket [T] uint32); those of word i are
-    bucket[start[i]:start[i + 1]]."""
+    """Hashed character n-grams of `<word>`, as in fastText (Bojanowski et al. 2017; FNV-1a, here over code points).
+
+    Args: words, a list of str; lengths minn to maxn (maxn 0: no n-grams).
+    Returns: (start [W + 1] int64, bucket [T] uint32): those of word i are bucket[start[i]:start[i + 1]], in 0 to
+    buckets - 1, ordered by size, then by position.
+    """
     text = [f"<{word[:NGRAM_CHARACTERS]}>" for word in words]
-    length = np.array([len(word) for word in text])
+    length = np.array([len(word) for word in text], int)
 
     # How many n-grams of each size every word has, and where the first of them goes.
     sizes = np.arange(max(minn, 1), maxn + 1)
     count = np.maximum(0, length - sizes[:, None] + 1)                  # [sizes, W]
     start = np.concatenate([[0], np.cumsum(count.sum(0))])
-    before = np.cumsum(count, 0) - count
     bucket = np.zeros(start[-1], np.uint32)
 
     # All words one after the other as code points: the word that each belongs to, and its position there.
@@ -117,20 +130,29 @@ def character_ngrams(words, minn, maxn, buckets):
     word = np.repeat(np.arange(len(words)), length)
     position = np.arange(len(code)) - np.repeat(np.cumsum(length) - length, length)
 
-    # FNV-1a over code points, of all n-grams of one size together; 32 bits overflow on purpose. A word's n-grams are
-    # ordered by size, then by position.
-    for i, size in enumerate(sizes):
+    # All n-grams of one size together; 32 bits overflow on purpose.
+    for size, before in zip(sizes, np.cumsum(count, 0) - count):  # noqa: B905
         first = np.flatnonzero(position + size <= length[word])
         value = np.full(len(first), 2166136261, np.uint32)
         for offset in range(size):
             value = (value ^ code[first + offset]) * np.uint32(16777619)
-        bucket[start[word[first]] + before[i][word[first]] + position[first]] = value % np.uint32(buckets)
+        bucket[start[word[first]] + before[word[first]] + position[first]] = value % np.uint32(buckets)
     return start, bucket
 
 
 def word_hashes(words):
-    """[W] uint32, what the hashes of word n-grams are made of."""
+    """[W] uint32, what the hashes of word n-grams are made of: CRC-32 of each word."""
     return np.array([zlib.crc32(word.encode()) for word in words], np.uint32)
+
+
+def word_ngram_hashes(hashes, longest):
+    """Hashes of the words of titles [B, L] uint32 -> those of 2, 3, ... `longest` words in a row, a list of [B, L - 1],
+    [B, L - 2], ... as in fastText. NumPy or JAX arrays."""
+    found = [hashes]
+    # The hash of n words is made from that of n - 1.
+    for ahead in range(1, longest):
+        found.append(found[-1][:, :-1] * np.uint32(116049371) + hashes[:, ahead:])
+    return found[1:]
 
 
 # --- a pretrained encoder: Universal Sentence Encoder multilingual v3 ------------------------------------------------
@@ -393,12 +415,11 @@ class Member:
     def logits(self, ids, hashes):
         """Positions of words [B, L], 0 where there is none, and their hashes -> [B, C] logits."""
         ids, hashes = ids[:, :self.settings["max_len"]], hashes[:, :self.settings["max_len"]]
-        vectors, weights, value = [self.vectors[ids]], [self.norms[ids]], hashes
+        vectors, weights = [self.vectors[ids]], [self.norms[ids]]
 
-        # The hash of n words is made from that of n - 1. There is no n-gram where the title has ended.
-        for ahead in range(1, self.settings["word_ngrams"]):
-            later, value = ids[:, ahead:], value[:, :-1] * np.uint32(116049371) + hashes[:, ahead:]
-            rows = np.where(later > 0, self.row[value % np.uint32(len(self.row))], 0)
+        # There is no n-gram where the title has ended.
+        for ahead, value in enumerate(word_ngram_hashes(hashes, self.settings["word_ngrams"]), 1):
+            rows = np.where(ids[:, ahead:] > 0, self.row[value % np.uint32(len(self.row))], 0)
             vectors.append(self.rows(rows))
             weights.append(self.weights[rows])
         return NETWORKS[self.settings["model"]](self.params, self.settings, np.concatenate(vectors, 1),
@@ -645,9 +666,9 @@ class Classifier(BaseClassifier):
         # Words that are met the first time, some at a time: the rows of all their n-grams would take much memory.
         for at in range(known, len(self.positions.words), 1024):
             new = self.positions.words[at:at + 1024]
-            own, end = np.array([self.vocabulary.get(word, 1) for word in new]), at + len(new)
+            own, end = np.array([self.vocabulary.get(word, UNKNOWN) for word in new]), at + len(new)
             self.hashes, self.in_vocabulary = grown(self.hashes, end), grown(self.in_vocabulary, end)
-            self.hashes[at:end], self.in_vocabulary[at:end] = word_hashes(new), own > 1
+            self.hashes[at:end], self.in_vocabulary[at:end] = word_hashes(new), own > UNKNOWN
             for member in self.of_words:
                 member.learn(new, own, at)
 
@@ -675,8 +696,8 @@ class Classifier(BaseClassifier):
     def seen_ngrams(self, minn, maxn):
         """Hashes of the character n-grams of the vocabulary, sorted; made when the first title needs them."""
         if (minn, maxn) not in self.seen:
-            # The first two entries stand for padding and unknown words. The hash 0 keeps the array from being empty.
-            words = list(self.vocabulary)[2:]
+            # The hash 0 keeps the array from being empty.
+            words = list(self.vocabulary)[len(SPECIALS):]
             self.seen[minn, maxn] = np.unique(np.concatenate([np.zeros(1, np.uint32)] + [
                 character_ngrams(words[at:at + 8192], minn, maxn, HASHES)[1] for at in range(0, len(words), 8192)]))
         return self.seen[minn, maxn]

@@ -1,4 +1,4 @@
-"""Titles as numbers: the tokenizer, word ids, n-grams, the prepared arrays and the order of batches.
+"""Titles as numbers: word ids, n-grams, keys, the prepared arrays and the order of batches.
 
 The prepared folder (`data/prepared/`), for each split `train`, `valid`, `test`:
 
@@ -13,6 +13,7 @@ The prepared folder (`data/prepared/`), for each split `train`, `valid`, `test`:
     {split}_pieces.npy    [N, max_len of meta["encoder"]] ids of pieces of words   (after `prepare.py --encoder`)
     {split}_line.npy      [N] lines of the source files, from 1; of a Parquet file rows (smallest unsigned type). The
                           rows of a file follow one another, and meta["source"] says how many each has in which split
+    {split}_NAME.npy      [N, ...] numbers of the source's column NAME, for each in COLUMNS
     {split}_id.txt        what the source's column `id` says of each row, one a line     (where a source has one)
     vocab.txt, labels.txt one entry a line, line number = id, from 0
     oov.txt               the other words: cut by --vocab or --min-count, or not in training at all
@@ -20,23 +21,23 @@ The prepared folder (`data/prepared/`), for each split `train`, `valid`, `test`:
     meta.json             command, sources, options, counts, format version, checksum of every file, fingerprint of all
                           that decides what is learned
 
-How files of titles are read (titles/sources.py), what a model computes (model.py) and what a run keeps (titles/runs.py)
-do not belong here.
+What a word is, and what an n-gram, says classify.py, which exported models bring with them; here is what many titles at
+once need beside that. How files of titles are read (titles/sources.py), what a model computes (model.py) and what a run
+keeps (titles/runs.py) do not belong here.
 """
 import functools
 import hashlib
-import html
 import itertools
 import re
 import sys
-import unicodedata
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+import classify
+from classify import SPECIALS, UNKNOWN, decode_entities, tokenize, word_hashes, word_ngram_hashes  # noqa: F401
 from titles import cli, files
 from titles.cli import UserError
 
@@ -45,51 +46,23 @@ SPLITS = ("train", "valid", "test")
 DESCRIBED = ("command", "source", "fingerprint", "synthetic", "categories", "vocabulary", "languages", "reliable_share",
              "unknown_share", "mean_words", "cut_share")  # what a run keeps of meta.json, for its reports
 MAX_STEPS = 8  # of a chunk, which is one call of the compiled loop; titles of a chunk are all short or all long
-UNKNOWN = 1  # the id of words that are out of vocabulary; 0 is padding
 NUMBER = re.compile(r"[-+]?\d*\.?\d+([eE][-+]?\d+)?")  # in files of word vectors
-SPECIALS = ["<pad>", "<unknown>"]  # the first two entries of a vocabulary; no title can contain them
 
+# --- words ------------------------------------------------------------------------------------------------------------
 
-# --- tokenizer --------------------------------------------------------------------------------------------------------
-
-# Chinese and Japanese are written without spaces, so there each character is a word.
-CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
-WORD = re.compile(f"(?!\\W)[{CJK}]|[^\\W_{CJK}]+")  # the block of Japanese letters holds punctuation too
-
-# HTML entities count only with their semicolon: `mouse&notebook` has none.
-ENTITY = re.compile("&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,31});")
-
-# Accents and other marks; soft hyphens, zero-width spaces, marks of direction and the like.
-DROPPED = {"Mn", "Mc", "Me", "Cf"}
+TOKENIZER = files.checksum(classify.__file__)  # of the code that says what a word is
 
 # ASCII letters and digits in lower case, other ASCII as spaces, bytes of other characters as they are.
-ASCII_PIECES = bytes(byte if byte > 127 or chr(byte).isalnum() else ord(" ") for byte in bytes(range(256)).lower())
+PLAIN_BYTES = bytes(byte if byte > 127 or chr(byte).isalnum() else ord(" ") for byte in bytes(range(256)).lower())
 
-
-def tokenize(title):
-    """Words of a title: str -> list of str. HTML entities are decoded; lower case, compatibility decomposition, accents
-    and invisible characters dropped; letters and digits of any script are kept, everything else separates. This is the
-    specification: `bulk_tokenize` must give the same words.
-    """
-    # EDIT: the tokenizer. Whatever changes what it returns needs prepare.py and train.py to run again. ASCII text
-    # other than letters and digits must go on to separate, and capitals to count as small letters.
-    decomposed = unicodedata.normalize("NFKD", decode_entities(title).lower())
-    return WORD.findall("".join(c.lower() for c in decomposed if unicodedata.category(c) not in DROPPED))  # № became No
-
-
-def decode_entities(title):
-    """A title with its HTML entities decoded, once: `&amp;eacute;` becomes `&eacute;`."""
-    return ENTITY.sub(lambda found: html.unescape(found[0]), title)
-
-
-tokenize_piece = functools.lru_cache(1 << 18)(tokenize)  # most pieces come again and again
+tokenize_chunk = functools.lru_cache(1 << 18)(tokenize)  # most chunks come again and again
 
 
 def bulk_tokenize(titles):
-    """Words of many titles, quickly.
+    """The words that classify.tokenize gives, of many titles, quickly.
 
-    Titles are cut into pieces at ASCII separators by whole-array operations, which release the interpreter lock; each
-    distinct piece is then cut by `tokenize`.
+    Titles are cut into chunks at ASCII separators by whole-array operations, which release the interpreter lock; each
+    distinct chunk is then cut by `tokenize`.
 
     Args: titles, a pyarrow string array without nulls.
     Returns: (codes [T] int32, words, lengths [N] int32): the words of all titles one after the other, as indices into
@@ -99,7 +72,7 @@ def bulk_tokenize(titles):
 
     # Two things reach across a separator: HTML entities, and capital sigma, whose lower case depends on what stands
     # behind it. Titles that hold one are decoded and made lower case as a whole first. Doing so twice would change
-    # nothing, for no piece of a title holds the ampersand that an entity begins with.
+    # nothing, for no chunk of a title holds the ampersand that an entity begins with.
     whole = pc.match_substring_regex(titles, "&[#0-9a-zA-Z]+;|Σ")
     if pc.any(whole).as_py():
         decoded = [decode_entities(title).lower() for title in titles.filter(whole).to_pylist()]
@@ -108,22 +81,22 @@ def bulk_tokenize(titles):
     # The bytes of all titles one after the other, and where each title begins.
     _, offsets, content = titles.buffers()
     offsets = np.frombuffer(offsets, np.int32)[titles.offset:titles.offset + len(titles) + 1]
-    text = content[offsets[0]:offsets[-1]].to_pybytes().translate(ASCII_PIECES) if content else b""
+    text = content[offsets[0]:offsets[-1]].to_pybytes().translate(PLAIN_BYTES) if content else b""
     offsets = offsets - offsets[0]
 
-    # A piece is a run of bytes that are no space, within one title.
+    # A chunk is a run of bytes that are no space, within one title.
     inside = np.frombuffer(text, np.uint8) != ord(" ")
     edge = np.ones(len(text) + 1, bool)
     edge[1:-1] = inside[1:] != inside[:-1]
     edge[offsets] = True
     starts, ends = np.flatnonzero(edge[:-1] & inside), np.flatnonzero(edge[1:] & inside) + 1
     bounds = np.concatenate([[0], np.cumsum(ends - starts)]).astype(np.int32)
-    pieces = pa.StringArray.from_buffers(len(starts), pa.py_buffer(bounds), pa.py_buffer(text.translate(None, b" ")))
+    chunks = pa.StringArray.from_buffers(len(starts), pa.py_buffer(bounds), pa.py_buffer(text.translate(None, b" ")))
 
-    # A piece holds one word in most cases, but may hold none or several.
-    pieces = pieces.dictionary_encode()
-    codes = np.frombuffer(pieces.indices.buffers()[1] or b"", np.int32)[:len(pieces)]  # to_numpy would load pandas
-    words = [tokenize_piece(piece) for piece in pieces.dictionary.to_pylist()]
+    # A chunk holds one word in most cases, but may hold none or several.
+    chunks = chunks.dictionary_encode()
+    codes = np.frombuffer(chunks.indices.buffers()[1] or b"", np.int32)[:len(chunks)]  # to_numpy would load pandas
+    words = [tokenize_chunk(chunk) for chunk in chunks.dictionary.to_pylist()]
     count = np.array([len(found) for found in words], np.int32)
     first = (np.cumsum(count) - count).astype(np.int32)
     word_ends = np.concatenate([[0], np.cumsum(count[codes])]).astype(np.int32)
@@ -164,44 +137,13 @@ def encode(titles, index, max_len):
     return pad(ids[codes] if len(codes) else ids, lengths, max_len), list(others)
 
 
-# --- n-grams ----------------------------------------------------------------------------------------------------------
-
-NGRAM_CHARACTERS = 32  # a word's n-grams come from so many of its characters
-
-
 def character_ngrams(words, minn, maxn, buckets):
-    """Hashed character n-grams of `<word>`, as in fastText (Bojanowski et al. 2017; FNV-1a, here over code points).
-
-    Args: words, a list of str that begins with SPECIALS, which have none; lengths minn to maxn (maxn 0: no n-grams).
-    Returns: (start [W + 1] int32, bucket [T] int32): those of word i are bucket[start[i]:start[i + 1]], in 0 to
-    buckets - 1. T is a power of two, so that few sizes are compiled; what stands behind start[W] is 0.
-    """
-    text = [f"<{word[:NGRAM_CHARACTERS]}>" for word in words]
-    text[:len(SPECIALS)] = [""] * len(SPECIALS)
-    length = np.array([len(word) for word in text])
-
-    # How many n-grams of each size every word has, and where the first of them goes.
-    sizes = np.arange(max(minn, 1), maxn + 1)
-    count = np.maximum(0, length - sizes[:, None] + 1)                  # [sizes, W]
-    start = np.concatenate([[0], np.cumsum(count.sum(0))])
-    bucket = np.zeros(1 << max(12, int(start[-1]).bit_length()), np.int32)
-
-    # All words one after the other as code points: the word that each belongs to, and its position there.
-    code = np.frombuffer("".join(text).encode("utf-32-le"), np.uint32)
-    word = np.repeat(np.arange(len(words)), length)
-    position = np.arange(len(code)) - np.repeat(np.cumsum(length) - length, length)
-    for size, before in zip(sizes, np.cumsum(count, 0) - count, strict=True):
-        first = np.flatnonzero(position + size <= length[word])
-        value = np.full(len(first), 2166136261, np.uint32)
-        for offset in range(size):
-            value = (value ^ code[first + offset]) * np.uint32(16777619)
-        bucket[start[word[first]] + before[word[first]] + position[first]] = value % np.uint32(buckets)
-    return start.astype(np.int32), bucket
-
-
-def word_hashes(words):
-    """[W] uint32, what the hashes of word n-grams are made of: CRC-32 of each word."""
-    return np.array([zlib.crc32(word.encode()) for word in words], np.uint32)
+    """classify.character_ngrams of words that begin with SPECIALS, which have none, as (start [W + 1] int32, bucket [T]
+    int32). T is a power of two, so that few sizes are compiled; what stands behind start[W] is 0."""
+    start, found = classify.character_ngrams(words[len(SPECIALS):], minn, maxn, buckets)
+    bucket = np.zeros(1 << max(12, len(found).bit_length()), np.int32)
+    bucket[:len(found)] = found
+    return np.pad(start, (len(SPECIALS), 0)).astype(np.int32), bucket
 
 
 # --- keys of titles ---------------------------------------------------------------------------------------------------
@@ -341,6 +283,9 @@ def load_prepared(folders, splits=SPLITS, text=None, on_disk=(), ids=True):
                 values = [part[kind] for part in parts]
                 arrays[split][kind] = values[0] if len(parts) == 1 else (
                     [*itertools.chain(*values)] if isinstance(values[0], list) else np.concatenate(values))
+        if lacking := COLUMNS.keys() - arrays[split].keys():
+            raise UserError(f"{cli.listed(folders)}: was prepared without the column {min(lacking)}, which "
+                            "data.COLUMNS reads; run prepare.py again")
     return meta, arrays
 
 
@@ -431,8 +376,8 @@ def read_prepared(folder, splits, text=None, ids=True):
             "--data" if raw
             else "run prepare.py, or name its folder with --data"))
     meta = files.read_verified_json(folder / "meta.json", FORMAT, again)
-    if meta["tokenizer"] != files.checksum(__file__):
-        print(f"warning: {folder}: was prepared with another data.py; if its tokenizer was changed, {again}",
+    if meta["tokenizer"] != TOKENIZER:
+        print(f"warning: {folder}: was prepared with another classify.py; if its tokenizer was changed, {again}",
               file=sys.stderr)
 
     # meta.json may come from others: it must not lead outside its folder.
@@ -535,6 +480,61 @@ def read_vectors(path, vocab, bad):
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------
+
+# EDIT: what a model gets of a row beside its title: {column of the source: function of its texts, a list of str -> an
+# array [N, ...] of numbers}. prepare.py keeps these numbers, and a module finds them in batch.columns.
+COLUMNS = {}
+
+
+class Batch(NamedTuple):
+    """What a model gets of rows, wherever they come from: made by `batch_of` alone, and passed on whole."""
+    ids: np.ndarray    # [N, L] ids of words or of pieces of words, 0 behind the last one
+    columns: dict = {}  # {name: [N, ...]}, those of COLUMNS
+
+
+def batch_of(rows):
+    """The Batch of rows: {kind: array [N, ...]}, in which `titles` are the ids."""
+    return Batch(rows["titles"], {name: rows[name] for name in COLUMNS})
+
+
+class Rows(NamedTuple):
+    """Rows as a file has them."""
+    titles: list        # of str
+    columns: dict = {}  # {name: array [N, ...]}, as from `read_columns`
+
+    def part(self, chosen):
+        """The rows of a slice."""
+        return Rows(self.titles[chosen], {name: values[chosen] for name, values in self.columns.items()})
+
+
+def rows_of(titles):
+    """Rows, or a list of titles as Rows. Raises UserError where COLUMNS ask for more than titles."""
+    return titles if isinstance(titles, Rows) else Rows(titles, read_columns({}, "titles alone"))
+
+
+def read_columns(table, where):
+    """{name: array [N, ...]} of COLUMNS, from {name: list of str}. Raises UserError, which begins with `where`, where
+    one is missing or cannot be read."""
+    found = {}
+    for name, read in COLUMNS.items():
+        if name not in table:
+            raise UserError(f"{where}: has no column {name}, which data.COLUMNS reads")
+        try:
+            found[name] = np.asarray(read(table[name]))
+        except ValueError as error:
+            raise UserError(f"{where}: the column {name} cannot be read ({error})") from None
+    return found
+
+
+def example(width):
+    """A Batch of one empty title of so many ids, which tells shapes and types."""
+    return Batch(np.zeros((1, width), np.int32), read_columns(dict.fromkeys(COLUMNS, [""]), "data.py"))
+
+
+def chosen(batch, rows, width=None):
+    """The Batch of these rows [B] of another; of their ids the first `width`. NumPy or JAX arrays."""
+    return Batch(batch.ids[rows, :width], {name: values[rows] for name, values in batch.columns.items()})
+
 
 class Group(NamedTuple):
     """Titles of similar length, whose batches are padded to one width."""

@@ -197,7 +197,7 @@ def evaluate(args):
 
 
 def read_split(args):
-    """(Classifier, report.Rows) of a prepared split. Raises UserError where they do not go together."""
+    """(Classifier, report.Labelled) of a prepared split. Raises UserError where they do not go together."""
     meta, arrays = data.load_prepared(args.data, (args.split,), text=args.split, ids=False)
     classifier = load(*args.ckpt, folder=args.runs, prior=args.prior, fingerprint=meta["fingerprint"])
     if classifier.config["fingerprint"] != meta["fingerprint"]:
@@ -212,7 +212,7 @@ def read_split(args):
         raise UserError(f"{cli.listed(args.data)}: has no {args.split} rows; name the folder that it was prepared "
                         "--like with it")
     found = arrays[args.split]
-    return classifier, report.Rows(
+    return classifier, report.Labelled(
         text=found["text"], labels=found["labels"].astype(np.int64), names=classifier.labels,
         trained=classifier.has_trained_on(found["keys"]), language=found.get("language"), languages=meta["languages"],
         reliable=found.get("reliable"), file=found["file"], line=found["line"], id=found.get("id"), split=args.split,
@@ -222,7 +222,7 @@ def read_split(args):
 
 
 def read_file(args):
-    """(Classifier, report.Rows) of a labelled file."""
+    """(Classifier, report.Labelled) of a labelled file."""
     files.require_file(args.test)
     classifier = load_named(args)
     found = read_columns(args, classifier)
@@ -245,7 +245,7 @@ def read_file(args):
     split = re.sub(r"[^\w.-]", "_", args.test.name)[:60]
     split = f"file-{split}" if split in data.SPLITS else split
     file = {"file": cli.readable(args.test), "rows": len(labels), "checksum": files.checksum(args.test)}
-    return classifier, report.Rows(
+    return classifier, report.Labelled(
         text=found["title"], labels=labels, names=names,
         trained=classifier.has_trained_on(data.keys_of(found["title"])), language=language, languages=languages,
         reliable=reliable if any(found["quality"]) else None, file=[file["file"]] * len(labels),

@@ -148,11 +148,11 @@ def model_arrays(classifier, dtype):
         members.append(settings)
 
         # A refit has no validation scores, nor has a run that was stopped in its first epoch.
-        scored = "refit" not in config and (folder / "metrics.csv").is_file()
-        scores = runs.validation_scores(folder) if scored else [None]
+        history = runs.history_of(folder) or [{}]
+        row = runs.best_epoch(history) if which == "best" else history[-1]
         provenance.append({"run": folder.name, "checkpoint": which, "step": step, "prior": config["prior"],
                            "refit": config.get("refit"),
-                           "validation_balanced_accuracy": max(scores) if which == "best" else scores[-1]})
+                           "validation_balanced_accuracy": row.get("valid_balanced_accuracy")})
 
     # Weights, smoothing and promises are of all runs together; the provenance is for people, no code reads it.
     def together(classifier):

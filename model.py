@@ -1,7 +1,8 @@
 """The Flax modules and the sparse embedding table: arrays in, logits out. No files, no flags.
 
-Modules take word vectors and weights, not word ids, and return logits, or those of several heads, whose losses are
-averaged in training, their log-probabilities in prediction. A word's vector is made of rows of the table: its own and
+Modules take word vectors and weights, not word ids, and the data.Batch that these are made of, which has what else
+there is of the rows. They return logits, or those of several heads, whose losses are averaged in training, their
+log-probabilities in prediction. A word's vector is made of rows of the table: its own and
 those of its hashed character n-grams, weighted by inverse document frequency (the n-grams' times --character-weight)
 and divided by the norm of the weights, which is the word's weight. The table is no Flax parameter: `lookup` gathers
 the rows that a batch needs, the gradient is taken with respect to the words' vectors, and `update` adds to the rows in
@@ -9,7 +10,8 @@ place, so a step costs the same however large the table is.
 
 An encoder (titles/encoder.py) reads pieces of words instead: words without n-grams, with weight 1.
 
-To add a model, write a module with the same call, name it in MODELS, and give its settings in DEFAULTS of train.py.
+To add a model, write a module with the same call, and name it in MODELS here and in train.py. A field of it that has no
+default is a Setting of train.py.
 """
 import dataclasses
 import functools
@@ -32,7 +34,7 @@ PARTS = 1024  # of equally many rows, in which a table with --shard-table is dra
 QUICK_COMPILE = {"xla_cpu_use_fusion_emitters": False} if jax.__version__.startswith("0.10.") else {}
 
 # --- modules ----------------------------------------------------------------------------------------------------------
-# Fields have no defaults: DEFAULTS of train.py has them, a run's configuration keeps them, and prediction reads them
+# Fields have no defaults: SETTINGS of train.py has them, a run's configuration keeps them, and prediction reads them
 # there.
 
 class Head(nn.Module):
@@ -65,8 +67,9 @@ class MLP(nn.Module):
     scale: float                                                        # length of the weight vector of a title
 
     @nn.compact
-    def __call__(self, vectors, weights, train=False):                  # [B, P, D], [B, P] -> [B, C]
-        # EDIT: the pooling of the bag, also of that beside the other models. Padding has weight 0 and must not count.
+    def __call__(self, vectors, weights, batch, train=False):           # [B, P, D], [B, P] -> [B, C]
+        # EDIT: the pooling of the bag, also of the second classifier of cnn, rnn and transformer (what their first one
+        # sees is in TwoHeads). Padding has weight 0 and must not count. A field that is added here is theirs, too.
         x = self.scale * bag(vectors, weights)
         return Head(self.classes, self.hidden, self.dropout)(x, train)
 
@@ -76,21 +79,23 @@ def bag(vectors, weights):
     return jnp.einsum("bpd,bp->bd", vectors, weights / jnp.sqrt(jnp.sum(weights ** 2, -1, keepdims=True) + 1e-12))
 
 
-class TwoHeads(nn.Module):
+def part(module, kind, **changes):
+    """A module of another kind with the fields of the one that it is a part of, and these changes."""
+    names = {field.name for field in dataclasses.fields(kind)} - {"parent", "name"}
+    return kind(**{name: getattr(module, name) for name in names} | changes)
+
+
+class TwoHeads(MLP):
     """Two classifiers that share the vectors and are trained together: a dense layer on features that know the order
     of the words, with the bag of words beside them; and a linear MLP."""
-    classes: int
     word_ngrams: int
-    hidden: Sequence[int]
-    dropout: float
-    scale: float                                                        # of the MLP
 
     @nn.compact
-    def __call__(self, x, vectors, weights, train):                     # [B, F], [B, P, D], [B, P] -> [2, B, C]
+    def __call__(self, x, vectors, weights, batch, train):              # [B, F], [B, P, D], [B, P] -> [2, B, C]
         x = jnp.concatenate([x, bag(*words_alone(self, vectors, weights))], -1)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return jnp.stack([Head(self.classes, self.hidden, self.dropout)(x, train),
-                          MLP(self.classes, (), 0.0, self.scale)(vectors, weights, train)])
+                          part(self, MLP, hidden=(), dropout=0.0)(vectors, weights, batch, train)])
 
 
 def words_alone(module, vectors, weights):
@@ -99,20 +104,15 @@ def words_alone(module, vectors, weights):
     return vectors[:, :words], weights[:, :words]
 
 
-class CNN(nn.Module):
+class CNN(TwoHeads):
     """The sentence CNN (Kim 2014): filters of several widths over the words, the maximum of each over the title; then
     TwoHeads. A window begins at every word that has a weight (not at padding, nor at words of which training saw no
     part), so padding is never pooled."""
-    classes: int
-    word_ngrams: int
     filters: int                                                        # of each width
     widths: Sequence[int]                                               # in words
-    hidden: Sequence[int]
-    dropout: float
-    scale: float                                                        # of the MLP
 
     @nn.compact
-    def __call__(self, vectors, weights, train=False):                  # [B, P, D], [B, P] -> [2, B, C]
+    def __call__(self, vectors, weights, batch, train=False):           # [B, P, D], [B, P] -> [2, B, C]
         # Only the words of a title count: what has no weight is zero, as if nothing stood there.
         words, word = words_alone(self, vectors, weights)
         word = (word > 0)[..., None]                                    # [B, L, 1]
@@ -129,45 +129,33 @@ class CNN(nn.Module):
                 windows += ahead @ kernel[offset]                       # [B, L, F]
             pooled.append(jnp.where(word, nn.relu(windows), 0).max(1))  # relu >= 0: an empty title pools to 0
         x = jnp.concatenate(pooled, -1)
-        both = TwoHeads(self.classes, self.word_ngrams, self.hidden, self.dropout, self.scale)
-        return both(x, vectors, weights, train)
+        return part(self, TwoHeads)(x, vectors, weights, batch, train)
 
 
-class RNN(nn.Module):
+class RNN(TwoHeads):
     """Gated recurrent units (Cho et al. 2014) over the words in both directions, each up to the last word of the title
     and not into the padding; the maximum of each unit over the words; then TwoHeads."""
-    classes: int
-    word_ngrams: int
     units: int                                                          # in each direction
-    hidden: Sequence[int]
-    dropout: float
-    scale: float                                                        # of the MLP
 
     @nn.compact
-    def __call__(self, vectors, weights, train=False):                  # [B, P, D], [B, P] -> [2, B, C]
+    def __call__(self, vectors, weights, batch, train=False):           # [B, P, D], [B, P] -> [2, B, C]
         # The last word that counts ends the title, so the backward direction begins there and not in the padding.
         words, word = words_alone(self, vectors, weights)
         word = word > 0
         length = (word * jnp.arange(1, word.shape[1] + 1)).max(1)
         directions = nn.Bidirectional(nn.RNN(nn.GRUCell(self.units)), nn.RNN(nn.GRUCell(self.units)))
         x = masked_max(directions(words * word[..., None], seq_lengths=length), word)
-        both = TwoHeads(self.classes, self.word_ngrams, self.hidden, self.dropout, self.scale)
-        return both(x, vectors, weights, train)
+        return part(self, TwoHeads)(x, vectors, weights, batch, train)
 
 
-class Transformer(nn.Module):
+class Transformer(TwoHeads):
     """A small pre-norm encoder (Vaswani et al. 2017; Xiong et al. 2020) that sees words alone, no padding; the maximum
     over the words; then TwoHeads."""
-    classes: int
-    word_ngrams: int
     layers: int
     heads: int
-    hidden: Sequence[int]
-    dropout: float
-    scale: float                                                        # of the MLP
 
     @nn.compact
-    def __call__(self, vectors, weights, train=False):                  # [B, P, D], [B, P] -> [2, B, C]
+    def __call__(self, vectors, weights, batch, train=False):           # [B, P, D], [B, P] -> [2, B, C]
         words, word = words_alone(self, vectors, weights)
         word, dim = word > 0, words.shape[-1]
 
@@ -183,8 +171,7 @@ class Transformer(nn.Module):
             x += drop(attention(nn.LayerNorm()(x), mask=nn.make_attention_mask(word, word)))
             x += drop(nn.Dense(dim)(nn.gelu(nn.Dense(4 * dim)(nn.LayerNorm()(x)))))
         x = masked_max(nn.LayerNorm()(x), word)
-        both = TwoHeads(self.classes, self.word_ngrams, self.hidden, self.dropout, self.scale)
-        return both(x, vectors, weights, train)
+        return part(self, TwoHeads)(x, vectors, weights, batch, train)
 
 
 def masked_max(x, word):
@@ -244,13 +231,13 @@ class Encoder(nn.Module):
     encoder, below, dim = "use", SentenceEncoder, 512                   # its name, layers and numbers of a piece
 
     @nn.compact
-    def __call__(self, vectors, weights, train=False):                  # [B, P, D], [B, P] -> [B, C]
+    def __call__(self, vectors, weights, batch, train=False):           # [B, P, D], [B, P] -> [B, C]
         x = vectors[:, 0] if self.freeze_layers else self.below(name="layers")(vectors, weights)
         x = nn.Dropout(self.dropout, deterministic=not train)(self.scale * x)
         return Head(self.classes, (), 0.0, name="head")(x)
 
 
-# EDIT: the models. Their settings stand in DEFAULTS of train.py.
+# EDIT: the models. Their names stand in MODELS of train.py, too, their settings in SETTINGS there.
 MODELS = {"mlp": MLP, "cnn": CNN, "rnn": RNN, "transformer": Transformer, "encoder": Encoder}
 
 
@@ -260,9 +247,9 @@ def fields(name):
     return {name: value for name, value in found.items() if name not in ("parent", "name")}
 
 
-def reads(name):
-    """What a model reads of a title: ids of "titles", which are words, or of "pieces", if it has an encoder."""
-    return "pieces" if hasattr(MODELS[name], "encoder") else "titles"
+def encoder_of(name):
+    """The name of the encoder whose pieces a model reads; None where it reads words."""
+    return getattr(MODELS[name], "encoder", None)
 
 
 def build(config):
@@ -297,13 +284,14 @@ def init(config, key):
     table_key, key = jax.random.split(key)
     if "encoder" in config:
         vectors = jnp.zeros((1, config["encoder"]["max_len"], MODELS[config["model"]].dim))
-        variables = {"params": build(config).init(key, vectors, vectors[..., 0])["params"]}
+        batch = data.example(vectors.shape[1])
+        variables = {"params": build(config).init(key, vectors, vectors[..., 0], batch)["params"]}
         return variables if config["freeze_embeddings"] else variables | {
             "table": jnp.zeros((config["pieces"], vectors.shape[-1])),
             "pieces": jnp.zeros(config["pieces"], jnp.int32)}
     table = init_table(table_key, table_rows(config), config["dim"], config.get("shard_table", False))
     vectors = jnp.zeros((1, config["max_len"] * config["word_ngrams"], config["dim"]))
-    params = build(config).init(key, vectors, vectors[..., 0])["params"]
+    params = build(config).init(key, vectors, vectors[..., 0], data.example(config["max_len"]))["params"]
     return {"params": params, "table": table, "weights": jnp.ones(len(table)).at[0].set(0)}
 
 
@@ -352,14 +340,12 @@ def feature_tables(config, words, known=None):
 
 def word_ngrams(features, ids, longest):
     """Table rows of the n-grams of 2 to `longest` words of each title: [B, L] ids -> [B, (longest - 1) L], 0 where the
-    title has ended. The hash is fastText's. NumPy or JAX arrays."""
-    # The hash of n words is made from that of n - 1, so one pass over the shifted title gives all of a length.
-    xp = jnp if isinstance(ids, jax.Array) else np
-    value, rows = features["hashes"][ids], [ids[:, :0].astype(np.int32)]
-    for ahead in range(1, longest):
-        later = xp.pad(ids[:, ahead:], ((0, 0), (0, min(ahead, ids.shape[1]))))
-        value = value * np.uint32(116049371) + features["hashes"][later]
-        rows.append(xp.where(later > 0, (value % features["buckets"]).astype(np.int32) + features["first"], 0))
+    title has ended. NumPy or JAX arrays."""
+    xp, rows = jnp if isinstance(ids, jax.Array) else np, [ids[:, :0].astype(np.int32)]
+    for ahead, value in enumerate(data.word_ngram_hashes(features["hashes"][ids], longest), 1):
+        found = (value % features["buckets"]).astype(np.int32) + features["first"]
+        found = xp.where(ids[:, ahead:] > 0, found, 0)
+        rows.append(xp.pad(found, ((0, 0), (0, min(ahead, ids.shape[1])))))
     return xp.concatenate(rows, 1)
 
 

@@ -30,6 +30,7 @@ folders), and those whose title the other folder validates or tests with, which 
 are bad rows. Categories may be predicted ones (evaluate.py --predict FILE --keep); where the other folder knows which
 labels are reliable and these rows do not say it, they are not.
 """
+import argparse
 import contextlib
 import itertools
 import multiprocessing
@@ -44,6 +45,7 @@ from collections import Counter, deque
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 if __name__ == "__main__":  # while libraries are loaded, Ctrl-C ends the program without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -81,9 +83,6 @@ DOWNLOADS = {  # name -> (server folder, {file: size in bytes where it is known}
 
 SPLIT_NAMES = {"train": 0, "training": 0, "valid": 1, "validation": 1, "val": 1, "dev": 1, "test": 2}
 SUFFIX = re.compile(r"\.(csv|tsv|jsonl|json|txt|parquet|xlsx)(\.(gz|bz2|xz))?$", re.IGNORECASE)
-OWN_FILES = re.compile(r"(train|valid|test)_(titles|oov|keys|groups|labels|language|reliable|line|pieces)\.npy|"
-                       r"(train|valid|test)_(text|id)\.txt|(vocab|oov|labels)\.txt|vectors\.npy|meta\.json|"
-                       r"(train|valid|test)_rare\.npy|rare\.txt")  # what may stand in --out when it is replaced
 
 
 # --- which files ------------------------------------------------------------------------------------------------------
@@ -165,7 +164,10 @@ def choose_files(args):
     return found
 
 
-# --- from files to numbered words -------------------------------------------------------------------------------------
+# --- files -> rows ----------------------------------------------------------------------------------------------------
+
+OPTIONAL = {"language": "language", "reliable": "quality", "group": "group", "id": "id"}  # array of rows -> its column
+
 
 class Codes:
     """Numbers strings in the order in which they come."""
@@ -191,6 +193,81 @@ class Codes:
         return names, ranks
 
 
+class Block(NamedTuple):
+    """Titles as they are kept until all are read, cut to --max-len words."""
+    rows: slice             # which of all rows they are
+    numbers: np.ndarray     # [T] int32, the words of all these titles in turn
+    lengths: np.ndarray     # [n] how many of them each title has
+    text: bytes             # the titles as they came, one a line
+
+
+def read_rows(args, chosen, bad, base):
+    """Read every file once. base: the folder of --like, as from `read_base`, or None.
+
+    Returns a namespace: `where` rows come from, for messages; a list of `blocks`; the Codes of `words`, `labels` and
+    `languages`, and `word_keys`, the keys of the words; {category as rows write it: how many do} as `spellings`; arrays
+    with one entry a row, `label`, `language`, `id` (Arrow strings) and those of `columns_of`, but None for what is
+    OPTIONAL and no row has; the number of rows `of_file` each, of words before titles are cut, and of titles that are
+    `cut`. Raises UserError where there are no rows, or too many bad ones.
+    """
+    import pyarrow.compute as pc
+    words, labels, languages, word_keys = Codes(), Codes(), Codes(), np.zeros(0, np.uint64)
+    blocks, columns, ids, had, of_file, spellings = [], [], [], set(), Counter(), Counter()
+    count = read = word_count = cut = 0
+    for path, split, block, found, text, codes, distinct, lengths in tokenized_blocks(args, chosen, bad, base):
+        # Word numbers in the order of appearance, and the keys of the words that are new.
+        numbers = words.number(distinct)[codes]
+        new = itertools.islice(reversed(words.index), len(words.index) - len(word_keys))
+        word_keys = np.concatenate([word_keys, data.text_keys(reversed([*new]))])
+
+        # What --max-len cuts off is counted and dropped.
+        word_count, cut = word_count + len(codes), cut + int((lengths > args.max_len).sum())
+        position = np.arange(len(codes)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        short = np.minimum(lengths, args.max_len).astype(data.smallest_uint(args.max_len))
+        blocks.append(Block(slice(count, count + len(lengths)), numbers[position < args.max_len], short, text))
+
+        # What else the rows have.
+        columns.append(columns_of(block, path, split, data.title_keys(word_keys[numbers], lengths)) | {
+            "label": labels(block["category"]), "language": languages(column_of(block, "language"))})
+        if len(languages.index) > 256:
+            raise UserError(f"{path}: more than 256 languages; rename the column if it holds something else")
+        ids.append(block.get("id"))
+        had.update(name for name, column in OPTIONAL.items()
+                   if column in block and pc.any(pc.not_equal(block[column], "")).as_py())
+        spellings.update(dict(zip(*(values.to_pylist() for values in block["spelling"].value_counts().flatten()),
+                                  strict=True)))
+        of_file[path, split] += len(lengths)
+        count, read = count + len(lengths), read + found
+
+    where = ", ".join(str(path) for path, _ in chosen)
+    if "group_column" in args.given and "group" not in had:
+        raise UserError(f"--group-column {args.group_column}: no row has a value there")
+    bad.check(read)
+    if not count:
+        raise no_rows(where, args)
+    arrays = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]
+              if name not in OPTIONAL or name in had}
+    if "id" in had:
+        arrays["id"] = pa.chunked_array([pa.repeat("", len(block.lengths)) if values is None else values
+                                         for values, block in zip(ids, blocks, strict=True)])
+    return SimpleNamespace(where=where, blocks=blocks, words=words, labels=labels, languages=languages,
+                           word_keys=word_keys, spellings=spellings, word_count=word_count, cut=cut,
+                           of_file=[of_file[one] for one in chosen], **dict.fromkeys(OPTIONAL) | arrays)
+
+
+def tokenized_blocks(args, chosen, bad, base):
+    """Yield (path, split or None, block, how many rows were read for it, as from `chosen_blocks`; its titles as
+    `title_lines`; what data.bulk_tokenize makes of them), tokenized in threads."""
+    def tokenized(item):
+        titles = item[2]["title"]
+        return *item, title_lines(titles), *data.bulk_tokenize(titles)
+
+    # One thread more than asked for, as reading the next block takes one.
+    categories = base and pa.array([sources.tidy(name) for name in base.labels], pa.string())
+    with ThreadPoolExecutor(args.threads + 1) as pool:
+        yield from map_ahead(pool, tokenized, chosen_blocks(args, chosen, bad, categories), 2 * args.threads)
+
+
 def map_ahead(pool, function, items, depth):
     """Like map, with up to `depth` calls and the next item under way in the pool; results come in order."""
     # The next item is read in the pool, too, while the main thread works on the results.
@@ -205,118 +282,62 @@ def map_ahead(pool, function, items, depth):
         yield waiting.popleft().result()
 
 
-def read_rows(args, chosen, bad, seen, categories=None):
-    """Yield (path, split or None, block as from sources.read_labelled) with the rows that --languages and --rows let
-    through; seen["rows"] counts all that were read. Rows of others than these categories, if given, go to `bad`."""
+def chosen_blocks(args, chosen, bad, categories):
+    """Yield (path, split or None, block as from sources.read_labelled, how many rows were read for it) with the rows
+    that --languages and --rows let through. Rows of others than these categories, if given, go to `bad`."""
     import pyarrow.compute as pc
     # --rows is about training data: test files are read whole.
     left = args.rows
     for path, split in chosen:
         for block in sources.read_labelled(path, bad, sources.format_from(args)):
-            seen["rows"] += len(block["title"])
+            read = len(block["title"])
             if args.languages:
                 if "language" not in block:
                     raise UserError(f"{path}: has no language column, which --languages "
                                     + (f"of {args.like} " if args.like else "") + "needs")
-                wanted = pc.is_in(block["language"], pa.array(args.languages))
-                block = {column: values.filter(wanted) for column, values in block.items()}
+                block = filtered(block, pc.is_in(block["language"], pa.array(args.languages)))
             if categories is not None:
                 known = pc.is_in(block["category"], categories)
-                for line, name in zip(*(block[column].filter(pc.invert(known)).to_pylist()
-                                        for column in ("line", "category")), strict=True):
+                others = filtered(block, pc.invert(known))
+                for line, name in zip(others["line"].to_pylist(), others["category"].to_pylist(), strict=True):
                     bad.add(path, line, f"{args.like} has no category {name}")
-                    seen["rows"] -= 1  # bad rows are counted by themselves
-                block = {column: values.filter(known) for column, values in block.items()}
+                read -= len(others["line"])  # bad rows are counted by themselves
+                block = filtered(block, known)
             if split in (None, 0) and left is not None:
                 block = {column: values[:left] for column, values in block.items()}
                 left -= len(block["title"])
-            yield path, split, block
+            yield path, split, block, read
             if split in (None, 0) and left == 0:
                 break
 
 
-def ingest(args, chosen, bad, base=None):
-    """Read every file once and tokenize in threads. base: the folder of --like, as from `read_base`.
+def filtered(block, mask):
+    """The rows of a block for which an Arrow array of booleans is true."""
+    return {column: values.filter(mask) for column, values in block.items()}
 
-    Returns a namespace: `blocks` of rows [(word numbers of the first max_len words of all titles, in turn [T] int32,
-    number of these words by title [n], titles as bytes, a line each)]; arrays with one entry a row: `label`,
-    `language` and `reliable` (None where the source says nothing), `split` (-1: not given), `key` as from
-    data.title_keys, `group` (the same of the row's group, or of the title where it has none; None without groups),
-    `line` in its file; `ids` of each block, Arrow strings or None, or None for all; the number of rows `of_file` each;
-    the Codes of `words`, `labels` and `languages`, the keys of the words, and {category as rows write it: how many do}
-    as `spellings`; the numbers of words before titles are cut, of titles that are `cut`, and of rows `read`, kept or
-    not.
-    """
-    import pyarrow.compute as pc
-    words, labels, languages = Codes(), Codes(), Codes()
-    columns = {name: [] for name in ("label", "language", "reliable", "split", "key", "group", "line")}
-    blocks, ids, of_file, word_keys, known = [], [], Counter(), np.zeros(0, np.uint64), set()
-    seen, spellings = {"rows": 0}, Counter()
-    total = SimpleNamespace(words=0, cut=0)
 
-    def tokenized(item):
-        titles = item[2]["title"]
-        return *item, title_lines(titles), *data.bulk_tokenize(titles)
+def column_of(block, name):
+    """A column of a block, an Arrow string array; empty where the block lacks it."""
+    return block[name] if name in block else pa.repeat("", len(block["title"]))
 
-    # One thread more than asked for, as reading the next block takes one.
-    with ThreadPoolExecutor(args.threads + 1) as pool:
-        known_categories = base and pa.array([sources.tidy(name) for name in base.labels], pa.string())
-        for path, split, block, text, codes, distinct, lengths in map_ahead(
-                pool, tokenized, read_rows(args, chosen, bad, seen, known_categories), 2 * args.threads):
-            # Word numbers in the order of appearance, and the keys of the words that are new.
-            before, numbers = len(words.index), words.number(distinct)
-            new = np.flatnonzero(numbers >= before)
-            _, first = np.unique(numbers[new], return_index=True)
-            word_keys = np.concatenate([word_keys, data.text_keys([distinct[i] for i in new[first]])])
-            columns["key"].append(data.title_keys(word_keys[numbers][codes], lengths))
 
-            # What --max-len cuts off is counted and dropped.
-            total.words, total.cut = total.words + lengths.sum(), total.cut + (lengths > args.max_len).sum()
-            position = np.arange(len(codes)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-            blocks.append((numbers[codes[position < args.max_len]], np.minimum(lengths, args.max_len).astype(
-                data.smallest_uint(args.max_len)), text))
-
-            # Category, language, label quality and split.
-            rows = len(lengths)
-            nothing = pa.array([""] * rows, pa.string())
-            columns["label"].append(labels(block["category"]))
-            spellings.update({name.as_py(): count.as_py() for name, count in zip(
-                *block["spelling"].value_counts().flatten(), strict=True)})
-            columns["language"].append(languages(block.get("language", nothing)))
-            if len(languages.index) > 256:
-                raise UserError(f"{path}: more than 256 languages; rename the column if it holds something else")
-            columns["reliable"].append(sources.given_quality(path, block.get("quality", nothing)))
-            columns["split"].append(given_split(path, split, block.get("split", nothing)))
-            if args.group_column:
-                columns["group"].append(group_keys(block.get("group", nothing), columns["key"][-1]))
-
-            # Where each row stands.
-            of_file[path, split] += rows
-            lines = block["line"].to_numpy()
-            columns["line"].append(lines.astype(data.smallest_uint(lines.max(initial=0))))
-            ids.append(block.get("id"))
-            known.update(name for name in ("language", "quality", "group", "id")
-                         if name in block and pc.any(pc.not_equal(block[name], "")).as_py())
-
-    # Of what no file says, nothing is kept.
-    columns = {name: np.concatenate(parts) if parts else np.zeros(0, int) for name, parts in columns.items()}
-    columns["language"] = columns["language"] if "language" in known else None
-    columns["reliable"] = columns["reliable"] if "quality" in known else None
-    if "--group-column" in args.given and "group" not in known:
-        raise UserError(f"--group-column {args.group_column}: no row has a value there")
-    columns["group"] = columns["group"] if "group" in known else None
-    return SimpleNamespace(blocks=blocks, words=words, word_keys=word_keys, labels=labels, languages=languages,
-                           spellings=spellings, word_count=int(total.words), cut=int(total.cut), read=seen["rows"],
-                           ids=ids if "id" in known else None, of_file=[of_file[one] for one in chosen], **columns)
+def columns_of(block, path, split, keys):
+    """What a block says of each of its rows [n]: {`given`: the split that its file or its column `split` gives; `key`:
+    as from data.title_keys, `keys`; `group`: the key of its group, or of the title where it has none; `reliable`;
+    `line`: of its file; and data.COLUMNS}."""
+    lines = block["line"].to_numpy()
+    beside = data.read_columns({name: block[name].to_pylist() for name in data.COLUMNS if name in block}, path)
+    return {"given": given_split(path, split, column_of(block, "split")), "key": keys,
+            "group": group_keys(block["group"], keys) if "group" in block else keys,
+            "reliable": sources.given_quality(path, column_of(block, "quality")),
+            "line": lines.astype(data.smallest_uint(lines.max(initial=0))), **beside}
 
 
 def group_keys(values, keys):
     """The key of each row's group [n] uint64; rows without one are a group with equal titles, whose keys are given."""
     encoded = values.dictionary_encode()
-    names = encoded.dictionary.to_pylist()
-    found = data.text_keys(names)[encoded.indices.to_numpy()]
-    empty = np.array([name == "" for name in names], bool)[encoded.indices.to_numpy()]
-    return np.where(empty, keys, found)
+    names, at = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+    return np.where(np.array([name == "" for name in names], bool)[at], keys, data.text_keys(names)[at])
 
 
 def title_lines(titles):
@@ -337,72 +358,72 @@ def given_split(path, split, values):
     """The split of each row of a block, [n] int8: of its file, or of its column `split`; -1 where neither says."""
     # A column `split` may repeat what the file's name says, not contradict it; of a training file it may part rows off.
     codes = {value: SPLIT_NAMES.get(value.lower(), -1) for value in values.unique().to_pylist()}
-    wrong = [value for value, code in codes.items() if value and code < 0]
-    if wrong:
-        raise UserError(f"{path}: the split column says {wrong[0]!r}; use train, valid or test")
-    other = [code for code in codes.values() if code >= 0 and split not in (None, code) and (split, code) != (0, 1)]
-    if other:
-        raise UserError(f"{path}: its split column names {SPLITS[other[0]]} rows, but --test or the file's name makes "
-                        f"it the {SPLITS[split]} split; drop the column, or leave --test out")
-    if split is None:
-        split = -1
-    if list(codes) == [""]:
-        return np.full(len(values), split, np.int8)
-    given = np.array([codes[value] for value in values.to_pylist()], np.int8)
-    return np.where(given == -1, np.int8(split), given)
+    for value, code in codes.items():
+        if value and code < 0:
+            raise UserError(f"{path}: the split column says {value!r}; use train, valid or test")
+        if code >= 0 and split not in (None, code) and (split, code) != (0, 1):
+            raise UserError(f"{path}: its split column names {SPLITS[code]} rows, but --test or the file's name makes "
+                            f"it the {SPLITS[split]} split; drop the column, or leave --test out")
+    codes[""] = -1 if split is None else split
+    if len(codes) == 1:
+        return np.full(len(values), codes[""], np.int8)
+    return np.array([codes[value] for value in values.to_pylist()], np.int8)
 
 
-# --- more rows for another folder -------------------------------------------------------------------------------------
+def no_rows(name, args):
+    return UserError(f"{name}: no rows" + (f" in {' or '.join(args.languages)}" if args.languages else ""))
+
+
+def require_data_set(rows, chosen, args, base):
+    """Raise UserError where rows cannot become a data set."""
+    for path, split in chosen:
+        if split is not None and not (rows.given == split).any():
+            raise no_rows(path, args)
+    if len(rows.labels.index) < 2 and not base:
+        raise UserError(f"{rows.where}: only one category ({next(iter(rows.labels.index))}); a classifier needs two or "
+                        "more")
+    if not rows.word_count:
+        raise UserError(f"{rows.where}: no title has a letter or digit; is the title column the right one?")
+
+
+# --- the folder of --like ---------------------------------------------------------------------------------------------
 
 OF_BASE = ("vocab", "min_count", "max_len", "fold", "valid", "seed", "vectors", "encoder", "max_pieces")
 CHOSEN = ("languages", "title_column", "category_column", "group_column", "max_bad_rows")  # or as a part asks
 
 
 def read_base(args):
-    """What a part takes from the folder of --like, or None without it: a namespace of its `vocab` and `labels`, the
-    keys of the titles, and of the groups, that it has `held_out` for validation and test, and whether it
-    `knows_quality` of labels. Its options become those of args. Raises UserError where they cannot."""
-    if args.like is None:
-        return None
+    """What a part takes from the folder of --like: (the options, of which most are that folder's; a namespace of its
+    `vocab` and `labels`, the keys of the titles, and of the groups, that it has `held_out` for validation and test, its
+    `vectors`, and whether it `knows_quality` of labels). Raises UserError where the options do not go together."""
     if args.data is None or args.out.resolve() == args.like.resolve():
         raise UserError("--like goes with --data, and with an --out of its own")
     meta, arrays = data.read_prepared(args.like, SPLITS[1:])
-    held_out = [rows[kind] for rows in arrays.values() for kind in ("keys", "groups") if kind in rows]
     if meta["options"].get("like"):
         raise UserError(f"--like {args.like}: was itself prepared --like {meta['options']['like']}; name that")
-    if meta["tokenizer"] != files.checksum(data.__file__):
-        raise UserError(f"--like {args.like}: was prepared with another data.py; use the same, or prepare it again")
+    if meta["tokenizer"] != data.TOKENIZER:
+        raise UserError(f"--like {args.like}: was prepared with another classify.py; use the same, or prepare it again")
 
     # What makes the ids is the base's; where its files' options do not fit this one, flags say so.
-    for name in OF_BASE + CHOSEN:
-        flag = "--" + name.replace("_", "-")
-        if flag not in args.given:
-            setattr(args, name, meta["options"].get(name))
-        elif name in OF_BASE:
-            raise UserError(f"{flag}: --like takes it from {args.like}; leave it out")
-    args.fold = None  # no split is drawn, and one that the source gives is welcome
+    if refused := [name for name in OF_BASE if name in args.given]:
+        raise UserError(f"--{refused[0].replace('_', '-')}: --like takes it from {args.like}; leave it out")
+    taken = {name: meta["options"].get(name) for name in OF_BASE + CHOSEN if name not in args.given}
     if described := meta["encoder"]:
         encoder.require(described, args.like)
-    return SimpleNamespace(vocab=meta["vocab"], labels=meta["labels"], held_out=np.concatenate(held_out),
-                           vectors=meta["vectors"], knows_quality=meta["reliable_share"] is not None)
+    held_out = [rows[kind] for rows in arrays.values() for kind in ("keys", "groups") if kind in rows]
+    return (argparse.Namespace(**vars(args) | taken | {"fold": None}),  # no split is drawn
+            SimpleNamespace(vocab=meta["vocab"], labels=meta["labels"], held_out=np.concatenate(held_out),
+                            vectors=meta["vectors"], knows_quality=meta["reliable_share"] is not None))
 
 
-def order_of(codes, names):
-    """(names, [len(codes)] the position of each code's name, which is tidy, among them), as Codes.alphabetical."""
-    position = {sources.tidy(name): i for i, name in enumerate(names)}
-    return names, np.array([position[name] for name in codes.index])
+# --- categories -------------------------------------------------------------------------------------------------------
 
-
-def known_words(words, blocks, kept, vocab):
-    """The same as `choose_words` returns, of the rows that are `kept` [N], with the vocabulary of the base."""
-    used, start = np.zeros(len(words.index), bool), 0
-    for numbers, lengths, _ in blocks:
-        used[numbers[np.repeat(kept[start:start + len(lengths)], lengths)]] = True
-        start += len(lengths)
-    known = {*vocab}
-    oov = sorted(word for word, number in words.index.items() if used[number] and word not in known)
-    position = {word: i for i, word in enumerate([*vocab, *oov])}
-    return vocab, oov, np.array([position.get(word, data.UNKNOWN) for word in words.index])
+def number_categories(rows, base, bad):
+    """(names of the categories, those of the base or in alphabetical order; [N] which each row has)."""
+    names = base.labels if base else frequent_spellings(rows.spellings, bad)
+    number = {sources.tidy(name): i for i, name in enumerate(names)}
+    of_code = np.array([number[name] for name in rows.labels.index], data.smallest_uint(len(names) - 1))
+    return names, of_code[rows.label]
 
 
 def frequent_spellings(spellings, bad):
@@ -419,135 +440,8 @@ def frequent_spellings(spellings, bad):
     return sorted(first for first, *_ in ways.values())
 
 
-# --- splits, vocabulary -----------------------------------------------------------------------------------------------
-
-def number_equal(keys):
-    """keys [N] -> [N] int32, equal numbers for equal keys, in the order of the keys; np.unique's inverse in a third of
-    the memory."""
-    # In sorted order a new number begins wherever the key changes.
-    order = np.argsort(keys)
-    keys = keys[order]
-    numbers = np.empty(len(keys), np.int32)
-    numbers[order] = np.cumsum(np.concatenate([[False], keys[1:] != keys[:-1]]), dtype=np.int32)
-    return numbers
-
-
-def draw_splits(keys, labels, given, valid_share, seed, fold=None):
-    """Which split each row belongs to: [N] int8 indices into SPLITS.
-
-    Rows with a given split [N] (-1: none) keep it, but a split that the source does not name is drawn from the training
-    rows: by keys [N] uint64 and seed alone, so that rows with equal keys go together, and stay where they are in a file
-    that has more rows, fewer, or the same in another order. Of the rows TEST_SHARE test, and valid_share of the others
-    validate. With fold (i, k) the test split is the i-th of k parts. Every category (labels [N]) that has no training
-    row gets those of one key; these alone move when others of their category come.
-    """
-    pool, split = given <= 0, np.maximum(given, 0)
-    test, valid = (data.draw(keys, seed, purpose) for purpose in (0, 1))
-    if not (given == 1).any():
-        split[pool & (valid < valid_share)] = 1
-    if fold:
-        split[pool & (np.floor(test * fold[1]) == fold[0] - 1)] = 2
-    elif not (given == 2).any():
-        split[pool & (test < TEST_SHARE)] = 2
-
-    # A category without a training row cannot be learned. The row that is farthest from validation trains.
-    lacks = np.bincount(labels[split == 0], minlength=labels.max() + 1) == 0
-    rows = np.flatnonzero(pool & lacks[labels])
-    rows = rows[np.lexsort((-valid[rows], labels[rows]))]
-    _, first = np.unique(labels[rows], return_index=True)
-    split[pool & np.isin(keys, keys[rows[first]])] = 0
-
-    # Of a small file the row that is nearest to a split without rows is held out, if its categories keep other keys.
-    for s, drawn in ((2, test), (1, valid)):
-        if not ((split == s).any() or (fold and s == 2)):
-            rows = np.flatnonzero(pool & (split == 0))
-            pairs = np.unique(np.stack([labels[rows].astype(np.uint64), keys[rows]]), axis=1)
-            lone = np.bincount(pairs[0].astype(int))[labels[rows]] == 1
-            rows = rows[~np.isin(keys[rows], keys[rows[lone]])]
-            if len(rows):
-                split[pool & (keys == keys[rows[drawn[rows].argmin()]])] = s
-    return split
-
-
-def near_equal_share(rows, split):
-    """Of a sample of the test rows of four words or more, the share with a near-equal title in training: one of the
-    same words, but for one that is added, dropped or exchanged. rows as from `ingest`."""
-    # A title is signed by the sum of its words' keys, and by this sum without each of its words. Two titles are near
-    # equal where they share a signature.
-    def signatures(numbers, lengths, chosen):
-        chosen = chosen & (lengths > 3)
-        keys, lengths = rows.word_keys[numbers[np.repeat(chosen, lengths)]], lengths[chosen].astype(np.int64)
-        title = np.repeat(np.arange(len(lengths)), lengths)
-        total = np.diff(np.append(np.uint64(0), np.cumsum(keys))[np.append(0, np.cumsum(lengths))])
-        return np.concatenate([total, total[title] - keys]), np.concatenate([np.arange(len(lengths)), title])
-
-    def of_rows(chosen):
-        start = 0
-        for numbers, lengths, _ in rows.blocks:
-            yield signatures(numbers, lengths, chosen[start:start + len(lengths)])
-            start += len(lengths)
-
-    sample = np.zeros(len(split), bool)
-    sample[np.random.default_rng(0).permutation(np.flatnonzero(split == 2))[:NEAR_ROWS]] = True
-    wanted, title, count = [], [], 0
-    for found, of in of_rows(sample):
-        wanted.append(found)
-        title.append(of + count)
-        count += of.max(initial=-1) + 1
-    wanted, title = np.concatenate(wanted), np.concatenate(title)
-
-    # Of the signatures of all training rows few are wanted; a table of 2^22 flags sorts out most others.
-    flags, near = np.zeros(1 << 22, bool), np.zeros(count, bool)
-    flags[wanted >> np.uint64(42)] = True
-    for found, _ in of_rows(split == 0):
-        near[title[np.isin(wanted, found[flags[found >> np.uint64(42)]])]] = True
-    return float(near.mean()) if count else 0.0
-
-
-def choose_words(words, blocks, split, min_count, largest):
-    """The vocabulary: words of the training rows, most frequent first, equals in alphabetical order.
-
-    Args: words, a Codes; blocks as from `ingest`; split [N] of each row; least count and largest number of words.
-    Returns: (SPECIALS and the vocabulary; list of the other words, of any split; [len(words)] the position of each
-    word in the two lists, one after the other).
-    """
-    # How often each word comes in training, and whether any split uses it: --max-len cuts words off.
-    counts, used, start = np.zeros(len(words.index), np.int64), np.zeros(len(words.index), bool), 0
-    for numbers, lengths, _ in blocks:
-        mine = np.repeat(split[start:start + len(lengths)], lengths)
-        counts += np.bincount(numbers[mine == 0], minlength=len(counts))
-        used[numbers[mine != LEFT_OUT]] = True
-        start += len(lengths)
-
-    # A stable sort by count keeps equals in alphabetical order, so the vocabulary does not depend on the rows' order.
-    names, ranks = words.alphabetical()
-    count, oov = np.empty_like(counts), np.empty_like(used)
-    count[ranks], oov[ranks] = counts, used
-    order = np.argsort(-count, kind="stable")[:(count >= max(1, min_count)).sum()][:largest]
-    oov[order] = False
-
-    # Words that only stood beyond --max-len are in neither list, and by now in no title.
-    ids = np.full(len(names), data.UNKNOWN)
-    both = np.concatenate([order, np.flatnonzero(oov)])
-    ids[both] = len(data.SPECIALS) + np.arange(len(both))
-    return (data.SPECIALS + [names[i] for i in order.tolist()], [names[i] for i in np.flatnonzero(oov).tolist()],
-            ids[ranks])
-
-
-def conflicting(label, groups):
-    """Which rows have a title that also comes with another category: [N] bool. groups [N]: equal for equal titles."""
-    # Written from behind, for the last entry stays: each group gets the category of its first row.
-    first = np.zeros(groups.max() + 1, label.dtype)
-    first[groups[::-1]] = label[::-1]
-    several = np.zeros(len(first), bool)
-    several[groups[label != first[groups]]] = True
-    return several[groups]
-
-
-def warn_of_odd_categories(rows, names, label, bad, fasttext):
-    """Note in `bad` what makes categories look as if they were read wrongly: names that differ in case, accents or HTML
-    entities only, and labels of `fasttext` files that seem cut at a space or joined by commas."""
-    # Toys and toys are two categories, but seldom meant to be.
+def note_similar_names(names, bad):
+    """Note in `bad` which categories differ in case, accents or HTML entities only: seldom are they meant to be two."""
     plain = {}
     for name in names:
         folded = unicodedata.normalize("NFKD", data.decode_entities(name).casefold())
@@ -557,9 +451,10 @@ def warn_of_odd_categories(rows, names, label, bad, fasttext):
         if len(same) > 1:
             bad.note(f"category {same[0]}", None, f"differs from {same[1]} in case, accents or HTML entities "
                      "only; are they one?")
-    if not fasttext:
-        return
 
+
+def note_misread_labels(rows, names, label, bad):
+    """Note in `bad` which labels of fastText files seem joined by commas, or cut at a space."""
     # `__label__a,b` is one label to fastText.
     before = Counter(name.partition(",")[0] for name in names if "," in name)
     for prefix, count in before.most_common(1):
@@ -569,8 +464,8 @@ def warn_of_odd_categories(rows, names, label, bad, fasttext):
 
     # `__label__Home Decor lamp` is a title "Decor lamp" to fastText. Then few words begin all titles of a category,
     # and stand nowhere else.
-    lengths = np.concatenate([lengths for _, lengths, _ in rows.blocks]).astype(np.int64)
-    numbers = np.concatenate([numbers for numbers, _, _ in rows.blocks])
+    lengths = np.concatenate([block.lengths for block in rows.blocks]).astype(np.int64)
+    numbers = np.concatenate([block.numbers for block in rows.blocks])
     begun = np.flatnonzero(lengths)
     first = numbers[(np.cumsum(lengths) - lengths)[begun]]
     often = np.bincount(numbers)
@@ -584,66 +479,204 @@ def warn_of_odd_categories(rows, names, label, bad, fasttext):
                  "label had been cut at a space; write labels without spaces")
 
 
-# --- writing ----------------------------------------------------------------------------------------------------------
+# --- rows -> splits ---------------------------------------------------------------------------------------------------
 
-def write_titles(folder, args, blocks, split, ids, vocabulary):
-    """Write {split}_titles.npy, {split}_oov.npy and {split}_text.txt, a block at a time. `ids` of the words, from
-    `vocabulary` on out of it. Returns the share of words out of vocabulary by split."""
-    dtype, oov_dtype = data.smallest_uint(vocabulary - 1), data.smallest_uint(max(0, ids.max() - vocabulary))
-    words, oov = np.zeros(3, np.int64), [[], [], []]
-    starts = np.cumsum([0, *(len(lengths) for _, lengths, _ in blocks)])
+def split_rows(rows, label, args, base):
+    """Which split each row belongs to: [N] int8 indices into SPLITS, or LEFT_OUT."""
+    # No title may train here that the base holds out.
+    if base:
+        held_out = np.isin(rows.key, base.held_out)
+        if rows.group is not None:
+            held_out |= np.isin(rows.group, base.held_out)
+        return np.where((rows.given <= 0) & held_out, LEFT_OUT, np.maximum(rows.given, 0))
+    if args.fold and (rows.given == 2).any():
+        raise UserError(f"{rows.where}: has a test split; --fold holds out a part of the training rows instead, so "
+                        "name their file alone with --data")
+    split = draw_splits(rows.key if rows.group is None else rows.group, label, rows.given, args)
 
-    def divided(item):
+    # Groups may share a title, and no title may stand on two sides.
+    if rows.group is not None:
+        for s in (1, 2):
+            split[(rows.given <= 0) & (split == s) & np.isin(rows.key, rows.key[split < s])] = LEFT_OUT
+    return split
+
+
+def draw_splits(keys, labels, given, args):
+    """Which split each row belongs to: [N] int8 indices into SPLITS.
+
+    Rows with a given split [N] (-1: none) keep it, but a split that the source does not name is drawn from the training
+    rows: by keys [N] uint64 and --seed alone, so that rows with equal keys go together, and stay where they are in a
+    file that has more rows, fewer, or the same in another order. Of the rows TEST_SHARE test, and --valid of the others
+    validate. With --fold (i, k) the test split is the i-th of k parts. Every category (labels [N]) that has no training
+    row gets those of one key; these alone move when others of their category come.
+    """
+    pool, split = given <= 0, np.maximum(given, 0)
+    test, valid = (data.draw(keys, args.seed, purpose) for purpose in (0, 1))
+    if not (given == 1).any():
+        split[pool & (valid < args.valid)] = 1
+    if args.fold:
+        split[pool & (np.floor(test * args.fold[1]) == args.fold[0] - 1)] = 2
+    elif not (given == 2).any():
+        split[pool & (test < TEST_SHARE)] = 2
+
+    # A category without a training row cannot be learned. The row that is farthest from validation trains.
+    lacks = np.bincount(labels[split == 0], minlength=labels.max() + 1) == 0
+    rows = np.flatnonzero(pool & lacks[labels])
+    rows = rows[np.lexsort((-valid[rows], labels[rows]))]
+    _, first = np.unique(labels[rows], return_index=True)
+    split[pool & np.isin(keys, keys[rows[first]])] = 0
+
+    # Of a small file the row that is nearest to a split without rows is held out, if its categories keep other keys.
+    for s, drawn in ((2, test), (1, valid)):
+        if not ((split == s).any() or (args.fold and s == 2)):
+            rows = np.flatnonzero(pool & (split == 0))
+            pairs = np.unique(np.stack([labels[rows].astype(np.uint64), keys[rows]]), axis=1)
+            lone = np.bincount(pairs[0].astype(int))[labels[rows]] == 1
+            rows = rows[~np.isin(keys[rows], keys[rows[lone]])]
+            if len(rows):
+                split[pool & (keys == keys[rows[drawn[rows].argmin()]])] = s
+    return split
+
+
+def require_splits(rows, split, args, base):
+    """Raise UserError where a split that is needed has no row."""
+    if (split == LEFT_OUT).all():
+        raise UserError(f"{rows.where}: all its titles validate or test in {args.like}, so none is left to train")
+    for s, name in enumerate(SPLITS if base is None else ()):
+        if not (split == s).any():
+            raise UserError(f"{rows.where}: the {name} split is empty; " + (
+                f"the split column, or a file's name, says {SPLITS[rows.given.max()]} of all rows: leave it out, or "
+                "read them with --test beside the training file" if s == 0 else
+                "there are too few different titles to hold some out"))
+
+
+def note_split_groups(rows, split, chosen, bad):
+    """Note in `bad` how many validation and test rows have a group that trains, too."""
+    held_out = (split > 0) & (split < LEFT_OUT)
+    if rows.group is not None and (leaks := np.isin(rows.group[held_out], rows.group[split == 0]).sum()):
+        bad.note(chosen[0][0], None, f"{leaks:,} of {held_out.sum():,} validation and test rows are of groups that "
+                 "train, too, for the source gives these splits")
+
+
+# --- training rows -> vocabulary --------------------------------------------------------------------------------------
+
+def choose_words(rows, split, args, base):
+    """A namespace: `vocab`, that of the base or the words of the training rows, most frequent first, equals in
+    alphabetical order; `oov`, the other words of any split; `ids` [len(rows.words)], the position of each word in the
+    two lists, one after the other."""
+    # How often each word comes in training, and whether any split uses it: --max-len cuts words off.
+    counts, used = np.zeros(len(rows.words.index), np.int64), np.zeros(len(rows.words.index), bool)
+    for block in rows.blocks:
+        mine = np.repeat(split[block.rows], block.lengths)
+        counts += np.bincount(block.numbers[mine == 0], minlength=len(counts))
+        used[block.numbers[mine != LEFT_OUT]] = True
+
+    # A stable sort by count keeps equals in alphabetical order, so the vocabulary does not depend on the rows' order.
+    names, ranks = rows.words.alphabetical()
+    count, used_names, ids = np.empty_like(counts), np.empty_like(used), np.full(len(names), -1)
+    count[ranks], used_names[ranks] = counts, used
+    if base:
+        vocab, index = base.vocab, {word: i for i, word in enumerate(base.vocab)}
+        ids = np.array([index.get(name, -1) for name in names])
+    else:
+        order = np.argsort(-count, kind="stable")[:(count >= max(1, args.min_count)).sum()][:args.vocab]
+        vocab = data.SPECIALS + [names[i] for i in order.tolist()]
+        ids[order] = len(data.SPECIALS) + np.arange(len(order))
+    if len(vocab) == len(data.SPECIALS):
+        raise UserError(f"{rows.where}: no word comes {args.min_count} times in the training split; lower --min-count")
+
+    # Words that only stood beyond --max-len are in neither list, and by now in no title.
+    oov = np.flatnonzero(used_names & (ids < 0))
+    ids[oov] = len(vocab) + np.arange(len(oov))
+    ids[ids < 0] = data.UNKNOWN
+    return SimpleNamespace(vocab=vocab, oov=[names[i] for i in oov.tolist()], ids=ids[ranks])
+
+
+# --- arrays and lists -------------------------------------------------------------------------------------------------
+
+def write_titles(folder, rows, split, words, args):
+    """Write {split}_titles.npy, {split}_oov.npy and {split}_text.txt, a block at a time. Returns {split: the share of
+    its words that are out of vocabulary}."""
+    size, ids = len(words.vocab), words.ids.astype(data.smallest_uint(words.ids.max()))
+    dtype, oov_dtype = data.smallest_uint(size - 1), data.smallest_uint(max(0, words.ids.max() - size))
+
+    def divided(block):
         """For each split: (titles [n, max_len] as stored, which words of the others they hold, text)."""
-        start, (numbers, lengths, text) = item
         # The text as Arrow strings, so that it can be filtered as the arrays are.
-        titles = data.pad(ids[numbers], lengths, args.max_len)
-        ends = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n")) + 1
+        titles = data.pad(ids[block.numbers], block.lengths, args.max_len)
+        ends = np.flatnonzero(np.frombuffer(block.text, np.uint8) == ord("\n")) + 1
         text = pa.Array.from_buffers(pa.large_binary(), len(titles), [
-            None, pa.py_buffer(np.concatenate([[0], ends])), pa.py_buffer(text)])
-        unknown = titles >= vocabulary
+            None, pa.py_buffer(np.concatenate([[0], ends])), pa.py_buffer(block.text)])
+        unknown = titles >= size
         stored = np.where(unknown, data.UNKNOWN, titles).astype(dtype)
-        masks = [split[start:start + len(titles)] == s for s in range(3)]
-        return [(stored[mine], (titles[mine][unknown[mine]].astype(np.int64) - vocabulary).astype(oov_dtype),
+        masks = [split[block.rows] == s for s in range(3)]
+        return [(stored[mine], (titles[mine][unknown[mine]].astype(np.int64) - size).astype(oov_dtype),
                  text.filter(pa.array(mine)).buffers()[2] or b"") for mine in masks]
 
     # The header of an .npy file says how many rows follow, and that is known; so rows are written as they come.
+    count, oov = np.zeros(3, np.int64), [[], [], []]
     with contextlib.ExitStack() as stack:
-        arrays = [stack.enter_context(open(folder / f"{name}_titles.npy", "wb")) for name in SPLITS]
+        arrays = [stack.enter_context(array_file(folder / f"{name}_titles.npy", dtype, size, args.max_len))
+                  for name, size in zip(SPLITS, np.bincount(split, minlength=3), strict=False)]
         texts = [stack.enter_context(open(folder / f"{name}_text.txt", "wb")) for name in SPLITS]
-        for file, size in zip(arrays, np.bincount(split, minlength=3)[:3], strict=True):
-            write_header(file, dtype, size, args.max_len)
         pool = stack.enter_context(ThreadPoolExecutor(args.threads + 1))
-        ids = ids.astype(data.smallest_uint(ids.max()))
-        for by_split in map_ahead(pool, divided, zip(starts, blocks, strict=False), 2 * args.threads):
+        for by_split in map_ahead(pool, divided, rows.blocks, 2 * args.threads):
             for s, (titles, numbers, text) in enumerate(by_split):
                 arrays[s].write(titles)
                 texts[s].write(text)
                 oov[s].append(numbers)
-                words[s] += (titles > 0).sum()
-    for name, numbers in zip(SPLITS, oov, strict=True):
-        np.save(folder / f"{name}_oov.npy", np.concatenate(numbers))
-    return np.array([sum(map(len, numbers)) for numbers in oov]) / np.maximum(words, 1)
+                count[s] += (titles > 0).sum()
+    unknown_share = {}
+    for name, numbers, of in zip(SPLITS, map(np.concatenate, oov), count.tolist(), strict=True):
+        np.save(folder / f"{name}_oov.npy", numbers)
+        unknown_share[name] = len(numbers) / max(1, of)
+    return unknown_share
 
 
-def write_header(file, dtype, rows, columns):
-    """Begin an .npy file of this shape, whose rows then follow."""
+def array_file(path, dtype, rows, columns):
+    """A new file that begins as an .npy file of this shape; its rows are to be written behind."""
+    file = open(path, "wb")
     np.lib.format.write_array_header_1_0(file, {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
                                                 "fortran_order": False, "shape": (int(rows), columns)})
+    return file
+
+
+def write_columns(folder, rows, split, label):
+    """Write what else there is of each row: {split}_labels.npy and so on, and {split}_id.txt. Returns the names of the
+    languages, or None."""
+    names, ranks = rows.languages.alphabetical()
+    language = None if rows.language is None else ranks[rows.language].astype(np.uint8)
+    for kind, values in (("labels", label), ("keys", rows.key), ("groups", rows.group), ("language", language),
+                         ("reliable", rows.reliable), ("line", rows.line),
+                         *((name, getattr(rows, name)) for name in data.COLUMNS)):
+        for s, name in enumerate(SPLITS if values is not None else ()):
+            np.save(folder / f"{name}_{kind}.npy", values[split == s])
+    for s, name in enumerate(SPLITS if rows.id else ()):
+        chunks = rows.id.filter(pa.array(split == s)).chunks
+        (folder / f"{name}_id.txt").write_bytes(b"".join(map(title_lines, chunks)))
+    return None if language is None else [name or "unknown" for name in names]
+
+
+def write_vectors(folder, vocab, args, base):
+    """Write vectors.npy. Returns the share of the words that have one: SPECIALS never have, and do not count."""
+    vectors = base.vectors if base else data.read_vectors(args.vectors, vocab, sources.BadRows(args.max_bad_rows))
+    np.save(folder / "vectors.npy", vectors)
+    return float(vectors[len(data.SPECIALS):].any(1).mean())
 
 
 def write_pieces(folder, args, sizes):
     """Write {split}_pieces.npy, ids of pieces of the titles in {split}_text.txt, a block at a time; sizes: rows of the
-    splits. Returns how many titles fill all columns."""
+    splits. Returns the share of titles that fill all columns."""
     from tqdm import tqdm
-    full, workers = 0, min(args.threads, -(-int(sum(sizes)) // PIECE_ROWS), 61)  # Windows allows no more processes
+    full, total = 0, int(sum(sizes))
+    workers = min(args.threads, -(-total // PIECE_ROWS), 61)  # Windows allows no more processes
     with contextlib.ExitStack() as stack:
         # The tokenizer is plain Python, so it takes processes; few titles are done before these have begun. They start
         # afresh: a copy of this process (fork) could hold a lock that a thread of Arrow's had at that moment.
         processes = workers > 1 and stack.enter_context(ProcessPoolExecutor(
             workers, multiprocessing.get_context("spawn"), initializer=encoder.begin_worker))
         pool = stack.enter_context(ThreadPoolExecutor(workers + 1))
-        bar = stack.enter_context(tqdm(desc="pieces", total=int(sum(sizes)), unit=" titles", disable=None))
+        bar = stack.enter_context(tqdm(desc="pieces", total=total, unit=" titles", disable=None))
 
         # A thread only waits for a process, so that map_ahead keeps the order; without processes it does the work.
         def cut(lines):
@@ -652,9 +685,9 @@ def write_pieces(folder, args, sizes):
 
         for name, size in zip(SPLITS, sizes, strict=True):
             lines = stack.enter_context(open(folder / f"{name}_text.txt", encoding="utf-8", newline="\n"))
-            file = stack.enter_context(open(folder / f"{name}_pieces.npy", "wb"))
+            file = stack.enter_context(array_file(folder / f"{name}_pieces.npy", encoder.dtype(args.encoder), size,
+                                                  args.max_pieces))
             blocks = iter(lambda lines=lines: list(itertools.islice(lines, PIECE_ROWS)), [])
-            write_header(file, encoder.dtype(args.encoder), size, args.max_pieces)
             try:
                 for ids in map_ahead(pool, cut, blocks, 2 * workers):
                     file.write(ids)
@@ -663,34 +696,154 @@ def write_pieces(folder, args, sizes):
             except BrokenExecutor:
                 raise UserError("--encoder: a process that cut titles into pieces has died (no memory?); try fewer "
                                 "--threads") from None
-    return full
+    return full / total
 
+
+# --- meta.json --------------------------------------------------------------------------------------------------------
+# Shares are of rows or words, from 0 to 1; {split} has a value for train, valid and test each.
+#
+#   format, tokenizer         data.FORMAT; checksum of the data.py that cut the titles
+#   command, options          as it was typed; {flag: value} of those that decide what is prepared
+#   source                    [{file, split that its name gives or null, checksum, rows {split}}], in order of the rows
+#   synthetic                 whether all categories are synthetic.py's
+#   rows, left_out_rows       {split}; rows that go to no split (--like, --group-column)
+#   bad_rows, first_bad_row   those skipped; where and why the first, or null
+#   categories, training_rows how many; [rows of each that train]
+#   not_split_categories      how many train, but have no test row
+#   not_in_train_categories   how many have no training row
+#   languages                 their names, as {split}_language.npy numbers them, or null
+#   reliable_share            of labels marked reliable, or null where nothing marks them
+#   vocabulary, unknown_share its words, SPECIALS included; {split}, of words that are not in it
+#   max_len, cut_share        words of a title at most; of titles that had more
+#   mean_words                of a title, before it is cut
+#   conflicting_rows          whose title comes with another category, too
+#   also_in_train             {valid, test}, of rows whose title trains, too
+#   near_equal_share          of test titles that differ in one word from a training title, or null if not drawn here
+#   vectors_found             of words that have a pretrained vector, or null
+#   encoder, full_share       name, version, weights and max_len of the encoder, or null; of titles that fill that
+#   files, fingerprint        {file: checksum}; a digest of those that decide what is learned
+#   checksum                  of meta.json itself
+
+def describe(args, chosen, rows, made, bad):
+    """What meta.json says, but for the checksums. made: a namespace of what `prepare` has made of the rows."""
+    sizes = np.bincount(made.split, minlength=3)[:3].tolist()
+    of_category = [np.bincount(made.label[made.split == s], minlength=len(made.labels)) for s in range(3)]
+    by_file = [np.bincount(mine, minlength=3).tolist() for mine in np.split(made.split, np.cumsum(rows.of_file)[:-1])]
+    conflicting, also_in_train = compare_equal(rows.key, made.label, made.split)
+    drawn = not args.like and rows.group is None and not (rows.given == 2).any()
+    return {
+        "format": data.FORMAT, "tokenizer": data.TOKENIZER,
+        "synthetic": all(name.startswith(synthetic.PREFIX) for name in made.labels),
+        "command": cli.public(readable(shlex.join(["python", "prepare.py", *sys.argv[1:]]))),
+        "source": [{"file": readable(path), "split": None if s is None else SPLITS[s], "checksum": files.checksum(path),
+                    "rows": dict(zip(SPLITS, counts, strict=False))}
+                   for (path, s), counts in zip(chosen, by_file, strict=True)],
+        "options": {name: readable(value) if isinstance(value, Path) else value for name, value in vars(args).items()
+                    if name not in ("data", "test", "out", "threads", "mirror", "download", "given")},
+        "rows": dict(zip(SPLITS, sizes, strict=True)), "left_out_rows": int((made.split == LEFT_OUT).sum()),
+        "bad_rows": bad.count, "first_bad_row": bad.first and readable(bad.first),
+        "categories": len(made.labels), "training_rows": of_category[0].tolist(),
+        "not_split_categories": int(((of_category[0] > 0) & (of_category[2] == 0)).sum()),
+        "not_in_train_categories": int((of_category[0] == 0).sum()),
+        "languages": made.languages,
+        "reliable_share": None if rows.reliable is None else float(rows.reliable[made.split != LEFT_OUT].mean()),
+        "vocabulary": len(made.words.vocab), "unknown_share": made.unknown_share,
+        "max_len": args.max_len, "cut_share": rows.cut / len(rows.key), "mean_words": rows.word_count / len(rows.key),
+        "conflicting_rows": conflicting, "also_in_train": also_in_train,
+        "near_equal_share": near_equal_share(rows, made.split) if drawn else None,
+        "vectors_found": made.vectors_found, "encoder": made.encoder,
+    }
+
+
+def compare_equal(keys, label, split):
+    """(how many rows have a title, keys [N], that also comes with another category; {valid, test: the share of rows
+    whose title trains, too})."""
+    # Sorted, rows of equal titles stand together.
+    order = np.argsort(keys)
+    keys, label, split = keys[order], label[order], split[order]
+    starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
+    times = np.diff(np.append(starts, len(keys)))
+    several = np.minimum.reduceat(label, starts) != np.maximum.reduceat(label, starts)
+    trains = np.repeat(np.logical_or.reduceat(split == 0, starts), times)
+    return int(times[several].sum()), {name: float(trains[split == s].sum() / max(1, (split == s).sum()))
+                                       for s, name in enumerate(SPLITS) if s}
+
+
+def near_equal_share(rows, split):
+    """Of a sample of the test rows of four words or more, the share with a near-equal title in training: one of the
+    same words, but for one that is added, dropped or exchanged."""
+    # Two titles are near equal where they share one of these sums: of the keys of all words, or of all but one.
+    def sums(chosen):
+        """Yield (sums of keys, the row of each) of these rows [N] bool, a block at a time."""
+        for block in rows.blocks:
+            mine = chosen[block.rows] & (block.lengths > 3)
+            keys, lengths = rows.word_keys[block.numbers[np.repeat(mine, block.lengths)]], block.lengths[mine]
+            total = np.add.reduceat(keys, np.cumsum(lengths, dtype=np.int64) - lengths)
+            row = block.rows.start + np.flatnonzero(mine)
+            yield (np.concatenate([total, np.repeat(total, lengths) - keys]),
+                   np.concatenate([row, np.repeat(row, lengths)]))
+
+    sample, near = np.zeros(len(split), bool), np.zeros(len(split), bool)
+    sample[np.random.default_rng(0).permutation(np.flatnonzero(split == 2))[:NEAR_ROWS]] = True
+    wanted, row = map(np.concatenate, zip(*sums(sample), strict=True))
+
+    # Of the sums of all training rows few are wanted; a table of 2^22 flags sorts out most others.
+    flags = np.zeros(1 << 22, bool)
+    flags[wanted >> np.uint64(42)] = True
+    for found, _ in sums(split == 0):
+        near[row[np.isin(wanted, found[flags[found >> np.uint64(42)]])]] = True
+    return float(near.sum() / max(1, len(np.unique(row))))
+
+
+def file_checksums(folder, threads):
+    """{name: checksum} of the files in a folder."""
+    paths = sorted(folder.iterdir())
+    with ThreadPoolExecutor(threads) as pool:
+        return dict(zip((path.name for path in paths), pool.map(files.checksum, paths), strict=True))
+
+
+# --- the whole way ----------------------------------------------------------------------------------------------------
 
 def prepare(args):
+    """What main does with the arguments. Files become rows, rows get splits, training rows give the vocabulary, and all
+    of it becomes arrays."""
     started = time.time()
-    base = read_base(args)
+    args, base = read_base(args) if args.like else (args, None)
     described = args.encoder and encoder.describe(args.encoder, args.max_pieces)  # a missing package shows at once
     chosen = choose_files(args)
+    require_own(args.out)
+    bad = sources.BadRows(args.max_bad_rows)
+    with files.atomic_folder(args.out) as folder:
+        rows = read_rows(args, chosen, bad, base)
+        require_data_set(rows, chosen, args, base)
+        # Labels of which nothing is said, such as predicted ones, are not reliable beside those that are.
+        if base and base.knows_quality and rows.reliable is None:
+            rows.reliable = np.zeros(len(rows.key), bool)
 
-    # --out is replaced whole, so it must not hold anything else. Where it is a link, what it points to is replaced.
-    out = args.out.resolve()
-    names = {path.name for path in out.iterdir()} if out.is_dir() else {out.name} if out.exists() else set()
-    foreign = sorted(name for name in names if "meta.json" not in names or not OWN_FILES.fullmatch(name))
-    if foreign:
-        raise UserError(f"{args.out}: is there and holds something else than prepared data ({foreign[0]}); choose "
-                        "another --out")
-    with files.atomic_folder(out) as folder:
-        bad = sources.BadRows(args.max_bad_rows)
-        meta = write_arrays(args, chosen, bad, folder, base) | {"encoder": described}
+        # What the rows are made into, see `describe`.
+        made = SimpleNamespace(encoder=described)
+        made.labels, made.label = number_categories(rows, base, bad)
+        made.split = split_rows(rows, made.label, args, base)
+        require_splits(rows, made.split, args, base)
+        if not base:
+            note_similar_names(made.labels, bad)
+            if any(sources.format_of(sources.first_line(path, args.encoding)) == "fasttext" for path, _ in chosen):
+                note_misread_labels(rows, made.labels, made.label, bad)
+        note_split_groups(rows, made.split, chosen, bad)
+        made.words = choose_words(rows, made.split, args, base)
+
+        made.unknown_share = write_titles(folder, rows, made.split, made.words, args)
+        made.languages = write_columns(folder, rows, made.split, made.label)
+        for name, lines in (("vocab", made.words.vocab), ("oov", made.words.oov), ("labels", made.labels)):
+            files.write_lines(folder / f"{name}.txt", lines)
+        made.vectors_found = args.vectors and write_vectors(folder, made.words.vocab, args, base)
+        meta = describe(args, chosen, rows, made, bad)
         if described:
-            meta["full_share"] = write_pieces(folder, args, meta["rows"].values()) / sum(meta["rows"].values())
+            meta["full_share"] = write_pieces(folder, args, meta["rows"].values())
 
-        # meta.json comes last, for it has the checksums of all other files.
-        paths = sorted(folder.iterdir())
-        with ThreadPoolExecutor(args.threads) as pool:
-            sums = {path.name: digest for path, digest in zip(paths, pool.map(files.checksum, paths), strict=True)}
         # Pieces follow from the text and the encoder: without them, runs on the same data can be compared and averaged.
         # Where rows stand in their files decides nothing.
+        sums = file_checksums(folder, args.threads)
         identity = {name: digest for name, digest in sums.items()
                     if not name.endswith(("_pieces.npy", "_line.npy", "_id.txt"))}
         meta |= {"files": sums, "fingerprint": files.fingerprint(identity)}
@@ -700,121 +853,21 @@ def prepare(args):
     report(meta, args.out, written, time.time() - started)
 
 
-def write_arrays(args, chosen, bad, folder, base=None):
-    """From chosen files to the files in `folder`, all but meta.json, whose content is returned. base: as from
-    `read_base`."""
-    # Read, and refuse what cannot become a data set.
-    rows = ingest(args, chosen, bad, base)
-    count, given = len(rows.label), rows.split
-    where = ", ".join(str(path) for path, _ in chosen)
-    bad.check(rows.read)
-    for name, found in [(where, count), *((path, (given == s).any()) for path, s in chosen if s is not None)]:
-        if not found:
-            raise UserError(f"{name}: no rows" + (f" in {' or '.join(args.languages)}" if args.languages else ""))
-    if len(rows.labels.index) < 2 and not base:
-        raise UserError(f"{where}: only one category ({next(iter(rows.labels.index))}); a classifier needs two or more")
-    if not rows.word_count:
-        raise UserError(f"{where}: no title has a letter or digit; is the title column the right one?")
-
-    # Categories in alphabetical order, and a split for every row; the vocabulary, of the training rows alone.
-    labels, ranks = order_of(rows.labels, base.labels if base else frequent_spellings(rows.spellings, bad))
-    label = ranks.astype(data.smallest_uint(len(labels) - 1))[rows.label]
-    groups = number_equal(rows.key)
-    if base:
-        # Labels of which nothing is said, such as predicted ones, are not reliable beside those that are.
-        if base.knows_quality and rows.reliable is None:
-            rows.reliable = np.zeros(count, bool)
-
-        # No title may train here that the base holds out.
-        held_out = np.isin(rows.key, base.held_out)
-        if rows.group is not None:
-            held_out |= np.isin(rows.group, base.held_out)
-        split = np.where((given <= 0) & held_out, LEFT_OUT, np.maximum(given, 0))
-        vocab, oov, ids = known_words(rows.words, rows.blocks, split != LEFT_OUT, base.vocab)
-    else:
-        if args.fold and (given == 2).any():
-            raise UserError(f"{where}: has a test split; --fold holds out a part of the training rows instead, so name "
-                            "their file alone with --data")
-        split = draw_splits(rows.key if rows.group is None else rows.group, label, given, args.valid, args.seed,
-                            args.fold)
-        if rows.group is not None:  # groups may share a title, and no title may stand on two sides
-            for s in (1, 2):
-                split[(given <= 0) & (split == s) & np.isin(rows.key, rows.key[split < s])] = LEFT_OUT
-        fasttext = any(sources.format_of(sources.first_line(path, args.encoding)) == "fasttext" for path, _ in chosen)
-        warn_of_odd_categories(rows, labels, label, bad, fasttext)
-        vocab, oov, ids = choose_words(rows.words, rows.blocks, split, args.min_count, args.vocab)
-    sizes = np.bincount(split, minlength=3)[:3]
-    if not sizes.any():
-        raise UserError(f"{where}: all its titles validate or test in {args.like}, so none is left to train")
-    for s, name in enumerate(SPLITS if base is None else ()):
-        if not sizes[s]:
-            told = {int(one) for one in np.unique(given)} - {-1}
-            raise UserError(f"{where}: the {name} split is empty; " + (
-                f"the split column, or a file's name, says {SPLITS[max(told)]} of all rows: leave it out, or read them "
-                "with --test beside the training file" if s == 0 else
-                "there are too few different titles to hold some out"))
-    if len(vocab) == len(data.SPECIALS):
-        raise UserError(f"{where}: no word comes {args.min_count} times in the training split; lower --min-count")
-    unknown_share = write_titles(folder, args, rows.blocks, split, ids, len(vocab))
-    for name, lines in (("vocab", vocab), ("oov", oov), ("labels", labels)):
-        files.write_lines(folder / f"{name}.txt", lines)
-
-    # The arrays that say more of each row.
-    languages, ranks = rows.languages.alphabetical()
-    language = None if rows.language is None else ranks[rows.language].astype(np.uint8)
-    for kind, values in (("labels", label), ("keys", rows.key), ("groups", rows.group), ("language", language),
-                         ("reliable", rows.reliable), ("line", rows.line)):
-        for s, name in enumerate(SPLITS if values is not None else ()):
-            np.save(folder / f"{name}_{kind}.npy", values[split == s])
-    if rows.ids:
-        ids = pa.chunked_array([pa.array([""] * len(lengths), pa.string()) if mine is None else mine
-                                for mine, (_, lengths, _) in zip(rows.ids, rows.blocks, strict=True)])
-        for s, name in enumerate(SPLITS):
-            chunks = ids.filter(pa.array(split == s)).chunks
-            (folder / f"{name}_id.txt").write_bytes(b"".join(map(title_lines, chunks)))
-
-    # SPECIALS, the first two entries, never have a vector and do not count.
-    vectors_found = None
-    if args.vectors:
-        vectors = base.vectors if base else data.read_vectors(args.vectors, vocab, sources.BadRows(args.max_bad_rows))
-        np.save(folder / "vectors.npy", vectors)
-        vectors_found = float(vectors[2:].any(1).mean())
-
-    # What a report needs to know of it all.
-    per_category = np.array([np.bincount(label[split == s], minlength=len(labels)) for s in range(3)])
-    in_train = np.zeros(groups.max() + 1, bool)
-    in_train[groups[split == 0]] = True
-    if rows.group is not None and len(leaks := np.flatnonzero((split > 0) & (split < LEFT_OUT) & np.isin(
-            rows.group, rows.group[split == 0]))):
-        bad.note(chosen[0][0], None, f"{len(leaks):,} of {sizes[1:].sum():,} validation and test rows are of groups "
-                 "that train, too, for the source gives these splits")
-    near = near_equal_share(rows, split) if not (base or (given == 2).any()) and rows.group is None else None
-    return {
-        "format": data.FORMAT, "tokenizer": files.checksum(data.__file__),
-        "synthetic": all(name.startswith(synthetic.PREFIX) for name in labels),
-        "command": cli.public(readable(shlex.join(["python", "prepare.py", *sys.argv[1:]]))),
-        "source": [{"file": readable(path), "split": None if s is None else SPLITS[s], "checksum": files.checksum(path),
-                    "rows": dict(zip(SPLITS, np.bincount(mine, minlength=3).tolist(), strict=False))}
-                   for (path, s), mine in zip(chosen, np.split(split, np.cumsum(rows.of_file)[:-1]), strict=True)],
-        "options": {name: readable(value) if isinstance(value, Path) else value for name, value in vars(args).items()
-                    if name not in ("data", "test", "out", "threads", "mirror", "download", "given")},
-        "rows": dict(zip(SPLITS, sizes.tolist(), strict=True)), "bad_rows": bad.count,
-        "left_out_rows": int((split == LEFT_OUT).sum()),
-        "first_bad_row": bad.first and readable(bad.first), "categories": len(labels),
-        "training_rows": per_category[0].tolist(),
-        "languages": None if language is None else [name or "unknown" for name in languages],
-        "reliable_share": None if rows.reliable is None else float(rows.reliable[split != LEFT_OUT].mean()),
-        "vocabulary": len(vocab), "max_len": args.max_len,
-        "unknown_share": dict(zip(SPLITS, unknown_share.tolist(), strict=True)),
-        "cut_share": rows.cut / count,
-        "mean_words": rows.word_count / count,
-        "conflicting_rows": int(conflicting(label, groups).sum()),
-        "not_split_categories": int(((per_category[0] > 0) & (per_category[2] == 0)).sum()),
-        "not_in_train_categories": int((per_category[0] == 0).sum()),
-        "also_in_train": {name: float(in_train[groups[split == s]].sum() / max(1, sizes[s]))
-                          for s, name in enumerate(SPLITS) if s},
-        "near_equal_share": near, "vectors_found": vectors_found,
-    }
+def require_own(out):
+    """Raise UserError where the folder --out, which is replaced as a whole, holds anything but prepared data: meta.json
+    and the files that it lists."""
+    folder = out.resolve()  # where --out is a link, what it points to is replaced
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {out.name} if folder.exists() else set()
+    own = set()
+    if "meta.json" in names:
+        try:
+            own = {"meta.json", *files.read_json(folder / "meta.json").get("files", ())}
+        except (UserError, TypeError):
+            raise UserError(f"{out}/meta.json: damaged, so nothing tells which files here are prepared data; delete "
+                            "the folder, or choose another --out") from None
+    if foreign := sorted(names - own):
+        raise UserError(f"{out}: is there and holds something else than prepared data ({foreign[0]}); choose "
+                        "another --out")
 
 
 def report(meta, out, written, seconds):
@@ -893,9 +946,7 @@ def main():
         help="bad rows to skip: a share below 1, or a count")
     add("--threads", type=cli.positive(int), default=min(8, os.cpu_count()),
         help="threads that tokenize, and processes that cut titles into pieces")
-    args = parser.parse_args()
-    args.given = cli.flags_given()
-    prepare(args)
+    prepare(cli.parse_args(parser))
 
 
 if __name__ == "__main__":

@@ -237,7 +237,7 @@ def class_terms(balance, labels, classes):
 
 def training_arrays(config, features, rows, frozen=None):
     """What the compiled loop reads, on the device: `features` as from model.feature_tables; of the training rows
-    `titles` [N, L] ids, `labels` [N] and their loss's weight `row_weight` [N], of which each device has a part; `shift`
+    their data.Batch, `labels` [N] and their loss's weight `row_weight` [N], of which each device has a part; `shift`
     [C] of the logits; variables that are `frozen` and not in the state."""
     # A row's weight on the loss is its category's times that of its label quality.
     shift, class_weight = class_terms(config["balance"], rows["labels"], config["classes"])
@@ -247,8 +247,8 @@ def training_arrays(config, features, rows, frozen=None):
 
     # All rows go to the device once; a chunk then brings nothing but row numbers.
     return devices.put({"features": features, "shift": shift, "frozen": frozen or {}}, devices.whole()) | {
-        name: devices.put_rows(array) for name, array in (
-            ("titles", rows["titles"]), ("labels", rows["labels"]), ("row_weight", row_weight))}
+        "batch": jax.tree.map(devices.put_rows, data.batch_of(rows)), "labels": devices.put_rows(rows["labels"]),
+        "row_weight": devices.put_rows(row_weight)}
 
 
 def make_train_chunk(config):
@@ -256,7 +256,7 @@ def make_train_chunk(config):
     `order` have at most `width` words. The state is donated: parameters and table change in place. What is drawn
     depends on seed and step alone."""
     module, optimizer, factor = model.build(config), make_optimizer(config), schedule(config, "table_lr")
-    pieces, parted = model.reads(config["model"]) == "pieces", config.get("shard_table", False)
+    pieces, parted = "encoder" in config, config.get("shard_table", False)
 
     @functools.partial(jax.jit, donate_argnums=0, static_argnames="width")
     def train_chunk(state, arrays, order, width):
@@ -267,8 +267,9 @@ def make_train_chunk(config):
             number = optimizer_state["step"]
             key = jax.random.fold_in(run_key, number)
 
-            # The batch: word ids, categories, and the rows of the table that make the words' vectors.
-            ids = arrays["titles"][rows, :width].astype(jnp.int32)
+            # The batch, its categories, and the rows of the table that make the words' vectors.
+            batch = data.chosen(arrays["batch"], rows, width)
+            ids = batch.ids.astype(jnp.int32)
             labels = arrays["labels"][rows].astype(jnp.int32)
             drawn_rows = model.draw_pieces(config, ids, key) if pieces else model.draw_features(
                 config, arrays["features"], variables["weights"], ids, key)
@@ -277,7 +278,8 @@ def make_train_chunk(config):
             # The loss, and its gradient with respect to the parameters and to the vectors, not to the table.
             def mean_loss(params, vectors):
                 dropout = {"dropout": jax.random.fold_in(key, 1)}
-                logits = module.apply({"params": params}, vectors, weights, train=True, rngs=dropout) + arrays["shift"]
+                logits = module.apply({"params": params}, vectors, weights, batch, train=True, rngs=dropout)
+                logits += arrays["shift"]
                 loss = loss_of(config, logits, jnp.broadcast_to(labels, logits.shape[:-1]))
                 return jnp.mean(arrays["row_weight"][rows] * loss)  # of several heads their mean
 
@@ -313,7 +315,7 @@ def make_train_chunk(config):
 def evaluate_rows(predictor, arrays, prefix):
     """Loss, accuracy and balanced accuracy over every row of `arrays` (and over the reliable rows, where known)."""
     # A loss that is not finite must not pass for a number; the caller stops.
-    result = predict.score(predict.Ensemble((predictor,)), (arrays["titles"],), arrays["labels"])
+    result = predict.score(predict.Ensemble((predictor,)), (data.batch_of(arrays),), arrays["labels"])
     if not np.abs(result["loss"]).max() < 1e30:
         result["loss"][:] = np.inf  # its sum would overflow
     row = {f"{prefix}_loss": float(result["loss"].mean()),
@@ -332,7 +334,7 @@ def evaluate_rows(predictor, arrays, prefix):
 def calibrate(predictor, rows):
     """What a checkpoint keeps so that its probabilities can be trusted: of some validation rows (`titles`, `labels`)
     the `logits` [n, C] float16, minus the largest of each row, and the `labels`; `temperature` and `smoothing`."""
-    logits = predict.in_batches(lambda ids: {"logits": predict.logits(predictor, *ids)}, (rows["titles"],),
+    logits = predict.in_batches(lambda batch: {"logits": predict.logits(predictor, *batch)}, (data.batch_of(rows),),
                                 largest=predict.largest_batch_of((predictor,)))["logits"]
 
     # Softmax does not see what a whole row has lost, and float16 is finest near 0, where the likeliest now are.
@@ -471,7 +473,7 @@ def scored_rows(config, arrays):
     valid = arrays["valid"]
     drawn = np.random.default_rng(0).permutation(len(valid["labels"]))[:config["calibration_rows"]]
     return {"train": {kind: array[sample] for kind, array in arrays["train"].items() if kind != "language"},
-            "valid": valid, "calibration": {kind: valid[kind][drawn] for kind in ("titles", "labels")}}
+            "valid": valid, "calibration": {kind: array[drawn] for kind, array in valid.items()}}
 
 
 def predictor_of(config, ready, state):

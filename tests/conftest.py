@@ -1,6 +1,7 @@
 """Fixtures: a tiny labelled set, and the scripts run as a user runs them."""
 import bz2
 import csv
+import gc
 import gzip
 import io
 import json
@@ -15,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import forks
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,6 +33,21 @@ def pytest_configure(config):
                        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
                        "TF_CPP_MIN_LOG_LEVEL": "3"}  # XLA takes hints that it compiled with for unknown processors
         config.add_cleanup(kept.cleanup)
+
+
+def pytest_collection_finish():
+    """What is imported by now stays, so that no collection of garbage goes through it again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def released():
+    """What a file of tests has compiled, and what it leaves in cycles, is not kept while others are tested."""
+    yield
+    if jax := sys.modules.get("jax"):
+        jax.clear_caches()
+    gc.collect()
 
 
 def copy_scripts(folder):
@@ -63,11 +80,20 @@ def add_database(name, folder, env):
     shutil.copyfile(kept / "mlflow.db", database)
 
 
-def run_script(name, *args, cwd, check=True, stdin="", env=None, root=ROOT):
-    """Run a script of the project in a folder; returns the finished process. With check, it must have succeeded."""
+def run_script(name, *args, cwd, check=True, stdin="", env=None, root=ROOT, fresh=False):
+    """Run a script of the project, or of a copy of it in `root`, in a folder; returns the finished process. With check,
+    it must have succeeded.
+
+    The process is a fork of one that has imported the libraries (forks.py); with `fresh`, or where the environment is
+    another than that one began with (MLflow's variables aside), it is a Python that has just started. Take that to test
+    how a script starts, what it imports itself, and what the hash seed or an environment variable changes."""
     add_database(name, cwd, env)
-    done = subprocess.run([sys.executable, str(root / f"{name}.py"), *map(str, args)], cwd=cwd, input=stdin,
-                          capture_output=True, text=True, env=environment(**(env or {})))
+    script, env = root / f"{name}.py", environment(**(env or {}))
+    if not fresh and forks.serves(env):
+        done = forks.run(script, *args, cwd=cwd, stdin=stdin, env=env)
+    else:
+        done = subprocess.run([sys.executable, str(script), *map(str, args)], cwd=cwd, input=stdin,
+                              capture_output=True, text=True, env=env)
     if check:
         assert done.returncode == 0, done.stderr
     return done

@@ -86,7 +86,7 @@ class Problem:
     def score(self, ready, split="valid"):
         """Arrays [N]: `prediction`, `loss` and others."""
         rows = self.arrays[split]
-        return prediction.score(prediction.Ensemble((ready,)), (rows["titles"],), rows["labels"])
+        return prediction.score(prediction.Ensemble((ready,)), (data.batch_of(rows),), rows["labels"])
 
     def save(self, state, folder):
         """Make a run of this state that evaluate.py can use."""
@@ -455,7 +455,7 @@ def step_until(problem, last, width, i, state, inputs, order):
     """The step of train.make_train_chunk up to the stage `last`; returns all that the stage has made."""
     config = problem.config
     key = jax.random.fold_in(jax.random.key(config["seed"], impl="rbg"), i)
-    ids, y = inputs["titles"][order[i], :width].astype(jnp.int32), inputs["labels"][order[i]].astype(jnp.int32)
+    ids, y = inputs["batch"].ids[order[i], :width].astype(jnp.int32), inputs["labels"][order[i]].astype(jnp.int32)
     features, variables = inputs["features"], state["variables"]
     if last == "empty loop":
         return order[i, 0]
@@ -471,7 +471,7 @@ def step_until(problem, last, width, i, state, inputs, order):
         return vectors, weights, rows, shares
 
     def loss(params, vectors):
-        z = model.build(config).apply({"params": params}, vectors, weights, train=True, rngs={"dropout": key})
+        z = model.build(config).apply({"params": params}, vectors, weights, None, train=True, rngs={"dropout": key})
         return train.loss_of(config, z, jnp.broadcast_to(y, z.shape[:-1])).mean()
 
     gradient, vector_gradient = jax.grad(loss, (0, 1))(variables["params"], vectors)

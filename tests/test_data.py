@@ -1,5 +1,7 @@
-"""data.py: the tokenizer against its specification, the prepared arrays against damage, vectors and batches."""
+"""data.py: its words against the specification in classify.py, and that against plainer code; the prepared arrays
+against damage, vectors and batches."""
 import gzip
+import html
 import json
 import math
 import pickle
@@ -16,6 +18,7 @@ from conftest import PACKED, save
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import classify
 import data
 from titles import files, sources
 from titles.cli import UserError
@@ -32,6 +35,13 @@ def bulk_words(titles):
 def assert_bulk_agrees(titles):
     for title, words in zip(titles, bulk_words(titles), strict=True):
         assert words == data.tokenize(title), ascii(title)
+
+
+def plain_words(title):
+    """The words of a title in plain Python, which takes longer than the specification."""
+    title = classify.ENTITY.sub(lambda found: html.unescape(found[0]), title).lower()
+    kept = [c.lower() for c in unicodedata.normalize("NFKD", title) if unicodedata.category(c) not in classify.DROPPED]
+    return classify.WORD.findall("".join(kept))
 
 
 # --- tokenizer --------------------------------------------------------------------------------------------------------
@@ -71,6 +81,18 @@ CASES = {
 @pytest.mark.parametrize("title", CASES, ids=ascii)
 def test_tokenizer_on_cases_written_by_hand(title):
     assert data.tokenize(title) == CASES[title]
+
+
+@given(st.text() | st.text(st.sampled_from("aB&;#xΣσςİ\u0301\u0323\ufb01é№ㄱ각桌ー가1_ \x85\ud800&amp")))
+@example("ΑΣ. ΑΣ\u0301 &eacute;&amp;eacute; ſ ẞ")
+def test_tokenizer_equals_one_plain_expression(title):
+    assert classify.tokenize(title) == plain_words(title)
+
+
+def test_tokenizer_equals_it_on_every_character():
+    for code in range(0x110000):
+        title = f"a{chr(code)}b\u0301{chr(code)}"
+        assert classify.tokenize(title) == plain_words(title), hex(code)
 
 
 def test_bulk_tokenizer_on_cases_written_by_hand():
@@ -161,6 +183,9 @@ def test_character_ngrams_equal_plain_python(words, minn, more):
 
     start, bucket = data.character_ngrams([*data.SPECIALS, *words], minn, maxn, 1000)
     assert start[0] == start[1] == start[2] == 0 and len(bucket) >= start[-1] and not bucket[start[-1]:].any()
+    assert start.dtype == bucket.dtype == np.int32 and len(bucket).bit_count() == 1
+    specified = classify.character_ngrams(words, minn, maxn, 1000)
+    assert start[2:].tolist() == specified[0].tolist() and bucket[:start[-1]].tolist() == specified[1].tolist()
     for word, begin, end in zip(words, start[2:-1], start[3:], strict=True):
         text = f"<{word[:32]}>"
         assert bucket[begin:end].tolist() == [fnv(text[i:i + n]) % 1000 for n in range(max(minn, 1), maxn + 1)
@@ -275,12 +300,12 @@ def test_meta_that_lists_other_files_or_has_another_format_is_refused(prepared):
 
 
 def test_data_prepared_with_another_tokenizer_is_warned_of(prepared, capsys):
-    assert data.load_prepared(prepared)[0]["tokenizer"] == files.checksum(data.__file__)
+    assert data.load_prepared(prepared)[0]["tokenizer"] == files.checksum(classify.__file__)
     assert capsys.readouterr().err == ""
     rewrite_meta(prepared, tokenizer="0" * 32)
     data.load_prepared(prepared)
-    assert capsys.readouterr().err == (f"warning: {prepared}: was prepared with another data.py; if its tokenizer was "
-                                       "changed, run prepare.py again\n")
+    assert capsys.readouterr().err == (f"warning: {prepared}: was prepared with another classify.py; if its tokenizer "
+                                       "was changed, run prepare.py again\n")
 
 
 def test_meta_cannot_lead_outside_its_folder(prepared, tmp_path):

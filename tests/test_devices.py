@@ -91,23 +91,33 @@ def trained_by(count, folder, *flags, **options):
 
 @pytest.fixture(scope="module")
 def one_device(tiny, tmp_path_factory):
+    """A folder with prepared data and the run `mlp`, and `cnn` or `sharded` where `trained_alone` makes them."""
     folder = tmp_path_factory.mktemp("devices")
     shutil.copytree(tiny / "data", folder / "data")
-    for name, *flags in (("mlp",), ("cnn",), ("sharded", SHARED)):
-        model = "cnn" if name == "cnn" else "mlp"
-        assert f"run {name} on cpu:0: " in train(folder, 1, "--model", model, "--name", name, *flags, *FLAGS).stdout
+    trained_alone(folder, "mlp")
     return folder
 
 
-@pytest.mark.parametrize("name, devices", [("mlp", 8), ("cnn", 4)])
+def trained_alone(folder, name):
+    """Train a model on one device, unless this was done."""
+    if not (folder / "runs" / name).exists():
+        flags = ("--model", "cnn") if name == "cnn" else (SHARED,) if name == "sharded" else ()
+        assert f"run {name} on cpu:0: " in run_script("train", "--name", name, *flags, *FLAGS, cwd=folder).stdout
+
+
+@pytest.mark.parametrize("name, devices", [("mlp", 2), pytest.param("mlp", 8, marks=pytest.mark.slow),
+                                           pytest.param("cnn", 4, marks=pytest.mark.slow)])
 def test_several_devices_train_as_one(one_device, name, devices):
+    trained_alone(one_device, name)
     other = f"{name}-{devices}"
     done = train(one_device, devices, "--model", name, "--name", other, *FLAGS)
     assert f"run {other} on {devices} devices, cpu:0 to cpu:{devices - 1}: " in done.stdout and not done.stderr
     assert_same_training(one_device, other, name)
 
 
+@pytest.mark.slow
 def test_evaluated_by_several_processes(one_device):
+    trained_alone(one_device, "sharded")
     alone = json.loads(run_here("evaluate", "--ckpt", "sharded", "--json", cwd=one_device).stdout)
     assert ended(processes(2, one_device, "evaluate", "--ckpt", "sharded", "--json", devices=2), 120) == [0, 0]
     together = json.loads(said(one_device, 0, "out"))
@@ -115,6 +125,7 @@ def test_evaluated_by_several_processes(one_device):
     assert together["loss"] == pytest.approx(alone["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_resume_on_another_number_of_devices(one_device):
     """A table that is parted among two devices, then among four, then on one."""
     command = [sys.executable, "-u", ROOT / "train.py", "--name", "moved", SHARED, *FLAGS]
@@ -125,9 +136,11 @@ def test_resume_on_another_number_of_devices(one_device):
             process.send_signal(signal.SIGTERM)
     assert process.wait() == 128 + signal.SIGTERM
     train(one_device, 4, "--resume", "moved")
+    trained_alone(one_device, "sharded")
     assert_same_training(one_device, "moved", "sharded")
 
 
+@pytest.mark.slow
 def test_batches_that_cannot_be_shared(one_device):
     done = train(one_device, 3, "--name", "uneven", *FLAGS)
     assert done.stderr.startswith("warning: 3 devices cannot share batches of 32 rows") and done.stderr.count("\n") == 1
@@ -157,6 +170,7 @@ def kill_and_resume(folder, draw, name, count, resumed_by, seconds):
     return statuses, f"process {victim} of {count} killed, others ended after {taken:.1f} s with {statuses}"
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_others(one_device):
     """And four processes then train to the same end as one."""
     statuses, _ = kill_and_resume(one_device, random.Random(0), "killed", 2, resumed_by=4, seconds=0.5)
@@ -164,6 +178,7 @@ def test_a_killed_process_ends_the_others(one_device):
     assert "on 4 devices, " in said(one_device, 0, "out") and " of 4 processes: " in said(one_device, 0, "out")
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_ends_all(one_device):
     begun = processes(2, one_device, "train", "--name", "stopped", SHARED, *FLAGS, "--epochs", 3000)
     while "epoch   1  " not in said(one_device, 0, "out") and begun[0].poll() is None:
@@ -173,6 +188,7 @@ def test_a_signal_to_one_process_ends_all(one_device):
     assert "go on with: python " in said(one_device, 0, "out")
 
 
+@pytest.mark.slow
 def test_processes_that_differ(one_device):
     """They would train on, each something else, or wait for each other for ever."""
     begun = processes(2, one_device, "train", "--name", "split", *FLAGS, last=("--seed", 1))

@@ -94,6 +94,7 @@ def train_and_evaluate(copy, *flags):
     return json.loads((copy / "runs/edited/config.json").read_text()), output
 
 
+@pytest.mark.slow
 def test_another_model(copy):
     apply(shown_edits()[0], copy)
     config, _ = train_and_evaluate(copy, "--model", "attention")
@@ -103,6 +104,7 @@ def test_another_model(copy):
     assert_one_line_error(done, "--hidden", "attention")
 
 
+@pytest.mark.slow
 def test_another_optimizer_schedule_and_loss_with_a_flag(copy):
     apply(shown_edits()[1], copy)
     config, output = train_and_evaluate(copy, "--lr", 0.02, "--label-smoothing", 0.05)
@@ -114,16 +116,18 @@ def test_another_optimizer_schedule_and_loss_with_a_flag(copy):
     assert (rate, table) == pytest.approx((0.02 * step / warm_up, 0.1 * step / warm_up), rel=0.05)
 
 
+@pytest.mark.slow
 def test_another_tokenizer(copy):
     apply(shown_edits()[2], copy)
     for command in (["train", "--epochs", 1], ["evaluate", "--ckpt", "bag", "--data", "nowhere", "--predict", "-"]):
-        assert "data.py" in run(copy, *command).stderr  # both the data and the runs are of another tokenizer
+        assert "classify.py" in run(copy, *command).stderr  # both the data and the runs are of another tokenizer
     run(copy, "prepare", "--data", "tiny.csv")
     words = (copy / "data/prepared/vocab.txt").read_text().split()
     assert "x00" in words and not any(digit in word for word in words for digit in "123456789")
     train_and_evaluate(copy)
 
 
+@pytest.mark.slow
 def test_edits_of_a_line_or_two(copy):
     apply(FOCAL_LOSS, copy)
     apply(ATTENTION_POOLING, copy)

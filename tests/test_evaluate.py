@@ -308,7 +308,7 @@ def logits_of(folder, name, split="test"):
     config, _, _, saved, _ = runs.restore(folder / "runs" / name, "best")
     meta, arrays = data.load_prepared(folder / "data/prepared", (split,))
     predictor = prediction.make_predictor(config, saved["variables"], model.feature_tables(config, meta["words"]))
-    z = np.asarray(prediction.logits(predictor, arrays[split]["titles"]), np.float64)
+    z = np.asarray(prediction.logits(predictor, data.batch_of(arrays[split])), np.float64)
     return z, arrays[split]["labels"].astype(int)
 
 

@@ -18,11 +18,8 @@ import pandas as pd
 import pytest
 import sklearn.metrics
 from conftest import ROOT, assert_one_line_error, run_here, run_script, snapshot, texts
-from hypothesis import example, given
-from hypothesis import strategies as st
 
 import classify
-import data
 import evaluate
 import export
 import model
@@ -175,31 +172,6 @@ def test_threads_may_share_a_classifier(exported):
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda part: [small.predict([title])[0] for title in part], parts))
     assert [[row[0][0] for row in part] for part in found] == [[row[0][0] for row in part] for part in expected]
-
-
-# --- one tokenizer, one hash ------------------------------------------------------------------------------------------
-
-@given(st.text() | st.text(st.sampled_from("aB&;#xΣσςİ\u0301\u0323\ufb01é№ㄱ각桌ー가1_ \x85\ud800&amp")))
-@example("ΑΣ. ΑΣ\u0301 &eacute;&amp;eacute; ſ ẞ")
-def test_titles_are_cut_into_the_same_words(title):
-    assert classify.tokenize(title) == data.tokenize(title)
-
-
-def test_every_character_is_taken_the_same():
-    for code in range(0x110000):
-        title = f"a{chr(code)}b\u0301{chr(code)}"
-        assert classify.tokenize(title) == data.tokenize(title), hex(code)
-
-
-@given(st.lists(st.text(min_size=1, max_size=40).filter(lambda word: word.isalnum()), min_size=1),
-       st.integers(0, 5), st.integers(0, 7), st.integers(1, 1 << 22) | st.just(classify.HASHES))
-def test_ngrams_are_hashed_the_same(words, minn, maxn, buckets):
-    assert classify.HASHES == predict.HASHES and classify.NGRAM_CHARACTERS == data.NGRAM_CHARACTERS
-    start, bucket = classify.character_ngrams(words, minn, maxn, buckets)
-    wanted_start, wanted = data.character_ngrams([*data.SPECIALS, *words], minn, maxn, buckets)
-    np.testing.assert_array_equal(start, wanted_start[2:])
-    np.testing.assert_array_equal(bucket, wanted[:start[-1]])
-    np.testing.assert_array_equal(classify.word_hashes(words), data.word_hashes(words))
 
 
 # --- anywhere ---------------------------------------------------------------------------------------------------------

@@ -124,10 +124,12 @@ def mlflow_status(folder, name):
     return [run.info.status for run in runs if run.info.run_name == name]
 
 
+@pytest.mark.slow
 def test_a_few_rounds_of_torture(tmp_path):
     torture.torture(3, 5, tmp_path)
 
 
+@pytest.mark.slow
 def test_damaged_files_are_refused_or_harmless(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", sys.argv)
     count = fuzz.fuzz(150, 1, tmp_path)
@@ -148,6 +150,7 @@ def test_a_full_disk_under_mlflow_is_told_in_lines(trained, tmp_path):
     assert all(line.startswith("warning: ") for line in lines[:-1]), done.stderr
 
 
+@pytest.mark.slow
 def test_a_kill_before_the_id_of_the_mlflow_run_is_kept(tiny, tmp_path):
     """Resumed, it goes on with the run that it had begun there."""
     shutil.copytree(tiny / "data", tmp_path / "data")
@@ -165,6 +168,7 @@ def test_a_kill_before_the_id_of_the_mlflow_run_is_kept(tiny, tmp_path):
     assert "dim" in run.data.params and "valid/loss" in run.data.metrics
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_by_one_process_at_a_time(tiny):
     first = background("train", "--name", "busy", "--epochs", 5000, cwd=tiny)
     for line in first.stdout:
@@ -180,6 +184,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(tiny):
     again.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script, seconds", [("train", 0.3), ("train", 0.9), ("evaluate", 1.2)])
 def test_ctrl_c_while_libraries_load_is_quiet(trained, script, seconds):
     process = background(script, cwd=trained)
@@ -188,6 +193,7 @@ def test_ctrl_c_while_libraries_load_is_quiet(trained, script, seconds):
     assert process.communicate()[1] == "" and process.returncode in (130, -signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_two_trainings_and_an_evaluation_at_the_same_time(trained, tmp_path):
     """They share the prepared data and a new MLflow database, and each does what it does alone."""
     shutil.copytree(trained / "data", tmp_path / "data")

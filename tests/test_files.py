@@ -116,6 +116,17 @@ def test_errors_of_arguments_are_one_line_and_say_what_is_wanted(capsys):
     assert "rows (default: 7)" in parser.format_help() and "name (default" not in parser.format_help()
 
 
+def test_the_flags_that_were_typed_are_told():
+    parser = cli.argument_parser("Manual.")
+    parser.add_argument("--min-count", type=int, default=1)
+    parser.add_argument("--encoding", type=cli.encoding, default="U8")
+    parser.add_argument("--refit", nargs="?", const=True)
+    for flags, given in (([], set()), (["--min-count", "1"], {"min_count"}),
+                         (["--min-count=1", "--refit"], {"min_count", "refit"})):
+        args = cli.parse_args(parser, flags)
+        assert args.given == given and (args.min_count, args.encoding) == (1, "utf-8")
+
+
 # --- atomic files -----------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])

@@ -19,6 +19,7 @@ def command(*args, **environment):
                           env={**os.environ, "PATH": path, **environment})
 
 
+@pytest.mark.slow
 def test_rehearsal_measures_everything(tmp_path):
     done = command(tmp_path / "out.json", "--rehearse")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -98,6 +99,7 @@ def no_data(folder, rows, categories):
     raise RuntimeError("no data today")
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
     limits = {"raises": 60, "dies": 60, "hangs": 1, "waits": 60, "works": 60}
     monkeypatch.setattr(gpu, "PARTS", {name: ("test_gpu", limit, "small" if name == "waits" else None)

@@ -163,6 +163,7 @@ def test_a_damaged_record(month, damage):
     assert_one_line_error(done, "trained.npy")
 
 
+@pytest.mark.slow
 def test_the_story_of_a_month(tmp_path):
     """A shop's file grows, its run is trained on from the former one: what the report promises, fresh rows keep."""
     for seed in (0, 1, 2):

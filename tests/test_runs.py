@@ -54,7 +54,7 @@ def test_a_run_may_have_most_names(tmp_path):
 def test_a_run_keeps_the_scripts(trained):
     source = trained / "runs/bag/source"
     config = files.read_json(trained / "runs/bag/config.json")
-    assert set(config["source"]) == {"train.py", "model.py", "data.py", *(f"titles/{name}.py" for name in (
+    assert set(config["source"]) == {"train.py", "model.py", "data.py", "classify.py", *(f"titles/{name}.py" for name in (
         "__init__", "calibration", "cli", "devices", "encoder", "files", "runs", "tracking"))}
     for name, digest in config["source"].items():
         assert files.checksum(source / name) == digest and (source / name).read_text() == (ROOT / name).read_text()
@@ -114,6 +114,7 @@ def long_run(tiny):
     return tiny / "runs/long"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_resumed_equals_uninterrupted_bit_for_bit(tiny, long_run, number):
     name = f"stopped-{number}"
@@ -238,6 +239,7 @@ def test_mlflow_has_it_all(trained):
     assert (artifacts / "source/train.py").read_text() == (ROOT / "train.py").read_text()
 
 
+@pytest.mark.slow
 def test_mlflow_server(tiny, tmp_path):
     """A real server on the loopback address gets the training and the test scores."""
     shutil.copytree(tiny / "data", tmp_path / "data")
@@ -280,6 +282,7 @@ def test_what_a_kill_leaves_beside_checksums_damages_no_checkpoint(tmp_path):
         runs.verify_checkpoint(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_what_was_saved(tiny, tmp_path):
     """On a small file system, where root may mount one: one line, and --resume goes on once there is room."""
     small = tmp_path / "small"

@@ -80,6 +80,7 @@ def test_the_registered_model_belongs_to_the_run(registered):
     assert {line.partition("==")[0] for line in requirements} == {"mlflow", "numpy"}
 
 
+@pytest.mark.slow
 def test_the_server_says_what_the_run_says(registered, server):
     folder, _ = registered
     titles = (texts("test", folder / "data/prepared") * 13)[:1000]
@@ -93,6 +94,7 @@ def test_the_server_says_what_the_run_says(registered, server):
         assert row["category"] == wanted[0][0] or wanted[0][1] - wanted[1][1] < 0.01
 
 
+@pytest.mark.slow
 def test_tables_missing_titles_and_thresholds(registered, server):
     one = server({"inputs": ["funda azul"]})[1]["predictions"]
     assert one[0]["category"] in LABELS
@@ -122,6 +124,7 @@ def test_tables_missing_titles_and_thresholds(registered, server):
     assert status == 200 and answer["predictions"][0]["category"] == "FUNDAS"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("request_", "word"), [
     (b'{"inputs": ["funda"', "valid JSON"), (["funda"], "dictionary"), ({"inputs": "funda"}, "title"),
     ({"dataframe_records": [{"name": "funda"}]}, "title"), ({"inputs": ["funda"], "params": {"top": 0}}, "top"),
@@ -138,6 +141,7 @@ def test_a_wrong_request_gets_status_400_and_a_reason(request_, word, server):
     assert status == 400 and word in answer["message"]
 
 
+@pytest.mark.slow
 def test_eight_clients_at_once_lose_nothing(server):
     wanted = {title: server({"inputs": [title]}) for title in ("funda azul", "mesa", "silla negro", "celular nuevo")}
     wrong, answered, end = [], [], time.time() + 2

@@ -20,6 +20,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import pytest
 from conftest import ROOT, environment, save
 
 from titles import files
@@ -144,6 +145,7 @@ def run(folder, *commands, stdin=""):
     return done
 
 
+@pytest.mark.slow
 def test_all_scripts_run_without_what_windows_lacks(tmp_path):
     save(tmp_path / "new titles.txt", "mesa\nfunda negra\n")
     one = ["train.py", "--name", "one", "--epochs", "2", "--dim", "8"]
@@ -174,6 +176,7 @@ REFUSED = {  # what must fail there: how
     "import os; file.close(); os.mkdir('c'); os.mkdir('d'); os.replace('c', 'd')": "Access is denied"}
 
 
+@pytest.mark.slow
 def test_what_windows_lacks_is_hidden(tmp_path):
     """So that the test above can fail."""
     save(tmp_path / "probe.py", f"for statement in {[*REFUSED]}:\n"

@@ -224,6 +224,15 @@ def argument_parser(manual, stray=None):
     return parser
 
 
+def parse_args(parser, argv=None):
+    """The arguments of a command line, and as `given` the names of those that were typed, such as {"min_count"}."""
+    # argparse gives its default to what has no value yet, so in a second look no default shows.
+    args, untyped = parser.parse_args(argv), object()
+    seen = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), untyped)))
+    args.given = {name for name, value in vars(seen).items() if value is not untyped}
+    return args
+
+
 def flags_given(argv=None):
     """The flags that were typed, such as {"--seed"}."""
     return {word.partition("=")[0] for word in (sys.argv[1:] if argv is None else argv) if word.startswith("--")}

@@ -10,6 +10,7 @@ config.json of a run holds the settings that it uses (each by the name that trai
     training_rows       [C] training rows of each category
     calibration_rows    validation rows that a checkpoint keeps logits of
     best                which score told the best epoch, see runs.told_by
+    columns             what it reads of a row beside the title, names of data.COLUMNS
     refit               the run that it is a refit of
     init_from, earlier_rows    the checkpoint that it began from, and the rows that had trained it
     trained             the checksum of trained.npy
@@ -78,10 +79,9 @@ def configure(table, args, meta, titles, former=None):
     for name, reason in reasons.items():
         if reason and name in given and (name, given[name]) != ("minn", 0):  # fastText's way to have none
             raise UserError(f"{flag_of(name)}: {reason}; leave it out")
-    config = {name: value for name, value in config.items() if value is not None and not reasons[name]}
-    config["settings"] = list(config)
-    pieces = model.reads(config["model"]) == "pieces"
-    if not pieces:
+    config = {name: value for name, value in config.items() if value is not None and not reasons.get(name)}
+    config["settings"] = [name for name in reasons if name in config]
+    if "encoder" not in config:
         config.setdefault("buckets", 0)  # the size of the table is asked for even where there are no n-grams
 
     # A module's own fields that are no settings.
@@ -95,6 +95,8 @@ def configure(table, args, meta, titles, former=None):
     config |= {"prior": table.prior[config["balance"]]} | sizes(config, meta, titles)
     if former:
         config["earlier_rows"] = former["rows"] + former.get("earlier_rows", 0)
+    if data.COLUMNS:
+        config["columns"] = [*data.COLUMNS]
     config |= {"best": runs.told_by(), "synthetic": meta["synthetic"], "fingerprint": meta["fingerprint"],
                "data": data.described(meta), "format": runs.FORMAT,
                "files": {name: meta["files"][name] for name in ("vocab.txt", "labels.txt")},
@@ -104,15 +106,16 @@ def configure(table, args, meta, titles, former=None):
 
 
 def chosen(table, given, meta, rows, former):
-    """{setting: value}: what was typed, else what the former run had, else the default, fitted to the data."""
+    """{setting: value}: what was typed, else what the former run had, else the default, fitted to the data; and the
+    `encoder`, which tells a model that reads pieces from one that reads words."""
     name = model_of(table, given, former)
     usual = {setting.name: default_of(setting, name) for setting in all_of(table.settings)}
     kept = {name: former[name] for name in usual.keys() & former.keys()}
-    config = usual | kept | given
+    config = usual | kept | given | ({} if model.encoder_of(name) is None else {"encoder": meta["encoder"]})
 
     # Defaults of epochs and dropout are for little data, those of epochs also for titles with n-grams. What else
     # depends on the size holds where nothing else says it.
-    ngrams = model.reads(config["model"]) == "pieces" or config["maxn"] > 0 or config["word_ngrams"] > 1
+    ngrams = "encoder" in config or config["maxn"] > 0 or config["word_ngrams"] > 1
     epochs = config["epochs"] if ngrams else (config["epochs"] + 1) // 2
     for name, value in table.size_rule(rows, epochs, config["dropout"], len(meta["vocab"])).items():
         if name not in given and name not in kept and (usual[name] is None or name in ("epochs", "dropout")):
@@ -133,7 +136,7 @@ def model_of(table, given, former):
 
 def unused(setting, config, fields, meta):
     """Why nothing uses a setting, or None. fields: of the model's module."""
-    words = model.reads(config["model"]) == "titles"
+    words = "encoder" not in config
     met = {"field": setting.name in fields, "words": words, "large table": words, "pieces": not words,
            "layers": not config["freeze_layers"], "characters": config["maxn"] > 0,
            "n-grams": config["maxn"] > 0 or config["word_ngrams"] > 1, "table": not config["freeze_embeddings"],
@@ -143,8 +146,8 @@ def unused(setting, config, fields, meta):
 
 def sizes(config, meta, titles):
     """The sizes that the data gives, for the training rows' titles [N, L]."""
-    if model.reads(config["model"]) == "pieces":
-        found = {"encoder": meta["encoder"]} | ({} if config["freeze_embeddings"] else {"pieces": len(meta["pieces"])})
+    if "encoder" in config:
+        found = {} if config["freeze_embeddings"] else {"pieces": len(meta["pieces"])}
     else:
         found = {"vocabulary": len(meta["vocab"]), "max_len": meta["max_len"],
                  "pretrained_vectors": meta["vectors"] is not None}
@@ -293,9 +296,8 @@ def require_shapes(table, given, former, folder):
 def read_as(name, folders, meta, arrays):
     """(meta, arrays) with what a model reads as `titles`. For an encoder these are pieces, numbered anew, as only those
     that occur are on the device: meta["pieces"] are their ids. Raises UserError where there are none."""
-    if model.reads(name) == "titles":
+    if (wanted := model.encoder_of(name)) is None:
         return meta, arrays
-    wanted = model.MODELS[name].encoder
     if (meta.get("encoder") or {}).get("name") != wanted:
         raise UserError(f"{cli.listed(folders)}: has no pieces for --model {name}; run prepare.py again, with "
                         f"--encoder {wanted}")

@@ -24,7 +24,6 @@ from titles.cli import UserError
 # --- knobs ------------------------------------------------------------------------------------------------------------
 PREDICT_ROWS = 32768  # titles classified at a time
 BATCH_SIZES = (1, 64, 1024, 16384)  # of what is compiled
-HASHES = (1 << 31) - 1  # that tell n-grams apart
 EXPLAINED, EXPLAINED_OF = 5, 40  # words that --explain writes at most, of the first so many of a title
 
 # --- trained models ---------------------------------------------------------------------------------------------------
@@ -83,9 +82,9 @@ def inputs(predictor, ids):
     return vectors, weights
 
 
-def forward(predictor, ids):
-    """[B, L] ids -> [B, C] logits; of several heads the mean of their log-probabilities."""
-    z = predictor.module.apply({"params": predictor.params}, *inputs(predictor, ids))
+def forward(predictor, batch):
+    """A data.Batch -> [B, C] logits; of several heads the mean of their log-probabilities."""
+    z = predictor.module.apply({"params": predictor.params}, *inputs(predictor, batch.ids), batch)
     return z if z.ndim == 2 else jax.nn.log_softmax(z).mean(0)
 
 
@@ -101,17 +100,18 @@ class Ensemble:
     smoothing: float = 0.0   # part of the probability that is spread evenly over all categories
 
 
-def combined(ensemble, ids):
-    """Ids [B, L] for each model -> [B, C] logits, the weighted sum of theirs; [B, C] logits without factors: the mean
+def combined(ensemble, batches):
+    """A data.Batch for each model -> [B, C] logits, the weighted sum of theirs; [B, C] logits without factors: the mean
     of their log-probabilities, of one its logits."""
-    shifted = [forward(*each) + shift for *each, shift in zip(ensemble.predictors, ids, ensemble.shifts, strict=True)]
+    shifted = [forward(*each) + shift for *each, shift in zip(
+        ensemble.predictors, batches, ensemble.shifts, strict=True)]
     return (sum(factor * z for factor, z in zip(ensemble.factors, shifted, strict=True)),
             shifted[0] if len(shifted) == 1 else sum(map(jax.nn.log_softmax, shifted)) / len(shifted))
 
 
 @functools.partial(jax.jit, compiler_options=model.QUICK_COMPILE)
-def score_batch(ensemble, ids, labels):
-    z, raw = combined(ensemble, ids)
+def score_batch(ensemble, batches, labels):
+    z, raw = combined(ensemble, batches)
     probabilities = calibration.smoothed(z, ensemble.smoothing)
 
     def of_label(values):
@@ -128,8 +128,8 @@ def score_batch(ensemble, ids, labels):
 
 
 @functools.partial(jax.jit, static_argnames="top", compiler_options=model.QUICK_COMPILE)
-def top_batch(ensemble, ids, top):
-    z, _ = combined(ensemble, ids)
+def top_batch(ensemble, batches, top):
+    z, _ = combined(ensemble, batches)
 
     # Ranked by logits, as small probabilities may round to the same number.
     category = first_maximum(z)[:, None] if top == 1 else jax.lax.top_k(z, top)[1]
@@ -138,16 +138,16 @@ def top_batch(ensemble, ids, top):
 
 
 @functools.partial(jax.jit, compiler_options=model.QUICK_COMPILE)
-def score_promised(promising, ensemble, ids, labels):
+def score_promised(promising, ensemble, batches, labels):
     evaluated = score_batch.__wrapped__  # programs with options cannot be a part of others
-    promised = evaluated(promising.replace(predictors=ensemble.predictors), ids, labels)
-    return evaluated(ensemble, ids, labels) | {
+    promised = evaluated(promising.replace(predictors=ensemble.predictors), batches, labels)
+    return evaluated(ensemble, batches, labels) | {
         f"promised_{name}": promised[name] for name in ("prediction", "probability")}
 
 
 @functools.partial(jax.jit, compiler_options=model.QUICK_COMPILE)
-def all_batch(ensemble, ids):
-    return {"probability": calibration.smoothed(combined(ensemble, ids)[0], ensemble.smoothing)}
+def all_batch(ensemble, batches):
+    return {"probability": calibration.smoothed(combined(ensemble, batches)[0], ensemble.smoothing)}
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------
@@ -168,11 +168,12 @@ def largest_batch_of(predictors):
     return largest_batch(any(hasattr(predictor.module, "encoder") for predictor in predictors))
 
 
-def in_batches(function, ids, *others, largest):
-    """Call `function` on the rows of ids, a tuple of [N, L] for each model, and other arrays [N, ...] in batches of one
-    size (the last one repeats rows): the smallest of BATCH_SIZES that holds all, or `largest`. Titles of up to L / 2
-    words come apart from longer ones, in half the columns: two programs are compiled, and little padding is computed.
-    Returns its dictionary of results as [N, ...]."""
+def in_batches(function, batches, *others, largest):
+    """Call `function` on rows, a data.Batch of all for each model, and other arrays [N, ...] in parts of one size (the
+    last one repeats rows): the smallest of BATCH_SIZES that holds all, or `largest`. Titles of up to L / 2 words come
+    apart from longer ones, in half the columns: two programs are compiled, and little padding is computed. Returns its
+    dictionary of results as [N, ...]."""
+    ids = [batch.ids for batch in batches]
     batch_size = min(largest, next((size for size in BATCH_SIZES if size >= len(ids[0])), BATCH_SIZES[-1]))
     whole = [array.shape[1] for array in ids]
     half = [-(-width // 2) for width in whole]
@@ -181,10 +182,10 @@ def in_batches(function, ids, *others, largest):
     for rows, widths in ((np.flatnonzero(~long), half), (np.flatnonzero(long), whole)):
         for start in range(0, len(rows), batch_size):
             order.append(rows[start:start + batch_size])
-            batch = np.resize(order[-1], batch_size)
+            part = np.resize(order[-1], batch_size)
             results.append(devices.shared(function(*devices.put((
-                tuple(array[batch, :width] for array, width in zip(ids, widths, strict=True)),
-                *(array[batch] for array in others)), sharding))))
+                tuple(data.chosen(batch, part, width) for batch, width in zip(batches, widths, strict=True)),
+                *(array[part] for array in others)), sharding))))
 
     # Results in the order of the rows again, without those that filled up a batch.
     back = np.argsort(np.concatenate(order))
@@ -192,14 +193,14 @@ def in_batches(function, ids, *others, largest):
                                   zip(results, order[1:], strict=True)])[back] for name in results[0]}
 
 
-def score(ensemble, ids, labels):
+def score(ensemble, batches, labels):
     """Evaluate an Ensemble on every row once: a dictionary of [N] arrays.
 
     `prediction`, its `probability`, `given_probability` of the label and its `rank` (0 = first), `calibrated_loss`
     (cross-entropy, nats) and `brier` score of the probabilities, `loss` without temperatures, factors and smoothing, as
-    in training. ids: a tuple of [N, L] for each Predictor; labels [N].
+    in training. batches: a data.Batch for each Predictor; labels [N].
     """
-    return in_batches(lambda ids, y: score_batch(ensemble, ids, y), ids, labels.astype(np.int32),
+    return in_batches(lambda parts, y: score_batch(ensemble, parts, y), batches, labels.astype(np.int32),
                       largest=largest_batch_of(ensemble.predictors))
 
 
@@ -226,7 +227,8 @@ def title_vectors(config, table, layers, ids):
         return {"vectors": module.apply({"params": layers}, table[ids], (ids > 0).astype(jnp.float32))}
 
     table, layers = devices.put((table, layers), devices.whole())
-    return in_batches(lambda ids: vectors(table, layers, ids[0]), (ids,), largest=largest_batch(True))["vectors"]
+    return in_batches(lambda batches: vectors(table, layers, batches[0].ids), (data.Batch(ids),),
+                      largest=largest_batch(True))["vectors"]
 
 
 # --- the classifier ---------------------------------------------------------------------------------------------------
@@ -265,7 +267,7 @@ class Classifier(classify.BaseClassifier):
             make_predictor(config, variables, None if "encoder" in config else model.feature_tables(
                 config, self.vocab)) for config, variables in self.members))
         self.ngrams = functools.cache(
-            lambda minn, maxn: np.unique(data.character_ngrams(self.vocab, minn, maxn, HASHES)[1]))
+            lambda minn, maxn: np.unique(data.character_ngrams(self.vocab, minn, maxn, classify.HASHES)[1]))
         self.index = {word: i for i, word in enumerate(self.vocab)}
 
         self.has_own_prior = prior is None
@@ -351,25 +353,26 @@ class Classifier(classify.BaseClassifier):
             vectors.append(extended(self.config, predictor, list(others)).further[0][:len(others)])
         return [*words, *others], np.concatenate(jax.device_get(devices.shared(vectors)))
 
-    def in_parts(self, function, titles, *others):
-        """Call `function(ensemble, ids, *others)` on titles (list of str) and arrays that go with them, by
-        `in_batches`. Returns its dictionary of results, with `known` as from `knows`."""
+    def in_parts(self, function, rows, *others):
+        """Call `function(ensemble, batches, *others)` on rows (data.Rows, or list of titles) and arrays that go with
+        them, by `in_batches`. Returns its dictionary of results, with `known` as from `knows`."""
         # A part at a time, so that memory does not grow with the titles.
-        found = []
-        for start in range(0, len(titles), PREDICT_ROWS):
+        found, rows = [], data.rows_of(rows)
+        for start in range(0, len(rows.titles), PREDICT_ROWS):
             part = slice(start, start + PREDICT_ROWS)
-            ensemble, ids, known = self.read(titles[part])
-            result = in_batches(functools.partial(function, ensemble), ids, *(array[part] for array in others),
+            ensemble, batches, known = self.read(rows.part(part))
+            result = in_batches(functools.partial(function, ensemble), batches, *(array[part] for array in others),
                                 largest=largest_batch_of(ensemble.predictors))
             found.append(result | {"known": known})
         return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
-    def read(self, titles):
-        """(an Ensemble that knows all words of some titles, a tuple of the ids [N, L] that each member reads, whether
-        anything of a title is known [N])."""
+    def read(self, rows):
+        """(an Ensemble that knows all words of some rows (data.Rows, or list of titles), a tuple of the data.Batch that
+        each member reads, whether anything of a title is known [N])."""
         # To models of words those out of vocabulary get vectors from their n-grams, for these titles.
-        ensemble = self.ensemble
-        known, predictors, ids = np.zeros(len(titles), bool), [], []
+        ensemble, rows = self.ensemble, data.rows_of(rows)
+        titles, predictors, batches = rows.titles, [], []
+        known = np.zeros(len(titles), bool)
         words = functools.cache(lambda max_len: data.encode(titles, self.index, max_len))
         for (config, _), predictor in zip(self.members, ensemble.predictors, strict=True):
             if "encoder" in config:  # it knows all pieces, between two marks
@@ -379,8 +382,8 @@ class Classifier(classify.BaseClassifier):
                 mine, others = words(config["max_len"])
                 known |= self.knows(config, mine, others)
             predictors.append(extended(config, predictor, others) if others else predictor)
-            ids.append(mine)
-        return ensemble.replace(predictors=tuple(predictors)), tuple(ids), known
+            batches.append(data.batch_of({"titles": mine} | rows.columns))
+        return ensemble.replace(predictors=tuple(predictors)), tuple(batches), known
 
     def knows(self, config, ids, words):
         """Whether the training of a member has seen a word or an n-gram of each title [N]: ids [N, L] in the vocabulary
@@ -389,27 +392,28 @@ class Classifier(classify.BaseClassifier):
         known = ((ids > data.UNKNOWN) & (ids < len(self.vocab))).any(1)
         if not known.all() and words and config["maxn"]:
             # N-grams are compared by hashes so long that two of them are hardly ever equal.
-            start, hashes = data.character_ngrams([*data.SPECIALS, *words], config["minn"], config["maxn"], HASHES)
+            start, hashes = data.character_ngrams([*data.SPECIALS, *words], config["minn"], config["maxn"],
+                                                  classify.HASHES)
             # A running count of hits: its difference between the bounds of a word counts those in it.
             hits = np.cumsum(np.isin(hashes, self.ngrams(config["minn"], config["maxn"]), kind="sort"))
             of_words = np.diff(np.pad(hits, (1, 0))[start])[len(data.SPECIALS):] > 0
             known |= np.concatenate([np.zeros(len(self.vocab), bool), of_words])[ids].any(1)
         return known
 
-    def likeliest(self, titles, top):
-        """The `top` likeliest categories of titles (list of str): (ids [N, top], probabilities [N, top], 0 where
-        nothing of the title is known)."""
-        found = self.in_parts(functools.partial(top_batch, top=top), titles)
+    def likeliest(self, rows, top):
+        """The `top` likeliest categories of rows (data.Rows, or list of titles): (ids [N, top], probabilities [N, top],
+        0 where nothing of the title is known)."""
+        found = self.in_parts(functools.partial(top_batch, top=top), rows)
         return found["category"], np.where(found["known"][:, None], found["probability"], 0)
 
-    def score(self, titles, labels, promised=False):
-        """What `score_batch` says of titles (list of str) with labels [N], ids of categories; the probability is 0
-        where nothing of a title is known, see `known`. With `promised`, `promised_prediction` and
+    def score(self, rows, labels, promised=False):
+        """What `score_batch` says of rows (data.Rows, or list of titles) with labels [N], ids of categories; the
+        probability is 0 where nothing of a title is known. With `promised`, `promised_prediction` and
         `promised_probability` are those of the classifier that promises a precision."""
         function = score_batch
         if promised:  # it shares all but a few numbers, so one pass does for both
             function = functools.partial(score_promised, self.promising.ensemble.replace(predictors=()))
-        found = self.in_parts(function, titles, labels.astype(np.int32))
+        found = self.in_parts(function, rows, labels.astype(np.int32))
         return found | {name: np.where(found["known"], found[name], 0) for name in found if name.endswith("probability")
                         and name != "given_probability"}
 
@@ -427,11 +431,12 @@ class Classifier(classify.BaseClassifier):
             result[present] = self.in_parts(all_batch, [titles[i] for i in present])["probability"]
         return result
 
-    def explain(self, titles, categories):
-        """For each title (list of str) the words that speak most for its category (ids [N]): a list of (word, by how
-        much the logarithm of the probability falls without it), the largest first."""
+    def explain(self, rows, categories):
+        """For each row (data.Rows, or list of titles) the words that speak most for its category (ids [N]): a list of
+        (word, by how much the logarithm of the probability falls without it), the largest first."""
         # Each title and, behind it, the title without each of its words: all are scored at once.
-        words = [data.tokenize(title)[:EXPLAINED_OF] for title in titles]
+        rows = data.rows_of(rows)
+        words = [data.tokenize(title)[:EXPLAINED_OF] for title in rows.titles]
         variants, labels = [], []
         for title, category in zip(words, categories, strict=True):
             variants += [" ".join(title), *(" ".join(title[:i] + title[i + 1:]) for i in range(len(title)))]
@@ -439,8 +444,9 @@ class Classifier(classify.BaseClassifier):
         if not labels:
             return []
 
-        found, ends = self.score(variants, np.array(labels)), np.cumsum([len(title) + 1 for title in words])
-        result = []
+        sizes = [len(title) + 1 for title in words]
+        columns = {name: np.repeat(values, sizes, 0) for name, values in rows.columns.items()}
+        found, ends, result = self.score(data.Rows(variants, columns), np.array(labels)), np.cumsum(sizes), []
         for title, losses, known in zip(words, *(
                 np.split(found[name], ends[:-1]) for name in ("calibrated_loss", "known")), strict=True):
             gains = zip(title, (losses[1:] - losses[0]).tolist(), strict=True) if known[0] else ()  # else it is a guess

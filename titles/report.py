@@ -46,7 +46,7 @@ KEYS = SCORES | NOTES | {
     "thresholds": "{precision: threshold that promises it, coverage and precision here}"}
 
 
-class Rows(NamedTuple):
+class Labelled(NamedTuple):
     """Labelled rows, N of them, which a report is on."""
     text: list            # titles
     labels: np.ndarray    # [N] numbers of `names`
@@ -126,7 +126,7 @@ def promises(threshold_of, probability, right):
 
 
 def slices(rows):
-    """Named subsets of Rows: {"language spanish": [N] bool, ..., "reliable": [N] bool}; none that has all rows."""
+    """Named subsets of rows: {"language spanish": [N] bool, ..., "reliable": [N] bool}; none that has all rows."""
     masks = {f"language {name}": rows.language == i for i, name in enumerate(rows.languages or [])}
     if rows.reliable is not None:
         masks["reliable"] = rows.reliable
@@ -146,8 +146,8 @@ def confusions(labels, predictions):
 
 
 def score_rows(classifier, rows):
-    """What Classifier.score says of Rows, with what is promised. Those whose category the run does not know are wrong,
-    and have no loss."""
+    """What Classifier.score says of Labelled rows, with what is promised. Those whose category the run does not know
+    are wrong, and have no loss."""
     classes = len(classifier.labels)
     result, unknown = classifier.score(rows.text, np.minimum(rows.labels, classes - 1), True), rows.labels >= classes
     result["rank"][unknown] = np.iinfo(np.int32).max
@@ -157,7 +157,7 @@ def score_rows(classifier, rows):
 
 
 def make_scores(classifier, rows, result):
-    """The content of report.json, see KEYS, for Rows and the result of `score_rows`."""
+    """The content of report.json, see KEYS, for Labelled rows and the result of `score_rows`."""
     promising = classifier.promising
     scores = {"run": classifier.folder.name, "checkpoint": classifier.name, "step": classifier.steps[0],
               "split": rows.split, "data": rows.source, "prior": classifier.prior,
@@ -320,7 +320,7 @@ class Report(NamedTuple):
 
 
 def make_report(classifier, rows, result):
-    """The Report on Rows with the result of `score_rows`."""
+    """The Report on Labelled rows with the result of `score_rows`."""
     scores = make_scores(classifier, rows, result)
     tables = make_tables(rows, classifier.config["training_rows"], result)
     title = (f"{'SYNTHETIC data, ' if scores['synthetic'] else ''}"
@@ -329,8 +329,8 @@ def make_report(classifier, rows, result):
 
 
 def make_tables(rows, training_rows, result):
-    """The tables of a report on Rows: {file: {column: values}}. training_rows [C] of each category that the run knows;
-    result as from `score_rows`."""
+    """The tables of a report on Labelled rows: {file: {column: values}}. training_rows [C] of each category that the
+    run knows; result as from `score_rows`."""
     from sklearn import metrics
     # Categories that nobody predicted have no precision; it counts as 0, as in macro-F1.
     names, text, labels, predictions = np.array(rows.names, object), rows.text, rows.labels, result["prediction"]

@@ -17,6 +17,7 @@ What is computed in a training or an evaluation does not belong here, nor what M
 import ast
 import csv
 import math
+import os
 import re
 import shutil
 import sys
@@ -27,6 +28,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+import data
 import model
 from titles import cli, devices, encoder, files
 from titles.cli import UserError
@@ -205,6 +207,9 @@ def load(folder, models):
     config = files.read_verified_json(folder / "config.json", FORMAT, "train again")
     if config["model"] not in models:
         raise UserError(f"{folder}: its model {config['model']} is not in model.py")
+    if config.get("columns", []) != [*data.COLUMNS]:
+        raise UserError(f"{folder}: reads {config.get('columns', [])} of a row beside its title, and these scripts "
+                        f"{[*data.COLUMNS]} (data.COLUMNS); use the scripts that it keeps in {folder / 'source'}/")
 
     # Line numbers are ids: a line added or lost would change what predictions mean, and nothing would fail.
     for name in ("vocab.txt", "labels.txt"):
@@ -371,8 +376,10 @@ SOURCE = {path.relative_to(TOP).as_posix(): path.read_bytes()
 
 def source_checksums():
     """{file name: checksum} of the scripts that this process has loaded, modules of the user's own included."""
-    loaded = {Path(module.__file__).resolve() for module in list(sys.modules.values())
-              if getattr(module, "__file__", None)}
+    # To resolve the paths of all modules would take half a second, so the others are told by their names.
+    names = {os.path.basename(name) for name in SOURCE}
+    paths = [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())]
+    loaded = {Path(path).resolve() for path in paths if os.path.basename(path) in names}
     return {name: files.checksum_of(content) for name, content in SOURCE.items() if (TOP / name).resolve() in loaded}
 
 

@@ -39,8 +39,10 @@ FEW = 10             # rows that one bad line may swallow unsaid, and line ends 
 
 # By what names we know a column; --title-column and --category-column put others in their place.
 COLUMNS = {"title": ("title", "text"), "category": ("category", "label"), "language": ("language",),
-           "quality": ("label_quality",), "split": ("split",), "id": ("id",), "group": ()}
-LABELLED = ("title", "category", "language", "quality", "split", "id", "group")
+           "quality": ("label_quality",), "split": ("split",), "id": ("id",), "group": (),
+           **{name: (name,) for name in data.COLUMNS}}
+LABELLED = ("title", "category", "language", "quality", "split", "id", "group", *data.COLUMNS)
+ANYTHING = ("id", *data.COLUMNS)  # columns whose values need not be text
 
 # What the first line or the first bytes of a file tell of its format.
 JSON = re.compile(r'\s*(\{\s*("|\}|$)|\[\s*([\[{"\]]|$))')  # but a title may begin with "[Oferta]"
@@ -539,7 +541,7 @@ def parse_json(line, names):
         found = [name for name in spellings if fields.get(name) is not None]
         if len(found) > 1:
             raise ValueError(f"has both {' and '.join(found)}; name one with --{column}-column")
-        row[column] = json_text(found[0], fields[found[0]], column == "id") if found else ""
+        row[column] = json_text(found[0], fields[found[0]], column in ANYTHING) if found else ""
     return row
 
 
@@ -729,7 +731,7 @@ def column_text(column, values):
     text, wrong = [], {}
     for i, value in enumerate(python_values(values)):
         try:
-            text.append("" if value is None else json_text(column, value, column == "id"))
+            text.append("" if value is None else json_text(column, value, column in ANYTHING))
         except ValueError as error:
             text.append("")
             wrong[i] = str(error)
