@@ -158,8 +158,8 @@ def test_predict_formats(trained, tmp_path):
     assert len(lines) == len(titles)
     for line in lines:
         fields = line.split("\t")
-        shares = [float(share) for share in fields[1::2]]
-        assert len(fields) == 6 and shares == sorted(shares, reverse=True) and 0 <= sum(shares) <= 1.000002
+        chances = [float(field) for field in fields[1::2]]
+        assert len(fields) == 6 and chances == sorted(chances, reverse=True) and 0 <= sum(chances) <= 1.000002
     assert [line.split("\t")[0] for line in lines[:2]] == ["FUNDAS", "MESAS"]
     assert len(predict("-", "--top", 99, stdin="mesa\n").split("\t")) == 8  # as many as there are
     assert predict("-", stdin="") == ""
@@ -288,12 +288,12 @@ def test_the_classifier_for_python_and_the_command_line_are_one(trained, monkeyp
     lines = run_script("evaluate", "--ckpt", "bag", "--predict", "-", "--top", 3, cwd=trained,
                        stdin="\n".join(present) + "\n").stdout.splitlines()
     assert found[1] == found[3] == []
-    assert ["\t".join(f"{category or ''}\t{share:.6f}" for category, share in row) for row in found if row] == lines
+    assert ["\t".join(f"{category or ''}\t{chance:.6f}" for category, chance in row) for row in found if row] == lines
     assert classifier.predict(pd.Series(titles), top=3) == found
-    shares = classifier.predict_proba(titles)
-    assert shares.shape == (6, 4) and np.isnan(shares[[1, 3]]).all()
-    np.testing.assert_allclose(shares[[0, 2, 4, 5]].sum(1), 1, rtol=1e-5)
-    assert classifier.labels[shares[0].argmax()] == found[0][0][0] == "FUNDAS"
+    probabilities = classifier.predict_proba(titles)
+    assert probabilities.shape == (6, 4) and np.isnan(probabilities[[1, 3]]).all()
+    np.testing.assert_allclose(probabilities[[0, 2, 4, 5]].sum(1), 1, rtol=1e-5)
+    assert classifier.labels[probabilities[0].argmax()] == found[0][0][0] == "FUNDAS"
     assert classifier.predict([]) == [] and classifier.predict_proba([]).shape == (0, 4)
     assert len(classifier.predict(["mesa"], top=99)[0]) == 4
     assert len(evaluate.load("bag", "filters").predict(["mesa"])[0]) == 1
@@ -314,8 +314,8 @@ def logits_of(folder, name, split="test"):
 
 def loss_of(z, labels, scores):
     """Mean cross-entropy of logits after their temperature, smoothed as the scores say."""
-    shares = np.exp(log_softmax(z)) * (1 - scores["smoothing"]) + scores["smoothing"] / z.shape[1]
-    return -np.log(shares[np.arange(len(labels)), labels]).mean()
+    probabilities = np.exp(log_softmax(z)) * (1 - scores["smoothing"]) + scores["smoothing"] / z.shape[1]
+    return -np.log(probabilities[np.arange(len(labels)), labels]).mean()
 
 
 def log_prior_of(folder):

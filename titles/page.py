@@ -107,7 +107,7 @@ def origin(scores):
 def probabilities(scores, predictions, path):
     """What validation rows promised beside what came true on these rows, and the figure of the reliability."""
     right = np.array(predictions["category"], object) == np.array(predictions["predicted"], object)
-    bins = "; ".join(f"{confidence:.2f}, {precision:.2f}" for confidence, precision, _ in calibration.reliability(
+    bins = "; ".join(f"{confidence:.2f}, {accuracy:.2f}" for confidence, accuracy, _ in calibration.reliability(
         np.array(predictions["probability"]), right))
     note = "" if scores["promising_prior"] == scores["prior"] else (
         "<p>With --precision predictions take categories to be as frequent as in training; these probabilities are of "
@@ -161,9 +161,9 @@ def mistakes(found, suspects):
     """The most frequent confusions, and labels that look wrong."""
     columns = ("title", "category", "category_probability", "predicted", "probability", "file", "line")
     return table("Pairs most confused", ("category", "taken for", "such as"), [
-        [f"{report.plain_name(true, NAME)}, {rows:,} rows ({share:.0%})", report.plain_name(taken, NAME),
+        [f"{report.plain_name(true, NAME)}, {rows:,} rows ({rate:.0%})", report.plain_name(taken, NAME),
          examples.split(" | ")]
-        for true, taken, rows, share, examples in zip(*found.values(), strict=True)]) + table(
+        for true, taken, rows, rate, examples in zip(*found.values(), strict=True)]) + table(
         "Suspects: labels that the model finds least likely", ("title", "category", "predicted", "where"), [
             [title, f"{report.plain_name(name, NAME)} ({given:.4f})", f"{report.plain_name(other, NAME)} ({sure:.4f})",
              f"{report.plain_name(file, NAME)}:{line}"]

@@ -118,10 +118,11 @@ def promises(threshold_of, probability, right):
     found = {}
     for precision in calibration.PRECISIONS:
         threshold = threshold_of(precision)
-        coverage, kept = calibration.coverage_and_precision(probability, right, threshold)
+        passed = probability >= threshold
         # Text, for JSON has no numbers as keys, and no infinity.
-        found[f"{precision:.2f}"] = {"threshold": threshold if np.isfinite(threshold) else None, "coverage": coverage,
-                                     "precision": kept}
+        found[f"{precision:.2f}"] = {
+            "threshold": threshold if np.isfinite(threshold) else None, "coverage": float(passed.mean()),
+            "precision": float(right[passed].mean()) if passed.any() else None}
     return found
 
 
@@ -290,11 +291,11 @@ def confusion_figure(labels, predictions, names, pairs, title):
 
 def reliability_figure(confidence, right, title):
     """The share of right predictions over their probability, in bins of equally many rows."""
-    sure, hits, _ = zip(*calibration.reliability(confidence, right), strict=True)
+    confidences, accuracies, _ = zip(*calibration.reliability(confidence, right), strict=True)
     figure = new_figure(4.5, 4.5)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="gray", linewidth=1, label="as it should be")
-    axes.plot(sure, hits, "o-", label="found")
+    axes.plot(confidences, accuracies, "o-", label="found")
     axes.set(xlabel="probability of the category", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1), title=title)
     axes.grid(alpha=0.3)
     axes.legend()
@@ -333,48 +334,41 @@ def make_tables(rows, training_rows, result):
     run knows; result as from `score_rows`."""
     from sklearn import metrics
     # Categories that nobody predicted have no precision; it counts as 0, as in macro-F1.
-    names, text, labels, predictions = np.array(rows.names, object), rows.text, rows.labels, result["prediction"]
+    names, labels, predictions = np.array(rows.names, object), rows.labels, result["prediction"]
     precision, recall, f1, _ = metrics.precision_recall_fscore_support(
         labels, predictions, labels=np.arange(len(names)), zero_division=0)
     support = np.bincount(labels, minlength=len(names))  # scikit-learn's are no integers where no row is right
 
     # A confusion is easier to understand with a few of its titles.
-    found = confusions(labels, predictions)
-    examples = [[text[i] for i in np.flatnonzero((labels == true) & (predictions == wrong))[:3]]
-                for true, wrong, _ in found]
+    found, titles = confusions(labels, predictions), np.array(rows.text, object)
+    examples = [" | ".join(titles[(labels == true) & (predictions == wrong)][:3]) for true, wrong, _ in found]
 
-    # Labels that the model finds least likely, where it knows them and is of another opinion.
-    unknown = labels >= len(training_rows)
-    suspect = np.flatnonzero(~unknown & (predictions != labels))
+    # Labels that the model finds least likely, where it knows them and is of another opinion. Rows whose category the
+    # run does not know are a table of their own.
+    is_known = labels < len(training_rows)
+    suspect = np.flatnonzero(is_known & (predictions != labels))
     suspect = suspect[np.argsort(result["given_probability"][suspect], kind="stable")]
 
-    # Rows whose category the run does not know are no suspects, but a table of their own.
-    unknown = np.flatnonzero(unknown)
-    given, probability = result["given_probability"].astype(float), result["probability"].astype(float)
+    columns = {"category": names[labels], "category_probability": result["given_probability"].astype(float),
+               "predicted": names[predictions], "probability": result["probability"].astype(float), "title": titles}
+    place = {"file": np.array(rows.file, object), "line": rows.line} | (
+        {"id": np.array(rows.id, object)} if rows.id else {})
 
-    # Where rows stand in their source: a file, a line and, where it has one, an id.
-    def places(chosen):
-        return {name: values[chosen] for name, values in (
-            ("file", np.array(rows.file, object)), ("line", rows.line), ("id", rows.id and np.array(rows.id, object)))
-            if values is not None}
+    def table(chosen, *names):
+        return {name: (columns | place)[name][chosen] for name in names}
 
     # Categories that the run does not know stand behind its own, and have no training rows.
     return {
-        "predictions.csv": {"title": text, "category": names[labels], "predicted": names[predictions],
-                            "probability": probability, **places(slice(None))},
+        "predictions.csv": table(slice(None), "title", "category", "predicted", "probability", *place),
         "categories.csv": {"category": names, "precision": precision, "recall": recall, "f1": f1, "support": support,
                            "training_rows": np.pad(training_rows, (0, len(names) - len(training_rows)))},
         "confusions.csv": {"category": [names[true] for true, _, _ in found],
                            "predicted": [names[wrong] for _, wrong, _ in found],
                            "rows": [count for _, _, count in found],
                            "share_of_category": [count / support[true] for true, _, count in found],
-                           "examples": [" | ".join(titles) for titles in examples]},
-        "suspects.csv": {**places(suspect), "category": names[labels[suspect]],
-                         "category_probability": given[suspect], "predicted": names[predictions[suspect]],
-                         "probability": probability[suspect], "title": [text[i] for i in suspect]},
-        "unknown.csv": {**places(unknown), "category": names[labels[unknown]],
-                        "predicted": names[predictions[unknown]], "probability": probability[unknown],
-                        "title": [text[i] for i in unknown]}}
+                           "examples": examples},
+        "suspects.csv": table(suspect, *place, *columns),
+        "unknown.csv": table(~is_known, *place, "category", "predicted", "probability", "title")}
 
 
 def checkpoints(scores):
@@ -443,6 +437,6 @@ def show(scores, found):
     # The first few with one title each; confusions.csv has more.
     if found["rows"]:
         print("most frequent confusions:")
-    for true, wrong, count, share, examples in itertools.islice(zip(*found.values(), strict=True), 8):
-        print(f"  {count:>5} x {true} taken for {wrong} ({share:.0%} of its rows), such as: "
+    for true, wrong, count, rate, examples in itertools.islice(zip(*found.values(), strict=True), 8):
+        print(f"  {count:>5} x {true} taken for {wrong} ({rate:.0%} of its rows), such as: "
               f"{examples.partition(' | ')[0]}")
