@@ -74,8 +74,10 @@ def recall_interval(right, size, seed=0, resamples=RESAMPLES):
     (right + 1/2) / (n + 1), so that a small category without a mistake is not taken to be perfect; the deviations are
     added to the recall measured."""
     recall = (right + 0.5) / (size + 1)
-    draw = np.random.default_rng(seed)
-    draws = [np.mean(draw.binomial(size, recall) / size - recall) for _ in range(resamples)]
+    draw, block = np.random.default_rng(seed), max(1, 1_000_000 // len(size))  # of as many at once as memory has room
+    draws = np.concatenate([
+        np.mean(draw.binomial(size, recall, (min(block, resamples - done), len(size))) / size - recall, axis=1)
+        for done in range(0, resamples, block)])
     return [float(x) for x in np.clip(np.mean(right / size) + np.quantile(draws, [0.025, 0.975]), 0, 1)]
 
 
