@@ -216,9 +216,9 @@ def read_rows(args, chosen, bad, base):
     count = read = word_count = cut = 0
     for path, split, block, found, text, codes, distinct, lengths in tokenized_blocks(args, chosen, bad, base):
         # Word numbers in the order of appearance, and the keys of the words that are new.
-        new = dict.fromkeys(word for word in distinct if word not in words.index)
-        word_keys = np.concatenate([word_keys, data.text_keys(new)])
         numbers = words.number(distinct)[codes]
+        new = itertools.islice(reversed(words.index), len(words.index) - len(word_keys))
+        word_keys = np.concatenate([word_keys, data.text_keys(reversed([*new]))])
 
         # What --max-len cuts off is counted and dropped.
         word_count, cut = word_count + len(codes), cut + int((lengths > args.max_len).sum())
@@ -318,7 +318,7 @@ def filtered(block, mask):
 
 def column_of(block, name):
     """A column of a block, an Arrow string array; empty where the block lacks it."""
-    return block.get(name, pa.repeat("", len(block["title"])))
+    return block[name] if name in block else pa.repeat("", len(block["title"]))
 
 
 def columns_of(block, path, split, keys):
@@ -729,6 +729,7 @@ def describe(args, chosen, rows, made, bad):
     sizes = np.bincount(made.split, minlength=3)[:3].tolist()
     of_category = [np.bincount(made.label[made.split == s], minlength=len(made.labels)) for s in range(3)]
     by_file = [np.bincount(mine, minlength=3).tolist() for mine in np.split(made.split, np.cumsum(rows.of_file)[:-1])]
+    conflicting, also_in_train = compare_equal(rows.key, made.label, made.split)
     drawn = not args.like and rows.group is None and not (rows.given == 2).any()
     return {
         "format": data.FORMAT, "tokenizer": data.TOKENIZER,
@@ -748,21 +749,24 @@ def describe(args, chosen, rows, made, bad):
         "reliable_share": None if rows.reliable is None else float(rows.reliable[made.split != LEFT_OUT].mean()),
         "vocabulary": len(made.words.vocab), "unknown_share": made.unknown_share,
         "max_len": args.max_len, "cut_share": rows.cut / len(rows.key), "mean_words": rows.word_count / len(rows.key),
-        "conflicting_rows": conflicting_rows(rows.key, made.label),
-        "also_in_train": {name: float(np.isin(rows.key[made.split == s], rows.key[made.split == 0]).sum()
-                                      / max(1, sizes[s])) for s, name in enumerate(SPLITS) if s},
+        "conflicting_rows": conflicting, "also_in_train": also_in_train,
         "near_equal_share": near_equal_share(rows, made.split) if drawn else None,
         "vectors_found": made.vectors_found, "encoder": made.encoder,
     }
 
 
-def conflicting_rows(keys, label):
-    """How many rows have a title, keys [N], that also comes with another category."""
+def compare_equal(keys, label, split):
+    """(how many rows have a title, keys [N], that also comes with another category; {valid, test: the share of rows
+    whose title trains, too})."""
+    # Sorted, rows of equal titles stand together.
     order = np.argsort(keys)
-    keys, label = keys[order], label[order]
+    keys, label, split = keys[order], label[order], split[order]
     starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
+    times = np.diff(np.append(starts, len(keys)))
     several = np.minimum.reduceat(label, starts) != np.maximum.reduceat(label, starts)
-    return int(np.diff(np.append(starts, len(keys)))[several].sum())
+    trains = np.repeat(np.logical_or.reduceat(split == 0, starts), times)
+    return int(times[several].sum()), {name: float(trains[split == s].sum() / max(1, (split == s).sum()))
+                                       for s, name in enumerate(SPLITS) if s}
 
 
 def near_equal_share(rows, split):
@@ -850,8 +854,8 @@ def prepare(args):
 
 
 def require_own(out):
-    """Raise UserError where the folder --out, which is replaced as a whole, holds anything but prepared data of whatever
-    format: meta.json and the files that it lists."""
+    """Raise UserError where the folder --out, which is replaced as a whole, holds anything but prepared data: meta.json
+    and the files that it lists."""
     folder = out.resolve()  # where --out is a link, what it points to is replaced
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else {out.name} if folder.exists() else set()
     own = set()

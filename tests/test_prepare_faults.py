@@ -269,7 +269,8 @@ def test_memory_for_a_row_has_a_bound(tmp_path):
     """20 million titles of usual length are to need about 4 GB: 200 bytes a row; twice that are allowed here."""
     draw, words = random.Random(0), [f"word{i}" for i in range(20_000)]
     code = ("import resource, sys; sys.path.insert(0, sys.argv[1]); import prepare; from titles import sources;"
-            "sources.BLOCK = 1 << 20; sys.argv[:2] = ['prepare.py']; prepare.main(); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
+            "sources.BLOCK = 1 << 20; sys.argv[:2] = ['prepare.py']; prepare.main();"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
 
     def peak(rows):
         """Peak resident memory, in bytes, of preparing a file of so many rows."""

@@ -46,6 +46,7 @@ def test_a_refit_trains_on_both_splits_with_the_settings_of_the_run(refit):
     changed = {name for name in again if first.get(name) != again[name]}
     assert changed <= {"rows", "training_rows", "steps", "epochs", "refit", "created", "checksum", "source",
                        "trained"}
+    assert again.keys() - first.keys() == {"refit"}
     best = runs.checkpoint_manager(refit / "runs/bag", read_only=True).best_step()
     assert again["epochs"] == best * first["epochs"] // first["steps"]
     steps = [path.name for path in (refit / "runs/bag-refit/checkpoints").iterdir()]
