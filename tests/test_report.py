@@ -3,6 +3,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -151,6 +152,29 @@ def test_suspects_begin_with_the_labels_that_are_least_likely(trained, tmp_path)
     for row, chance in zip(suspects, likely, strict=True):
         given = classifier.predict_proba([row["title"]])[0, classifier.labels.index(row["category"])]
         assert chance == pytest.approx(given, abs=2e-6)
+
+
+def test_suspects_and_confusions_by_hand():
+    """The least likely labels first, wherever the model is of another opinion on a category that it knows; a confusion
+    is a share of its true category."""
+    rows = SimpleNamespace(names=["A", "B", "C", "NEW"], labels=np.array([0, 0, 0, 1, 1, 2, 3]), text=[*"abcdefg"],
+                           file=["x"] * 7, line=np.arange(2, 9), id=None)
+    result = {"prediction": np.array([0, 1, 1, 1, 0, 0, 2]),
+              "given_probability": np.array([0.9, 0.3, 0.1, 0.8, 0.2, 0.05, 0.01]),
+              "probability": np.array([0.9, 0.6, 0.7, 0.8, 0.75, 0.9, 0.5])}
+    tables = report.make_tables(rows, np.array([30, 20, 10]), result)
+    suspects = tables["suspects.csv"]
+    assert suspects["title"] == [*"fceb"] and suspects["line"].tolist() == [7, 4, 6, 3]
+    assert suspects["category_probability"].tolist() == [0.05, 0.1, 0.2, 0.3]
+    assert suspects["probability"].tolist() == [0.9, 0.7, 0.75, 0.6] and tables["unknown.csv"]["title"] == ["g"]
+    confused = [*zip(*tables["confusions.csv"].values(), strict=True)]
+    assert confused == [("A", "B", 2, 2 / 3, "b | c"), ("B", "A", 1, 1 / 2, "e"), ("C", "A", 1, 1, "f"),
+                        ("NEW", "C", 1, 1, "g")]
+    axes = report.confusion_figure(rows.labels, result["prediction"], rows.names, report.confusions(
+        rows.labels, result["prediction"]), "").axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["A", "B", "C", "NEW"]
+    np.testing.assert_allclose(axes.images[0].get_array(), [[0, 2 / 3, 0, 0], [1 / 2, 0, 0, 0], [1, 0, 0, 0],
+                                                            [0, 0, 1, 0]])
 
 
 def test_calibration_and_promises_in_the_report(trained):

@@ -100,10 +100,12 @@ def test_mlflow_has_the_best_values_beside_the_last_ones(watched):
 def test_times_begin_with_the_command(watched):
     folder, _ = watched
     client, run_id = logged(folder, "early")
-    begun = client.get_run(run_id).info.start_time
-    for metric, row in zip(client.get_metric_history(run_id, "valid/loss"), rows_of(folder, "early"), strict=True):
-        assert abs(metric.timestamp - begun - 1000 * float(row["seconds"])) < 2
-    assert begun < min(metric.timestamp for metric in client.get_metric_history(run_id, "train/step_loss"))
+    begun, rows = client.get_run(run_id).info.start_time, rows_of(folder, "early")
+    for metric, row in zip(client.get_metric_history(run_id, "valid/loss"), rows, strict=True):
+        assert abs(metric.timestamp - begun - 1000 * float(row["seconds"])) < 2 and metric.step == int(row["step"])
+    losses = client.get_metric_history(run_id, "train/step_loss")
+    assert begun < min(metric.timestamp for metric in losses)
+    assert {int(row["step"]) for row in rows} <= {metric.step for metric in losses}  # an epoch ends with a chunk
 
 
 def test_the_table_of_runs_has_a_view_with_scores(watched):
