@@ -191,9 +191,10 @@ def evaluate(args):
     which = dict.fromkeys(which for _, which in classifier.checkpoints)
     with tracking.mlflow_warnings():
         client, _ = connecting.result()
-        used = [*tracking.training_sets(classifier.config), data_set(args, rows)]
-        tracking.log_report(client, classifier.checkpoints, folder, report_name(args, rows, which), made.scores,
-                            command(args, classifier), used)
+        with tracking.run_of(client, classifier.checkpoints) as run_id:
+            tracking.log_scores(client, run_id, report_name(args, rows, which), made.scores, command(args, classifier))
+            client.log_inputs(run_id, [*tracking.training_sets(classifier.config), data_set(args, rows)])
+            tracking.log_files(client, run_id, folder)
 
 
 def read_split(args):
@@ -216,7 +217,7 @@ def read_split(args):
         text=found["text"], labels=found["labels"].astype(np.int64), names=classifier.labels,
         trained=classifier.has_trained_on(found["keys"]), language=found.get("language"), languages=meta["languages"],
         reliable=found.get("reliable"), file=found["file"], line=found["line"], id=found.get("id"), split=args.split,
-        place=args.split, prepared=data.described(meta), source={
+        columns={name: found[name] for name in data.COLUMNS}, place=args.split, prepared=data.described(meta), source={
             "files": data.files_of(meta["source"], args.split), "folder": cli.listed(args.data),
             "fingerprint": meta["fingerprint"]})
 
@@ -250,7 +251,8 @@ def read_file(args):
         trained=classifier.has_trained_on(data.keys_of(found["title"])), language=language, languages=languages,
         reliable=reliable if any(found["quality"]) else None, file=[file["file"]] * len(labels),
         line=np.array(found["line"]), id=found["id"] if any(found["id"]) else None, split=split,
-        place=file_place(classifier, split, args.test), path=cli.readable(args.test.resolve()),
+        columns=data.read_columns(found, args.test), place=file_place(classifier, split, args.test),
+        path=cli.readable(args.test.resolve()),
         source={"files": [file], "folder": None, "fingerprint": None})
 
 
@@ -263,7 +265,8 @@ def read_columns(args, classifier):
         # Called for its check alone: marks other than reliable and unreliable are refused.
         sources.given_quality(args.test, block.get("quality", pa.array([], pa.string())))
         blocks.append({column: block[column].to_pylist() if column in block else [""] * len(block["title"])
-                       for column in ("title", "category", "spelling", "language", "quality", "id", "line")})
+                       for column in ("title", "category", "spelling", "language", "quality", "id", "line")} | {
+                           column: block[column].to_pylist() for column in data.COLUMNS if column in block})
     found = {column: [value for block in blocks for value in block[column]] for column in blocks[0]} if blocks else {}
     bad.check(len(found.get("title", [])))
     bad.warn()
@@ -375,24 +378,24 @@ def opened(path):
     return contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb")
 
 
-def answered(args, classifier, threshold, titles):
-    """The columns of the answer to titles, lists with an entry for each; and how many titles there are, how many of
+def answered(args, classifier, threshold, rows):
+    """The columns of the answer to data.Rows, lists with an entry for each; and how many titles there are, how many of
     them are left without a category, and of how many nothing is known [3]."""
     # Behind the categories stands no name, for titles that are left without one; lines of text need an empty one.
     names = np.array([*classifier.labels, None if args.keep else ""], object)
-    likeliest, probabilities = classifier.likeliest(titles, min(args.top, len(classifier.labels)))
+    likeliest, probabilities = classifier.likeliest(rows, min(args.top, len(classifier.labels)))
     categories, probabilities = classify.answered(likeliest, probabilities, threshold)
     columns = [column for ids, p in zip(categories.T, probabilities.T, strict=True)
                for column in (names[ids].tolist(), p.tolist())]
     # The likeliest category is explained even where it is refused.
     if args.explain:
         columns.append([" ".join(f"{word}:{gain:.2f}" for word, gain in words)
-                        for words in classifier.explain(titles, likeliest[:, 0])])
-    return columns, np.array([len(titles), (categories[:, 0] < 0).sum(), (probabilities[:, 0] == 0).sum()])
+                        for words in classifier.explain(rows, likeliest[:, 0])])
+    return columns, np.array([len(rows.titles), (categories[:, 0] < 0).sum(), (probabilities[:, 0] == 0).sum()])
 
 
 def write_answers(blocks, answer, write, ahead):
-    """Answer blocks of titles, as from sources.read_titles, a part at a time: so many parts `ahead` of the one that is
+    """Answer blocks of rows, as from sources.read_titles, a part at a time: so many parts `ahead` of the one that is
     written. Returns the sums of what `answer` counts."""
     waiting, counts = [], np.zeros(3, int)
 
@@ -406,10 +409,10 @@ def write_answers(blocks, answer, write, ahead):
 
     with ThreadPoolExecutor(1) as pool:
         try:
-            for titles, kept in blocks:
-                for start in range(0, len(titles), PREDICT_ROWS):
+            for rows, kept in blocks:
+                for start in range(0, len(rows.titles), PREDICT_ROWS):
                     part = slice(start, start + PREDICT_ROWS)
-                    waiting.append((kept and kept[part], pool.submit(answer, titles[part])))
+                    waiting.append((kept and kept[part], pool.submit(answer, rows.part(part))))
                     finish(ahead)
         finally:  # also what came before a bad row
             finish(0)

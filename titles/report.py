@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+import data
 from titles import calibration, files, predict
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
@@ -57,6 +58,7 @@ class Labelled(NamedTuple):
     split: str            # test, valid, train, or the name of a file, ...
     place: str            # ... and what a report on it is called
     source: dict          # `data` of report.json
+    columns: dict = {}    # {name: [N, ...]}, those of data.COLUMNS
     id: list = None       # what a column of this name says of each row
     language: np.ndarray = None  # [N] numbers of `languages`
     languages: list = None
@@ -152,7 +154,8 @@ def score_rows(classifier, rows):
     """What Classifier.score says of Labelled rows, with what is promised. Those whose category the run does not know
     are wrong, and have no loss."""
     classes = len(classifier.labels)
-    result, unknown = classifier.score(rows.text, np.minimum(rows.labels, classes - 1), True), rows.labels >= classes
+    unknown = rows.labels >= classes
+    result = classifier.score(data.Rows(rows.text, rows.columns), np.minimum(rows.labels, classes - 1), True)
     result["rank"][unknown] = np.iinfo(np.int32).max
     for name in ("loss", "calibrated_loss", "brier"):
         result[name][unknown] = np.nan

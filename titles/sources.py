@@ -950,8 +950,8 @@ class NoBadRows(BadRows):
 
 
 def read_titles(stream, name, bad, form=None, keep=False, dialect=None):
-    """Titles to classify, from a binary stream: (header, blocks), a block being (titles, list of str; kept columns, an
-    Arrow table). Every line of a list, and every row of a CSV or Parquet file with a column title (or text), gives one
+    """Titles to classify, from a binary stream: (header, blocks), a block being (data.Rows; kept columns, an Arrow
+    table). Every line of a list, and every row of a CSV or Parquet file with a column title (or text), gives one
     title; an empty line does so in a list and in a table of one column. What is kept is the column `id`, where there is
     one, or with `keep` all columns; header names these, and where there are none both are None. Bytes that are not
     UTF-8 become the replacement character, and are noted. Raises UserError where the content is something else.
@@ -977,13 +977,15 @@ def read_titles(stream, name, bad, form=None, keep=False, dialect=None):
                 table = block["kept"]
             else:
                 table = pa.Table.from_arrays([text(block[key], numbers) for _, key in kept], [one for one, _ in kept])
-            yield text(block["title"], numbers).to_pylist(), table if kept != [] else None
+            beside = {column: text(block[column], numbers).to_pylist() for column in data.COLUMNS if column in block}
+            rows = data.Rows(text(block["title"], numbers).to_pylist(), data.read_columns(beside, name))
+            yield rows, table if kept != [] else None
 
     # Parquet and Excel describe their columns, so nothing needs to be guessed. Whether there is an id shows in the
     # first block, which is then put back in front.
     (names, encoding), dialect = form or Format(), dialect or Dialect()
     if has_columns(stream):
-        found = read_columns(stream, name, ("title", "id"), names, bad, keep)
+        found = read_columns(stream, name, ("title", "id", *data.COLUMNS), names, bad, keep)
         head = next(found, ({"title": pa.array([], pa.binary())}, []))
         if keep:
             dialect.schema = head[0]["kept"].schema
@@ -1008,7 +1010,7 @@ def read_titles(stream, name, bad, form=None, keep=False, dialect=None):
 
     # A table is told by a title column. With `keep` columns go by their position, for a header may name two alike.
     first, delimiter, behind = take_header(itertools.chain([head], blocks))
-    table = read_table(first, name, ("title", "id"), names, delimiter)
+    table = read_table(first, name, ("title", "id", *data.COLUMNS), names, delimiter)
     if "title" in table.columns:
         dialect.separator, dialect.told = table.delimiter, bool(delimiter)
         # The header may be in quotes where rows are not, as numbers are not to all programs.
@@ -1037,7 +1039,8 @@ def read_titles(stream, name, bad, form=None, keep=False, dialect=None):
             if times := block.count(b"\r"):
                 note_spaces(name, number + block.count(b"\n", 0, block.index(b"\r")), bad, times)
                 block = block.replace(b"\r", b" ")
-            yield text(data.binary_array(block.split(b"\n")[:-1]), itertools.count(number)).to_pylist(), None
+            titles = text(data.binary_array(block.split(b"\n")[:-1]), itertools.count(number)).to_pylist()
+            yield data.rows_of(titles), None
 
     return None, listed()
 
