@@ -164,7 +164,7 @@ from titles.predict import PREDICT_ROWS, load, load_named
 def evaluate(args):
     # Everything is read and matched before it is scored.
     classifier, rows = read_file(args) if args.test else read_split(args)
-    devices.require_same([classifier.identity, rows.text, files.checksum_of(rows.labels.tobytes())])
+    devices.require_same([classifier.identity, rows.inputs.titles, files.checksum_of(rows.labels.tobytes())])
     if rows.trained.any() and args.split != "train" and devices.is_first():
         print(f"warning: {rows.trained.sum():,} of {len(rows.labels):,} rows have titles that trained "
               f"{' or '.join(folder.name for folder in classifier.folders)}; their scores do not hold for new titles",
@@ -214,10 +214,11 @@ def read_split(args):
                         "--like with it")
     found = arrays[args.split]
     return classifier, report.Labelled(
-        text=found["text"], labels=found["labels"].astype(np.int64), names=classifier.labels,
+        inputs=data.Rows(found["text"], {name: found[name] for name in data.COLUMNS}),
+        labels=found["labels"].astype(np.int64), names=classifier.labels,
         trained=classifier.has_trained_on(found["keys"]), language=found.get("language"), languages=meta["languages"],
         reliable=found.get("reliable"), file=found["file"], line=found["line"], id=found.get("id"), split=args.split,
-        columns={name: found[name] for name in data.COLUMNS}, place=args.split, prepared=data.described(meta), source={
+        place=args.split, prepared=data.described(meta), source={
             "files": data.files_of(meta["source"], args.split), "folder": cli.listed(args.data),
             "fingerprint": meta["fingerprint"]})
 
@@ -242,17 +243,20 @@ def read_file(args):
     language = languages and np.array([languages.index(name or "unknown") for name in found["language"]])
     reliable = np.array([quality.lower() == "reliable" for quality in found["quality"]])
 
+    # What else a model reads is told to be missing where all of it is.
+    columns = {name: found[name] for name in data.COLUMNS if any(found[name])}
+    columns = data.read_columns(columns, cli.readable(args.test))
+
     # A file may be named like a split.
     split = re.sub(r"[^\w.-]", "_", args.test.name)[:60]
     split = f"file-{split}" if split in data.SPLITS else split
     file = {"file": cli.readable(args.test), "rows": len(labels), "checksum": files.checksum(args.test)}
     return classifier, report.Labelled(
-        text=found["title"], labels=labels, names=names,
+        inputs=data.Rows(found["title"], columns), labels=labels, names=names,
         trained=classifier.has_trained_on(data.keys_of(found["title"])), language=language, languages=languages,
         reliable=reliable if any(found["quality"]) else None, file=[file["file"]] * len(labels),
         line=np.array(found["line"]), id=found["id"] if any(found["id"]) else None, split=split,
-        columns=data.read_columns(found, args.test), place=file_place(classifier, split, args.test),
-        path=cli.readable(args.test.resolve()),
+        place=file_place(classifier, split, args.test), path=cli.readable(args.test.resolve()),
         source={"files": [file], "folder": None, "fingerprint": None})
 
 
@@ -265,8 +269,8 @@ def read_columns(args, classifier):
         # Called for its check alone: marks other than reliable and unreliable are refused.
         sources.given_quality(args.test, block.get("quality", pa.array([], pa.string())))
         blocks.append({column: block[column].to_pylist() if column in block else [""] * len(block["title"])
-                       for column in ("title", "category", "spelling", "language", "quality", "id", "line")} | {
-                           column: block[column].to_pylist() for column in data.COLUMNS if column in block})
+                       for column in ("title", "category", "spelling", "language", "quality", "id", "line",
+                                      *data.COLUMNS)})
     found = {column: [value for block in blocks for value in block[column]] for column in blocks[0]} if blocks else {}
     bad.check(len(found.get("title", [])))
     bad.warn()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import WORD_MODELS, config_of, run_here
 
+import data
 from titles import page, report, runs, settings
 
 HOSTILE = ["<script>alert(1)</script>", "</script><img src=x onerror=alert(1)>", "\" onload=\"alert(1)", "' onclick='x",
@@ -61,7 +62,8 @@ def made_up(names, titles, rows=200, languages=("es", "pt")):
     draw = np.random.default_rng(0)
     labels = np.concatenate([np.arange(len(names)), draw.integers(0, len(names), rows)])
     count = len(labels)
-    made = SimpleNamespace(names=list(names), labels=labels, text=[titles[i % len(titles)] for i in range(count)],
+    texts = [titles[i % len(titles)] for i in range(count)]
+    made = SimpleNamespace(names=list(names), labels=labels, inputs=data.Rows(texts),
                            file=["a <b>.csv"] * count, line=np.arange(1, count + 1), id=None,
                            language=draw.integers(0, len(languages), count), languages=list(languages),
                            reliable=draw.random(count) < 0.5, trained=np.zeros(count, bool))
@@ -85,6 +87,7 @@ def write(folder, names=("A", "B"), titles=("x",), history=(), drawn=False, **ot
               "thresholds": report.promises(lambda precision: np.inf, result["probability"], rows.labels >= 0),
               **report.summarize(rows.labels, result)}
     figures = report.make_figures(rows, tables["categories.csv"], result, title) if drawn else {}
+    figures.pop("confusions.png", None)  # the page has it as a table
     made = report.Report(title, scores, tables, figures)
     folder.mkdir(exist_ok=True)
     report.write(folder, report.Report(title, {}, {}, figures))

@@ -49,7 +49,7 @@ KEYS = SCORES | NOTES | {
 
 class Labelled(NamedTuple):
     """Labelled rows, N of them, which a report is on."""
-    text: list            # titles
+    inputs: data.Rows     # titles, and what else a model reads
     labels: np.ndarray    # [N] numbers of `names`
     names: list           # categories of the run and, behind them, those it does not know
     trained: np.ndarray   # [N] bool, whether a title has trained the run
@@ -58,7 +58,6 @@ class Labelled(NamedTuple):
     split: str            # test, valid, train, or the name of a file, ...
     place: str            # ... and what a report on it is called
     source: dict          # `data` of report.json
-    columns: dict = {}    # {name: [N, ...]}, those of data.COLUMNS
     id: list = None       # what a column of this name says of each row
     language: np.ndarray = None  # [N] numbers of `languages`
     languages: list = None
@@ -154,8 +153,7 @@ def score_rows(classifier, rows):
     """What Classifier.score says of Labelled rows, with what is promised. Those whose category the run does not know
     are wrong, and have no loss."""
     classes = len(classifier.labels)
-    unknown = rows.labels >= classes
-    result = classifier.score(data.Rows(rows.text, rows.columns), np.minimum(rows.labels, classes - 1), True)
+    result, unknown = classifier.score(rows.inputs, np.minimum(rows.labels, classes - 1), True), rows.labels >= classes
     result["rank"][unknown] = np.iinfo(np.int32).max
     for name in ("loss", "calibrated_loss", "brier"):
         result[name][unknown] = np.nan
@@ -345,7 +343,7 @@ def make_tables(rows, training_rows, result):
     support = np.bincount(labels, minlength=len(names))  # scikit-learn's are no integers where no row is right
 
     # A confusion is easier to understand with a few of its titles.
-    found, titles = confusions(labels, predictions), np.array(rows.text, object)
+    found, titles = confusions(labels, predictions), np.array(rows.inputs.titles, object)
     examples = [" | ".join(titles[(labels == true) & (predictions == wrong)][:3]) for true, wrong, _ in found]
 
     # Labels that the model finds least likely, where it knows them and is of another opinion. Rows whose category the
