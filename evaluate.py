@@ -354,11 +354,11 @@ def predict(args):
     # The same bytes on every system. What is loaded by now need not be searched for garbage again and again.
     sys.stdout.reconfigure(encoding="utf-8", newline="\n")
     gc.freeze()
-    bad, dialect = sources.NoBadRows(), sources.Dialect()
+    bad = sources.NoBadRows()
     with opened(args.predict) as file, files.archive_errors(args.predict):
         tables.require_other_file(file, out)
         form = tables.file_format(args, classifier, file)
-        header, blocks = sources.read_titles(files.decompressed(file), args.predict, bad, form, args.keep, dialect)
+        header, blocks, dialect = sources.read_titles(files.decompressed(file), args.predict, bad, form, args.keep)
         with tables.answer_writer(args, out, header, dialect, classifier.labels) as write:
             # What comes from a terminal or a pipe is answered at once.
             answer = functools.partial(answered, args, classifier, threshold)

@@ -160,7 +160,7 @@ def fuzz_titles(folder, draw):
     try:
         with open(path, "rb") as raw, files.archive_errors(path):
             form = sources.Format(encoding=encoding_of(name))
-            _, blocks = sources.read_titles(files.decompressed(raw), path, bad, form)
+            _, blocks, _ = sources.read_titles(files.decompressed(raw), path, bad, form)
             found = [title for rows, _ in blocks for title in rows.titles]
     except UserError as error:
         assert "\n" not in str(error), error

@@ -540,8 +540,8 @@ def restore(folder, which):
     with all its pieces and layers. Says so where its code has changed. Raises UserError where it cannot be used."""
     config, vocab, labels = load(folder, model.MODELS)
     if which == "best" and not is_told_alike(config):
-        raise UserError(f"{folder}: its best epoch was told by {config.get('best', 'another score')}, now it would be by "
-                        f"{told_by()}; name {folder.name}/latest, or change runs.BEST back")
+        raise UserError(f"{folder}: its best epoch was told by {config.get('best', 'another score')}, now it would be "
+                        f"by {told_by()}; name {folder.name}/latest, or change runs.BEST back")
     if "encoder" in config:
         encoder.require(config["encoder"], folder)
     if changed := changed_source(folder, config):

@@ -77,7 +77,7 @@ def file_format(args, classifier, file):
         return files.decompressed(file)
 
     with files.archive_errors(args.test or args.predict):
-        other = not sources.is_utf8(opened(), "") and files.decodes(opened(), encoding)
+        other = not sources.is_text(opened(), "utf-8") and sources.is_text(opened(), encoding)
     if files.is_patient(file):
         file.seek(0)
     return form._replace(encoding=encoding) if other else form
