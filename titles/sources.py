@@ -961,12 +961,12 @@ def given_quality(path, values):
 # --- titles to classify -----------------------------------------------------------------------------------------------
 
 def read_titles(stream, name, bad, form=None, keep=False):
-    """Titles to classify, from a binary stream: (header; blocks, each of them data.Rows and kept columns, an Arrow table;
-    the Dialect of a table). Every line of a list, and every row of a CSV or Parquet file with a column
-    title (or text), gives one title; an empty line does so in a list and in a table of one column. What is kept is the
-    column `id`, where there is one, or with `keep` all columns; header names these, and where there are none both are
-    None. Bytes that are not UTF-8 become the replacement character, and are noted. Raises UserError where the content
-    is something else. form: a Format, where the user has asked for one.
+    """Titles to classify, from a binary stream: (header; blocks, each of them data.Rows and kept columns, an Arrow
+    table; the Dialect of a table). Every line of a list, and every row of a CSV or Parquet file with a column title (or
+    text), gives one title; an empty line does so in a list and in a table of one column. What is kept is the column
+    `id`, where there is one, or with `keep` all columns; header names these, and where there are none both are None.
+    Bytes that are not UTF-8 become the replacement character, and are noted. Raises UserError where the content is
+    something else. form: a Format, where the user has asked for one.
     """
     form = form or Format()
     if not has_columns(stream):
