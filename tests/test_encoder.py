@@ -1,6 +1,5 @@
 """The pretrained encoder: its pieces and vectors against the package's own, its training, its runs beside others."""
 import functools
-import gc
 import json
 import os
 import random
@@ -46,13 +45,6 @@ def one_tokenizer():
         read_once = functools.cache(classify.use_tokenizer)
         patch.setitem(classify.ENCODERS, "use", classify.ENCODERS["use"]._replace(tokenizer=read_once))
         yield
-
-
-@pytest.fixture(autouse=True)
-def released_at_once():
-    """A classifier holds 250 MB and lies in a cycle."""
-    yield
-    gc.collect()
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,12 @@
 """Titles to act on: thresholds, whole tables, pipes, explanations, and one title at a time."""
 import csv
+import gc
 import io
 import json
 import os
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pandas as pd
@@ -32,6 +34,19 @@ def predict(trained):
         return run_here("evaluate", "--ckpt", "filters", "--predict", *args, cwd=trained, stdin=stdin, check=check)
 
     return predict
+
+
+def test_a_classifier_that_nobody_has_takes_no_memory(trained):
+    """At once, and not when the garbage collector runs: those with an encoder have 250 MB each."""
+    found = evaluate.load("filters", folder=trained / "runs")
+    assert found.predict(TITLES, precision=0.6) and found.predict(TITLES, top=2)
+    kept = weakref.ref(found)
+    gc.disable()
+    try:
+        del found
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 def lines_of(done):
