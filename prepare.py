@@ -295,25 +295,20 @@ def chosen_blocks(args, chosen, bad, categories):
                 if "language" not in block:
                     raise UserError(f"{path}: has no language column, which --languages "
                                     + (f"of {args.like} " if args.like else "") + "needs")
-                block = filtered(block, pc.is_in(block["language"], pa.array(args.languages)))
+                block = sources.filtered(block, pc.is_in(block["language"], pa.array(args.languages)))
             if categories is not None:
                 known = pc.is_in(block["category"], categories)
-                others = filtered(block, pc.invert(known))
+                others = sources.filtered(block, pc.invert(known))
                 for line, name in zip(others["line"].to_pylist(), others["category"].to_pylist(), strict=True):
                     bad.add(path, line, f"{args.like} has no category {name}")
                 read -= len(others["line"])  # bad rows are counted by themselves
-                block = filtered(block, known)
+                block = sources.filtered(block, known)
             if split in (None, 0) and left is not None:
                 block = {column: values[:left] for column, values in block.items()}
                 left -= len(block["title"])
             yield path, split, block, read
             if split in (None, 0) and left == 0:
                 break
-
-
-def filtered(block, mask):
-    """The rows of a block for which an Arrow array of booleans is true."""
-    return {column: values.filter(mask) for column, values in block.items()}
 
 
 def column_of(block, name):

@@ -10,15 +10,15 @@ from scipy.special import expit, logsumexp, softmax
 from scipy.stats import binom
 
 import classify
-from titles import calibration, predict, runs
+from titles import calibration, predict, report, runs
 
 
 def rows_of(temperature, smoothing=0.0, n=4000, classes=5, seed=0):
     """(logits [n, C], labels drawn from the probabilities that these two numbers make of them)."""
     draw = np.random.default_rng(seed)
     logits = draw.normal(size=(n, classes)) * 4
-    shares = (1 - smoothing) * softmax(logits / temperature, 1) + smoothing / classes
-    return logits.astype(np.float32), (shares.cumsum(1) > draw.random((n, 1))).argmax(1).astype(np.int32)
+    probabilities = (1 - smoothing) * softmax(logits / temperature, 1) + smoothing / classes
+    return logits.astype(np.float32), (probabilities.cumsum(1) > draw.random((n, 1))).argmax(1).astype(np.int32)
 
 
 def likelihood(logits, labels, temperature, smoothing):
@@ -211,12 +211,13 @@ def test_a_promise_that_cannot_be_kept_names_the_most_precise_one_that_can(seed)
             classifier.threshold(wrong)
 
 
-def test_coverage_and_precision():
+@pytest.mark.parametrize(("threshold", "coverage", "precision"), [
+    (0.8, 0.5, 0.5), (0.6, 0.75, 2 / 3), (0.9, 0.0, None), (math.inf, 0.0, None)])
+def test_coverage_and_precision(threshold, coverage, precision):
     confidence, right = np.array([0.2, 0.6, 0.8, 0.8]), np.array([True, True, False, True])
-    assert calibration.coverage_and_precision(confidence, right, 0.8) == (0.5, 0.5)
-    assert calibration.coverage_and_precision(confidence, right, 0.6) == (0.75, 2 / 3)
-    assert calibration.coverage_and_precision(confidence, right, 0.9) == (0.0, None)
-    assert calibration.coverage_and_precision(confidence, right, math.inf) == (0.0, None)
+    found = report.promises(lambda promised: threshold, confidence, right)
+    assert list(found) == ["0.90", "0.95", "0.99"] and found["0.90"] == {
+        "threshold": None if threshold == math.inf else threshold, "coverage": coverage, "precision": precision}
 
 
 # --- calibration error ------------------------------------------------------------------------------------------------

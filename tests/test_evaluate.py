@@ -50,6 +50,27 @@ def test_scores_equal_scikit_learn_on_the_predictions_written(reported):
     assert [row["title"] for row in rows] == titles
 
 
+def test_the_keys_of_a_report_are_documented(reported, tmp_path):
+    """Of a split, and of several runs on a file: no other keys, and none that never comes."""
+    folder, scores = reported
+    (tmp_path / "few.csv").write_text("title,category\nmesa,MESAS\n", encoding="utf-8")
+    others = json.loads(run_here("evaluate", "--ckpt", "bag", "filters", "--test", tmp_path / "few.csv", "--json",
+                                 cwd=folder).stdout)
+    assert scores.keys() | others.keys() == report.KEYS.keys()
+    for part in scores["slices"].values():
+        assert part.keys() == {*report.SCORES, "rows", "balanced_accuracy_interval"}
+
+
+def test_a_report_reads_titles_as_text_alone(reported, tmp_path):
+    """Not the ids of their words, which training alone needs: nothing is said where these files are missing."""
+    folder, scores = reported
+    shutil.copytree(folder, tmp_path / "copy")
+    for kind in ("titles", "oov"):
+        (tmp_path / f"copy/data/prepared/test_{kind}.npy").unlink()
+    done = run_here("evaluate", "--ckpt", "filters", "--json", cwd=tmp_path / "copy")
+    assert json.loads(done.stdout) == scores
+
+
 def test_slices(reported):
     folder, scores = reported
     rows = read_csv(folder / "runs/filters/test-best/predictions.csv")
@@ -142,8 +163,8 @@ def test_predict_formats(trained, tmp_path):
     assert len(lines) == len(titles)
     for line in lines:
         fields = line.split("\t")
-        shares = [float(share) for share in fields[1::2]]
-        assert len(fields) == 6 and shares == sorted(shares, reverse=True)
+        chances = [float(field) for field in fields[1::2]]
+        assert len(fields) == 6 and chances == sorted(chances, reverse=True)
     assert [line.split("\t")[0] for line in lines[:2]] == ["FUNDAS", "MESAS"]
     everything = predict("-", "--top", 99, stdin="mesa\n").split("\t")
     assert len(everything) == 8 and sum(map(float, everything[1::2])) == pytest.approx(1, abs=3e-6)  # all there are
@@ -273,12 +294,12 @@ def test_the_classifier_for_python_and_the_command_line_are_one(trained, monkeyp
     lines = run_script("evaluate", "--ckpt", "bag", "--predict", "-", "--top", 3, cwd=trained,
                        stdin="\n".join(present) + "\n").stdout.splitlines()
     assert found[1] == found[3] == []
-    assert ["\t".join(f"{category or ''}\t{share:.6f}" for category, share in row) for row in found if row] == lines
+    assert ["\t".join(f"{category or ''}\t{chance:.6f}" for category, chance in row) for row in found if row] == lines
     assert classifier.predict(pd.Series(titles), top=3) == found
-    shares = classifier.predict_proba(titles)
-    assert shares.shape == (6, 4) and np.isnan(shares[[1, 3]]).all()
-    np.testing.assert_allclose(shares[[0, 2, 4, 5]].sum(1), 1, rtol=1e-5)
-    assert classifier.labels[shares[0].argmax()] == found[0][0][0] == "FUNDAS"
+    probabilities = classifier.predict_proba(titles)
+    assert probabilities.shape == (6, 4) and np.isnan(probabilities[[1, 3]]).all()
+    np.testing.assert_allclose(probabilities[[0, 2, 4, 5]].sum(1), 1, rtol=1e-5)
+    assert classifier.labels[probabilities[0].argmax()] == found[0][0][0] == "FUNDAS"
     assert classifier.predict([]) == [] and classifier.predict_proba([]).shape == (0, 4)
     assert len(classifier.predict(["mesa"], top=99)[0]) == 4
     assert len(evaluate.load("bag", "filters").predict(["mesa"])[0]) == 1
@@ -299,8 +320,8 @@ def logits_of(folder, name, split="test"):
 
 def loss_of(z, labels, scores):
     """Mean cross-entropy of logits after their temperature, smoothed as the scores say."""
-    shares = np.exp(log_softmax(z)) * (1 - scores["smoothing"]) + scores["smoothing"] / z.shape[1]
-    return -np.log(shares[np.arange(len(labels)), labels]).mean()
+    probabilities = np.exp(log_softmax(z)) * (1 - scores["smoothing"]) + scores["smoothing"] / z.shape[1]
+    return -np.log(probabilities[np.arange(len(labels)), labels]).mean()
 
 
 def log_prior_of(folder):
@@ -364,7 +385,7 @@ def test_interval_narrows_with_rows():
     for rows in (200, 20_000):
         labels = draw.integers(0, 5, rows)
         predictions = np.where(draw.random(rows) < 0.7, labels, (labels + 1) % 5)
-        low, high = report.interval(labels, predictions)
+        low, high = report.recall_interval(*prediction.hits(labels, predictions))
         assert low < metrics.balanced_accuracy_score(labels, predictions) < high
         widths.append(high - low)
     assert 8 < widths[0] / widths[1] < 12  # 1 / sqrt(rows)
@@ -380,12 +401,12 @@ def test_the_interval_covers_the_true_value(categories, rows, recall):
         size, truth = draw.integers(*rows, categories), draw.uniform(*recall, categories)
         labels = np.repeat(np.arange(categories), size)
         predictions = np.where(draw.random(len(labels)) < truth[labels], labels, -1)
-        low, high = report.interval(labels, predictions, resamples=300)
+        low, high = report.recall_interval(*prediction.hits(labels, predictions), resamples=300)
         covered += low <= truth.mean() <= high
     assert covered / 300 > 0.91
 
 
 def test_the_interval_of_a_perfect_score_has_a_width():
     labels = np.repeat(np.arange(4), 10)
-    low, high = report.interval(labels, labels)
+    low, high = report.recall_interval(*prediction.hits(labels, labels))
     assert 0.85 < low < 0.99 and high == 1

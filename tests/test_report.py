@@ -250,13 +250,24 @@ def test_the_figure_of_the_recall_names_the_surely_worst():
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels() if "$" in tick.get_text()] == []
     areas = figure.axes[0].collections[0].get_sizes()
     assert areas[0] == max(areas) > 4 * areas[3]
-    low, high = report.share_interval(np.array([0, 5, 50]), np.array([5, 5, 50]))
+    low, high = report.wilson_interval(np.array([0, 1, 1]), np.array([5, 5, 50]))
     np.testing.assert_allclose([low, high], [[0, 0.5655, 0.9287], [0.4345, 1, 1]], atol=1e-4)
+
+
+def test_the_axis_of_training_rows_has_room_for_any_sizes():
+    """Powers of ten that are all the same, and none at all; a category without training rows stands at a half."""
+    for sizes, ends in (([100, 100], (100, 1000)), ([0, 1], (0.1, 1)), ([0, 10], (0.1, 10)), ([1, 1000], (1, 1000))):
+        table = {"category": np.array(["a", "b"]), "recall": np.ones(2), "support": np.full(2, 5),
+                 "training_rows": np.array(sizes)}
+        axes = report.recall_figure(table, "of a run").axes[0]
+        assert axes.get_xlim() == pytest.approx((0.8 * ends[0], 1.25 * ends[1]))
+        low, high = axes.get_xlim()
+        assert all(low < x < high for x in axes.collections[0].get_offsets()[:, 0])
 
 
 def test_figures_of_hostile_names(tmp_path, capsys):
     rows, result, tables = made_up(HOSTILE, HOSTILE)
     figures = report.make_figures(rows, tables["categories.csv"], result, HOSTILE[0])
-    report.write(tmp_path, {}, {}, figures)
+    report.write(tmp_path, report.Report(HOSTILE[0], {}, {}, figures))
     assert {path.name for path in tmp_path.glob("*.png")} == {"recall.png", "confusions.png", "reliability.png"}
     assert capsys.readouterr().err == ""

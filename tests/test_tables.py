@@ -22,12 +22,11 @@ ANSWER = [("category", pa.string()), ("probability", pa.float64())]
 
 def passed_through(source, out, encoding="utf-8", names=("A", "=B é")):
     """Read a table, and write it with an answer: two categories in turn."""
-    dialect = sources.Dialect()
     with open(source, "rb") as file:
-        header, blocks = sources.read_titles(file, source, sources.NoBadRows(), sources.Format(encoding=encoding), True,
-                                             dialect)
+        header, blocks, dialect = sources.read_titles(file, source, sources.NoBadRows(),
+                                                      sources.Format(encoding=encoding), True)
         with tables.writer(out, dialect, header, ANSWER) as write:
-            for titles, kept in blocks:
+            for (titles, _), kept in blocks:
                 write(kept, [[names[i % 2] for i in range(len(titles))], [1 / 3] * len(titles)])
     return out
 

@@ -243,17 +243,6 @@ def decoded(stream, encoding, name):
     return io.BufferedReader(DecodedStream(stream, encoding, name), 1 << 18)
 
 
-def decodes(stream, encoding):
-    """Whether all of a binary stream is text in an encoding."""
-    stream = decoded(stream, encoding, "")
-    try:
-        while stream.read(1 << 20):
-            pass
-    except UserError:
-        return False
-    return True
-
-
 def is_patient(file):
     """Whether a stream gives all it has without waiting for another program or a person."""
     try:
