@@ -88,13 +88,11 @@ def test_a_refit_goes_on_to_the_same_bits(refit, tmp_path, monkeypatch):
     copy = tmp_path / "copy"
     shutil.copytree(refit, copy)
     shutil.rmtree(copy / "runs/bag-refit")
-    stopped = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "write_metrics", lambda *_: stopped.append(1) or 1 / 0)
+        patch.setattr(runs, "write_metrics", lambda *_: 1 / 0)
         patch.chdir(copy)
         with pytest.raises(ZeroDivisionError):
             train.train(train.parse_args(["--refit", "bag"]))
-    assert stopped
     run_here("train", "--resume", "bag-refit", cwd=copy)
     assert_same_run(refit / "runs/bag-refit", copy / "runs/bag-refit")
 

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from test_page import HOSTILE, assert_sound, made_up
 
 import evaluate
-from titles import calibration, files, report
+from titles import calibration, files, report, runs
 
 
 def read_csv(path):
@@ -154,7 +154,7 @@ def test_suspects_begin_with_the_labels_that_are_least_likely(trained, tmp_path)
         assert chance == pytest.approx(given, abs=2e-6)
 
 
-def test_suspects_and_confusions_by_hand():
+def test_scores_suspects_and_confusions_by_hand():
     """The least likely labels first, wherever the model is of another opinion on a category that it knows; a confusion
     is a share of its true category."""
     rows = SimpleNamespace(names=["A", "B", "C", "NEW"], labels=np.array([0, 0, 0, 1, 1, 2, 3]), text=[*"abcdefg"],
@@ -170,6 +170,10 @@ def test_suspects_and_confusions_by_hand():
     confused = [*zip(*tables["confusions.csv"].values(), strict=True)]
     assert confused == [("A", "B", 2, 2 / 3, "b | c"), ("B", "A", 1, 1 / 2, "e"), ("C", "A", 1, 1, "f"),
                         ("NEW", "C", 1, 1, "g")]
+    result |= {"rank": np.array([0, 4, 5, 0, 1, 9, 7]), "loss": np.array([1, 2, 3, 4, 5, 6, np.nan]),
+               "calibrated_loss": np.full(7, np.nan), "brier": np.array([0, 0, 0, 0, 0, 0, np.nan])}
+    scores = report.summarize(rows.labels, result)
+    assert (scores["accuracy"], scores["top5_accuracy"], scores["loss"]) == (2 / 7, 4 / 7, 3.5)
     axes = report.confusion_figure(rows.labels, result["prediction"], rows.names, report.confusions(
         rows.labels, result["prediction"]), "").axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["A", "B", "C", "NEW"]
@@ -184,7 +188,9 @@ def test_calibration_and_promises_in_the_report(trained):
     right = np.array([row["category"] == row["predicted"] for row in rows])
     error = calibration.expected_error(confidence, right)
     assert scores["expected_calibration_error"] == pytest.approx(error, abs=1e-5)
-    assert 0.04 < scores["temperature"] < 60 and 0 <= scores["smoothing"] <= 0.5
+    kept = runs.restore(trained / "runs/filters", "best")[3]["validation"]
+    assert [scores[name] for name in ("temperature", "smoothing")] == pytest.approx(
+        [float(kept[name]) for name in ("temperature", "smoothing")])
     assert list(scores["thresholds"]) == ["0.90", "0.95", "0.99"]
 
     # What --precision gives, which assumes the training prior where --prior says nothing.
