@@ -237,12 +237,12 @@ def blocks(rows, size=100_000):
     return [slice(start, start + size) for start in range(0, rows, size)]
 
 
-def load_prepared(folders, splits=SPLITS, text=None, on_disk=()):
+def load_prepared(folders, splits=SPLITS, text=None, on_disk=(), ids=True):
     """The prepared data of some splits, of one folder or of several that share vocabulary and labels (prepare.py
     --like), as if they were one; every file checked against its checksum.
 
     Args: folders, a path or a list of paths; text, the split whose titles are wanted as they came, or None; on_disk,
-    splits whose titles stay there, as Titles.
+    splits whose titles stay there, as Titles; ids, False where `titles` and `pieces` are not wanted, nor read.
     Returns: (meta, arrays). meta: the content of meta.json with `vocab`, `words` (vocab, then oov.txt), `labels` and
     `vectors` (or None) added. arrays[split][kind]: `titles` [N, L] ids in `words`, columns that are padding in every
     row cut off; `labels`; `keys`; where there are any `groups`, `language`, `reliable` and `pieces` (of one folder left
@@ -252,7 +252,7 @@ def load_prepared(folders, splits=SPLITS, text=None, on_disk=()):
     together.
     """
     folders = [folders] if isinstance(folders, (str, Path)) else folders
-    found = [(*read_prepared(Path(folder), splits, text), folder) for folder in folders]
+    found = [(*read_prepared(Path(folder), splits, text, ids), folder) for folder in folders]
     if len({meta["fingerprint"] for meta, *_ in found}) < len(found):
         raise UserError(f"{' '.join(map(str, folders))}: the same prepared data twice")
     # In an order of their own, so that it does not matter how they are named.
@@ -265,13 +265,15 @@ def load_prepared(folders, splits=SPLITS, text=None, on_disk=()):
     index = {word: i for i, word in enumerate(meta["words"])}
     numbers = [np.array([index[word] for word in one["oov"]], smallest_uint(len(index) - 1)) for one, *_ in found]
     longest = max(np.flatnonzero(rows["titles"].any(0)).max(initial=0) for _, arrays, _ in found
-                  for rows in arrays.values()) + 1 if splits else 0
+                  for rows in arrays.values()) + 1 if splits and ids else 0
     arrays = {}
     for split in splits:
         parts = [rows[split] for _, rows, _ in found]
-        titles = Titles([(part["titles"], words[part["oov"]]) for part, words in zip(parts, numbers, strict=True)],
-                        longest, smallest_uint(len(index) - 1))
-        arrays[split] = {"titles": titles if split in on_disk else titles[:]}
+        arrays[split] = {}
+        if ids:
+            titles = Titles([(part["titles"], words[part["oov"]]) for part, words in zip(parts, numbers, strict=True)],
+                            longest, smallest_uint(len(index) - 1))
+            arrays[split]["titles"] = titles if split in on_disk else titles[:]
         for part, codes in zip(parts, languages, strict=True):
             if "language" in part:
                 part["language"] = codes[part["language"]]
@@ -361,9 +363,9 @@ def fingerprint_of(folders):
     return joined_fingerprint([files.read_json(path).get("fingerprint", "") for path in paths]) or None
 
 
-def read_prepared(folder, splits, text=None):
+def read_prepared(folder, splits, text=None, ids=True):
     """(meta, arrays) of one folder: the content of its meta.json, with `vocab`, `oov`, `labels` and `vectors`; these
-    splits as prepare.py wrote them."""
+    splits as prepare.py wrote them, without ids of words and pieces if not `ids`."""
     again = "run prepare.py again"
     files.recover_folder(folder)
     if not (folder / "meta.json").is_file():
@@ -392,7 +394,8 @@ def read_prepared(folder, splits, text=None):
     arrays = {split: {} for split in splits}
     for name in meta["files"]:
         split, _, kind = name.removesuffix(".npy").rpartition("_")
-        if split in arrays and name.endswith(".npy") and (kind != "line" or split == text):
+        if split in arrays and name.endswith(".npy") and (kind != "line" or split == text) and (
+                ids or kind not in ("titles", "oov", "pieces")):
             arrays[split][kind] = load_array(verified(name), "r" if kind in ("titles", "pieces") else None)
     if text:
         arrays[text] |= {kind: files.read_lines(verified(f"{text}_{kind}.txt")) for kind in ("text", "id")

@@ -70,6 +70,7 @@ import numpy as np
 import pandas as pd
 
 import classify
+import data
 import model
 from titles import encoder, runs, tracking
 from titles.predict import load_named
@@ -222,6 +223,9 @@ def main(args):
             not args.out.is_dir() or {path.name for path in args.out.iterdir()} - CONTENT):
         raise UserError(f"{args.out}: holds other things than an exported model; name a new folder with --out")
     classifier = load_named(args)
+    if data.COLUMNS:
+        raise UserError(f"the run reads {', '.join(data.COLUMNS)} of a row beside its title (data.COLUMNS), which "
+                        "classify.py does not; predict with evaluate.py")
     if args.vectors:
         words, vectors = classifier.word_vectors()
         with files.atomic_write(args.vectors) as file:

@@ -25,14 +25,16 @@ sys.path.insert(0, str(ROOT))
 
 
 def pytest_configure(config):
-    """What JAX has compiled is kept while the tests run, for all their processes: half of their time went there."""
-    if not hasattr(config, "workerinput"):  # pytest-xdist's workers inherit it
+    """What JAX has compiled is kept while the tests run, for all their processes: half of their time went there. The
+    workers of pytest-xdist inherit the folder, as do two calls of pytest whose caller names one."""
+    if "KEPT_FOR_TESTS" not in os.environ:
         kept = tempfile.TemporaryDirectory()
-        os.environ |= {"KEPT_FOR_TESTS": kept.name, "JAX_COMPILATION_CACHE_DIR": f"{kept.name}/compiled",
-                       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                       "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-                       "TF_CPP_MIN_LOG_LEVEL": "3"}  # XLA takes hints that it compiled with for unknown processors
+        os.environ["KEPT_FOR_TESTS"] = kept.name
         config.add_cleanup(kept.cleanup)
+    os.environ |= {"JAX_COMPILATION_CACHE_DIR": f"{os.environ['KEPT_FOR_TESTS']}/compiled",
+                   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+                   "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+                   "TF_CPP_MIN_LOG_LEVEL": "3"}  # XLA takes hints that it compiled with for unknown processors
 
 
 def pytest_collection_finish():

@@ -374,7 +374,10 @@ def test_a_second_export_gives_the_same_bits(trained, exported, tmp_path):
     assert (tmp_path / "out/model.npz").read_bytes() == (exported("bag") / "model.npz").read_bytes()
     assert (tmp_path / "out/classify.py").read_bytes() == (ROOT / "classify.py").read_bytes()
     (origin,) = classify.Classifier(tmp_path / "out/model.npz").settings["provenance"]
-    assert origin["run"] == "bag" and 0 < origin["validation_balanced_accuracy"] <= 1
+    with open(trained / "runs/bag/metrics.csv", encoding="utf-8", newline="") as file:
+        best = max(reversed([*csv.DictReader(file)]), key=lambda row: float(row["valid_balanced_accuracy"]))
+    assert origin == {"run": "bag", "checkpoint": "best", "step": int(best["step"]), "prior": "equal", "refit": None,
+                      "validation_balanced_accuracy": float(best["valid_balanced_accuracy"])}
 
 
 def test_the_folder_is_whole_or_left_alone(trained, tmp_path, monkeypatch):
@@ -398,6 +401,18 @@ def test_small_integers_are_the_nearest():
         assert (error <= np.maximum(np.abs(table).max(1) / steps * 0.52, 1e-5)).all() and not numbers[3].any()
         assert np.abs(numbers).max() == steps
     assert np.abs(export.quantized(table[-100:], np.ones(100))[0]).max() == 127
+
+
+def test_frequent_rows_are_kept_more_exactly(trained, monkeypatch):
+    """Where a table is large: a word of n training titles in steps of 4 sqrt(n) to each side, 127 at most."""
+    monkeypatch.setattr(export, "EXACT", 0)
+    run = evaluate.load("bag", folder=trained / "runs")
+    arrays = export.model_arrays(run, "int8")
+    titles = [set(ids.tolist()) for ids in np.load(trained / "data/prepared/train_titles.npy")]
+    count = np.array([sum(word in title for title in titles) for word in range(len(run.vocab))])[2:]
+    steps = np.minimum(np.rint(4 * np.sqrt(count)), 127)
+    assert np.abs(arrays["0/table"]).max(1)[2:len(run.vocab)].tolist() == steps.tolist()
+    assert (count == 1).any() and steps.max() > 40
 
 
 # --- vectors of words -------------------------------------------------------------------------------------------------

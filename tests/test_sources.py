@@ -343,7 +343,7 @@ def titles_of(content, name="titles", **asked):
     content, bad = content if isinstance(content, bytes) else content.encode(), Recorder()
     header, blocks, _ = sources.read_titles(io.BufferedReader(io.BytesIO(content)), name, bad, form(**asked))
     found = list(blocks)
-    titles = [title for block, _ in found for title in block]
+    titles = [title for rows, _ in found for title in rows.titles]
     assert header in (None, ["id"]) and all((kept is not None) == (header is not None) for _, kept in found)
     return titles, [each for _, kept in found for each in kept["id"].to_pylist()] if header else None, bad
 

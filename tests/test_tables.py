@@ -26,7 +26,7 @@ def passed_through(source, out, encoding="utf-8", names=("A", "=B é")):
         header, blocks, dialect = sources.read_titles(file, source, sources.NoBadRows(),
                                                       sources.Format(encoding=encoding), True)
         with tables.writer(out, dialect, header, ANSWER) as write:
-            for titles, kept in blocks:
+            for (titles, _), kept in blocks:
                 write(kept, [[names[i % 2] for i in range(len(titles))], [1 / 3] * len(titles)])
     return out
 

@@ -12,7 +12,7 @@ from conftest import WORD_MODELS, config_of, leaves_equal, new_state, run_script
 import data
 import model
 import train
-from titles import cli, predict, settings
+from titles import cli, configuration, files, predict, settings
 from titles.cli import UserError
 from titles.progress import Progress
 from titles.settings import Setting, by_model
@@ -210,9 +210,24 @@ def test_a_new_setting_is_one_line(monkeypatch):
         config_of()
 
 
+def documented_keys():
+    """What titles/configuration.py says that config.json holds beside settings."""
+    lines = re.findall(r"(?m)^    ([a-z_]+(?:, [a-z_]+)*)  ", configuration.__doc__)
+    return {name for line in lines for name in line.split(", ")}
+
+
+@pytest.mark.parametrize("name", WORD_MODELS)
+def test_the_keys_of_a_configuration_are_documented(name, trained):
+    config = config_of("--model", name)
+    written = files.read_json(trained / "runs/bag/config.json").keys() - {"created", "checksum", "trained"}
+    others = {"encoder", "pieces", "refit", "init_from", "earlier_rows", "columns", "created", "checksum", "trained"}
+    assert config.keys() - config["settings"] - model.fields(name).keys() | others | {"classes"} == documented_keys()
+    assert name != "mlp" or written == config.keys()
+
+
 def test_help_has_one_default_for_each_setting():
     said = run_script("train", "--help", cwd=".").stdout
-    assert said.count("(default") == len(re.findall(r"\(default", said))
+    assert not re.search(r"\(default: [^()]*\)\s*\(default", said)
     for setting in settings.all_of(train.SETTINGS):
         assert settings.help_of(setting).count("(default: ") <= 1
         assert settings.flag_of(setting.name) in said

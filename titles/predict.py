@@ -244,7 +244,7 @@ class Classifier(classify.BaseClassifier):
         # The first run gives its folder to the report, and its name, with the others' behind it.
         (self.folder, self.which), *others = self.checkpoints = checkpoints
         self.name = "+".join([self.which, *(f"{folder.name}-{which}" for folder, which in others)])
-        self.folders = [*dict.fromkeys(folder for folder, _ in checkpoints)]
+        self.folders = [*{folder.resolve(): folder for folder, _ in checkpoints}.values()]
         self.members, self.steps, self.validation = [], [], []
         for folder, which in checkpoints:
             config, vocab, labels, saved, step = runs.restore(folder, which)
@@ -262,12 +262,14 @@ class Classifier(classify.BaseClassifier):
             self.steps.append(step)
 
         # Made where they are first asked for, and the same under any prior: the vectors of all words; hashes of all
-        # character n-grams of the vocabulary, for `knows`.
+        # character n-grams of the vocabulary, for `knows`. They do not hold the classifier, so that its memory is free
+        # as soon as nobody has it.
+        members, vocab = self.members, self.vocab
         self.predictors = functools.cache(lambda: tuple(
-            make_predictor(config, variables, None if "encoder" in config else model.feature_tables(
-                config, self.vocab)) for config, variables in self.members))
+            make_predictor(config, variables, None if "encoder" in config else model.feature_tables(config, vocab))
+            for config, variables in members))
         self.ngrams = functools.cache(
-            lambda minn, maxn: np.unique(data.character_ngrams(self.vocab, minn, maxn, classify.HASHES)[1]))
+            lambda minn, maxn: np.unique(data.character_ngrams(vocab, minn, maxn, classify.HASHES)[1]))
         self.index = {word: i for i, word in enumerate(self.vocab)}
 
         self.has_own_prior = prior is None
@@ -297,12 +299,14 @@ class Classifier(classify.BaseClassifier):
             temperature, self.smoothing = calibration.fit(self.combined_kept(), labels)
         self.factors /= np.float32(temperature)
 
-    @functools.cached_property
+    @property
     def promising(self):
         """The classifier that promises a precision: this one, under the training prior unless another was asked for. A
         precision counts titles, and under the prior that they come with it is promised for more of them."""
-        if self.prior == "training" or not self.has_own_prior:
-            return self
+        return self if self.prior == "training" or not self.has_own_prior else self.under_training_prior
+
+    @functools.cached_property
+    def under_training_prior(self):
         other = copy.copy(self)
         for cached in ("ensemble", "validated", "promises"):  # under this prior
             vars(other).pop(cached, None)

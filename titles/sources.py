@@ -961,12 +961,12 @@ def given_quality(path, values):
 # --- titles to classify -----------------------------------------------------------------------------------------------
 
 def read_titles(stream, name, bad, form=None, keep=False):
-    """Titles to classify, from a binary stream: (header; blocks, each of them titles, list of str, and kept columns, an
-    Arrow table; the Dialect of a table). Every line of a list, and every row of a CSV or Parquet file with a column
-    title (or text), gives one title; an empty line does so in a list and in a table of one column. What is kept is the
-    column `id`, where there is one, or with `keep` all columns; header names these, and where there are none both are
-    None. Bytes that are not UTF-8 become the replacement character, and are noted. Raises UserError where the content
-    is something else. form: a Format, where the user has asked for one.
+    """Titles to classify, from a binary stream: (header; blocks, each of them data.Rows and kept columns, an Arrow
+    table; the Dialect of a table). Every line of a list, and every row of a CSV or Parquet file with a column title (or
+    text), gives one title; an empty line does so in a list and in a table of one column. What is kept is the column
+    `id`, where there is one, or with `keep` all columns; header names these, and where there are none both are None.
+    Bytes that are not UTF-8 become the replacement character, and are noted. Raises UserError where the content is
+    something else. form: a Format, where the user has asked for one.
     """
     form = form or Format()
     if not has_columns(stream):
@@ -975,7 +975,7 @@ def read_titles(stream, name, bad, form=None, keep=False):
     # Parquet and Excel describe their columns, so nothing needs to be guessed.
     opened = open_columns(stream, name, bad)
     schema = opened[0]
-    columns = required_columns(schema, name, ("title", "id"), form.names)
+    columns = required_columns(schema, name, ("title", "id", *data.COLUMNS), form.names)
     found = read_columns(opened, name, columns, bad, keep)
     if keep:
         return schema.names, decoded_titles(found, name, bad, None), Dialect(schema=schema)
@@ -1000,7 +1000,7 @@ def read_text_titles(stream, name, bad, form, keep):
 
     # A table is told by a title column. With `keep` columns go by their position, for a header may name two alike.
     first, delimiter, behind = take_header(itertools.chain([head], blocks))
-    table = read_table(first, name, ("title", "id"), names, delimiter)
+    table = read_table(first, name, ("title", "id", *data.COLUMNS), names, delimiter)
     if "title" in table.columns:
         kept = [("id", "id")] if "id" in table.columns else []
         if keep:
@@ -1057,7 +1057,8 @@ def decoded_titles(found, name, bad, kept):
         table = block.get("kept")
         if kept:
             table = pa.Table.from_arrays([decoded(block[key], numbers) for _, key in kept], [one for one, _ in kept])
-        yield decoded(block["title"], numbers).to_pylist(), table
+        columns = {column: decoded(block[column], numbers).to_pylist() for column in data.COLUMNS if column in block}
+        yield data.Rows(decoded(block["title"], numbers).to_pylist(), data.read_columns(columns, name)), table
 
 
 def looks_like_a_table(lines):
