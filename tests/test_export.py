@@ -407,11 +407,14 @@ def test_frequent_rows_are_kept_more_exactly(trained, monkeypatch):
     """Where a table is large: a word of n training titles in steps of 4 sqrt(n) to each side, 127 at most."""
     monkeypatch.setattr(export, "EXACT", 0)
     run = evaluate.load("bag", folder=trained / "runs")
-    arrays = export.model_arrays(run, "int8")
+    [(config, variables)] = run.members
     titles = [set(ids.tolist()) for ids in np.load(trained / "data/prepared/train_titles.npy")]
     count = np.array([sum(word in title for title in titles) for word in range(len(run.vocab))])[2:]
     steps = np.minimum(np.rint(4 * np.sqrt(count)), 127)
-    assert np.abs(arrays["0/table"]).max(1)[2:len(run.vocab)].tolist() == steps.tolist()
+    for earlier in (0, 100):  # as if they had trained a former run
+        run.members = [(config | {"rows": config["rows"] - earlier, "earlier_rows": earlier}, variables)]
+        table = export.model_arrays(run, "int8")["0/table"]
+        assert np.abs(table).max(1)[2:len(run.vocab)].tolist() == steps.tolist()
     assert (count == 1).any() and steps.max() > 40
 
 

@@ -57,6 +57,13 @@ class Parsed(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
+PROMISES = {  # one is kept, one is not, one that no row reaches, and none at all
+    "0.90": {"threshold": 0.5, "coverage": 0.8, "precision": 0.91},
+    "0.95": {"threshold": 0.7, "coverage": 0.5, "precision": 0.94},
+    "0.97": {"threshold": 0.99, "coverage": 0.0, "precision": None},
+    "0.99": {"threshold": None, "coverage": 0.0, "precision": None}}
+
+
 def made_up(names, titles, rows=200, languages=("es", "pt")):
     """Rows, what a model might say of them, and the tables of a report on them."""
     draw = np.random.default_rng(0)
@@ -84,7 +91,7 @@ def write(folder, names=("A", "B"), titles=("x",), history=(), drawn=False, **ot
               "unknown_title_rows": 0, "trained_rows": 0, "slices": {
                   name: report.summarize(rows.labels[mask], {key: value[mask] for key, value in result.items()})
                   for name, mask in report.slices(rows).items()},
-              "thresholds": report.promises(lambda precision: np.inf, result["probability"], rows.labels >= 0),
+              "thresholds": PROMISES,
               **report.summarize(rows.labels, result)}
     figures = report.make_figures(rows, tables["categories.csv"], result, title) if drawn else {}
     figures.pop("confusions.png", None)  # the page has it as a table
@@ -213,7 +220,9 @@ def test_the_page_says_what_the_report_says(trained):
                       ("top-5 accuracy", "top5_accuracy"), ("loss", "loss"), ("calibrated loss", "calibrated_loss"),
                       ("Brier score", "brier"), ("calibration error", "expected_calibration_error")):
         assert shown[name][0] == f"{scores[key]:.4f}"
-    assert shown["balanced accuracy"][1] == "{:.4f} to {:.4f}".format(*scores["balanced_accuracy_interval"])
+    for name, interval in (("balanced accuracy", scores["balanced_accuracy_interval"]),
+                           ("accuracy", report.wilson_interval(scores["accuracy"], scores["rows"]))):
+        assert shown[name][1] == "{:.4f} to {:.4f}".format(*interval)
 
     # The promises, the slices and the ranges of sizes.
     promised = [[f"{float(precision):.0%}", *("-" if row[name] is None else f"{row[name]:.4f}" for name in (
@@ -224,7 +233,10 @@ def test_the_page_says_what_the_report_says(trained):
                                          for name, row in {"all": scores, **scores["slices"]}.items()}
     sizes = parsed.tables["By size of the category"][1:]
     assert sum(int(row[1]) for row in sizes) == 4 and sum(int(row[2]) for row in sizes) == scores["rows"]
-    assert sum(float(row[3]) * int(row[1]) for row in sizes) / 4 == pytest.approx(scores["balanced_accuracy"], abs=1e-4)
+    # The first two are means over categories, the last one over rows.
+    for column, size, name in ((3, 1, "balanced_accuracy"), (6, 1, "macro_f1"), (5, 2, "accuracy")):
+        mean = np.average([float(row[column]) for row in sizes], weights=[int(row[size]) for row in sizes])
+        assert mean == pytest.approx(scores[name], abs=1e-4)
 
     # The figure of the training is the run's own, and the best epoch is told.
     best = max(runs.read_metrics(folder), key=lambda row: (row["valid_balanced_accuracy"], row["epoch"]))["epoch"]
@@ -242,6 +254,23 @@ def test_the_page_says_what_the_report_says(trained):
         ["tiny.csv", f"{scores['rows']:,}", meta["source"][0]["checksum"]]] and source["rows"] == scores["rows"]
     assert f"split of data/prepared, fingerprint {meta['fingerprint']}: 0 of {scores['rows']} rows" in parsed.text
     assert "python train.py --name filters " in parsed.text and " --model cnn " in parsed.text
+
+
+def test_promises_confusions_and_suspects_are_listed(tmp_path):
+    names, titles = [*"ABCD"], ["uno", "dos", "tres"]
+    shown, tables = Parsed(write(tmp_path, names, titles)).tables, made_up(names, titles)[2]
+    assert shown["Precision promised, and kept"][1:] == [
+        ["90%", "0.5000", "0.8000", "0.9100", "yes"], ["95%", "0.7000", "0.5000", "0.9400", "no"],
+        ["97%", "0.9900", "0.0000", "-", "no rows"], ["99%", "-", "0.0000", "-", "nothing promised"]]
+    found, suspects = tables["confusions.csv"], tables["suspects.csv"]
+    assert shown["Pairs most confused"][1] == [
+        f"{found['category'][0]}, {found['rows'][0]} rows ({found['share_of_category'][0]:.0%})",
+        found["predicted"][0], found["examples"][0].replace(" | ", "")]
+    rows = shown["Suspects: labels that the model finds least likely"][1:]
+    assert len(rows) == page.SUSPECTS < len(suspects["title"])
+    assert rows[:3] == [[suspects["title"][i], f"{suspects['category'][i]} ({suspects['category_probability'][i]:.4f})",
+                         f"{suspects['predicted'][i]} ({suspects['probability'][i]:.4f})",
+                         f"a <b>.csv:{suspects['line'][i]}"] for i in range(3)]
 
 
 def test_a_damaged_metrics_csv_costs_the_curves_alone(trained, tmp_path):

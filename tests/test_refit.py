@@ -129,6 +129,8 @@ def test_a_new_run_begins_with_what_a_former_one_knows(name, next_year):
     assert {key: config[key] for key in same} == {key: old[key] for key in same} and config["lr"] == 0.5
     parted = configuration.configure(train.TABLE, args, meta, arrays["train"]["titles"], old | {"shard_table": True})
     assert parted["shard_table"] and "shard_table" not in config
+    third = configuration.configure(train.TABLE, args, meta, arrays["train"]["titles"], old | {"earlier_rows": 50})
+    assert config["earlier_rows"] == old["rows"] and third["earlier_rows"] == old["rows"] + 50
     features = model.feature_tables(config, meta["words"])
     fresh = new_state(config, features, arrays["train"]["titles"])
     fresh = jax.device_get(fresh)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import assert_one_line_error, run_here, run_script, save, tiny_rows, write_csv
 from mlflow import MlflowClient
-from test_page import HOSTILE, assert_sound, made_up
+from test_page import HOSTILE, PROMISES, assert_sound, made_up
 
 import evaluate
 from titles import calibration, files, report, runs
@@ -212,9 +212,27 @@ def test_what_a_checkpoint_keeps_to_calibrate_with_are_its_validation_rows(train
     shutil.copytree(trained, tmp_path / "copy")
     scores_of(tmp_path / "copy", "--ckpt", "filters", "--split", "valid")
     rows = read_csv(tmp_path / "copy/runs/filters/valid-best/predictions.csv")
-    confidence, right = evaluate.load("filters", folder=trained / "runs").validated
+    classifier = evaluate.load("filters", folder=trained / "runs")
+    confidence, right = classifier.validated
+    assert (classifier.validation[0]["logits"].max(1) == 0).all()  # where float16 is finest
     np.testing.assert_allclose(np.sort(confidence), np.sort([float(row["probability"]) for row in rows]), atol=2e-3)
     assert right.sum() == sum(row["category"] == row["predicted"] for row in rows)
+
+
+def test_what_was_promised_is_printed_beside_what_was_kept(capsys):
+    rows, result, tables = made_up([*"ABCD"], ["uno", "dos"])
+    scores = report.summarize(rows.labels, result) | {
+        "slices": {}, "prior": "equal", "promising_prior": "equal", "thresholds": PROMISES,
+        "unknown_category_rows": 7, "unknown_title_rows": 0, "trained_rows": 0}
+    report.show(scores, tables["confusions.csv"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("promised ")] == [
+        "promised 90% right: from probability 0.5000 on; here 80.0% of the titles, 91.0% of them right",
+        "promised 95% right: from probability 0.7000 on; here 50.0% of the titles, 94.0% of them right",
+        "promised 97% right: from probability 0.9900 on; here 0.0% of the titles, - of them right",
+        "promised 99% right: by no probability, on these validation rows"]
+    [note] = [line for line in lines if f" of {scores['rows']} rows " in line]
+    assert note.startswith("7 of ") and note.endswith("have a category that the run does not know, and count as wrong")
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------

@@ -197,6 +197,8 @@ def test_a_signal_while_an_epoch_waits_to_be_saved(tiny, long_run, tmp_path):
         done = run_here("train", "--name", "late", "--epochs", 20, "--dim", 16, cwd=tmp_path, check=False)
     assert done.returncode == 128 + signal.SIGTERM and "--resume late" in done.stdout
     assert os.listdir(tmp_path / "runs/late/checkpoints")
+    run_id = (tmp_path / "runs/late/mlflow.txt").read_text().strip()
+    assert MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(run_id).info.status == "KILLED"
     run_here("train", "--resume", "late", cwd=tmp_path)
     assert_same_run(long_run, tmp_path / "runs/late")
 

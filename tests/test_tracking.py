@@ -127,6 +127,8 @@ def test_evaluating_latest_changes_no_number_of_best(watched):
         run_here("evaluate", *flags, cwd=folder)
     after = client.get_run(run_id).data.metrics
     assert {name: after[name] for name in before} == pytest.approx(before, rel=1e-6)  # valid was judged twice
+    said = client.get_run(run_id).data.tags["mlflow.note.content"]
+    assert ", by `python evaluate.py --ckpt early/best --prior training`\n" in f"{said}\n"
     new = after.keys() - before.keys()
     assert {"test-latest_balanced_accuracy", "valid_brier", "test-best-training_loss"} <= new
 
@@ -162,6 +164,18 @@ def test_mlflow_describes_a_run(watched):
     assert sizes == {"parameters": 16 * 4 + 4, "table_rows": config["vocabulary"] + config["buckets"],
                      "table_columns": 16} and "checksum" not in run.data.params  # a linear classifier of 4 categories
     assert {item.path for item in client.list_artifacts(run_id)} >= {"config.json", "loss.png", "source", "test-best"}
+
+
+def test_any_number_of_metrics_is_logged():
+    """MLflow takes 1,000 at a time."""
+    class Client:
+        batches = []
+
+        def log_batch(self, run_id, metrics):
+            self.batches.append(metrics)
+
+    tracking.log_metrics(Client(), "run", [*range(2500)])
+    assert [*map(len, Client.batches)] == [1000, 1000, 500] and sum(Client.batches, []) == [*range(2500)]
 
 
 def test_a_description_has_room_for_many_reports(watched):
