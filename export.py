@@ -169,9 +169,9 @@ def model_arrays(classifier, dtype):
                            "validation_balanced_accuracy": max(scores) if which == "best" else scores[-1]})
 
     # Weights, smoothing and promises are of all runs together; the provenance is for people, no code reads it.
-    def together(classifier):
-        return {"weights": [float(weight) for weight in classifier.weights], "smoothing": float(classifier.smoothing),
-                "prior": classifier.prior, "promises": classifier.promises}
+    def together(one):
+        return {"weights": [float(weight) for weight in one.weights], "smoothing": float(one.smoothing),
+                "prior": one.prior, "promises": one.promises}
 
     settings = {
         "format": classify.FORMAT, "members": members, **together(classifier), "promising": together(promising),

@@ -150,7 +150,7 @@ def test_rows_that_training_did_not_use_are_left_out(trained, exported):
     member = classify.Classifier(exported("bag") / "model.npz").members[0]
     used = np.asarray(variables["weights"])[config["vocabulary"]:] > 0
     assert len(member.table) == config["vocabulary"] + used.sum() < len(variables["table"]) / 2
-    np.testing.assert_array_equal(member.weights[member.row], variables["weights"][config["vocabulary"]:])
+    np.testing.assert_array_equal(member.weights[member.row_of_bucket], variables["weights"][config["vocabulary"]:])
 
 
 def test_words_are_forgotten_when_there_are_too_many(exported, monkeypatch):
