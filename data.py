@@ -50,7 +50,9 @@ NUMBER = re.compile(r"[-+]?\d*\.?\d+([eE][-+]?\d+)?")  # in files of word vector
 
 # --- words ------------------------------------------------------------------------------------------------------------
 
-TOKENIZER = files.checksum(classify.__file__)  # of the code that says what a word is
+# The checksum of what says what a word is: a section of classify.py, whose networks are edited more often.
+TOKENIZER = files.checksum_of(
+    Path(classify.__file__).read_bytes().partition(b"# --- tokenizer -")[2].partition(b"# --- ")[0])
 
 # ASCII letters and digits in lower case, other ASCII as spaces, bytes of other characters as they are.
 PLAIN_BYTES = bytes(byte if byte > 127 or chr(byte).isalnum() else ord(" ") for byte in bytes(range(256)).lower())
@@ -147,8 +149,8 @@ def character_ngrams(words, minn, maxn, buckets):
 
 
 # --- keys of titles ---------------------------------------------------------------------------------------------------
-# A key tells whether a title has been seen before: in another split, in another file, in a former training. It depends
-# on the words of the title alone, so it is the same in every file, and whatever --max-len and the vocabulary are.
+# A key tells whether a title has been seen before: in another split, another file, an earlier training. It depends on
+# the words of the title alone, so it is the same in every file, and whatever --max-len and the vocabulary are.
 
 KEY_WORDS = 20  # titles whose first so many words are the same are equal
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio: an odd number without a pattern
@@ -263,7 +265,7 @@ def load_prepared(folders, splits=SPLITS, text=None, on_disk=(), ids=True):
     # On disk words out of vocabulary have the id 1, so that ids stay small; here they get ids of their own, for their
     # character n-grams are known.
     index = {word: i for i, word in enumerate(meta["words"])}
-    numbers = [np.array([index[word] for word in one["oov"]], smallest_uint(len(index) - 1)) for one, *_ in found]
+    oov_ids = [np.array([index[word] for word in one["oov"]], smallest_uint(len(index) - 1)) for one, *_ in found]
     longest = max(np.flatnonzero(rows["titles"].any(0)).max(initial=0) for _, arrays, _ in found
                   for rows in arrays.values()) + 1 if splits and ids else 0
     arrays = {}
@@ -271,7 +273,7 @@ def load_prepared(folders, splits=SPLITS, text=None, on_disk=(), ids=True):
         parts = [rows[split] for _, rows, _ in found]
         arrays[split] = {}
         if ids:
-            titles = Titles([(part["titles"], words[part["oov"]]) for part, words in zip(parts, numbers, strict=True)],
+            titles = Titles([(part["titles"], words[part["oov"]]) for part, words in zip(parts, oov_ids, strict=True)],
                             longest, smallest_uint(len(index) - 1))
             arrays[split]["titles"] = titles if split in on_disk else titles[:]
         for part, codes in zip(parts, languages, strict=True):
@@ -536,7 +538,7 @@ def chosen(batch, rows, width=None):
     return Batch(batch.ids[rows, :width], {name: values[rows] for name, values in batch.columns.items()})
 
 
-class Group(NamedTuple):
+class LengthGroup(NamedTuple):
     """Titles of similar length, whose batches are padded to one width."""
     rows: np.ndarray  # [n] uint32 row numbers
     width: int        # words
@@ -548,8 +550,8 @@ def length_groups(titles, batch_size, max_steps=MAX_STEPS):
     """Divide the rows into short and long titles, so that the short ones need not be padded as far.
 
     Args: titles [N, L] ids; batch_size in rows; max_steps of a chunk.
-    Returns: a list of Groups. It is one where both would not be large enough, else the two with the least padding in
-    all. Chunks are as even as can be, so that few rows come twice.
+    Returns: a list of LengthGroups. It is one where both would not be large enough, else the two with the least padding
+    in all. Chunks are as even as can be, so that few rows come twice.
     """
     # How many cells each width would leave to compute, for all words up to it and all rows beyond it.
     length = np.concatenate([lengths_of(titles[rows]) for rows in blocks(len(titles))])
@@ -566,7 +568,7 @@ def length_groups(titles, batch_size, max_steps=MAX_STEPS):
     for rows, width in parted:
         steps = -(-len(rows) // batch_size)
         chunks = -(-steps // max_steps)
-        groups.append(Group(rows.astype(np.uint32), int(width), chunks, -(-steps // chunks)))
+        groups.append(LengthGroup(rows.astype(np.uint32), int(width), chunks, -(-steps // chunks)))
     return groups
 
 
@@ -588,7 +590,7 @@ def batches(groups, batch_size, seed, epoch):
     A function of (seed, epoch) alone, so a resumed run needs no saved generator. Every row comes at least once; every
     chunk is full, for which the first rows of a group's permutation come a second time.
     """
-    draw = np.random.default_rng([seed, epoch])
+    generator = np.random.default_rng([seed, epoch])
     found = [(group.width, order) for group in groups
-             for order in np.resize(draw.permutation(group.rows), (group.chunks, group.steps, batch_size))]
-    return [found[i] for i in draw.permutation(len(found))]
+             for order in np.resize(generator.permutation(group.rows), (group.chunks, group.steps, batch_size))]
+    return [found[i] for i in generator.permutation(len(found))]
