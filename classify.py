@@ -568,7 +568,7 @@ class Positions(dict):
 
 
 class BaseClassifier:
-    """Titles in, answers out: what Classifier and evaluate.Classifier have in common. They have `labels`; `likeliest`,
+    """Titles in, answers out: what Classifier and predict.Classifier have in common. They have `labels`; `likeliest`,
     which gives ids and probabilities [N, top] of titles; `promises`: (number of validation rows, [(share of them that a
     threshold lets through, that threshold, the least precision among them)], from all rows to the fewest); and
     `promising`, the classifier of the same kind that answers where a precision is to be promised."""
@@ -681,7 +681,7 @@ class Classifier(BaseClassifier):
 
     @functools.cached_property
     def promising(self):
-        """The classifier that promises a precision, see evaluate.Classifier: this one, or the same under another
+        """The classifier that promises a precision, see predict.Classifier: this one, or the same under another
         prior."""
         settings = self.settings.get("promising", self.settings)
         if settings["prior"] == self.settings["prior"]:

@@ -247,7 +247,7 @@ def require_same_words(titles):
 
 
 def require_same_network(classifier, exact, titles):
-    """Raise UserError unless a classify.Classifier of float32 computes of titles what an evaluate.Classifier does, at
+    """Raise UserError unless a classify.Classifier of float32 computes of titles what a predict.Classifier does, at
     each step. Returns the probabilities [N, C]."""
     ensemble, batches, known = classifier.read(titles)
     # A GPU multiplies matrices less exactly unless it is asked to.

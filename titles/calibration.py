@@ -59,8 +59,8 @@ def pooled_loss(weights, logits, labels):
     return cross_entropy(jnp.einsum("m,mnc->nc", weights, logits), labels).mean()
 
 
-def minimized(function, start, *arrays, **options):
-    """Where `function(values, *arrays)`, which returns value and gradient, is least."""
+def minimized(function, start, bounds, *arrays):
+    """Where `function(values, *arrays)`, which returns value and gradient, is least within the bounds of each value."""
     from scipy.optimize import minimize
 
     # SciPy computes in float64, JAX in float32.
@@ -68,7 +68,7 @@ def minimized(function, start, *arrays, **options):
         value, gradient = function(values.astype(np.float32), *arrays)
         return float(value), np.asarray(gradient, np.float64)
 
-    return minimize(in_float64, start, jac=True, **options).x
+    return minimize(in_float64, start, jac=True, method="L-BFGS-B", bounds=bounds).x
 
 
 def fit(logits, labels):
@@ -81,8 +81,8 @@ def fit(logits, labels):
 
     # Few rows may drive both without end, hence bounds: temperatures of 0.05 to 55, and half at most to be spread.
     below = logits - logits.max(1, keepdims=True)
-    log_temperature, odds = minimized(calibration_loss, np.array([0.5, -4.0]), *jax.device_put((below, right)),
-                                      method="L-BFGS-B", bounds=[(-3, 4), (-12, 0)])
+    log_temperature, odds = minimized(calibration_loss, np.array([0.5, -4.0]), [(-3, 4), (-12, 0)],
+                                      *jax.device_put((below, right)))
     return float(np.exp(log_temperature)), float(1 / (1 + np.exp(-odds)))
 
 
@@ -93,16 +93,15 @@ def fit_weights(logits, labels):
     # The average of sharp predictions that differ is too modest, so with a sum of 1 any single model would look better
     # than it deserves. The temperature is fitted afterwards: here each choice may have the factor that suits it.
     logits, labels = jax.device_put((logits, labels))
-    best = minimized(pooled_loss, np.full(len(logits), 1 / len(logits)), logits, labels, method="L-BFGS-B",
-                     bounds=[(0, None)] * len(logits))
-    factor = minimized(pooled_loss, np.ones(1), logits.mean(0)[None], labels, method="L-BFGS-B", bounds=[(0, None)])
+    even = np.full(len(logits), 1 / len(logits))
+    best = minimized(pooled_loss, even, [(0, None)] * len(logits), logits, labels)
+    factor = minimized(pooled_loss, np.ones(1), [(0, None)], logits.mean(0)[None], labels)
     equal = np.full(len(logits), factor[0] / len(logits))
 
     # Weights that are as good as equal ones by chance would only add noise.
     before, after = (np.asarray(cross_entropy(jnp.einsum("m,mnc->nc", jnp.asarray(weights, jnp.float32), logits),
                                               labels), np.float64) for weights in (equal, best))
     gain = before - after
-    even = np.full(len(logits), 1 / len(logits))
     if gain.mean() <= gain.std() / np.sqrt(len(gain)):
         return even
 
