@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,27 @@ def config_of(*flags, titles=None, meta=None, **changes):
             "synthetic": False, "fingerprint": "", "files": {"vocab.txt": "", "labels.txt": ""}} | (meta or {})
     meta = dict.fromkeys(data.DESCRIBED, "") | meta
     return train.configure(train.parse_args([*map(str, flags)]), meta, titles) | changes
+
+
+def assert_documented(arrays):
+    """A model file has no key, and no parameter matches no pattern, that classify.py does not document. Returns which
+    keys it has: ARRAYS, ARRAYS_OF_RUN, SETTINGS, SETTINGS_OF_RUN."""
+    import classify
+    settings = json.loads(arrays["settings"].tobytes())
+    of_run = {name.partition("/")[2].partition("/")[0] for name in arrays if name[0].isdigit()}
+    keys = ({name for name in arrays if not name[0].isdigit()}, (of_run - {"params"}) | {"params/*"}, set(settings),
+            set().union(*settings["members"]))
+    for found, documented in zip(keys, (classify.ARRAYS, classify.ARRAYS_OF_RUN, classify.SETTINGS,
+                                        classify.SETTINGS_OF_RUN), strict=True):
+        assert found <= set(documented)
+    assert set(settings["promising"]) < set(settings)
+    for i, run in enumerate(settings["members"]):
+        known = classify.ENCODERS[run["encoder"]["name"]] if "encoder" in run else classify.NETWORKS[run["model"]]
+        paths = [name.partition("/params/")[2] for name in arrays if name.startswith(f"{i}/params/")]
+        assert all(any(fnmatchcase(path, pattern) for pattern in known.parameters) for path in paths)
+        if "encoder" not in run:
+            assert all(any(fnmatchcase(path, pattern) for path in paths) for pattern in known.parameters)
+    return keys
 
 
 def leaves_equal(first, second):
