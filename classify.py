@@ -49,7 +49,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-FORMAT = 1          # of the model file: raise it when its arrays change their meaning
 PART = 8192         # titles that are cut into words at a time
 BLOCK = 128         # titles that go through the network at a time, so that they fit the processor's cache
 WORDS = 1 << 17     # whose vectors are kept for the next titles
@@ -226,9 +225,10 @@ class EncoderFunctions(NamedTuple):
     table: Callable      # (its arrays, as np.load gives them, [K] ids) -> [K, D] float32
     layers: Callable     # its arrays -> {layer: {parameter: float32 array}}
     vector: Callable     # (layers, vectors of pieces [B, P, D], weights [B, P]) -> [B, F]
+    parameters: tuple    # patterns of the paths of the parameters of a run
 
 
-ENCODERS = {"use": EncoderFunctions(use_tokenizer, use_table, use_layers, use_vector)}
+ENCODERS = {"use": EncoderFunctions(use_tokenizer, use_table, use_layers, use_vector, ("head/Dense_*", "layers/*"))}
 
 
 def piece_ids(encode, titles, max_len):
@@ -390,37 +390,6 @@ NETWORKS = {"mlp": Network(mlp, ("Head_0/Dense_*",)),
             "rnn": Network(rnn, ("GRUCell_?/*", *HEADS)),
             "transformer": Network(transformer, ("position", "LayerNorm_*", "MultiHeadDotProductAttention_*", "Dense_*",
                                                  *HEADS))}
-ENCODER_PARAMETERS = ("head/Dense_*", "layers/*")
-
-# Of a run; those in the last line are for people, for shapes of parameters tell them.
-SETTINGS = {"model", "max_len", "word_ngrams", "minn", "maxn", "buckets", "character_weight", "scale", "encoder",
-            "widths", "layers",
-            "classes", "hidden", "dropout", "filters", "units", "heads"}
-
-
-def unknown_part(settings, arrays):
-    """What this file does not know of a run with these settings and arrays, in words; None where it knows all."""
-    name = settings["model"]
-    if "encoder" not in settings and name not in NETWORKS:
-        return f"network {name}"
-    for setting in sorted(settings.keys() - SETTINGS):
-        return f"setting {setting} of {name}"
-    patterns = ENCODER_PARAMETERS if "encoder" in settings else NETWORKS[name].parameters
-    for path, array in arrays.items():
-        folder, _, parameter = path.partition("/")
-        if folder == "params" and not any(fnmatch.fnmatchcase(parameter, pattern) for pattern in patterns):
-            return f"parameter {parameter} of {name}"
-        # A layer sees the input of all layers before it; in earlier versions it saw that of the last one alone.
-        first = path.replace("Dense_1", "Dense_0")
-        if path.endswith("Head_0/Dense_1/kernel") and len(array) != sum(arrays[first].shape):
-            return f"hidden layers of {name}"
-    return None
-
-
-def require_known(settings, arrays):
-    """Raise ModelError where a run has an `unknown_part`."""
-    if part := unknown_part(settings, arrays):
-        raise ModelError(f"this classify.py does not know the model's {part}; take the one that the model came with")
 
 
 class Member:
@@ -833,6 +802,75 @@ def check_titles(titles):
 
 
 # --- the model file ---------------------------------------------------------------------------------------------------
+# model.npz holds arrays that need no pickle; text is there as its bytes in UTF-8. What each key means:
+
+FORMAT = 1  # raise it when a key changes its meaning
+ARRAYS = {
+    "settings": "JSON of SETTINGS",
+    "labels": "the categories, a line each",
+    "vocabulary": "words, a line each, whose number is that of their row in the tables; first SPECIALS",
+    "digest": "[16] uint8, of all the others"}
+ARRAYS_OF_RUN = {  # behind the number of the run, such as 0/table
+    "table": "[V, D] int8 or float32, rows of the vocabulary and then of the buckets that training used; of an encoder "
+             "what training added to rows of its package",
+    "scale": "[V] float16, a factor of each row",
+    "weights": "[V] float32 of the rows, 0 where training used none",
+    "used": "a bit for each bucket, whether the table has its row",
+    "pieces": "[V] of an encoder, the ids of the rows",
+    "shift": "[C] float32, what is added to logits",
+    "promising_shift": "the same where a precision is promised",
+    "params/*": "parameters by their paths, see NETWORKS; of an encoder those that differ from its package"}
+SETTINGS = {
+    "format": "FORMAT",
+    "members": "SETTINGS_OF_RUN of each run",
+    "weights": "of the logits of each run",
+    "smoothing": "share of the probability that is spread evenly",
+    "prior": "equal or training, as for --prior",
+    "promises": "see BaseClassifier",
+    "promising": "weights, smoothing, prior and promises where a precision is promised",
+    "provenance": "for people: of each run name, checkpoint, step, prior and validation score",
+    "fingerprint": "of the prepared data",
+    "synthetic": "whether that is made up"}
+SETTINGS_OF_RUN = {
+    "model": "its name in model.py",
+    "encoder": "its name in ENCODERS, its package, and the most pieces of a title",
+    "max_len": "the most words of a title",
+    "word_ngrams": "the most words of an n-gram",
+    "minn": "the fewest characters of an n-gram",
+    "maxn": "the most characters of an n-gram; 0: there are none",
+    "buckets": "for n-grams",
+    "character_weight": "factor of the weights of character n-grams",
+    "scale": "length of a title's vector",
+    "widths": "of the filters of a cnn, in words",
+    "layers": "of a transformer",
+    **dict.fromkeys(("classes", "hidden", "dropout", "filters", "units", "heads"),
+                    "for people: the shapes of the parameters tell it, or nothing asks for it")}
+
+
+def unknown_part(settings, arrays):
+    """What this file does not know of a run with these settings and arrays, in words; None where it knows all."""
+    name, encoder = settings["model"], settings.get("encoder")
+    known = ENCODERS.get(encoder["name"]) if encoder else NETWORKS.get(name)
+    if known is None:
+        return f"network {name}"
+    for setting in sorted(settings.keys() - SETTINGS_OF_RUN):
+        return f"setting {setting} of {name}"
+    for path, array in arrays.items():
+        folder, _, parameter = path.partition("/")
+        if folder == "params" and not any(fnmatch.fnmatchcase(parameter, pattern) for pattern in known.parameters):
+            return f"parameter {parameter} of {name}"
+        # A layer sees the input of all layers before it; in earlier versions it saw that of the last one alone.
+        first = path.replace("Dense_1", "Dense_0")
+        if path.endswith("Head_0/Dense_1/kernel") and len(array) != sum(arrays[first].shape):
+            return f"hidden layers of {name}"
+    return None
+
+
+def require_known(settings, arrays):
+    """Raise ModelError where a run has an `unknown_part`."""
+    if part := unknown_part(settings, arrays):
+        raise ModelError(f"this classify.py does not know the model's {part}; take the one that the model came with")
+
 
 def digest(arrays):
     """The BLAKE2 digest of arrays {name: array}, in any order: [16] uint8."""

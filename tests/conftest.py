@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import forks
@@ -164,6 +165,27 @@ def new_state(config, features, titles, vectors=None):
     import train
     from titles import start
     return start.state_of_words(config, train.make_optimizer(config), features, titles, vectors)
+
+
+def assert_documented(arrays):
+    """A model file has no key, and no parameter matches no pattern, that classify.py does not document. Returns which
+    keys it has: ARRAYS, ARRAYS_OF_RUN, SETTINGS, SETTINGS_OF_RUN."""
+    import classify
+    settings = json.loads(arrays["settings"].tobytes())
+    of_run = {name.partition("/")[2].partition("/")[0] for name in arrays if name[0].isdigit()}
+    keys = ({name for name in arrays if not name[0].isdigit()}, (of_run - {"params"}) | {"params/*"}, set(settings),
+            set().union(*settings["members"]))
+    for found, documented in zip(keys, (classify.ARRAYS, classify.ARRAYS_OF_RUN, classify.SETTINGS,
+                                        classify.SETTINGS_OF_RUN), strict=True):
+        assert found <= set(documented)
+    assert set(settings["promising"]) < set(settings)
+    for i, run in enumerate(settings["members"]):
+        known = classify.ENCODERS[run["encoder"]["name"]] if "encoder" in run else classify.NETWORKS[run["model"]]
+        paths = [name.partition("/params/")[2] for name in arrays if name.startswith(f"{i}/params/")]
+        assert all(any(fnmatchcase(path, pattern) for pattern in known.parameters) for path in paths)
+        if "encoder" not in run:
+            assert all(any(fnmatchcase(path, pattern) for path in paths) for pattern in known.parameters)
+    return keys
 
 
 def leaves_equal(first, second):

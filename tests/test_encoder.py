@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import (
+    assert_documented,
     assert_one_line_error,
     assert_same_run,
     config_of,
@@ -26,6 +27,7 @@ from conftest import (
 import classify
 import data
 import evaluate
+import export
 import model
 import prepare
 import train
@@ -311,7 +313,8 @@ def test_an_exported_encoder_says_what_the_run_says(encoded, names, tmp_path):
     run = evaluate.load(*names, folder=encoded / "runs")
     titles = [title for title in TITLES if "\ud800" not in title] + [row[0] for row in tiny_rows(12, seed=2)]
     wanted, known = run.predict_proba(titles), run.read(titles)[2]
-    sizes = {}
+    sizes, keys = {}, assert_documented(export.model_arrays(run, "int8"))
+    assert "pieces" in keys[1] and "encoder" in keys[3]
     for dtype, atol in (("float32", 1e-5), ("int8", 0.02)):
         run_here("export", "--ckpt", *names, "--dtype", dtype, "--out", tmp_path / dtype, cwd=encoded)
         small = classify.Classifier(tmp_path / dtype / "model.npz")

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn.metrics
-from conftest import ROOT, assert_one_line_error, run_here, run_script, snapshot, texts
+from conftest import ROOT, assert_documented, assert_one_line_error, run_here, run_script, snapshot, texts
 
 import classify
 import evaluate
@@ -367,6 +367,14 @@ def test_titles_from_python(exported):
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
+
+def test_every_key_of_the_model_file_is_documented(random_run):
+    """All that models of words have; tests/test_encoder.py does it for encoders."""
+    keys = assert_documented(export.model_arrays(random_run(*classify.NETWORKS), "int8"))
+    of_encoders = {"pieces", "encoder"}
+    assert [*map(set, keys)] == [set(documented) - of_encoders for documented in (
+        classify.ARRAYS, classify.ARRAYS_OF_RUN, classify.SETTINGS, classify.SETTINGS_OF_RUN)]
+
 
 def test_files_that_are_no_model_are_refused(exported, tmp_path):
     folder, target = exported("bag"), tmp_path / "model.npz"
