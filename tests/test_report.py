@@ -212,9 +212,7 @@ def test_what_a_checkpoint_keeps_to_calibrate_with_are_its_validation_rows(train
     shutil.copytree(trained, tmp_path / "copy")
     scores_of(tmp_path / "copy", "--ckpt", "filters", "--split", "valid")
     rows = read_csv(tmp_path / "copy/runs/filters/valid-best/predictions.csv")
-    classifier = evaluate.load("filters", folder=trained / "runs")
-    confidence, right = classifier.validated
-    assert (classifier.validation[0]["logits"].max(1) == 0).all()  # where float16 is finest
+    confidence, right = evaluate.load("filters", folder=trained / "runs").validated
     np.testing.assert_allclose(np.sort(confidence), np.sort([float(row["probability"]) for row in rows]), atol=2e-3)
     assert right.sum() == sum(row["category"] == row["predicted"] for row in rows)
 

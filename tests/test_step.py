@@ -12,7 +12,7 @@ from scipy.special import softmax
 import data
 import model
 import train
-from titles import devices, predict
+from titles import calibration, devices, predict
 
 WORDS = [*data.SPECIALS, "a", "bb", "cccc", "dd", "eeee", "f"]  # of 1, 2 or 4 n-grams of 3 characters, all are drawn
 TITLES = np.array([[2, 3, 4, 0, 0], [4, 4, 5, 6, 0], [7, 0, 0, 0, 0], [6, 5, 0, 0, 0], [3, 7, 2, 4, 0],
@@ -285,3 +285,13 @@ def test_the_rows_that_are_scored(monkeypatch):
     for drawn, rows in ((one["train"], 20), (other["train"], 20), (one["calibration"], 30)):
         assert len({*drawn["labels"].tolist()}) == rows and drawn["labels"].max() > rows
     assert {*one["train"]["labels"].tolist()} != {*other["train"]["labels"].tolist()}
+
+
+def test_what_is_kept_to_calibrate_with(monkeypatch):
+    """Logits relative to the largest of their row, so that float16 is finest where the likeliest are."""
+    z = np.array([[2000, 2000.25, 1990], [-3000, -3000.5, -3001]], np.float32)
+    monkeypatch.setattr(predict, "in_batches", lambda *_, **__: {"logits": z})
+    monkeypatch.setattr(calibration, "fit", lambda logits, labels: (logits.min(), len(labels)))
+    kept = train.calibrate(SimpleNamespace(module=None), {"titles": None, "labels": np.array([1, 2], np.uint8)})
+    assert kept["logits"].dtype == np.float16 and kept["logits"].tolist() == [[-0.25, 0, -10.25], [0, -0.5, -1]]
+    assert kept["labels"].tolist() == [1, 2] and (kept["temperature"], kept["smoothing"]) == (-10.25, 2)
