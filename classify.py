@@ -29,6 +29,7 @@ import collections
 import contextlib
 import copy
 import csv
+import fnmatch
 import functools
 import hashlib
 import html
@@ -167,32 +168,32 @@ def use_tokenizer(folder):
     return functools.partial(UseTokenizer(f"{folder}/resources/sp.model").encode, add_bos=True, add_eos=True)
 
 
-def use_table(weights, ids):
+def use_table(package, ids):
     """[K] ids of pieces -> [K, 512] float32. Row r is row r // 17 of chunk r % 17: 8-bit numbers with a scale and an
     offset for each chunk."""
     rows = np.empty((len(ids), 512), np.float32)
     # NumPy reads an array of an .npz file anew at each access, so all rows of a chunk are taken at once.
-    for i, (scale, low) in enumerate(zip(weights["scale"], weights["lo"])):  # noqa: B905
+    for i, (scale, low) in enumerate(zip(package["scale"], package["lo"])):  # noqa: B905
         mine = ids % 17 == i
-        rows[mine] = weights[f"q{i + 1}"][ids[mine] // 17] * scale + low
+        rows[mine] = package[f"q{i + 1}"][ids[mine] // 17] * scale + low
     return rows
 
 
-def use_layers(weights):
+def use_layers(package):
     """{layer: {parameter: float32 array}}, as SentenceEncoder in model.py names them."""
     # The package projects for windows of 2, 3 and 5 pieces apart, the module of model.py for all three at once.
     def side_by_side(name):
-        return np.concatenate([weights[f"{name}{width}"] for width in (2, 3, 5)], -1)
+        return np.concatenate([package[f"{name}{width}"] for width in (2, 3, 5)], -1)
 
     # Names on the left are those of the module, names on the right those of the package.
     layers = {"project": {"kernel": side_by_side("proj"), "bias": side_by_side("proj_b")},
               "norm": {"scale": side_by_side("ln_g"), "bias": side_by_side("ln_b")},
-              "norm_all": {"scale": weights["ln_g"], "bias": weights["ln_b"]},
-              "average": {"kernel": weights["cnn_W"], "bias": weights["cnn_b"]}}
+              "norm_all": {"scale": package["ln_g"], "bias": package["ln_b"]},
+              "average": {"kernel": package["cnn_W"], "bias": package["cnn_b"]}}
     for width in (2, 3, 5):
-        layers.update({f"window{i}_{width}": {"kernel": weights[f"w{i}_{width}"], "bias": weights[f"b{i}_{width}"]}
+        layers.update({f"window{i}_{width}": {"kernel": package[f"w{i}_{width}"], "bias": package[f"b{i}_{width}"]}
                        for i in (1, 2)})
-    layers.update({name: {"kernel": weights[name]} for name in ("d0", "d1", "d2", "d3", "p1", "p3")})
+    layers.update({name: {"kernel": package[name]} for name in ("d0", "d1", "d2", "d3", "p1", "p3")})
     return layers
 
 
@@ -222,8 +223,8 @@ def windows(x, width, before):
 class EncoderFunctions(NamedTuple):
     """How to read the package of an encoder, and what its layers compute."""
     tokenizer: Callable  # folder of the module -> function: str -> list of ids of pieces, with marks at both ends
-    table: Callable      # (weights, as np.load gives them, [K] ids) -> [K, D] float32
-    layers: Callable     # weights -> {layer: {parameter: float32 array}}
+    table: Callable      # (its arrays, as np.load gives them, [K] ids) -> [K, D] float32
+    layers: Callable     # its arrays -> {layer: {parameter: float32 array}}
     vector: Callable     # (layers, vectors of pieces [B, P, D], weights [B, P]) -> [B, F]
 
 
@@ -242,9 +243,17 @@ def piece_ids(encode, titles, max_len):
 
 
 # --- networks ---------------------------------------------------------------------------------------------------------
-# Each takes its parameters p, its settings s, and of B titles with up to L words the vectors [B, P, D] and weights
-# [B, P] of words and, behind them, of word n-grams; `words` = L. What has weight 0 is a vector of zeros and does not
-# count.
+# As the modules of model.py, whose names their parameters p have; s: their settings.
+
+class Inputs(NamedTuple):
+    """What a network reads of B titles of up to L words. What has weight 0 is a vector of zeros and does not count."""
+    vectors: np.ndarray  # [B, P, D] of words and, behind them, of word n-grams
+    weights: np.ndarray  # [B, P]
+    words: int           # L
+
+    def without_ngrams(self):
+        return self.vectors[:, :self.words], self.weights[:, :self.words]
+
 
 def head(p, x):
     """Hidden layers, normalized behind their ReLU, and logits: each sees the input and all layers before."""
@@ -265,19 +274,19 @@ def bag(vectors, weights):
     return (weights[:, None] @ vectors)[:, 0]
 
 
-def mlp(p, s, vectors, weights, words):
-    return head(p["Head_0"], s["scale"] * bag(vectors, weights))
+def mlp(p, s, inputs):
+    return head(p["Head_0"], s["scale"] * bag(inputs.vectors, inputs.weights))
 
 
-def two_heads(p, s, x, vectors, weights, words):
+def two_heads(p, s, x, inputs):
     """A head on features x [B, F] and the bag of words, and a bag of all; the mean of their log-probabilities."""
-    x = np.concatenate([x, bag(vectors[:, :words], weights[:, :words])], 1)
-    p = p["TwoHeads_0"]
-    return (log_softmax(head(p["Head_0"], x)) + log_softmax(mlp(p["MLP_0"], s, vectors, weights, words))) / 2
+    x = np.concatenate([x, bag(*inputs.without_ngrams())], 1)
+    return (log_softmax(head(p["Head_0"], x)) + log_softmax(mlp(p["MLP_0"], s, inputs))) / 2
 
 
-def cnn(p, s, vectors, weights, words):
-    x, word, pooled = vectors[:, :words], (weights[:, :words] > 0)[..., None], []
+def cnn(p, s, inputs):
+    x, weights = inputs.without_ngrams()
+    word, words, pooled = (weights > 0)[..., None], inputs.words, []
     for width in s["widths"]:
         # A convolution as a sum of shifted matrix products.
         kernel = p[f"filters_{width}"]
@@ -286,21 +295,21 @@ def cnn(p, s, vectors, weights, words):
             windows[:, :words - offset] += x[:, offset:] @ kernel[offset]
         # Nothing is below 0 behind the ReLU, so padding, which is set to 0, changes no maximum.
         pooled.append((np.maximum(windows + p[f"bias_{width}"], 0) * word).max(1))
-    return two_heads(p, s, np.concatenate(pooled, 1), vectors, weights, words)
+    return two_heads(p["TwoHeads_0"], s, np.concatenate(pooled, 1), inputs)
 
 
-def rnn(p, s, vectors, weights, words):
-    x, word = vectors[:, :words], weights[:, :words] > 0
+def rnn(p, s, inputs):
+    x, weights = inputs.without_ngrams()
+    word, position = weights > 0, np.arange(inputs.words)
 
     # Backwards the last word of a title comes first, and what lies behind it stays behind.
-    length = (word * np.arange(1, words + 1)).max(1, keepdims=True)
-    position = np.arange(words)
+    length = (word * (position + 1)).max(1, keepdims=True)
     back = np.where(position < length, length - 1 - position, position)
 
     # The maximum over the words does not ask for their order, so the states need not be turned back.
     ahead = gru(p["GRUCell_0"], x, word)
     behind = gru(p["GRUCell_1"], np.take_along_axis(x, back[..., None], 1), np.take_along_axis(word, back, 1))
-    return two_heads(p, s, np.concatenate([ahead, behind], 1), vectors, weights, words)
+    return two_heads(p["TwoHeads_0"], s, np.concatenate([ahead, behind], 1), inputs)
 
 
 def gru(p, x, word):
@@ -317,25 +326,26 @@ def gru(p, x, word):
     return np.where(word.any(1, keepdims=True), best, 0)
 
 
-def transformer(p, s, vectors, weights, words):
-    word, dim = weights[:, :words] > 0, vectors.shape[2]
+def transformer(p, s, inputs):
+    x, weights = inputs.without_ngrams()
+    word, dim = weights > 0, x.shape[2]
 
     # Sines and cosines tell the positions; their size was learned.
-    angle = np.arange(words)[:, None] / 10_000 ** (np.arange(dim) // 2 * 2 / dim)
+    angle = np.arange(inputs.words)[:, None] / 10_000 ** (np.arange(dim) // 2 * 2 / dim)
     position = np.where(np.arange(dim) % 2, np.cos(angle), np.sin(angle)).astype(np.float32)
-    x = vectors[:, :words] + p["position"] * position
+    x = x + p["position"] * position
 
     # Flax numbers modules of a kind in the order in which they are made: each layer has two norms and two dense layers,
     # and the last norm belongs to none.
     for i in range(s["layers"]):
-        x = x + attention(p[f"MultiHeadDotProductAttention_{i}"], layer_norm(p[f"LayerNorm_{2 * i}"], x), word)
+        x = x + self_attention(p[f"MultiHeadDotProductAttention_{i}"], layer_norm(p[f"LayerNorm_{2 * i}"], x), word)
         inner = dense(p[f"Dense_{2 * i + 1}"], layer_norm(p[f"LayerNorm_{2 * i + 1}"], x))
         x = x + dense(p[f"Dense_{2 * i}"], gelu(inner))  # Flax numbers the outer one first
     x = np.where(word[..., None], layer_norm(p[f"LayerNorm_{2 * s['layers']}"], x), -np.inf).max(1)
-    return two_heads(p, s, np.where(word.any(1, keepdims=True), x, 0), vectors, weights, words)
+    return two_heads(p["TwoHeads_0"], s, np.where(word.any(1, keepdims=True), x, 0), inputs)
 
 
-def attention(p, x, word):
+def self_attention(p, x, word):
     """[B, L, D] -> [B, L, D]: each position looks at all words."""
     # In the sums: b titles, l positions, d numbers at each of them, h heads, k numbers of each.
     query, key, value = (np.einsum("bld,dhk->bhlk", x, p[name]["kernel"], optimize=True) + p[name]["bias"][:, None]
@@ -367,27 +377,67 @@ def log_softmax(z):
     return z - np.log(np.exp(z).sum(-1, keepdims=True))
 
 
-NETWORKS = {"mlp": mlp, "cnn": cnn, "rnn": rnn, "transformer": transformer}
+class Network(NamedTuple):
+    """What is computed with the parameters of a model of model.py."""
+    logits: Callable   # (p, s, Inputs of B titles) -> [B, C]
+    parameters: tuple  # patterns of their paths
+
+
+# EDIT: the networks of exported models.
+HEADS = ("TwoHeads_0/Head_0/Dense_*", "TwoHeads_0/MLP_0/Head_0/Dense_*")
+NETWORKS = {"mlp": Network(mlp, ("Head_0/Dense_*",)),
+            "cnn": Network(cnn, ("filters_*", "bias_*", *HEADS)),
+            "rnn": Network(rnn, ("GRUCell_?/*", *HEADS)),
+            "transformer": Network(transformer, ("position", "LayerNorm_*", "MultiHeadDotProductAttention_*", "Dense_*",
+                                                 *HEADS))}
+ENCODER_PARAMETERS = ("head/Dense_*", "layers/*")
+
+# Of a run; those in the last line are for people, for shapes of parameters tell them.
+SETTINGS = {"model", "max_len", "word_ngrams", "minn", "maxn", "buckets", "character_weight", "scale", "encoder",
+            "widths", "layers",
+            "classes", "hidden", "dropout", "filters", "units", "heads"}
+
+
+def unknown_part(settings, arrays):
+    """What this file does not know of a run with these settings and arrays, in words; None where it knows all."""
+    name = settings["model"]
+    if "encoder" not in settings and name not in NETWORKS:
+        return f"network {name}"
+    for setting in sorted(settings.keys() - SETTINGS):
+        return f"setting {setting} of {name}"
+    patterns = ENCODER_PARAMETERS if "encoder" in settings else NETWORKS[name].parameters
+    for path, array in arrays.items():
+        folder, _, parameter = path.partition("/")
+        if folder == "params" and not any(fnmatch.fnmatchcase(parameter, pattern) for pattern in patterns):
+            return f"parameter {parameter} of {name}"
+        # A layer sees the input of all layers before it; in earlier versions it saw that of the last one alone.
+        first = path.replace("Dense_1", "Dense_0")
+        if path.endswith("Head_0/Dense_1/kernel") and len(array) != sum(arrays[first].shape):
+            return f"hidden layers of {name}"
+    return None
+
+
+def require_known(settings, arrays):
+    """Raise ModelError where a run has an `unknown_part`."""
+    if part := unknown_part(settings, arrays):
+        raise ModelError(f"this classify.py does not know the model's {part}; take the one that the model came with")
 
 
 class Member:
     """One run: the table of its vectors, and its network."""
 
     def __init__(self, settings, arrays):
-        self.settings, self.table, self.scale = settings, arrays["table"], arrays["scale"].astype(np.float32)
-        self.weights, self.shift = arrays["weights"], arrays["shift"]
+        """Raises ModelError where this file does not know all of the run."""
+        require_known(settings, arrays)
+        self.settings, self.shift, self.weights = settings, arrays["shift"], arrays["weights"]
+        self.table, self.row_scale = arrays["table"], arrays["scale"].astype(np.float32)
 
         # The table has the rows of the vocabulary and those buckets that training used; the others lead to row 0,
         # which has no weight.
         used = np.unpackbits(arrays["used"], count=settings["buckets"])
         rows = np.cumsum(used, dtype=np.int32) + np.int32(len(self.table) - used.sum(dtype=np.int64) - 1)
-        self.row = np.where(used, rows, 0).astype(np.int32)
+        self.row_of_bucket = np.where(used, rows, 0).astype(np.int32)
         self.params = nested(arrays)["params"]
-        for name in arrays:  # a layer sees the input of all layers before it
-            first = name.replace("Dense_1", "Dense_0")
-            if name.endswith("Head_0/Dense_1/kernel") and len(arrays[name]) != sum(arrays[first].shape):
-                raise ModelError("the model's hidden layers are those of an earlier version; take the classify.py that "
-                                 "it came with")
         self.forget()
 
     def forget(self):
@@ -396,41 +446,47 @@ class Member:
 
     def rows(self, numbers):
         """Rows of the table: [...] -> [..., D] float32."""
-        return self.table[numbers] * self.scale[numbers][..., None]
+        return self.table[numbers] * self.row_scale[numbers][..., None]
 
     def learn(self, words, own, at):
         """Compose the vectors of words, whose own rows are given, for their positions from `at` on."""
         # The weighted sum of a word's own row and those of its n-grams, divided by the norm of the weights, which is
         # then the weight of the word.
-        start, bucket = character_ngrams(words, self.settings["minn"], self.settings["maxn"], len(self.row) or 1)
-        ngrams = self.row[bucket]
-        own_weight, weight = self.weights[own], self.weights[ngrams] * np.float32(self.settings["character_weight"])
+        s = self.settings
+        start, bucket = character_ngrams(words, s["minn"], s["maxn"], len(self.row_of_bucket) or 1)
+        ngrams = self.row_of_bucket[bucket]
+        own_weight, weight = self.weights[own], self.weights[ngrams] * np.float32(s["character_weight"])
         squares = own_weight ** 2 + segment_sums(weight ** 2, start)
         norms = np.sqrt(squares)
         vectors = own_weight[:, None] * self.rows(own) + segment_sums(weight[:, None] * self.rows(ngrams), start)
-        end = at + len(words)
-        self.vectors, self.norms = grown(self.vectors, end), grown(self.norms, end)
-        self.vectors[at:end], self.norms[at:end] = vectors / np.maximum(norms, 1e-6)[:, None], norms
+        behind = at + len(words)
+        self.vectors, self.norms = grown(self.vectors, behind), grown(self.norms, behind)
+        self.vectors[at:behind], self.norms[at:behind] = vectors / np.maximum(norms, 1e-6)[:, None], norms
 
-    def logits(self, ids, hashes):
-        """Positions of words [B, L], 0 where there is none, and their hashes -> [B, C] logits."""
+    def inputs(self, ids, hashes):
+        """Positions of words [B, L], 0 where there is none, and their hashes -> Inputs of the network."""
         ids, hashes = ids[:, :self.settings["max_len"]], hashes[:, :self.settings["max_len"]]
         vectors, weights = [self.vectors[ids]], [self.norms[ids]]
 
         # There is no n-gram where the title has ended.
         for ahead, value in enumerate(word_ngram_hashes(hashes, self.settings["word_ngrams"]), 1):
-            rows = np.where(ids[:, ahead:] > 0, self.row[value % np.uint32(len(self.row))], 0)
+            rows = np.where(ids[:, ahead:] > 0, self.row_of_bucket[value % np.uint32(len(self.row_of_bucket))], 0)
             vectors.append(self.rows(rows))
             weights.append(self.weights[rows])
-        return NETWORKS[self.settings["model"]](self.params, self.settings, np.concatenate(vectors, 1),
-                                                np.concatenate(weights, 1), ids.shape[1]) + self.shift
+        return Inputs(np.concatenate(vectors, 1), np.concatenate(weights, 1), ids.shape[1])
+
+    def logits(self, ids, hashes):
+        """The same -> [B, C] logits."""
+        network = NETWORKS[self.settings["model"]].logits
+        return network(self.params, self.settings, self.inputs(ids, hashes)) + self.shift
 
 
 class EncoderMember:
     """One run with a pretrained encoder: tokenizer, table and layers of its package, with what training changed."""
 
     def __init__(self, settings, arrays):
-        """Raises ModelError where the package is missing, or another than the run had."""
+        """Raises ModelError where this file does not know all of the run, or its package is missing or another one."""
+        require_known(settings, arrays)
         self.settings, self.shift, wanted = settings, arrays["shift"], settings["encoder"]
         install = f"pip install {wanted['package']}=={wanted['version']}"
         found = importlib.util.find_spec(wanted["module"])
@@ -440,15 +496,15 @@ class EncoderMember:
         with open(f"{folder}/{wanted['file']}", "rb") as file:
             if hashlib.blake2b(file.read(), digest_size=16).hexdigest() != wanted["weights"]:
                 raise ModelError(f"the model's encoder is of another version than the package here; {install}")
-        with np.load(f"{folder}/{wanted['file']}", allow_pickle=False) as weights:
-            self.weights = dict(weights)
+        with np.load(f"{folder}/{wanted['file']}", allow_pickle=False) as package:
+            self.package = dict(package)
         self.functions = ENCODERS[wanted["name"]]
         self.encode = self.functions.tokenizer(folder)
 
         # Of the table the rows that training saw have changed, by `change` times their scale.
-        self.pieces, self.change, self.scale = (arrays[name] for name in ("pieces", "table", "scale"))
+        self.pieces, self.change, self.row_scale = (arrays[name] for name in ("pieces", "table", "scale"))
         self.params = nested(arrays)["params"]
-        self.layers = self.params.get("layers") or self.functions.layers(self.weights)
+        self.layers = self.params.get("layers") or self.functions.layers(self.package)
         self.layers = {name: {kind: array.astype(np.float32) for kind, array in layer.items()}
                        for name, layer in self.layers.items()}
 
@@ -459,11 +515,11 @@ class EncoderMember:
 
         # Each piece of these titles once: of the package, then what training added.
         own, place = np.unique(ids, return_inverse=True)
-        rows = self.functions.table(self.weights, np.maximum(own - 1, 0))
+        rows = self.functions.table(self.package, np.maximum(own - 1, 0))
         at = np.minimum(np.searchsorted(self.pieces, own), max(len(self.pieces) - 1, 0))
         if len(self.pieces):
             changed = self.pieces[at] == own
-            rows[changed] += self.change[at[changed]] * self.scale[at[changed], None].astype(np.float32)
+            rows[changed] += self.change[at[changed]] * self.row_scale[at[changed], None].astype(np.float32)
         rows[own == 0] = 0
         x = self.functions.vector(self.layers, rows[place.reshape(ids.shape)], (ids > 0).astype(np.float32))
         return head(self.params["head"], self.settings["scale"] * x) + self.shift, (ids > 0).sum(1) > 2
@@ -558,7 +614,7 @@ class BaseClassifier:
         between 0 and 1."""
         if not 0 < precision < 1:
             raise ValueError(f"precision {precision}: wanted a share between 0 and 1, such as 0.95")
-        return next((least for _, least, known in self.promises[1] if known >= precision), math.inf)
+        return next((least for _, least, promised in self.promises[1] if promised >= precision), math.inf)
 
     def promised(self, precision):
         """(`threshold` of a precision, None or, where it is infinite, a sentence that says which one can be
@@ -568,8 +624,8 @@ class BaseClassifier:
             return threshold, None
 
         # In hundredths, rounded down; 1e-9, for the product may be rounded up.
-        best = math.floor(100 * max([known for _, _, known in steps], default=0.0) - 1e-9) / 100
-        share = next((share for share, _, known in steps if known >= best > 0), None)
+        best = math.floor(100 * max([promised for _, _, promised in steps], default=0.0) - 1e-9) / 100
+        share = next((share for share, _, promised in steps if promised >= best > 0), None)
         possible = f"{best:.2f} can, for {100 * share:.0f} % of titles" if share else "nothing can"
         return threshold, (f"{precision} cannot be promised on these {rows:,} validation rows, so no title gets a "
                            f"category; {possible}")
@@ -609,10 +665,10 @@ def free_name(name, taken):
 class Classifier(BaseClassifier):
     """A model that export.py wrote."""
 
-    def __init__(self, path):
-        """path: of model.npz. Raises ModelError where it is damaged or something else, OSError where it cannot be
-        read."""
-        arrays = read_model(path)
+    def __init__(self, model):
+        """model: path of model.npz, or its arrays. Raises ModelError where it is damaged or something else, OSError
+        where it cannot be read."""
+        arrays = model if isinstance(model, dict) else read_model(model)
         self.settings = json.loads(arrays["settings"].tobytes())
         # Text is kept as arrays of bytes, so that no pickle is needed.
         self.labels, vocabulary = (arrays[name].tobytes().decode().split("\n") for name in ("labels", "vocabulary"))
@@ -658,17 +714,17 @@ class Classifier(BaseClassifier):
         words = [tokenize(title)[:self.max_len] for title in titles]
         lengths = np.array([len(found) for found in words])
 
-        # A new word gets its position by being looked up, so the new ones are all those from `known` on.
-        known = len(self.positions.words)
+        # A new word gets its position by being looked up, so the new ones are all those from `before` on.
+        before = len(self.positions.words)
         flat = itertools.chain.from_iterable(words)
         flat = np.fromiter(map(self.positions.__getitem__, flat), np.int32, lengths.sum())
 
         # Words that are met the first time, some at a time: the rows of all their n-grams would take much memory.
-        for at in range(known, len(self.positions.words), 1024):
+        for at in range(before, len(self.positions.words), 1024):
             new = self.positions.words[at:at + 1024]
-            own, end = np.array([self.vocabulary.get(word, UNKNOWN) for word in new]), at + len(new)
-            self.hashes, self.in_vocabulary = grown(self.hashes, end), grown(self.in_vocabulary, end)
-            self.hashes[at:end], self.in_vocabulary[at:end] = word_hashes(new), own > UNKNOWN
+            own, behind = np.array([self.vocabulary.get(word, UNKNOWN) for word in new]), at + len(new)
+            self.hashes, self.in_vocabulary = grown(self.hashes, behind), grown(self.in_vocabulary, behind)
+            self.hashes[at:behind], self.in_vocabulary[at:behind] = word_hashes(new), own > UNKNOWN
             for member in self.of_words:
                 member.learn(new, own, at)
 
@@ -705,23 +761,27 @@ class Classifier(BaseClassifier):
     def in_blocks(self, titles):
         """Titles (list of str), a block at a time: (their numbers [B], logits [B, C], whether they are known [B])."""
         for at in range(0, len(titles), PART):
+            part = titles[at:at + PART]
             # The lock is held until the part is answered, so that no other thread forgets the words that ids stand for.
             with self.lock:
-                ids, lengths = self.encode(titles[at:at + PART])
-
+                ids, lengths = self.encode(part)
                 # Titles of about the same length go together, so little padding is computed.
                 order = np.argsort(lengths, kind="stable")
                 for rows in np.split(order, range(BLOCK, len(order), BLOCK)):
-                    block = ids[rows, :max(lengths[rows[-1]], 1)]
-                    logits, known = [], self.known(block)
-                    for member in self.members:
-                        if member in self.of_words:
-                            logits.append(member.logits(block, self.hashes[block]))
-                        else:
-                            z, has_pieces = member.logits([titles[at + i] for i in rows])
-                            logits.append(z)
-                            known |= has_pieces
-                    yield at + rows, np.tensordot(np.array(self.settings["weights"], np.float32), logits, 1), known
+                    yield (at + rows, *self.logits(ids[rows, :max(lengths[rows[-1]], 1)], [part[i] for i in rows]))
+
+    def logits(self, ids, titles):
+        """(logits of all members together [B, C], whether anything of a title is known [B]): ids [B, L] of the words of
+        titles (list of str)."""
+        known, logits = self.known(ids), []
+        for member in self.members:
+            if isinstance(member, Member):
+                logits.append(member.logits(ids, self.hashes[ids]))
+            else:
+                z, has_pieces = member.logits(titles)
+                logits.append(z)
+                known |= has_pieces
+        return np.tensordot(np.array(self.settings["weights"], np.float32), logits, 1), known
 
     def probabilities(self, z):
         """[B, C] logits -> probabilities, a share of which is spread evenly."""
@@ -809,7 +869,7 @@ def read_model(path):
 
 # --- the command line -------------------------------------------------------------------------------------------------
 
-def end(message):
+def fail(message):
     """End the program with one line on standard error."""
     print("error:", message, file=sys.stderr)
     sys.exit(2)
@@ -826,10 +886,10 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message):
-        end(f"{message}; see {self.prog} --help")
+        fail(f"{message}; see {self.prog} --help")
 
 
-def share(text):
+def fraction(text):
     """An argparse type: a number above 0 and below 1."""
     with contextlib.suppress(ValueError):
         if 0 < float(text) < 1:
@@ -849,12 +909,12 @@ SNIFFED = 20  # lines that show whether a file is a list of titles
 def lines_of(file, name, notes):
     """The lines of a binary stream as lists of str: those that have come, without waiting for more. What is odd about
     some, and read all the same, goes to `notes`: {what: numbers of the lines}."""
-    rest, piece, number = b"", True, 1
-    while piece:
+    rest, chunk, number = b"", True, 1
+    while chunk:
         # Lines are divided as bytes, for a read may end within a character.
-        piece = file.read1(1 << 20)
-        *lines, rest = (rest + piece).split(b"\n")
-        if not piece and rest:  # the last line may lack its end
+        chunk = file.read1(1 << 20)
+        *lines, rest = (rest + chunk).split(b"\n")
+        if not chunk and rest:  # the last line may lack its end
             lines.append(rest)
         if len(rest) > MAX_LINE:
             raise ModelError(f"{name}: a line of more than {MAX_LINE >> 20} MB; is this a file of titles?")
@@ -901,14 +961,14 @@ def header_of(lines, name, column, keep):
     return max(tables, key=lambda table: len(table[1]), default=None)
 
 
-def rows_of(pieces, name, delimiter, width, notes):
+def rows_of(parts, name, delimiter, width, notes):
     """Lists of rows of CSV, each a list of str, from lists of the lines behind the header as they come. Raises
     ModelError where a row has another width, or its quotes are broken."""
     left, rows, number = [], [], 2
 
     def lines():
-        for piece in pieces:
-            left[:] = piece[::-1]
+        for part in parts:
+            left[:] = part[::-1]
             while left:
                 yield left.pop() + "\n"
 
@@ -938,27 +998,27 @@ def rows_of(pieces, name, delimiter, width, notes):
 def read_titles(file, name, column, keep, notes):
     """(delimiter and names of the columns of a table, None where the stream is a list; blocks), a block being (titles,
     list of str; their rows, or None)."""
-    pieces = lines_of(file, name, notes)
-    first = next(pieces, [])
+    parts = lines_of(file, name, notes)
+    first = next(parts, [])
     # A line `sep=;` above the header is for spreadsheets.
     if first and re.fullmatch('"?sep=[,;\t|]"?', first[0].strip()):
-        first = first[1:] or next(pieces, [])
+        first = first[1:] or next(parts, [])
     table = header_of(first[:SNIFFED] or [""], name, column, keep)
     if table is None:
-        return None, None, ((lines, None) for lines in itertools.chain([first], pieces))
+        return None, None, ((lines, None) for lines in itertools.chain([first], parts))
     delimiter, header, at = table
-    rows = rows_of(itertools.chain([first[1:]], pieces), name, delimiter, len(header), notes)
+    rows = rows_of(itertools.chain([first[1:]], parts), name, delimiter, len(header), notes)
     return delimiter, header, (([row[at] for row in part], part) for part in rows)
 
 
-def main():
+def parse_args():
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     add = parser.add_argument
     add("model", help="model.npz, which export.py wrote")
     add("titles", nargs="?", default="-", help="file with a title a line, or CSV (default: standard input)")
     add("--top", type=int, default=1, metavar="K", help="the K likeliest categories (default: 1)")
-    add("--threshold", type=share, metavar="P", help="leave the category empty where its probability is below")
-    add("--precision", type=share, metavar="P",
+    add("--threshold", type=fraction, metavar="P", help="leave the category empty where its probability is below")
+    add("--precision", type=fraction, metavar="P",
         help="the same with the threshold from which on this share of the categories is right")
     add("--keep", action="store_true", help="write the table's own columns, too")
     add("--title-column", metavar="C", help="name or number (from 1) of the column of titles")
@@ -969,47 +1029,57 @@ def main():
         parser.error("--threshold and --precision: give one")
     if sys.stdin is None or sys.stdout is None:
         parser.error("standard input or output is closed")
+    return args
+
+
+def main():
+    args, notes = parse_args(), collections.defaultdict(list)
     try:
         classifier = Classifier(args.model)
     except ModelError:
         with contextlib.suppress(ModelError, OSError):
             read_model(args.titles)
-            parser.error(f"{args.titles} is the model, which comes first: classify.py {args.titles} {args.model}")
+            Parser().error(f"{args.titles} is the model, which comes first: classify.py {args.titles} {args.model}")
         raise
-    top, threshold = min(args.top, len(classifier.labels)), args.threshold
     if args.precision:
         classifier = classifier.promising
-        threshold, unkept = classifier.promised(args.precision)
+        args.threshold, unkept = classifier.promised(args.precision)
         if unkept:
             print(f"warning: --precision {unkept}", file=sys.stderr)
-
-    # An empty name is the last, so the number -1 means no category. One format makes a whole line, which is much faster
-    # than a field at a time.
-    names, notes = [*classifier.labels, ""], collections.defaultdict(list)
-    form = "\t".join(["{}\t{:.6f}"] * (len(answer_columns(top, threshold)) // 2)) + "\n"
 
     # The same bytes on every system.
     sys.stdout.reconfigure(encoding="utf-8", newline="\n")
     csv.field_size_limit(MAX_LINE)
     with contextlib.nullcontext(sys.stdin.buffer) if args.titles == "-" else open(args.titles, "rb") as file:
-        delimiter, header, blocks = read_titles(file, args.titles, args.title_column, args.keep, notes)
-        if args.keep:
-            table = csv.writer(sys.stdout, delimiter=delimiter, lineterminator="\n")
-            table.writerow([*header, *answer_columns(top, threshold, header)])
-        for titles, rows in blocks:
-            found = answered(*classifier.likeliest(titles, top), threshold)
-            columns = [column for categories, chances in zip(*(part.T.tolist() for part in found))  # noqa: B905
-                       for column in ([names[c] for c in categories], chances)]
-            if args.keep:
-                columns[1::2] = [[f"{p:.6f}" for p in column] for column in columns[1::2]]
-                table.writerows([*row, *answer] for row, answer in zip(rows, zip(*columns)))  # noqa: B905
-            else:
-                sys.stdout.writelines(map(form.format, *columns))
-            sys.stdout.flush()
+        answer(args, classifier, file, notes)
     for what, lines in notes.items():
         if lines:
             print(f"warning: {args.titles}:{lines[0]}: {what}" + (f" (and {len(lines) - 1:,} more)" * (len(lines) > 1)),
                   file=sys.stderr)
+
+
+def answer(args, classifier, file, notes):
+    """Write the categories of the titles in a file, open in binary, to standard output, as they come."""
+    delimiter, header, blocks = read_titles(file, args.titles, args.title_column, args.keep, notes)
+    top = min(args.top, len(classifier.labels))
+    if args.keep:
+        table = csv.writer(sys.stdout, delimiter=delimiter, lineterminator="\n")
+        table.writerow([*header, *answer_columns(top, args.threshold, header)])
+
+    # An empty name is the last, so the number -1 means no category. One format makes a whole line, which is much faster
+    # than a field at a time.
+    names = [*classifier.labels, ""]
+    form = "\t".join(["{}\t{:.6f}"] * (len(answer_columns(top, args.threshold)) // 2)) + "\n"
+    for titles, rows in blocks:
+        found = answered(*classifier.likeliest(titles, top), args.threshold)
+        columns = [column for categories, chances in zip(*(part.T.tolist() for part in found))  # noqa: B905
+                   for column in ([names[c] for c in categories], chances)]
+        if args.keep:
+            columns[1::2] = [[f"{p:.6f}" for p in column] for column in columns[1::2]]
+            table.writerows([*row, *fields] for row, fields in zip(rows, zip(*columns)))  # noqa: B905
+        else:
+            sys.stdout.writelines(map(form.format, *columns))
+        sys.stdout.flush()
 
 
 # --- MLflow -----------------------------------------------------------------------------------------------------------
@@ -1069,6 +1139,6 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         sys.exit(130)
     except ModelError as error:
-        end(error)
+        fail(error)
     except OSError as error:
-        end(f"{error.filename or 'input/output'}: {error.strerror}")
+        fail(f"{error.filename or 'input/output'}: {error.strerror}")

@@ -50,7 +50,9 @@ NUMBER = re.compile(r"[-+]?\d*\.?\d+([eE][-+]?\d+)?")  # in files of word vector
 
 # --- words ------------------------------------------------------------------------------------------------------------
 
-TOKENIZER = files.checksum(classify.__file__)  # of the code that says what a word is
+# The checksum of what says what a word is: a section of classify.py, whose networks are edited more often.
+TOKENIZER = files.checksum_of(
+    Path(classify.__file__).read_bytes().partition(b"# --- tokenizer -")[2].partition(b"# --- ")[0])
 
 # ASCII letters and digits in lower case, other ASCII as spaces, bytes of other characters as they are.
 PLAIN_BYTES = bytes(byte if byte > 127 or chr(byte).isalnum() else ord(" ") for byte in bytes(range(256)).lower())
@@ -147,8 +149,8 @@ def character_ngrams(words, minn, maxn, buckets):
 
 
 # --- keys of titles ---------------------------------------------------------------------------------------------------
-# A key tells whether a title has been seen before: in another split, in another file, in a former training. It depends
-# on the words of the title alone, so it is the same in every file, and whatever --max-len and the vocabulary are.
+# A key tells whether a title has been seen before: in another split, another file, an earlier training. It depends on
+# the words of the title alone, so it is the same in every file, and whatever --max-len and the vocabulary are.
 
 KEY_WORDS = 20  # titles whose first so many words are the same are equal
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio: an odd number without a pattern
@@ -237,12 +239,12 @@ def blocks(rows, size=100_000):
     return [slice(start, start + size) for start in range(0, rows, size)]
 
 
-def load_prepared(folders, splits=SPLITS, text=None, on_disk=()):
+def load_prepared(folders, splits=SPLITS, text=None, on_disk=(), ids=True):
     """The prepared data of some splits, of one folder or of several that share vocabulary and labels (prepare.py
     --like), as if they were one; every file checked against its checksum.
 
     Args: folders, a path or a list of paths; text, the split whose titles are wanted as they came, or None; on_disk,
-    splits whose titles stay there, as Titles.
+    splits whose titles stay there, as Titles; ids, False where `titles` and `pieces` are not wanted, nor read.
     Returns: (meta, arrays). meta: the content of meta.json with `vocab`, `words` (vocab, then oov.txt), `labels` and
     `vectors` (or None) added. arrays[split][kind]: `titles` [N, L] ids in `words`, columns that are padding in every
     row cut off; `labels`; `keys`; where there are any `groups`, `language`, `reliable` and `pieces` (of one folder left
@@ -252,7 +254,7 @@ def load_prepared(folders, splits=SPLITS, text=None, on_disk=()):
     together.
     """
     folders = [folders] if isinstance(folders, (str, Path)) else folders
-    found = [(*read_prepared(Path(folder), splits, text), folder) for folder in folders]
+    found = [(*read_prepared(Path(folder), splits, text, ids), folder) for folder in folders]
     if len({meta["fingerprint"] for meta, *_ in found}) < len(found):
         raise UserError(f"{' '.join(map(str, folders))}: the same prepared data twice")
     # In an order of their own, so that it does not matter how they are named.
@@ -263,15 +265,17 @@ def load_prepared(folders, splits=SPLITS, text=None, on_disk=()):
     # On disk words out of vocabulary have the id 1, so that ids stay small; here they get ids of their own, for their
     # character n-grams are known.
     index = {word: i for i, word in enumerate(meta["words"])}
-    numbers = [np.array([index[word] for word in one["oov"]], smallest_uint(len(index) - 1)) for one, *_ in found]
+    oov_ids = [np.array([index[word] for word in one["oov"]], smallest_uint(len(index) - 1)) for one, *_ in found]
     longest = max(np.flatnonzero(rows["titles"].any(0)).max(initial=0) for _, arrays, _ in found
-                  for rows in arrays.values()) + 1 if splits else 0
+                  for rows in arrays.values()) + 1 if splits and ids else 0
     arrays = {}
     for split in splits:
         parts = [rows[split] for _, rows, _ in found]
-        titles = Titles([(part["titles"], words[part["oov"]]) for part, words in zip(parts, numbers, strict=True)],
-                        longest, smallest_uint(len(index) - 1))
-        arrays[split] = {"titles": titles if split in on_disk else titles[:]}
+        arrays[split] = {}
+        if ids:
+            titles = Titles([(part["titles"], words[part["oov"]]) for part, words in zip(parts, oov_ids, strict=True)],
+                            longest, smallest_uint(len(index) - 1))
+            arrays[split]["titles"] = titles if split in on_disk else titles[:]
         for part, codes in zip(parts, languages, strict=True):
             if "language" in part:
                 part["language"] = codes[part["language"]]
@@ -361,9 +365,9 @@ def fingerprint_of(folders):
     return joined_fingerprint([files.read_json(path).get("fingerprint", "") for path in paths]) or None
 
 
-def read_prepared(folder, splits, text=None):
+def read_prepared(folder, splits, text=None, ids=True):
     """(meta, arrays) of one folder: the content of its meta.json, with `vocab`, `oov`, `labels` and `vectors`; these
-    splits as prepare.py wrote them."""
+    splits as prepare.py wrote them, without ids of words and pieces if not `ids`."""
     again = "run prepare.py again"
     files.recover_folder(folder)
     if not (folder / "meta.json").is_file():
@@ -392,7 +396,8 @@ def read_prepared(folder, splits, text=None):
     arrays = {split: {} for split in splits}
     for name in meta["files"]:
         split, _, kind = name.removesuffix(".npy").rpartition("_")
-        if split in arrays and name.endswith(".npy") and (kind != "line" or split == text):
+        if split in arrays and name.endswith(".npy") and (kind != "line" or split == text) and (
+                ids or kind not in ("titles", "oov", "pieces")):
             arrays[split][kind] = load_array(verified(name), "r" if kind in ("titles", "pieces") else None)
     if text:
         arrays[text] |= {kind: files.read_lines(verified(f"{text}_{kind}.txt")) for kind in ("text", "id")
@@ -533,7 +538,7 @@ def chosen(batch, rows, width=None):
     return Batch(batch.ids[rows, :width], {name: values[rows] for name, values in batch.columns.items()})
 
 
-class Group(NamedTuple):
+class LengthGroup(NamedTuple):
     """Titles of similar length, whose batches are padded to one width."""
     rows: np.ndarray  # [n] uint32 row numbers
     width: int        # words
@@ -545,8 +550,8 @@ def length_groups(titles, batch_size, max_steps=MAX_STEPS):
     """Divide the rows into short and long titles, so that the short ones need not be padded as far.
 
     Args: titles [N, L] ids; batch_size in rows; max_steps of a chunk.
-    Returns: a list of Groups. It is one where both would not be large enough, else the two with the least padding in
-    all. Chunks are as even as can be, so that few rows come twice.
+    Returns: a list of LengthGroups. It is one where both would not be large enough, else the two with the least padding
+    in all. Chunks are as even as can be, so that few rows come twice.
     """
     # How many cells each width would leave to compute, for all words up to it and all rows beyond it.
     length = np.concatenate([lengths_of(titles[rows]) for rows in blocks(len(titles))])
@@ -563,7 +568,7 @@ def length_groups(titles, batch_size, max_steps=MAX_STEPS):
     for rows, width in parted:
         steps = -(-len(rows) // batch_size)
         chunks = -(-steps // max_steps)
-        groups.append(Group(rows.astype(np.uint32), int(width), chunks, -(-steps // chunks)))
+        groups.append(LengthGroup(rows.astype(np.uint32), int(width), chunks, -(-steps // chunks)))
     return groups
 
 
@@ -585,7 +590,7 @@ def batches(groups, batch_size, seed, epoch):
     A function of (seed, epoch) alone, so a resumed run needs no saved generator. Every row comes at least once; every
     chunk is full, for which the first rows of a group's permutation come a second time.
     """
-    draw = np.random.default_rng([seed, epoch])
+    generator = np.random.default_rng([seed, epoch])
     found = [(group.width, order) for group in groups
-             for order in np.resize(draw.permutation(group.rows), (group.chunks, group.steps, batch_size))]
-    return [found[i] for i in draw.permutation(len(found))]
+             for order in np.resize(generator.permutation(group.rows), (group.chunks, group.steps, batch_size))]
+    return [found[i] for i in generator.permutation(len(found))]

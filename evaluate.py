@@ -46,7 +46,6 @@ candidates, and the probability 0. It needs nothing but the run's folder (an enc
 requirements-encoder.txt); best and latest are of the runs on --data, where that is there. What comes through a pipe is
 answered as it comes.
 """
-import importlib.util
 import json
 import os
 import signal
@@ -61,14 +60,22 @@ if sys.flags.safe_path:  # PYTHONSAFEPATH keeps Python from looking for modules 
 from titles import cli, files
 from titles.cli import UserError
 
-# --- knobs ------------------------------------------------------------------------------------------------------------
-MAX_BAD_ROWS = 0.01   # share of the rows of --test that may be left out
-WRITTEN = (".parquet", ".jsonl", ".ndjson", ".xlsx")  # what --keep writes by the name of --out, besides CSV
-UNWRITTEN = {".json": ".jsonl", ".xls": ".xlsx", ".xlsm": ".xlsx", ".xlsb": ".xlsx", ".ods": ".xlsx",
-             **dict.fromkeys((".gz", ".bz2", ".xz", ".zst", ".zip"), "without this and compress it then")}
+MAX_BAD_ROWS = 0.01  # share of the rows of --test that may be left out
 
 
-def parse_args():
+# --- flags ------------------------------------------------------------------------------------------------------------
+
+# What a flag goes with; `a report` is made where none of --predict, --neighbors and --list is given.
+GOES_WITH = {
+    **dict.fromkeys(("--out", "--threshold", "--precision", "--keep", "--explain"), "--predict"),
+    **dict.fromkeys(("--out-encoding", "--out-separator"), "--keep"), "--top": "--predict or --neighbors",
+    **dict.fromkeys(("--json", "--test", "--split"), "a report"),
+    **dict.fromkeys(("--title-column", "--encoding"), "--predict or --test"), "--category-column": "--test"}
+NOT_TOGETHER = (("--test", "--split"), ("--threshold", "--precision"), ("--neighbors", "--predict"),
+                ("--list", "--predict"), ("--list", "--neighbors"))
+
+
+def make_parser():
     parser = cli.argument_parser(
         __doc__, stray=lambda word: "--predict" if Path(word).is_file() else "--ckpt")
     add = parser.add_argument_group("which runs").add_argument
@@ -107,42 +114,27 @@ def parse_args():
     add("--list", action="store_true", help="print all runs on the prepared data, the best first")
     add("--neighbors", metavar="WORD", help="print the words whose vectors are nearest to that of this word")
     cli.add_process_flags(add)
-    args = parser.parse_args()
+    return parser
 
-    # What a flag goes with.
-    flags = {flag: getattr(args, flag[2:].replace("-", "_")) for flag in (
-        "--out", "--threshold", "--precision", "--keep", "--explain", "--json", "--test", "--split", "--title-column",
-        "--category-column")}
-    flags["--top"], flags["--encoding"] = args.top, args.encoding != "utf-8"
-    flags["--out-encoding"], flags["--out-separator"] = args.out_encoding, args.out_separator
-    flags["--predict"], flags["--neighbors"] = args.predict is not None, args.neighbors is not None
-    flags["--list"] = args.list
-    groups = (("--predict", flags["--predict"], ("--out", "--threshold", "--precision", "--keep", "--explain")),
-              ("--keep", args.keep, ("--out-encoding", "--out-separator")),
-              ("--predict or --neighbors", flags["--predict"] or flags["--neighbors"], ("--top",)),
-              ("a report", not any(flags[mode] for mode in ("--predict", "--neighbors", "--list")),
-               ("--json", "--test", "--split")),
-              ("--predict or --test", args.predict is not None or args.test, ("--title-column", "--encoding")),
-              ("--test", args.test, ("--category-column",)))
-    for mode, is_on, own in groups:
-        if not is_on and (wrong := [flag for flag in own if flags[flag]]):
-            raise UserError(f"{wrong[0]} goes with {mode}")
-    for one, other in (("--test", "--split"), ("--threshold", "--precision"), ("--neighbors", "--predict"),
-                       ("--list", "--predict"), ("--list", "--neighbors")):
-        if flags[one] and flags[other]:
+
+def parse_args():
+    parser = make_parser()
+    args = parser.parse_args()
+    given = {f"--{name.replace('_', '-')}" for name, value in vars(args).items() if value != parser.get_default(name)}
+    if not given & {"--predict", "--neighbors", "--list"}:
+        given.add("a report")
+    for flag, wanted in GOES_WITH.items():
+        if flag in given and not given.intersection(wanted.split(" or ")):
+            raise UserError(f"{flag} goes with {wanted}")
+    for one, other in NOT_TOGETHER:
+        if {one, other} <= given:
             raise UserError(f"{one} and {other}: give one")
-    suffix = args.out.suffix.lower() if args.out else ""
-    if suffix in UNWRITTEN:
-        raise UserError(f"--out {args.out}: {suffix} is not written; name it {UNWRITTEN[suffix]}")
-    if suffix in WRITTEN and not args.keep:
-        raise UserError(f"--out {args.out}: {suffix} is written with --keep")
-    if suffix in WRITTEN and (args.out_encoding or args.out_separator):
-        raise UserError(f"--out {args.out}: --out-encoding and --out-separator are of CSV")
-    if suffix == ".xlsx" and not importlib.util.find_spec("openpyxl"):
-        raise UserError(f"--out {args.out}: to write Excel files, pip install openpyxl, or name it .csv")
+    if args.out:
+        from titles import tables  # which --help must not wait for
+        tables.check_out(args)
 
     # Filled in only here: above, None tells that a flag was not given.
-    args.split, args.top = args.split or "test", args.top or (10 if flags["--neighbors"] else 1)
+    args.split, args.top = args.split or "test", args.top or (10 if args.neighbors is not None else 1)
     return args
 
 
@@ -151,16 +143,12 @@ if __name__ == "__main__":
     cli.run(cli.clean_environment)
 
 import contextlib
-import csv
-import dataclasses
+import functools
 import gc
-import io
 import math
 import re
 import shutil
-import stat
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -171,104 +159,136 @@ import data
 from titles import devices, page, report, runs, sources, tables, tracking
 from titles.predict import PREDICT_ROWS, load, load_named
 
-# --- report -----------------------------------------------------------------------------------------------------------
+# --- a report ---------------------------------------------------------------------------------------------------------
 
-def prepared_rows(args, classifier, meta, arrays):
-    """The rows of a prepared split, see `read_rows`; meta and arrays as from data.load_prepared. Raises UserError where
-    the classifier was trained on other data."""
+def evaluate(args):
+    # Everything is read and matched before it is scored.
+    classifier, rows = read_file(args) if args.test else read_split(args)
+    devices.require_same([classifier.identity, rows.inputs.titles, files.checksum_of(rows.labels.tobytes())])
+    if rows.trained.any() and args.split != "train" and devices.is_first():
+        print(f"warning: {rows.trained.sum():,} of {len(rows.labels):,} rows have titles that trained "
+              f"{' or '.join(folder.name for folder in classifier.folders)}; their scores do not hold for new titles",
+              file=sys.stderr)
+    if devices.is_first():
+        connecting = cli.in_background(tracking.mlflow_client)  # takes seconds; meanwhile we score
+    result = report.score_rows(classifier, rows)
+    if not devices.is_first():
+        return
+
+    made = report.make_report(classifier, rows, result)
+    folder = write_report(args, classifier, rows, made)
+    if args.json:
+        print(json.dumps(made.scores))
+    else:
+        print(f"{made.title}, {report.checkpoints(made.scores)} of "
+              f"{' and '.join(dict.fromkeys(config['model'] for config, _ in classifier.members))}:")
+        report.show(made.scores, made.tables["confusions.csv"])
+        if folder:
+            print(f"report: {folder}/")
+
+    # In MLflow a report bears a name such as test-best. Several runs together have an MLflow run of their own, and
+    # there the members' names need not be repeated.
+    which = dict.fromkeys(which for _, which in classifier.checkpoints)
+    with tracking.mlflow_warnings():
+        client, _ = connecting.result()
+        with tracking.run_of(client, classifier.checkpoints) as run_id:
+            tracking.log_scores(client, run_id, report_name(args, rows, which), made.scores, command(args, classifier))
+            client.log_inputs(run_id, [*tracking.training_sets(classifier.config), data_set(args, rows)])
+            tracking.log_files(client, run_id, folder)
+
+
+def read_split(args):
+    """(Classifier, report.Labelled) of a prepared split. Raises UserError where they do not go together."""
+    meta, arrays = data.load_prepared(args.data, (args.split,), text=args.split, ids=False)
+    classifier = load(*args.ckpt, folder=args.runs, prior=args.prior, fingerprint=meta["fingerprint"])
     if classifier.config["fingerprint"] != meta["fingerprint"]:
         raise UserError(f"{classifier.folder}: was trained on other data ({classifier.config['fingerprint']}) than "
                         f"{cli.listed(args.data)} holds ({meta['fingerprint']}); name its data with --data, report "
                         "on a file with --test, or classify titles with --predict")
-    refits = [folder for folder, _ in classifier.checkpoints if "refit" in files.read_json(folder / "config.json")]
+    refits = [folder for folder in classifier.folders if "refit" in files.read_json(folder / "config.json")]
     if refits and args.split == "valid":
         raise UserError(f"{refits[0]}: is a refit, so the validation rows trained it; report on another split, or on "
                         "the run that it was made of (--ckpt NAME)")
     if not meta["rows"][args.split]:
         raise UserError(f"{cli.listed(args.data)}: has no {args.split} rows; name the folder that it was prepared "
                         "--like with it")
-
-    rows = SimpleNamespace(**{"language": None, "reliable": None, "id": None} | arrays[args.split])
-    rows.labels = rows.labels.astype(np.int64)
-    rows.names, rows.languages = classifier.labels, meta["languages"]
-    return rows
-
-
-def file_format(args, classifier, file):
-    """The sources.Format of the file to read: what flags say, and where they say nothing what the data of the run was
-    prepared with, if it lies in --data and where that fits. file: what is read, open in binary."""
-    remembered = {}
-    with contextlib.suppress(UserError):  # a run needs no data to classify
-        if data.fingerprint_of(args.data) == classifier.config["fingerprint"]:
-            folder = args.data if isinstance(args.data, Path) else args.data[0]
-            remembered = files.read_json(folder / "meta.json")["options"]
-    form, encoding = sources.format_from(args, remembered), remembered.get("encoding", args.encoding)
-    if args.encoding != "utf-8" or encoding == "utf-8":
-        return form
-
-    # Of what comes through a pipe only the first lines can be looked at.
-    def opened():
-        if not files.is_patient(file):
-            return io.BufferedReader(io.BytesIO(b"".join(file.peek().rpartition(b"\n")[:2]) or file.peek()))
-        file.seek(0)
-        return files.decompressed(file)
-
-    with files.archive_errors(args.test or args.predict):
-        other = not sources.is_utf8(opened(), "") and files.decodes(opened(), encoding)
-    if files.is_patient(file):
-        file.seek(0)
-    return form._replace(encoding=encoding) if other else form
+    found = arrays[args.split]
+    return classifier, report.Labelled(
+        inputs=data.Rows(found["text"], {name: found[name] for name in data.COLUMNS}),
+        labels=found["labels"].astype(np.int64), names=classifier.labels,
+        trained=classifier.has_trained_on(found["keys"]), language=found.get("language"), languages=meta["languages"],
+        reliable=found.get("reliable"), file=found["file"], line=found["line"], id=found.get("id"), split=args.split,
+        place=args.split, prepared=data.described(meta), source={
+            "files": data.files_of(meta["source"], args.split), "folder": cli.listed(args.data),
+            "fingerprint": meta["fingerprint"]})
 
 
-def read_rows(args, classifier):
-    """The rows of a labelled file, as a namespace: `text`, list of titles; `labels` [N], numbers of `names`, which are
-    the run's and behind them those it does not know; `file` and `id` (or None), lists of str, and `line` [N], which
-    say where they stand; `keys` [N] as from data.title_keys; `language` [N], number of `languages`, and `reliable` [N]
-    bool, or None."""
-    bad, blocks = sources.BadRows(MAX_BAD_ROWS, "mend them"), []
-    with open(args.test, "rb") as file:
-        form = file_format(args, classifier, file)
-    for block in sources.read_labelled(args.test, bad, form):
-        # Called for its check alone: marks other than reliable and unreliable are refused.
-        sources.given_quality(args.test, block.get("quality", pa.array([], pa.string())))
-        blocks.append({column: block[column].to_pylist() if column in block else [""] * len(block["title"])
-                       for column in ("title", "category", "spelling", "language", "quality", "id", "line")})
-    rows = {column: [value for block in blocks for value in block[column]] for column in blocks[0]} if blocks else {}
-    bad.check(len(rows.get("title", [])))
-    bad.warn()
-    if not rows or not rows["title"]:
-        raise UserError(f"{args.test}: no rows")
-    if bad.count:
-        print(f"warning: {bad.count:,} bad rows left out, first {bad.first}", file=sys.stderr)
+def read_file(args):
+    """(Classifier, report.Labelled) of a labelled file."""
+    files.require_file(args.test)
+    classifier = load_named(args)
+    found = read_columns(args, classifier)
 
     # Categories that the run does not know get numbers behind those it does. Names that look the same are the same.
     names = list(classifier.labels)
     number = {sources.tidy(name): i for i, name in enumerate(names)}
-    for name, spelling in zip(rows["category"], rows["spelling"], strict=True):
+    for name, spelling in zip(found["category"], found["spelling"], strict=True):
         if name not in number:
             number[name] = len(names)
             names.append(spelling)
+    labels = np.array([number[name] for name in found["category"]])
 
     # Rows without a language are a slice of their own, unless no row has one.
-    languages = sorted({name or "unknown" for name in rows["language"]})
-    return SimpleNamespace(
-        text=rows["title"], labels=np.array([number[name] for name in rows["category"]]), names=names,
-        file=[cli.readable(args.test)] * len(rows["line"]), line=np.array(rows["line"]),
-        id=rows["id"] if any(rows["id"]) else None, keys=data.keys_of(rows["title"]),
-        languages=languages if any(rows["language"]) else None,
-        language=np.array([languages.index(name or "unknown") for name in rows["language"]]),
-        reliable=np.array([quality.lower() == "reliable" for quality in rows["quality"]])
-        if any(rows["quality"]) else None)
+    languages = sorted({name or "unknown" for name in found["language"]}) if any(found["language"]) else None
+    language = languages and np.array([languages.index(name or "unknown") for name in found["language"]])
+    reliable = np.array([quality.lower() == "reliable" for quality in found["quality"]])
+
+    # What else a model reads is told to be missing where all of it is.
+    columns = {name: found[name] for name in data.COLUMNS if any(found[name])}
+    columns = data.read_columns(columns, cli.readable(args.test))
+
+    # A file may be named like a split.
+    split = re.sub(r"[^\w.-]", "_", args.test.name)[:60]
+    split = f"file-{split}" if split in data.SPLITS else split
+    file = {"file": cli.readable(args.test), "rows": len(labels), "checksum": files.checksum(args.test)}
+    return classifier, report.Labelled(
+        inputs=data.Rows(found["title"], columns), labels=labels, names=names,
+        trained=classifier.has_trained_on(data.keys_of(found["title"])), language=language, languages=languages,
+        reliable=reliable if any(found["quality"]) else None, file=[file["file"]] * len(labels),
+        line=np.array(found["line"]), id=found["id"] if any(found["id"]) else None, split=split,
+        place=file_place(classifier, split, args.test), path=cli.readable(args.test.resolve()),
+        source={"files": [file], "folder": None, "fingerprint": None})
 
 
-def origin(args, rows, meta):
-    """Where the rows of a report come from: {"files" as from data.files_of, "folder" and "fingerprint" of prepared data
-    or None}. meta: of prepared data, or None for --test."""
-    if meta:
-        return {"files": data.files_of(meta["source"], args.split), "folder": cli.listed(args.data),
-                "fingerprint": meta["fingerprint"]}
-    return {"files": [{"file": cli.readable(args.test), "rows": len(rows.text),
-                       "checksum": files.checksum(args.test)}], "folder": None, "fingerprint": None}
+def read_columns(args, classifier):
+    """{column: list} of a labelled file; "" for what it does not have."""
+    bad, blocks = sources.BadRows(MAX_BAD_ROWS, "mend them"), []
+    with open(args.test, "rb") as file:
+        form = tables.file_format(args, classifier, file)
+    for block in sources.read_labelled(args.test, bad, form):
+        # Called for its check alone: marks other than reliable and unreliable are refused.
+        sources.given_quality(args.test, block.get("quality", pa.array([], pa.string())))
+        blocks.append({column: block[column].to_pylist() if column in block else [""] * len(block["title"])
+                       for column in ("title", "category", "spelling", "language", "quality", "id", "line",
+                                      *data.COLUMNS)})
+    found = {column: [value for block in blocks for value in block[column]] for column in blocks[0]} if blocks else {}
+    bad.check(len(found.get("title", [])))
+    bad.warn()
+    if not found or not found["title"]:
+        raise UserError(f"{args.test}: no rows")
+    if bad.count:
+        print(f"warning: {bad.count:,} bad rows left out, first {bad.first}", file=sys.stderr)
+    return found
+
+
+def file_place(classifier, split, file):
+    """How the report on a file is called: `split`, its name, or where the run's folder has that report of another file,
+    with a digest of its path behind."""
+    with contextlib.suppress(OSError, UserError):
+        known = files.read_json(classifier.folder / f"{split}-{classifier.name}/report.json").get("file")
+        if known != cli.readable(file.resolve()):
+            return f"{split}-{files.checksum_of(os.fsencode(file.resolve()))[:6]}"
+    return split
 
 
 def command(args, classifier):
@@ -282,116 +302,38 @@ def command(args, classifier):
     return cli.quoted(words) + runs.other_folders(args)
 
 
-def report_name(folder, split, name, file):
-    """How the report on a file is called: `split`, its name, or where a run's folder has that report of another file,
-    with a digest of its path behind."""
-    with contextlib.suppress(OSError, UserError):
-        if files.read_json(folder / f"{split}-{name}/report.json").get("file") != cli.readable(file.resolve()):
-            return f"{split}-{files.checksum_of(os.fsencode(file.resolve()))[:6]}"
-    return split
+def report_name(args, rows, checkpoints):
+    """The name of a report: of its rows, the checkpoints and, where it was asked for, the prior."""
+    return "-".join([rows.place, "+".join(checkpoints), *([args.prior] if args.prior else [])])
 
 
-def evaluate(args):
-    # Everything is read and matched before it is scored.
-    if args.test:
-        files.require_file(args.test)
-        classifier = load_named(args)
-        rows, meta = read_rows(args, classifier), None
-    else:
-        meta, arrays = data.load_prepared(args.data, (args.split,), text=args.split)
-        classifier = load(*args.ckpt, folder=args.runs, prior=args.prior, fingerprint=meta["fingerprint"])
-        rows = prepared_rows(args, classifier, meta, arrays)
-    devices.require_same([classifier.identity, rows.text, files.checksum_of(rows.labels.tobytes())])
-    rows.trained = classifier.has_trained_on(rows.keys)
-    if rows.trained.any() and args.split != "train" and devices.is_first():
-        print(f"warning: {rows.trained.sum():,} of {len(rows.labels):,} rows have titles that trained "
-              f"{' or '.join(dict.fromkeys(member.name for member, _ in classifier.checkpoints))}; their scores do not "
-              "hold for new titles", file=sys.stderr)
-    if devices.is_first():
-        connecting = cli.in_background(tracking.mlflow_client)  # takes seconds; meanwhile we score
-
-    # Score every row. Categories that the run does not know have no probability: they are wrong.
-    classes, folder = len(classifier.labels), classifier.folder
-    result, promising = classifier.score(rows.text, np.minimum(rows.labels, classes - 1), True), classifier.promising
-    promised = {name: result.pop(f"promised_{name}") for name in ("prediction", "probability")}
-    if not devices.is_first():
-        return
-    unknown = rows.labels >= classes
-    result["rank"][unknown] = np.iinfo(np.int32).max
-    for name in ("loss", "calibrated_loss", "brier"):
-        result[name][unknown] = np.nan
-
-    # The scores of all rows and of every slice of them, and what thresholds from validation rows give here.
-    split = place = args.split
-    if args.test:
-        split = re.sub(r"[^\w.-]", "_", args.test.name)[:60]
-        split = f"file-{split}" if split in data.SPLITS else split  # a file of such a name is no split
-        place = report_name(folder, split, classifier.name, args.test)
-    synthetic = classifier.config["synthetic"]
-    source = origin(args, rows, meta)
-    scores = {"run": folder.name, "checkpoint": classifier.name, "step": classifier.steps[0], "split": split,
-              "data": source, "prior": classifier.prior, "synthetic": synthetic,
-              "temperature": float(1 / classifier.factors.sum()),
-              "smoothing": float(classifier.smoothing)} | report.summarize(rows.labels, result)
-    if args.test:
-        scores["file"] = cli.readable(args.test.resolve())
-    if len(classifier.members) > 1:
-        scores["members"] = {
-            f"{member.name}/{which}": {"step": step, "weight": float(share), "temperature": float(temperature)}
-            for (member, which), step, share, temperature in zip(
-                classifier.checkpoints, classifier.steps, classifier.weights,
-                classifier.temperatures, strict=True)}
-    scores["unknown_category_rows"] = int(unknown.sum())
-    scores["unknown_title_rows"] = int((~result["known"]).sum())
-    scores["trained_rows"] = int(rows.trained.sum())
-    scores["promising_prior"] = promising.prior
-    scores["thresholds"] = report.promises(promising.threshold, rows.labels, promised)
-    scores["slices"] = {name: report.summarize(rows.labels[mask], {key: value[mask] for key, value in result.items()})
-                        for name, mask in report.slices(rows).items()}
-
-    # The report's folder is replaced whole; what else is kept there stays.
-    members = list(dict.fromkeys(member for member, _ in classifier.checkpoints))
-    who, again = " + ".join(member.name for member in members), command(args, classifier)
-    title = f"{'SYNTHETIC data, ' if synthetic else ''}{who}, {split}{'' if args.test else ' split'}"
-    made = report.make_tables(rows, classifier.config["training_rows"], result)
-    figures = report.make_figures(rows, made["categories.csv"], result, title)
-    out = folder / f"{place}-{classifier.name}{f'-{args.prior}' if args.prior else ''}"
+def write_report(args, classifier, rows, made):
+    """Write a report into the run's folder, and return where it is; None, after a warning, where that cannot be."""
+    folder = classifier.folder / report_name(args, rows, [classifier.name])
+    members = {member: runs.training_of(member, runs.other_folders(args)) for member in classifier.folders}
     try:
-        with files.atomic_folder(out) as temporary:
-            if out.exists():
-                shutil.copytree(out, temporary, symlinks=True, dirs_exist_ok=True,
+        # The report's folder is replaced whole; what else is kept there stays.
+        with files.atomic_folder(folder) as temporary:
+            if folder.exists():
+                shutil.copytree(folder, temporary, symlinks=True, dirs_exist_ok=True,
                                 ignore=shutil.ignore_patterns(*report.FILES))
-            report.write(temporary, scores, made, figures)
-            page.write(temporary / "report.html", title, scores, made,
-                       [runs.training_of(member, runs.other_folders(args)) for member in members], again)
+            report.write(temporary, made)
+            page.write(temporary, made, members, command(args, classifier))
+        return folder
     except OSError as error:  # of a read-only folder, or a full disk; the scores can be told all the same
         why = os.strerror(error.errno) if error.errno else "what else is there cannot be copied"
-        print(f"warning: {out}: the report is not written there ({why}), only its scores are shown and logged",
+        print(f"warning: {folder}: the report is not written there ({why}), only its scores are shown and logged",
               file=sys.stderr)
-        out = None
+        return None
 
-    if args.json:
-        print(json.dumps(scores))
-    else:
-        print(f"{title}, {report.checkpoints(scores)} of "
-              f"{' and '.join(dict.fromkeys(config['model'] for config, _ in classifier.members))}:")
-        report.show(scores, made["confusions.csv"])
-        if out:
-            print(f"report: {out}/")
 
-    # In MLflow a report bears a name such as test-best. Several runs together have an MLflow run of their own, and
-    # there the members' names need not be repeated.
-    group = f"{place}-{'+'.join(dict.fromkeys(which for _, which in classifier.checkpoints))}"
-    with tracking.mlflow_warnings():
-        if meta:
-            context = {"train": "training", "valid": "validation", "test": "testing"}[args.split]
-            used = [tracking.split_set(data.described(meta), args.split, context)]
-        else:
-            used = [tracking.data_set(source["files"], cli.readable(args.test.name), source["files"][0]["checksum"],
-                                      "evaluation")]
-        client, _ = connecting.result()
-        tracking.log_report(client, classifier.checkpoints, out, f"{group}{f'-{args.prior}' if args.prior else ''}",
-                            scores, again, tracking.training_sets(classifier.config) + used)
+def data_set(args, rows):
+    """The rows of a report as a data set of MLflow."""
+    if rows.prepared:
+        context = {"train": "training", "valid": "validation", "test": "testing"}
+        return tracking.split_set(rows.prepared, args.split, context[args.split])
+    [file] = rows.source["files"]
+    return tracking.data_set([file], cli.readable(args.test.name), file["checksum"], "evaluation")
 
 
 # --- prediction -------------------------------------------------------------------------------------------------------
@@ -399,10 +341,9 @@ def evaluate(args):
 def predict(args):
     if args.predict == "-" and jax.process_count() > 1:
         raise UserError("--predict -: only one process has this input; name a file that all can read")
-    args.out = args.out if devices.is_first() else None  # what the others print goes nowhere
-    classifier = load_named(args)
+    out = args.out if devices.is_first() else None  # what the others print goes nowhere
+    classifier, threshold = load_named(args), args.threshold
     devices.require_same([classifier.identity, args.predict, args.top, args.explain, args.precision, args.threshold])
-    threshold = args.threshold
     if args.precision:
         # What cannot be promised leaves all categories empty; candidates may still be wanted.
         classifier = classifier.promising
@@ -410,130 +351,76 @@ def predict(args):
         if unkept:
             print(f"warning: --precision {unkept}", file=sys.stderr)
 
-    # Behind the categories stands no name, for titles that are left without one; lines of text need an empty one.
-    nothing = None if args.keep else ""
-    top, names = min(args.top, len(classifier.labels)), np.array([*classifier.labels, nothing], object)
-
-    def classified(titles):
-        """[column of the answer, a list with an entry for each title]; how many have no category, and no known word."""
-        likeliest, chances = classifier.likeliest(titles, top)
-        categories, chances = classify.answered(likeliest, chances, threshold)
-        columns = [column for ids, p in zip(categories.T, chances.T, strict=True)
-                   for column in (names[ids].tolist(), p.tolist())]
-        # The likeliest category is explained even where it is refused.
-        if args.explain:
-            columns.append([" ".join(f"{word}:{gain:.2f}" for word, gain in words)
-                            for words in classifier.explain(titles, likeliest[:, 0])])
-        return columns, np.array([len(titles), (categories[:, 0] < 0).sum(), (chances[:, 0] == 0).sum()])
-
     # The same bytes on every system. What is loaded by now need not be searched for garbage again and again.
     sys.stdout.reconfigure(encoding="utf-8", newline="\n")
     gc.freeze()
-    bad, counts = sources.NoBadRows(), np.zeros(3, int)
-    with contextlib.ExitStack() as stack:
-        if args.predict != "-" and " " in args.predict and not Path(args.predict).exists():
-            raise UserError(f"--predict {args.predict}: no such file; to classify a title, pipe it: echo "
-                            f"{cli.quoted([args.predict])} | python evaluate.py --predict -")
-        if args.predict == "-" and sys.stdin is None:
-            raise UserError("--predict -: standard input is closed")
-        file = sys.stdin.buffer if args.predict == "-" else stack.enter_context(open(args.predict, "rb"))
-        stack.enter_context(files.archive_errors(args.predict))
-        require_other_file(file, args.out)
-        form, dialect = file_format(args, classifier, file), sources.Dialect()
-        header, blocks = sources.read_titles(files.decompressed(file), args.predict, bad, form, args.keep, dialect)
-        if args.keep:
-            dialect = written_dialect(args, dialect)
-            tables.require_writable(classifier.labels, dialect.encoding)
+    bad = sources.NoBadRows()
+    with opened(args.predict) as file, files.archive_errors(args.predict):
+        tables.require_other_file(file, out)
+        form = tables.file_format(args, classifier, file)
+        header, blocks, dialect = sources.read_titles(files.decompressed(file), args.predict, bad, form, args.keep)
+        with tables.answer_writer(args, out, header, dialect, classifier.labels) as write:
+            # What comes from a terminal or a pipe is answered at once.
+            answer = functools.partial(answered, args, classifier, threshold)
+            titles, refused, unknown = write_answers(blocks, answer, write, ahead=1 if files.is_patient(file) else 0)
+    bad.warn()
+    if refused and threshold not in (None, math.inf):
+        print(f"{refused:,} of {titles:,} titles left without a category: its probability is below {threshold:.4f}",
+              file=sys.stderr)
+    if unknown:
+        print(f"{unknown:,} of {titles:,} titles of which training has seen no word and no n-gram: no category, "
+              "probability 0", file=sys.stderr)
 
-        # The challenge's own form, id,category, has no room for more.
-        if header == ["id"] and not args.keep and (top > 1 or args.explain):
-            flag = f"--top {args.top}" if top > 1 else "--explain"
-            raise UserError(f"{flag}: {args.predict} has ids, for which one category each is written; --keep writes "
-                            "whole tables")
-        write = stack.enter_context(writer(args, header, top, dialect))
-        pool = stack.enter_context(ThreadPoolExecutor(1))
 
-        # A part of a block is classified while the one before is written; what comes from a terminal or a pipe is
-        # answered at once.
-        waiting, ahead = [], 1 if files.is_patient(file) else 0
+def opened(path):
+    """The file of titles, or standard input, as a context."""
+    if path != "-" and " " in path and not Path(path).exists():
+        raise UserError(f"--predict {path}: no such file; to classify a title, pipe it: echo {cli.quoted([path])} | "
+                        "python evaluate.py --predict -")
+    if path == "-" and sys.stdin is None:
+        raise UserError("--predict -: standard input is closed")
+    return contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb")
 
-        def finish(left):
-            nonlocal counts
-            while len(waiting) > left:
-                kept, answer = waiting.pop(0)
-                columns, found = answer.result()
-                write(kept, columns)
-                counts += found
 
+def answered(args, classifier, threshold, rows):
+    """The columns of the answer to data.Rows, lists with an entry for each; and how many titles there are, how many of
+    them are left without a category, and of how many nothing is known [3]."""
+    # Behind the categories stands no name, for titles that are left without one; lines of text need an empty one.
+    names = np.array([*classifier.labels, None if args.keep else ""], object)
+    likeliest, probabilities = classifier.likeliest(rows, min(args.top, len(classifier.labels)))
+    categories, probabilities = classify.answered(likeliest, probabilities, threshold)
+    columns = [column for ids, p in zip(categories.T, probabilities.T, strict=True)
+               for column in (names[ids].tolist(), p.tolist())]
+    # The likeliest category is explained even where it is refused.
+    if args.explain:
+        columns.append([" ".join(f"{word}:{gain:.2f}" for word, gain in words)
+                        for words in classifier.explain(rows, likeliest[:, 0])])
+    return columns, np.array([len(rows.titles), (categories[:, 0] < 0).sum(), (probabilities[:, 0] == 0).sum()])
+
+
+def write_answers(blocks, answer, write, ahead):
+    """Answer blocks of rows, as from sources.read_titles, a part at a time: so many parts `ahead` of the one that is
+    written. Returns the sums of what `answer` counts."""
+    waiting, counts = [], np.zeros(3, int)
+
+    def finish(left):
+        nonlocal counts
+        while len(waiting) > left:
+            kept, answering = waiting.pop(0)
+            columns, found = answering.result()
+            write(kept, columns)
+            counts += found
+
+    with ThreadPoolExecutor(1) as pool:
         try:
-            for titles, kept in blocks:
-                for start in range(0, len(titles), PREDICT_ROWS):
+            for rows, kept in blocks:
+                for start in range(0, len(rows.titles), PREDICT_ROWS):
                     part = slice(start, start + PREDICT_ROWS)
-                    waiting.append((kept and kept[part], pool.submit(classified, titles[part])))
+                    waiting.append((kept and kept[part], pool.submit(answer, rows.part(part))))
                     finish(ahead)
         finally:  # also what came before a bad row
             finish(0)
-    bad.warn()
-    notes = [(counts[2], "of which training has seen no word and no n-gram: no category, probability 0")]
-    if threshold not in (None, math.inf):
-        notes.insert(0, (counts[1], f"left without a category: its probability is below {threshold:.4f}"))
-    for number, what in notes:
-        if number:
-            print(f"{number:,} of {counts[0]:,} titles {what}", file=sys.stderr)
-
-
-def require_other_file(file, out):
-    """Raise UserError where --out is the file that is open, by whatever name."""
-    with contextlib.suppress(OSError, ValueError):  # there is no such file yet, or what is read is none
-        read = os.fstat(file.fileno())
-        if stat.S_ISREG(read.st_mode) and out and os.path.samestat(read, os.stat(out)):
-            raise UserError(f"--out {out}: is the file that --predict reads; choose another")
-
-
-def written_dialect(args, dialect):
-    """The Dialect in which --keep writes CSV: as the table is that was read, unless flags or the name of --out say
-    otherwise."""
-    suffix, separator = args.out.suffix.lower() if args.out else "", dialect.separator
-    if suffix in WRITTEN:
-        return dataclasses.replace(dialect, encoding="utf-8")
-    if suffix in (".csv", ".tsv") and (separator == "\t") != (suffix == ".tsv"):
-        separator = "\t" if suffix == ".tsv" else ","
-    return dataclasses.replace(dialect, separator=args.out_separator or separator, encoding=args.out_encoding or
-                               dialect.encoding, mark=dialect.mark and not args.out_encoding)
-
-
-@contextlib.contextmanager
-def writer(args, header, top, dialect):
-    """A function of (kept columns or None, columns of the answer) that writes rows to --out or standard output: behind
-    the columns of a table, in its own dialect or as the name of --out says; after ids as CSV; else divided by tabs."""
-    # A table's own columns keep their names, such as the category of labelled rows.
-    taken = header if args.keep else ()
-    added = classify.answer_columns(top, args.threshold or args.precision, taken)
-    pairs = len(added) // 2
-    added += [classify.free_name("explanation", taken)] if args.explain else []
-    if args.keep:
-        kinds = [pa.string(), pa.float64()] * pairs + [pa.string()] * args.explain
-        with tables.writer(args.out, dialect, header, [*zip(added, kinds, strict=True)]) as write:
-            yield write
-        return
-
-    with files.atomic_write(args.out) if args.out else contextlib.nullcontext(sys.stdout) as out:
-        rows = csv.writer(out, lineterminator="\n")
-        if header:
-            rows.writerow(["id", "category"])
-
-        # Lines are made by one format for all columns, which is much faster than a field at a time.
-        form = "\t".join(["{}\t{:.6f}"] * pairs + ["{}"] * args.explain) + "\n"
-
-        def write_text(kept, columns):
-            if header:
-                rows.writerows(zip(kept["id"].to_pylist(), columns[0], strict=True))
-            else:
-                out.writelines(map(form.format, *columns))
-            # Whoever reads the other end of a pipe gets each part at once.
-            out.flush()
-
-        yield write_text
+    return counts
 
 
 # --- words ------------------------------------------------------------------------------------------------------------

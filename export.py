@@ -15,6 +15,9 @@ nothing but the run's folder; best and latest are of the runs on --data, where t
 evaluate.py. The folder is written whole or not at all; one that holds anything else is left alone. An encoder needs its
 package where the model is used, too; the file holds what training changed of it.
 
+Before, run and classify.py answer some hundred titles: of the validation split of --data, where the run was trained on
+that, and made-up ones. Where the two part, because model.py was edited and classify.py was not, nothing is exported.
+
 --log adds the same two files to the training's MLflow run (of several: the first one's) as a model of MLflow, and
 --register also makes it the next version of a registered model. Such a model takes titles as JSON (text/csv is
 refused), as a list or as the column `title` of a table, and the parameters top, threshold and precision. It answers in
@@ -61,19 +64,27 @@ if __name__ == "__main__":
     ARGS = cli.run(parse_args)  # before JAX is loaded, so that --help answers at once
     cli.run(cli.clean_environment)
 
+import contextlib
+import functools
+import itertools
 import json
+import random
+import runpy
 import tempfile
 
 import flax
 import jax
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 import classify
+import data
 import model
-from titles import encoder, runs, tracking
+from titles import calibration, encoder, predict, runs, tracking
 from titles.predict import load_named
 
+# --- arrays -----------------------------------------------------------------------------------------------------------
 
 def quantized(table, titles):
     """[V, D] float32, the number of training titles that used each row [V] -> ([V, D] int8, scales [V] float16), whose
@@ -143,6 +154,9 @@ def model_arrays(classifier, dtype):
         # Names begin with the number of the run, so that several fit into one file.
         arrays_of = encoder_arrays if "encoder" in config else member_arrays
         settings, found = arrays_of(config, variables, shift, dtype)
+        if part := classify.unknown_part(settings, found):
+            raise UserError(f"{folder}: classify.py does not know its {part}; write there what model.py computes "
+                            "(NETWORKS), and export it then")
         found["promising_shift"] = np.asarray(promising.shifts[i], np.float32)
         arrays |= {f"{i}/{name}": array for name, array in found.items()}
         members.append(settings)
@@ -155,9 +169,9 @@ def model_arrays(classifier, dtype):
                            "validation_balanced_accuracy": row.get("valid_balanced_accuracy")})
 
     # Weights, smoothing and promises are of all runs together; the provenance is for people, no code reads it.
-    def together(classifier):
-        return {"weights": [float(factor) for factor in classifier.factors], "smoothing": float(classifier.smoothing),
-                "prior": classifier.prior, "promises": classifier.promises}
+    def together(one):
+        return {"weights": [float(factor) for factor in one.factors], "smoothing": float(one.smoothing),
+                "prior": one.prior, "promises": one.promises}
 
     settings = {
         "format": classify.FORMAT, "members": members, **together(classifier), "promising": together(promising),
@@ -171,11 +185,126 @@ def model_arrays(classifier, dtype):
     return arrays | {"digest": classify.digest(arrays)}
 
 
-def write(folder, arrays):
-    """Write model.npz and classify.py into a folder. Returns the bytes of the first."""
+# --- comparison -------------------------------------------------------------------------------------------------------
+# Who edits model.py may forget classify.py, whose networks are the same in NumPy. So both answer some titles, and where
+# they part nothing is exported: else the file would name other categories than the run, in silence.
+
+SAMPLE, SAMPLE_OF_ENCODER = 150, 20  # validation titles to compare on, and as many made up; an encoder is slow
+EXACTLY = 1e-5  # of the largest number in float32; rounding makes up to 1e-6 (measured on all kinds of models)
+# Of 8-bit integers: by how much the probability of the likeliest category differs on average (measured: 0.003), and the
+# share of titles with another category that is no near-tie, which is less likely by so much (measured: 0).
+ON_AVERAGE, OTHERS, NEAR_TIE = 0.02, 0.02, 0.05
+ODD = ["", " ", "qwzzk", "???", "Teléfono ÑANDÚ coraça\u0303o", "M&amp;M caf&eacute; &#39;5&Prime; AT&T", "１２ ﬁn №5",
+       "手机壳 カメラ 한국", "ΟΔΟΣ Σ", "rojo😀azul tele\u00advisor", "c++ 1.500,50 100% wi-fi a/b x_y", "x" * 300]
+
+
+def sample_titles(classifier, folders):
+    """Titles to compare on: of the validation split, where the prepared data of the run is in these folders; made of
+    words of its vocabulary, changed, glued together and with marks; and ODD."""
+    size = SAMPLE_OF_ENCODER if any("encoder" in config for config, _ in classifier.members) else SAMPLE
+    titles, draw, folder = [], random.Random(0), folders if isinstance(folders, Path) else folders[0]
+    with contextlib.suppress(OSError, UserError):  # a run needs no data to be exported
+        if data.fingerprint_of(folders) == classifier.config["fingerprint"]:
+            with open(folder / "valid_text.txt", encoding="utf-8") as file:
+                titles += [line.rstrip("\n") for line in itertools.islice(file, size)]
+    for _ in range(size):
+        words = draw.choices(classifier.vocab[len(data.SPECIALS):], k=draw.randrange(1, 15))
+        words[0] = draw.choice([str.upper, str.title, lambda word: word[::-1], lambda word: f"{word}s"])(words[0])
+        marks = draw.choices(["", " ", "-", ".", "é ", "/12 ", "+"], (1, 9, 1, 1, 1, 1, 1), k=len(words))
+        titles.append("".join(map("{}{}".format, words, marks)))
+    return [*titles, " ".join(titles[-20:]), *ODD]
+
+
+@functools.partial(jax.jit, compiler_options=model.QUICK_COMPILE)
+def computed(ensemble, batches):
+    """Of titles, step by step: [(vectors and weights that a module takes, logits that it gives)] of all modules, and
+    the probabilities of all together."""
+    of_modules = [(*predict.inputs(predictor, batch.ids), predict.forward(predictor, batch))
+                  for predictor, batch in zip(ensemble.predictors, batches, strict=True)]
+    return of_modules, calibration.smoothed(predict.combined(ensemble, batches)[0], ensemble.smoothing)
+
+
+def summed(vectors, weights):
+    """[B, P, D], [B, P] -> [B, D + 1], sums that do not ask where the padding is."""
+    return np.concatenate([(weights[:, None] @ vectors)[:, 0], weights.sum(1, keepdims=True)], 1)
+
+
+def require_equal(found, wanted, tolerance, what, titles):
+    """Raise UserError, which says what differs, unless arrays [N, ...] of N titles are equal but for rounding."""
+    apart = np.abs(found - wanted).max(1)
+    if not (apart <= tolerance * max(1, np.abs(wanted).max())).all():
+        raise UserError(f"not exported: {what}, by up to {apart.max():.2g}, such as of {titles[apart.argmax()]!r}; "
+                        "make the same change in classify.py as in model.py")
+
+
+def require_same_words(titles):
+    """Raise UserError unless the tokenizer of classify.py cuts titles as that of all other scripts does."""
+    for title in titles:
+        codes, words, _ = data.bulk_tokenize(pa.array([title], pa.string()))
+        if (found := classify.tokenize(title)) != (wanted := [words[code] for code in codes]):
+            raise UserError(f"not exported: the tokenizer of classify.py cuts {title!r} into {found}, bulk_tokenize in "
+                            f"data.py into {wanted}; ASCII other than letters and digits must separate in both")
+
+
+def require_same_network(classifier, exact, titles):
+    """Raise UserError unless a classify.Classifier of float32 computes of titles what an evaluate.Classifier does, at
+    each step. Returns the probabilities [N, C]."""
+    ensemble, batches, known = classifier.read(titles)
+    # A GPU multiplies matrices less exactly unless it is asked to.
+    with jax.default_matmul_precision("highest"):
+        of_modules, chances = jax.device_get(computed(ensemble, batches))
+    positions, _ = exact.encode(titles)
+    hashes = exact.hashes[positions]
+
+    for (config, _), (folder, _), member, (vectors, weights, z), shift in zip(
+            classifier.members, classifier.checkpoints, exact.members, of_modules, classifier.shifts, strict=True):
+        who = f"{folder.name}: classify.py"
+        try:
+            if "encoder" in config:
+                found, _ = member.logits(titles)
+            else:
+                inputs = member.inputs(positions, hashes)
+                require_equal(summed(inputs.vectors, inputs.weights), summed(vectors, weights), EXACTLY,
+                              f"{who} makes other vectors or weights of words and n-grams", titles)
+                found = member.logits(positions, hashes)
+        except (LookupError, TypeError, ValueError) as error:
+            raise UserError(f"not exported: {who} fails in the network {config['model']} ({error!r}); make the same "
+                            "change there as in model.py") from None
+        require_equal(found, z + shift, EXACTLY, f"{who} computes other logits in the network {config['model']}, its "
+                      "pooling or head", titles)
+
+    # What is left is how several runs go together, temperatures, and whether anything of a title is known.
+    answers, answered = np.zeros_like(chances), np.zeros_like(known)
+    for rows, z, is_known in exact.in_blocks(titles):
+        answers[rows], answered[rows] = exact.probabilities(z), is_known
+    largest = classifier.factors.sum() * max(np.abs(z).max() for *_, z in of_modules)
+    require_equal(answers, chances, EXACTLY * max(1, largest),
+                  "classify.py makes other probabilities of the same logits", titles)
+    require_equal(answered[:, None].astype(int), known[:, None].astype(int), 0,
+                  "classify.py says otherwise whether anything of a title is known", titles)
+    return chances
+
+
+def require_near(found, wanted, titles):
+    """Raise UserError unless probabilities [N, C] of 8-bit integers are near those of the run."""
+    best, other = wanted.argmax(1), found.argmax(1)
+    rows = np.arange(len(titles))
+    apart = np.abs(found[rows, best] - wanted[rows, best])
+    others = wanted[rows, best] - wanted[rows, other] > NEAR_TIE
+    if apart.mean() > ON_AVERAGE or others.mean() > OTHERS:
+        raise UserError(f"not exported: as 8-bit integers it names another category for {others.mean():.1%} of the "
+                        f"titles, with probabilities that differ by {apart.mean():.3f} on average, such as of "
+                        f"{titles[apart.argmax()]!r}; export it with --dtype float32")
+
+
+def write(folder, arrays, titles, chances):
+    """Write model.npz and classify.py into a folder, and raise UserError unless the one answers with the other what the
+    run says of titles, probabilities [N, C]. Returns the bytes of the first."""
     np.savez_compressed(folder / "model.npz", **arrays)
     # The script as it was when this process began, which is the one that these arrays were made for.
     (folder / "classify.py").write_bytes(runs.SOURCE["classify.py"])
+    written = runpy.run_path(str(folder / "classify.py"))
+    require_near(written["Classifier"](folder / "model.npz").predict_proba(titles), chances, titles)
     return (folder / "model.npz").stat().st_size
 
 
@@ -222,6 +351,14 @@ def main(args):
             not args.out.is_dir() or {path.name for path in args.out.iterdir()} - CONTENT):
         raise UserError(f"{args.out}: holds other things than an exported model; name a new folder with --out")
     classifier = load_named(args)
+    if data.COLUMNS:
+        raise UserError(f"the run reads {', '.join(data.COLUMNS)} of a row beside its title (data.COLUMNS), which "
+                        "classify.py does not; predict with evaluate.py")
+    if args.out or args.log or args.register:
+        arrays, titles = model_arrays(classifier, "float32"), sample_titles(classifier, args.data)
+        require_same_words(titles)
+        chances = require_same_network(classifier, classify.Classifier(arrays), titles)
+        arrays = model_arrays(classifier, args.dtype)
     if args.vectors:
         words, vectors = classifier.word_vectors()
         with files.atomic_write(args.vectors) as file:
@@ -229,17 +366,16 @@ def main(args):
             file.writelines(f"{word} {' '.join(map('{:.6g}'.format, row))}\n"
                             for word, row in zip(words, vectors.tolist(), strict=True))
         print(f"{args.vectors}: {len(words):,} words, {vectors.shape[1]} numbers each")
-    arrays = model_arrays(classifier, args.dtype) if args.out or args.log or args.register else None
     if args.out:
         with files.atomic_folder(args.out) as folder:
-            size = write(folder, arrays)
+            size = write(folder, arrays, titles, chances)
         print(f"{args.out}/model.npz: {size / 1e6:.1f} MB, {len(classifier.vocab):,} words, "
               f"{len(classifier.labels):,} categories\n"
               f"try it: echo zapatillas running | python {args.out}/classify.py {args.out}/model.npz --top 3")
     if args.log or args.register:
         # MLflow keeps copies, so these files are needed for a moment only.
         with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder), arrays)
+            write(Path(folder), arrays, titles, chances)
             address = log(Path(folder), classifier.folder, args.register, args.alias)
         print(f"{address}\nserve it: MLFLOW_TRACKING_URI={tracking.public(tracking.mlflow_uri())} mlflow models serve "
               f"-m {address} --env-manager local")

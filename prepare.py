@@ -41,7 +41,7 @@ import signal
 import sys
 import time
 import unicodedata
-from collections import Counter, deque
+from collections import Counter
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -265,21 +265,7 @@ def tokenized_blocks(args, chosen, bad, base):
     # One thread more than asked for, as reading the next block takes one.
     categories = base and pa.array([sources.tidy(name) for name in base.labels], pa.string())
     with ThreadPoolExecutor(args.threads + 1) as pool:
-        yield from map_ahead(pool, tokenized, chosen_blocks(args, chosen, bad, categories), 2 * args.threads)
-
-
-def map_ahead(pool, function, items, depth):
-    """Like map, with up to `depth` calls and the next item under way in the pool; results come in order."""
-    # The next item is read in the pool, too, while the main thread works on the results.
-    waiting, items, end = deque(), iter(items), object()
-    coming = pool.submit(next, items, end)
-    while (item := coming.result()) is not end:
-        coming = pool.submit(next, items, end)
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > depth:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+        yield from cli.map_ahead(pool, tokenized, chosen_blocks(args, chosen, bad, categories), 2 * args.threads)
 
 
 def chosen_blocks(args, chosen, bad, categories):
@@ -295,25 +281,20 @@ def chosen_blocks(args, chosen, bad, categories):
                 if "language" not in block:
                     raise UserError(f"{path}: has no language column, which --languages "
                                     + (f"of {args.like} " if args.like else "") + "needs")
-                block = filtered(block, pc.is_in(block["language"], pa.array(args.languages)))
+                block = sources.filtered(block, pc.is_in(block["language"], pa.array(args.languages)))
             if categories is not None:
                 known = pc.is_in(block["category"], categories)
-                others = filtered(block, pc.invert(known))
+                others = sources.filtered(block, pc.invert(known))
                 for line, name in zip(others["line"].to_pylist(), others["category"].to_pylist(), strict=True):
                     bad.add(path, line, f"{args.like} has no category {name}")
                 read -= len(others["line"])  # bad rows are counted by themselves
-                block = filtered(block, known)
+                block = sources.filtered(block, known)
             if split in (None, 0) and left is not None:
                 block = {column: values[:left] for column, values in block.items()}
                 left -= len(block["title"])
             yield path, split, block, read
             if split in (None, 0) and left == 0:
                 break
-
-
-def filtered(block, mask):
-    """The rows of a block for which an Arrow array of booleans is true."""
-    return {column: values.filter(mask) for column, values in block.items()}
 
 
 def column_of(block, name):
@@ -620,7 +601,7 @@ def write_titles(folder, rows, split, words, args):
                   for name, size in zip(SPLITS, np.bincount(split, minlength=3), strict=False)]
         texts = [stack.enter_context(open(folder / f"{name}_text.txt", "wb")) for name in SPLITS]
         pool = stack.enter_context(ThreadPoolExecutor(args.threads + 1))
-        for by_split in map_ahead(pool, divided, rows.blocks, 2 * args.threads):
+        for by_split in cli.map_ahead(pool, divided, rows.blocks, 2 * args.threads):
             for s, (titles, numbers, text) in enumerate(by_split):
                 arrays[s].write(titles)
                 texts[s].write(text)
@@ -689,7 +670,7 @@ def write_pieces(folder, args, sizes):
                                                   args.max_pieces))
             blocks = iter(lambda lines=lines: list(itertools.islice(lines, PIECE_ROWS)), [])
             try:
-                for ids in map_ahead(pool, cut, blocks, 2 * workers):
+                for ids in cli.map_ahead(pool, cut, blocks, 2 * workers):
                     file.write(ids)
                     bar.update(len(ids))
                     full += int((ids[:, -1] > 0).sum())

@@ -23,7 +23,7 @@ import re
 import sys
 import time
 import unicodedata
-from collections import deque, namedtuple
+from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,7 +49,7 @@ NO_HEAD = 0.1              # titles of brand, model and attributes only; raise t
 VAGUE = 0.02               # titles with nothing but family and promotion words: nobody can tell
 MENTION = 0.5              # titles that name a second product after their own; raise to reward word order
 BORROWED = 0.18            # descriptive words and models taken from a sibling; raise to make words less telling
-MISSPELT = 0.02            # share of pieces with a typing error
+MISSPELT = 0.02            # share of fragments with a typing error
 MOJIBAKE = 0.004           # titles with broken accents
 PLAIN = 0.60               # titles without accents
 MID_WORD = 0.08            # titles cut at 60 characters, whatever stands there
@@ -168,27 +168,22 @@ def choose_categories(tables, n):
     return categories[:n]
 
 
-def category_names(n):
-    """Names of the first n categories. Raises UserError where n is out of range."""
-    return [PREFIX + category.name for category in choose_categories(read_tables(), n)]
-
-
 # --- tables to arrays -------------------------------------------------------------------------------------------------
-# A title is a row of pieces. A piece is a text with the spaces around it, known by its number; piece 0 is no text. A
-# field draws its piece from a group, such as the Spanish head nouns of one category.
+# A title is a row of fragments. A fragment is a text with the spaces around it, known by its number; 0 is no text. A
+# field draws its fragment from a list of choices, such as the Spanish head nouns of one category.
 
-Groups = namedtuple("Groups", "pieces start size")  # pieces of all groups on end; where each group starts, and its size
-SPELLINGS = 8              # of each piece: as in the tables, without accents, as mojibake, and five typing errors
+Choices = namedtuple("Choices", "fragments start size")  # of all lists of a kind on end; where each starts; its size
+SPELLINGS = 8              # of each fragment: as in the tables, without accents, as mojibake, and five typing errors
 CODE_SUFFIXES = [" ", " ", " ", "a ", "b ", "x ", "-2 ", "br ", "/1 ", "n "]
 
 
-def group_pieces(tables, categories):
-    """All pieces, and the groups that fields draw from: ([(text, glued)], {name: Groups of int32, int32, float32}).
-    A glued piece goes on with the word before it, so title case leaves it as it is."""
-    def words(groups):
-        return [[(f"{text} ", False) for text in texts] for texts in groups]
+def number_fragments(tables, categories):
+    """All fragments, and what fields draw them from: ([(text, glued)], {name: Choices of int32, int32, float32}). A
+    glued fragment goes on with the word before it, so title case leaves it as it is."""
+    def words(lists):
+        return [[(f"{text} ", False) for text in texts] for texts in lists]
 
-    def by_language(records, key):                       # group 2 i is of record i in Spanish, 2 i + 1 in Portuguese
+    def by_language(records, key):                       # list 2 i is of record i in Spanish, 2 i + 1 in Portuguese
         return [texts for record in records for texts in getattr(record, key)]
 
     # These lists are the same in both languages.
@@ -204,7 +199,7 @@ def group_pieces(tables, categories):
         "brand": words(by_language(families, "brands")),
         "common": words(by_language(families, "words")),
         # Sellers write 500ml and 500 ml.
-        "unit": [[piece for unit in units for piece in ((f"{unit} ", True), (f" {unit} ", False))]
+        "unit": [[fragment for unit in units for fragment in ((f"{unit} ", True), (f" {unit} ", False))]
                  for units in by_language(families, "units")],
         # The first syllable of a coined name begins a word, the last ends it.
         "syllable": [[(syllable + end, glued) for syllable in syllables]
@@ -214,20 +209,20 @@ def group_pieces(tables, categories):
         "number": [[(str(number), False) for number in range(10_000)]],
         "round": [[(number, False) for number in numbers]],
         "suffix": [[(suffix, True) for suffix in CODE_SUFFIXES]],
-        # Groups 0 and 1 are Spanish and Portuguese.
+        # Lists 0 and 1 are Spanish and Portuguese.
         "lead": words(lists.leads),
         "tail": words(lists.tails),
         "attribute": words(lists.attributes),
         "connector": words(lists.connectors)}
 
-    # Pieces are numbered as they come: a text of many groups is stored once. The order decides who gets which typing
+    # Fragments are numbered as they come: a text of many lists is stored once. The order decides who gets which typing
     # error, so it is part of the rules.
     numbered, result = {("", False): 0}, {}
-    for name, groups in named.items():
-        flat = [numbered.setdefault(piece, len(numbered)) for group in groups for piece in group]
-        size = np.array([len(group) for group in groups])
+    for name, lists in named.items():
+        flat = [numbered.setdefault(fragment, len(numbered)) for fragments in lists for fragment in fragments]
+        size = np.array([len(fragments) for fragments in lists])
         start = (size.cumsum() - size).astype(np.int32)
-        result[name] = Groups(np.array(flat, np.int32), start, size.astype(np.float32))
+        result[name] = Choices(np.array(flat, np.int32), start, size.astype(np.float32))
     return list(numbered), result
 
 
@@ -244,25 +239,26 @@ def mistype(text, rng):
     return text[:i] + rng.choice([after + here, here, here * 2 + after, here + rng.choice("aeiosnrl")]) + text[i + 2:]
 
 
-def written_forms(pieces):
-    """Every piece as it may be written: a flat pyarrow string array [case (title, lower, upper) x spelling x piece]."""
+def written_forms(fragments):
+    """Every fragment as it may be written: a flat pyarrow string array [case (title, lower, upper) x spelling x
+    fragment]."""
     import pyarrow as pa
-    # A piece is misspelt in five ways at most: people make the same mistakes, and a model can learn them.
+    # A fragment is misspelt in five ways at most: people make the same mistakes, and a model can learn them.
     rng = random.Random(0)
-    texts = [text for text, _ in pieces]
+    texts = [text for text, _ in fragments]
     plain = [without_accents(text) for text in texts]
     spellings = [texts, plain, [text.encode().decode("latin-1") for text in texts]]
     spellings += [[mistype(text, rng) for text in plain] for _ in range(SPELLINGS - len(spellings))]
 
     # str.title would raise the letter after an apostrophe or a digit too.
     forms = [[text if glued else " ".join(word.capitalize() for word in text.split(" "))
-              for text, (_, glued) in zip(spelling, pieces, strict=True)] for spelling in spellings]
+              for text, (_, glued) in zip(spelling, fragments, strict=True)] for spelling in spellings]
     forms += [[change(text) for text in spelling] for change in (str.lower, str.upper) for spelling in spellings]
     return pa.concat_arrays([pa.array(form, pa.string()) for form in forms])
 
 
 def build_world(tables, categories):
-    """All that does not depend on the seed: the pieces and their forms, and how frequent categories and languages are.
+    """All that does not depend on the seed: the fragments and their forms, how frequent categories and languages are.
     Arrays over categories are in the order of `names`, in which families stand together, as `sibling` needs them."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -270,16 +266,16 @@ def build_world(tables, categories):
     categories = sorted(categories, key=lambda category: category.family)
     names = [PREFIX + category.name for category in categories]
     position = {category.name: i for i, category in enumerate(categories)}
-    pieces, groups = group_pieces(tables, categories)
-    forms = written_forms(pieces)
+    fragments, choices = number_fragments(tables, categories)
+    forms = written_forms(fragments)
 
     # Sizes, languages and reliability are not drawn by --seed, so that two files are two samples of one data set.
     rng = np.random.default_rng(n)
     weight = rng.permutation(np.interp(np.linspace(0, 1, n), *SIZES))
     weight /= weight.sum()
     spanish, reliable = rng.uniform(0.35, 0.65, n), rng.uniform(0.2, 1.8, n)
-    alone = rng.permutation(n)[:round(ONE_LANGUAGE * n)]
-    spanish[alone] = np.arange(len(alone)) % 2
+    monolingual = rng.permutation(n)[:round(ONE_LANGUAGE * n)]
+    spanish[monolingual] = np.arange(len(monolingual)) % 2
     reliable[rng.permutation(n)[:round(NEVER_RELIABLE * n)]] = 0
 
     # Category i owns the stretch of [0, 1] from cumulative[i] to cumulative[i + 1], its family that from low[i] to
@@ -293,8 +289,8 @@ def build_world(tables, categories):
         low=cumulative[np.searchsorted(family, family)], high=cumulative[np.searchsorted(family, family, "right")],
         reliable=reliable * RELIABLE / (reliable * weight).sum(),
         product=np.array([position[category.product] for category in categories]),
-        groups=groups, forms=forms, pieces=len(pieces),
-        length=pc.utf8_length(forms[:len(pieces)]).to_numpy(),
+        choices=choices, forms=forms, fragments=len(fragments),
+        length=pc.utf8_length(forms[:len(fragments)]).to_numpy(),
         endings=pa.array([f",{quality},{language},{name}\n" for name in names
                           for language in ("spanish", "portuguese") for quality in ("unreliable", "reliable")]))
 
@@ -317,11 +313,11 @@ class Draw:
         """Whether it happens, for each row."""
         return self.rng.random(self.rows, np.float32) < probability
 
-    def piece(self, groups, group=0):
-        """A piece of its group for each row, the earlier ones likelier."""
+    def fragment(self, choices, number=0):
+        """A fragment of the list of this number for each row, the earlier ones likelier."""
         u = self.rng.random(self.rows, np.float32)
-        index = (groups.size[group] * u * np.sqrt(u)).astype(np.int32)
-        return groups.pieces[groups.start[group] + index]
+        index = (choices.size[number] * u * np.sqrt(u)).astype(np.int32)
+        return choices.fragments[choices.start[number] + index]
 
 
 def sibling(world, draw, category):
@@ -353,20 +349,23 @@ def generate(world, draw):
 
     # One draw decides, as a title without all that tells its category is without its head noun too.
     kind = draw.rng.random(draw.rows, np.float32)
-    fields = draw_fields(world, draw, category, language, mentioned, lender)
+    lists = SimpleNamespace(language=language, own=2 * category + language, other=2 * mentioned + language,
+                            lent=2 * lender + language, family=2 * world.family[category] + language)
+    fields = draw_fields(world.choices, draw, category, lists)
     shown = choose_fields(draw, fields, vague=kind < VAGUE, no_head=kind < VAGUE + NO_HEAD)
-    pieces = order_fields(draw, fields, shown)
-    return write_titles(world, draw, pieces), category, label, language, reliable
+    fragments = order_fields(draw, fields, shown)
+    return write_titles(world, draw, fragments), category, label, language, reliable
 
 
-def draw_fields(world, draw, category, language, mentioned, lender):
-    """The pieces of every field: {field: list of int arrays [rows], one for each piece of the field}."""
-    groups, piece = world.groups, draw.piece
-    own, other, lent = category * 2 + language, mentioned * 2 + language, lender * 2 + language
-    family = world.family[category] * 2 + language
+def draw_fields(choices, draw, category, lists):
+    """The fragments of every field: {field: list of int arrays [rows], one for each fragment of the field}. lists: a
+    namespace of the numbers [rows] of the lists that the title's `language`, `own` category and `family` have, the
+    `other` product, and who has `lent` words."""
+    def pick(name, number=0):
+        return draw.fragment(choices[name], number)
 
     # Half of the model codes are a category's own and come again, so they can be learned; the others are noise.
-    letters, numbers = groups["letters"].pieces, groups["number"].pieces
+    letters, numbers = choices["letters"].fragments, choices["number"].fragments
     code = (2000 * draw.uniform() ** 3).astype(np.int64)
     known = draw.chance(0.5)
     known_letters = letters[(category * 37 + code * 11) % len(letters)]
@@ -374,26 +373,26 @@ def draw_fields(world, draw, category, language, mentioned, lender):
 
     # Words of siblings blur what words tell.
     def borrowed(name):
-        return piece(groups[name], np.where(draw.chance(BORROWED), lent, own))
+        return pick(name, np.where(draw.chance(BORROWED), lists.lent, lists.own))
 
     return {
-        "lead": [piece(groups["lead"], language)],
-        "head": [piece(groups["head"], own)],
-        "mention": [piece(groups["connector"], language), piece(groups["head"], other),
-                    piece(groups["word"], other) * draw.chance(0.5)],
+        "lead": [pick("lead", lists.language)],
+        "head": [pick("head", lists.own)],
+        "mention": [pick("connector", lists.language), pick("head", lists.other),
+                    pick("word", lists.other) * draw.chance(0.5)],
         "word": [borrowed("word")],
-        "brand": [piece(groups["brand"], family)],
+        "brand": [pick("brand", lists.family)],
         "model": [borrowed("model")],
-        "code": [np.where(known, known_letters, piece(groups["letters"])),
-                 np.where(known, known_number, piece(groups["number"])), piece(groups["suffix"])],
+        "code": [np.where(known, known_letters, pick("letters")), np.where(known, known_number, pick("number")),
+                 pick("suffix")],
         "word2": [borrowed("word")],
-        "common": [piece(groups["common"], family)],
-        "measure": [np.where(draw.chance(0.1), piece(groups["number"]),
-                             draw.rng.choice(groups["round"].pieces, draw.rows)), piece(groups["unit"], family)],
-        "attribute": [piece(groups["attribute"], language)],
-        "coined": [piece(groups["syllable"], part) for part in range(3)],
-        "tail": [piece(groups["tail"], language)],
-        "dirt": [piece(groups["dirt"])]}
+        "common": [pick("common", lists.family)],
+        "measure": [np.where(draw.chance(0.1), pick("number"), draw.rng.choice(choices["round"].fragments, draw.rows)),
+                    pick("unit", lists.family)],
+        "attribute": [pick("attribute", lists.language)],
+        "coined": [pick("syllable", part) for part in range(3)],
+        "tail": [pick("tail", lists.language)],
+        "dirt": [pick("dirt")]}
 
 
 def choose_fields(draw, fields, vague, no_head):
@@ -412,36 +411,36 @@ def choose_fields(draw, fields, vague, no_head):
 
 
 def order_fields(draw, fields, shown):
-    """The pieces of the titles in a seller's order: int array [rows, pieces], 0 where a field is not shown."""
-    pieces = np.stack([piece * shown[field] for field in FIELDS for piece in fields[field]], axis=1)
+    """The fragments of the titles in a seller's order: int array [rows, fragments], 0 where a field is not shown."""
+    fragments = np.stack([fragment * shown[field] for field in FIELDS for fragment in fields[field]], axis=1)
     # The columns are now in the order of FIELDS; a seller's order of fields becomes an order of columns.
     owners = [field for field in FIELDS for _ in fields[field]]
     orders = np.array([[column for field in order.split() for column, owner in enumerate(owners) if owner == field]
                        for order in ORDERS])
-    return np.take_along_axis(pieces, orders[draw.rng.integers(len(ORDERS), size=draw.rows)], axis=1)
+    return np.take_along_axis(fragments, orders[draw.rng.integers(len(ORDERS), size=draw.rows)], axis=1)
 
 
-def write_titles(world, draw, pieces):
-    """Titles (pyarrow strings) of these pieces [rows, pieces]: cut to length, in a case and spelling of their own."""
+def write_titles(world, draw, fragments):
+    """Titles (pyarrow strings) of these fragments [rows, fragments]: cut to length, with a case and a spelling each."""
     import pyarrow as pa
     import pyarrow.compute as pc
-    # Most sellers stop at the piece that no longer fits; a few go on and are cut off in the middle of a word.
+    # Most sellers stop at the fragment that no longer fits; a few go on and are cut off in the middle of a word.
     limit = np.where(draw.chance(SHORT), 12 + 48 * np.sqrt(draw.uniform()), 60 + 8 * draw.chance(TOO_LONG))
     mid_word = draw.chance(MID_WORD)
     limit[mid_word] = 200
-    length = world.length[pieces]
+    length = world.length[fragments]
     total = length.cumsum(axis=1)
-    keep = (pieces > 0) & ((total <= limit[:, None]) | (total == length))    # the first stays, however long
+    keep = (fragments > 0) & ((total <= limit[:, None]) | (total == length))    # the first stays, however long
 
-    # A title has one case and one spelling, but for typing errors, which hit single pieces. See `written_forms`.
+    # A title has one case and one spelling, but for typing errors, which hit single fragments. See `written_forms`.
     case = np.searchsorted(CASES, draw.uniform())
     spelling = np.where(draw.chance(MOJIBAKE), 2, draw.chance(PLAIN))
-    forms = (pieces + (world.pieces * (SPELLINGS * case + spelling))[:, None])[keep]     # of all titles on end
+    forms = (fragments + (world.fragments * (SPELLINGS * case + spelling))[:, None])[keep]     # of all titles on end
     wrong = draw.rng.integers(len(forms), size=int(MISSPELT * len(forms)))
     error = draw.rng.integers(3, SPELLINGS, size=len(wrong))
-    forms[wrong] += world.pieces * (error - forms[wrong] // world.pieces % SPELLINGS)
+    forms[wrong] += world.fragments * (error - forms[wrong] // world.fragments % SPELLINGS)
 
-    # Join the pieces of each title by whole-array operations; the spaces within are the pieces' own.
+    # Join the fragments of each title by whole-array operations; the spaces within are the fragments' own.
     offsets = np.r_[0, keep.sum(axis=1).cumsum()].astype(np.int32)
     titles = pc.binary_join(pa.ListArray.from_arrays(pa.array(offsets), world.forms.take(pa.array(forms))), "")
     titles = pc.if_else(pa.array(mid_word), pc.utf8_slice_codeunits(titles, 0, 60), titles)
@@ -473,17 +472,12 @@ def write_csv(path, rows=100_000, categories=120, seed=0):
         from tqdm import tqdm
         world = build_world(tables, chosen)
         file.write(b"title,label_quality,language,category\n")
-        with ThreadPoolExecutor(2) as pool, tqdm(total=rows, unit=" rows", unit_scale=True, disable=None) as bar:
-            # Written in order, whichever thread ends first; never more than three chunks are in memory.
-            pending = deque()
-            for chunk, start in enumerate(range(0, rows, CHUNK)):
-                pending.append(pool.submit(csv_chunk, world, seed, chunk, min(CHUNK, rows - start)))
-                if len(pending) == 3:
-                    file.write(pending.popleft().result())
-                    bar.update(CHUNK)
-            for future in pending:
-                file.write(future.result())
-            bar.update(rows - bar.n)
+        sizes = [min(CHUNK, rows - start) for start in range(0, rows, CHUNK)]
+        with ThreadPoolExecutor(3) as pool, tqdm(total=rows, unit=" rows", unit_scale=True, disable=None) as bar:
+            for (_, size), lines in cli.map_ahead(pool, lambda item: (item, csv_chunk(world, seed, *item)),
+                                                  enumerate(sizes), 1):
+                file.write(lines)
+                bar.update(size)
 
 
 def main():

@@ -160,8 +160,8 @@ def fuzz_titles(folder, draw):
     try:
         with open(path, "rb") as raw, files.archive_errors(path):
             form = sources.Format(encoding=encoding_of(name))
-            _, blocks = sources.read_titles(files.decompressed(raw), path, bad, form)
-            found = [title for titles, _ in blocks for title in titles]
+            _, blocks, _ = sources.read_titles(files.decompressed(raw), path, bad, form)
+            found = [title for rows, _ in blocks for title in rows.titles]
     except UserError as error:
         assert "\n" not in str(error), error
         return f"{name}: refused"

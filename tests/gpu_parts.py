@@ -55,7 +55,7 @@ class Problem:
         return train.training_arrays(self.config, self.features, self.rows)
 
     def plan(self, batch_size, chunk=CHUNK):
-        """Groups of titles, as data.Group."""
+        """Groups of titles, as data.LengthGroup."""
         return data.length_groups(self.rows["titles"], batch_size, chunk)
 
     def lower(self, state, inputs, shape, **changes):

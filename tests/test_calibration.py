@@ -1,23 +1,24 @@
 """Temperature, smoothing, weights, thresholds and calibration error, against SciPy and plain Python."""
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.optimize import minimize
-from scipy.special import expit, softmax
+from scipy.special import expit, logsumexp, softmax
 from scipy.stats import binom
 
 import classify
-from titles import calibration
+from titles import calibration, predict, report, runs
 
 
 def rows_of(temperature, smoothing=0.0, n=4000, classes=5, seed=0):
     """(logits [n, C], labels drawn from the probabilities that these two numbers make of them)."""
     draw = np.random.default_rng(seed)
     logits = draw.normal(size=(n, classes)) * 4
-    shares = (1 - smoothing) * softmax(logits / temperature, 1) + smoothing / classes
-    return logits.astype(np.float32), (shares.cumsum(1) > draw.random((n, 1))).argmax(1).astype(np.int32)
+    probabilities = (1 - smoothing) * softmax(logits / temperature, 1) + smoothing / classes
+    return logits.astype(np.float32), (probabilities.cumsum(1) > draw.random((n, 1))).argmax(1).astype(np.int32)
 
 
 def likelihood(logits, labels, temperature, smoothing):
@@ -67,6 +68,78 @@ def test_weights_are_equal_where_others_are_no_better():
 
 def test_log_prior_counts_a_category_without_rows_as_half_a_row():
     np.testing.assert_allclose(calibration.log_prior([3, 0, 1]), np.log([3 / 4.5, 0.5 / 4.5, 1 / 4.5]), rtol=1e-6)
+
+
+# --- of checkpoints ---------------------------------------------------------------------------------------------------
+
+COUNT = np.array([900, 300, 100, 60, 40])  # training rows; validation rows are as frequent
+
+
+@pytest.fixture
+def classifier(monkeypatch):
+    """A function of the priors of runs and one that is asked for: (predict.Classifier, logits of each run [n, C],
+    labels). Checkpoints keep logits that are made up, of which those of later runs say less and are sharper."""
+    draw = np.random.default_rng(0)
+    labels = draw.choice(5, 1500, p=COUNT / COUNT.sum())
+
+    def classifier(priors, prior=None):
+        kept = {}
+        for i, own in enumerate(priors):
+            z = (1 + i) * (np.eye(5)[labels] * (3 - 2 * i) + draw.normal(size=(1500, 5)))
+            z += np.log(COUNT / COUNT.sum()) * (own == "training")
+            kept[str(i)] = {"logits": z.astype(np.float16), "labels": labels, "temperature": np.float32(1.5 + i),
+                            "smoothing": np.float32(0.3)}
+        monkeypatch.setattr(runs, "restore", lambda folder, which: (
+            {"files": {}, "prior": priors[int(folder.name)], "training_rows": COUNT.tolist()}, [], [],
+            {"variables": None, "validation": kept[folder.name]}, 1))
+        return (predict.Classifier([(Path(name), "best") for name in kept], prior),
+                [np.float64(run["logits"]) for run in kept.values()], labels)
+
+    return classifier
+
+
+@pytest.mark.parametrize("priors, prior", [
+    (("equal", "equal"), "equal"), (("equal", "training"), "training"), (("equal",), "training"),
+    (("training",), "equal")], ids=str)
+def test_what_is_put_together_anew_is_calibrated_anew(classifier, priors, prior):
+    """Several runs, or a run under another prior. Against SciPy, from the logits that are kept."""
+    found, logits, labels = classifier(priors, prior)
+    log_prior = np.log(COUNT / COUNT.sum())
+
+    # Weights are fitted to rows as frequent as in training, so under that prior; a single run needs none.
+    under = [z / (1.5 + i) + log_prior * (own == "equal") / (1.5 + i)
+             for i, (z, own) in enumerate(zip(logits, priors, strict=True))]
+
+    def loss(weights):
+        z = sum(weight * one for weight, one in zip(weights, under, strict=True))
+        return (logsumexp(z, 1) - z[np.arange(len(z)), labels]).mean()
+
+    weights = np.ones(1)
+    if len(priors) > 1:
+        best = minimize(loss, [0.5, 0.5], method="Nelder-Mead").x
+        weights = (best / best.sum() + 0.5) / 2
+        assert best.min() > 0 and abs(weights[0] - 0.5) > 0.05
+    np.testing.assert_allclose(found.weights, weights, atol=2e-3)
+
+    # Temperature and smoothing are then those that fit all together, under the prior that is asked for.
+    sign = [(prior == "training") - (own == "training") for own in priors]
+    z = sum(weight / (1.5 + i) * (one + sign[i] * log_prior) for i, (weight, one) in enumerate(
+        zip(weights, logits, strict=True)))
+    best = minimize(lambda x: -likelihood(z, labels, np.exp(x[0]), expit(x[1])), [0.0, -2.0], method="Nelder-Mead")
+    temperature, *others = found.weights / (1.5 + np.arange(len(priors))) / found.factors
+    assert others == pytest.approx([temperature] * len(others))
+    assert likelihood(z, labels, temperature, found.smoothing) >= -best.fun - 1e-4
+    assert likelihood(z, labels, 1, 0.3) < -best.fun - 1e-3  # as they were, they would not fit
+
+    # And the thresholds rest on these probabilities.
+    sure = softmax(z / temperature, 1).max(1) * (1 - found.smoothing) + found.smoothing / 5
+    np.testing.assert_allclose(found.validated[0], sure, atol=0.01)
+    assert (found.validated[1] == (z.argmax(1) == labels)).mean() > 0.995
+
+
+def test_a_run_under_its_own_prior_keeps_its_calibration(classifier):
+    found, *_ = classifier(["equal"])
+    assert found.factors == np.float32(1 / 1.5) and found.smoothing == np.float32(0.3) and not found.shifts[0].any()
 
 
 # --- promises ---------------------------------------------------------------------------------------------------------
@@ -138,12 +211,13 @@ def test_a_promise_that_cannot_be_kept_names_the_most_precise_one_that_can(seed)
             classifier.threshold(wrong)
 
 
-def test_coverage_and_precision():
+@pytest.mark.parametrize(("threshold", "coverage", "precision"), [
+    (0.8, 0.5, 0.5), (0.6, 0.75, 2 / 3), (0.9, 0.0, None), (math.inf, 0.0, None)])
+def test_coverage_and_precision(threshold, coverage, precision):
     confidence, right = np.array([0.2, 0.6, 0.8, 0.8]), np.array([True, True, False, True])
-    assert calibration.coverage_and_precision(confidence, right, 0.8) == (0.5, 0.5)
-    assert calibration.coverage_and_precision(confidence, right, 0.6) == (0.75, 2 / 3)
-    assert calibration.coverage_and_precision(confidence, right, 0.9) == (0.0, None)
-    assert calibration.coverage_and_precision(confidence, right, math.inf) == (0.0, None)
+    found = report.promises(lambda promised: threshold, confidence, right)
+    assert list(found) == ["0.90", "0.95", "0.99"] and found["0.90"] == {
+        "threshold": None if threshold == math.inf else threshold, "coverage": coverage, "precision": precision}
 
 
 # --- calibration error ------------------------------------------------------------------------------------------------

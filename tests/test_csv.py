@@ -7,9 +7,10 @@ from unittest import mock
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from test_sources import AS_TEXT, BLOCKS, SPANS, Recorder
+from test_sources import BLOCKS, Recorder
 
 from titles import sources
+from titles.sources import AS_TEXT, SPANS
 
 
 def parsed(text, width=2, delimiter=",", block=8 << 20):

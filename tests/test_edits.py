@@ -24,6 +24,17 @@ ATTENTION_POOLING = """
 +        score = jnp.where(weights > 0, nn.Dense(1)(vectors)[..., 0], -1e9)
 +        x = self.scale * bag(vectors, weights * jax.nn.softmax(score))
 """
+POOLINGS = ["""
+--- model.py
+@@
+-        x = self.scale * bag(vectors, weights)
++        x = self.scale * bag(vectors, jnp.minimum(weights, 2))
+""", """
+--- classify.py
+@@
+-    return head(p["Head_0"], s["scale"] * bag(inputs.vectors, inputs.weights))
++    return head(p["Head_0"], s["scale"] * bag(inputs.vectors, np.minimum(inputs.weights, 2)))
+"""]
 COMMENT = """
 --- model.py
 @@
@@ -94,6 +105,27 @@ def train_and_evaluate(copy, *flags):
     return json.loads((copy / "runs/edited/config.json").read_text()), output
 
 
+def assert_exported(copy, name="edited"):
+    """The exported model names the categories that the run does."""
+    run(copy, "export", "--ckpt", name, "--out", "exported", "--dtype", "float32")
+    wanted = run(copy, "evaluate", "--ckpt", name, "--predict", "tiny.csv").stdout
+    done = subprocess.run([sys.executable, "exported/classify.py", "exported/model.npz", "tiny.csv"], cwd=copy,
+                          capture_output=True, text=True)
+    assert len(wanted.splitlines()) > 300
+    assert [line.partition("\t")[0] for line in done.stdout.splitlines()] == [
+        line.partition("\t")[0] for line in wanted.splitlines()], done.stderr
+
+
+def assert_refused(copy, name, *words):
+    """export.py says in a line what classify.py lacks, and writes nothing."""
+    done = run(copy, "export", "--ckpt", name, "--out", "refused", "--vectors", "refused.vec", check=False)
+    error = done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and "Traceback" not in done.stderr and done.stdout == ""
+    for word in ("error: ", "classify.py", *words):
+        assert word in error, error
+    assert not list(copy.glob("*refused*"))
+
+
 @pytest.mark.slow
 def test_another_model(copy):
     apply(shown_edits()[0], copy)
@@ -102,11 +134,14 @@ def test_another_model(copy):
     assert not {"filters", "widths", "hidden", "scale", "layers"} & set(config)
     done = run(copy, "train", "--model", "attention", "--hidden", 8, check=False)
     assert_one_line_error(done, "--hidden", "attention")
+    assert_refused(copy, "edited", "network attention", "NETWORKS")
+    apply(shown_edits()[1], copy)
+    assert_exported(copy)
 
 
 @pytest.mark.slow
 def test_another_optimizer_schedule_and_loss_with_a_flag(copy):
-    apply(shown_edits()[1], copy)
+    apply(shown_edits()[2], copy)
     config, output = train_and_evaluate(copy, "--lr", 0.02, "--label-smoothing", 0.05)
     assert config["label_smoothing"] == 0.05
     first = next(line for line in output.splitlines() if " titles/s " in line)  # of the warm-up
@@ -114,17 +149,19 @@ def test_another_optimizer_schedule_and_loss_with_a_flag(copy):
     rate, table = (float(x) for x in re.search(r"lr (\S+), table (\S+)", first).groups())
     assert step < (warm_up := config["steps"] // 10)
     assert (rate, table) == pytest.approx((0.02 * step / warm_up, 0.1 * step / warm_up), rel=0.05)
+    assert_exported(copy)
 
 
 @pytest.mark.slow
 def test_another_tokenizer(copy):
-    apply(shown_edits()[2], copy)
+    apply(shown_edits()[3], copy)
     for command in (["train", "--epochs", 1], ["evaluate", "--ckpt", "bag", "--data", "nowhere", "--predict", "-"]):
         assert "classify.py" in run(copy, *command).stderr  # both the data and the runs are of another tokenizer
     run(copy, "prepare", "--data", "tiny.csv")
     words = (copy / "data/prepared/vocab.txt").read_text().split()
     assert "x00" in words and not any(digit in word for word in words for digit in "123456789")
     train_and_evaluate(copy)
+    assert_exported(copy)
 
 
 @pytest.mark.slow
@@ -132,6 +169,15 @@ def test_edits_of_a_line_or_two(copy):
     apply(FOCAL_LOSS, copy)
     apply(ATTENTION_POOLING, copy)
     train_and_evaluate(copy, "--model", "mlp")
+    assert_refused(copy, "edited", "parameter Dense_0/bias of mlp", "NETWORKS")
+
+
+def test_what_is_edited_in_model_py_alone_is_not_exported(copy):
+    apply(POOLINGS[0], copy)
+    assert_refused(copy, "bag", "bag: ", "logits in the network mlp", "pooling", "the same change")
+    assert_refused(copy, "filters", "filters: ", "logits in the network cnn")
+    apply(POOLINGS[1], copy)
+    assert_exported(copy, "bag")
 
 
 def test_a_run_of_other_code_is_told(copy):

@@ -43,11 +43,32 @@ def test_scores_equal_scikit_learn_on_the_predictions_written(reported):
     assert abs(scores["accuracy"] - metrics.accuracy_score(true, predicted)) < 1e-12
     assert abs(scores["macro_f1"] - metrics.f1_score(true, predicted, average="macro")) < 1e-12
     assert (scores["run"], scores["split"], scores["synthetic"]) == ("filters", "test", False)
-    assert 0 < scores["loss"] < np.log(4) and scores["top5_accuracy"] == 1.0
+    assert 0 < scores["loss"] < np.log(4)
     low, high = scores["balanced_accuracy_interval"]
     assert low <= scores["balanced_accuracy"] <= high and high - low < 0.3
     titles = (folder / "data/prepared/test_text.txt").read_text(encoding="utf-8").splitlines()
     assert [row["title"] for row in rows] == titles
+
+
+def test_the_keys_of_a_report_are_documented(reported, tmp_path):
+    """Of a split, and of several runs on a file: no other keys, and none that never comes."""
+    folder, scores = reported
+    (tmp_path / "few.csv").write_text("title,category\nmesa,MESAS\n", encoding="utf-8")
+    others = json.loads(run_here("evaluate", "--ckpt", "bag", "filters", "--test", tmp_path / "few.csv", "--json",
+                                 cwd=folder).stdout)
+    assert scores.keys() | others.keys() == report.KEYS.keys()
+    for part in scores["slices"].values():
+        assert part.keys() == {*report.SCORES, "rows", "balanced_accuracy_interval"}
+
+
+def test_a_report_reads_titles_as_text_alone(reported, tmp_path):
+    """Not the ids of their words, which training alone needs: nothing is said where these files are missing."""
+    folder, scores = reported
+    shutil.copytree(folder, tmp_path / "copy")
+    for kind in ("titles", "oov"):
+        (tmp_path / f"copy/data/prepared/test_{kind}.npy").unlink()
+    done = run_here("evaluate", "--ckpt", "filters", "--json", cwd=tmp_path / "copy")
+    assert json.loads(done.stdout) == scores
 
 
 def test_slices(reported):
@@ -104,13 +125,18 @@ def test_printed_report(trained):
 
 
 def test_best_and_latest_are_different_checkpoints(trained):
+    """And each has the scores that the training wrote down for it, of all validation rows and of the reliable ones."""
     scores = {which: json.loads(run_here("evaluate", "--ckpt", f"bag/{which}", "--split", "valid", "--json",
                                          cwd=trained).stdout) for which in ("best", "latest")}
-    rows = read_csv(trained / "runs/bag/metrics.csv")
-    values = {int(row["step"]): float(row["valid_balanced_accuracy"]) for row in rows}
+    rows = {int(row["step"]): row for row in read_csv(trained / "runs/bag/metrics.csv")}
+    values = {step: float(row["valid_balanced_accuracy"]) for step, row in rows.items()}
     assert scores["latest"]["step"] == max(values)
     for score in scores.values():
-        assert abs(values[score["step"]] - score["balanced_accuracy"]) < 1e-12
+        for part, found in (("", score), ("reliable_", score["slices"]["reliable"])):
+            for name in ("loss", "accuracy", "balanced_accuracy"):
+                if f"valid_{part}{name}" in rows[score["step"]]:
+                    expected = float(rows[score["step"]][f"valid_{part}{name}"])
+                    assert found[name] == pytest.approx(expected, rel=1e-4 if name == "loss" else 1e-12)
     assert scores["best"]["balanced_accuracy"] == max(values.values())
 
 
@@ -137,10 +163,11 @@ def test_predict_formats(trained, tmp_path):
     assert len(lines) == len(titles)
     for line in lines:
         fields = line.split("\t")
-        shares = [float(share) for share in fields[1::2]]
-        assert len(fields) == 6 and shares == sorted(shares, reverse=True) and 0 <= sum(shares) <= 1.000002
+        chances = [float(field) for field in fields[1::2]]
+        assert len(fields) == 6 and chances == sorted(chances, reverse=True)
     assert [line.split("\t")[0] for line in lines[:2]] == ["FUNDAS", "MESAS"]
-    assert len(predict("-", "--top", 99, stdin="mesa\n").split("\t")) == 8  # as many as there are
+    everything = predict("-", "--top", 99, stdin="mesa\n").split("\t")
+    assert len(everything) == 8 and sum(map(float, everything[1::2])) == pytest.approx(1, abs=3e-6)  # all there are
     assert predict("-", stdin="") == ""
 
     table = io.StringIO()
@@ -267,12 +294,12 @@ def test_the_classifier_for_python_and_the_command_line_are_one(trained, monkeyp
     lines = run_script("evaluate", "--ckpt", "bag", "--predict", "-", "--top", 3, cwd=trained,
                        stdin="\n".join(present) + "\n").stdout.splitlines()
     assert found[1] == found[3] == []
-    assert ["\t".join(f"{category or ''}\t{share:.6f}" for category, share in row) for row in found if row] == lines
+    assert ["\t".join(f"{category or ''}\t{chance:.6f}" for category, chance in row) for row in found if row] == lines
     assert classifier.predict(pd.Series(titles), top=3) == found
-    shares = classifier.predict_proba(titles)
-    assert shares.shape == (6, 4) and np.isnan(shares[[1, 3]]).all()
-    np.testing.assert_allclose(shares[[0, 2, 4, 5]].sum(1), 1, rtol=1e-5)
-    assert classifier.labels[shares[0].argmax()] == found[0][0][0] == "FUNDAS"
+    probabilities = classifier.predict_proba(titles)
+    assert probabilities.shape == (6, 4) and np.isnan(probabilities[[1, 3]]).all()
+    np.testing.assert_allclose(probabilities[[0, 2, 4, 5]].sum(1), 1, rtol=1e-5)
+    assert classifier.labels[probabilities[0].argmax()] == found[0][0][0] == "FUNDAS"
     assert classifier.predict([]) == [] and classifier.predict_proba([]).shape == (0, 4)
     assert len(classifier.predict(["mesa"], top=99)[0]) == 4
     assert len(evaluate.load("bag", "filters").predict(["mesa"])[0]) == 1
@@ -293,8 +320,8 @@ def logits_of(folder, name, split="test"):
 
 def loss_of(z, labels, scores):
     """Mean cross-entropy of logits after their temperature, smoothed as the scores say."""
-    shares = np.exp(log_softmax(z)) * (1 - scores["smoothing"]) + scores["smoothing"] / z.shape[1]
-    return -np.log(shares[np.arange(len(labels)), labels]).mean()
+    probabilities = np.exp(log_softmax(z)) * (1 - scores["smoothing"]) + scores["smoothing"] / z.shape[1]
+    return -np.log(probabilities[np.arange(len(labels)), labels]).mean()
 
 
 def log_prior_of(folder):
@@ -358,7 +385,7 @@ def test_interval_narrows_with_rows():
     for rows in (200, 20_000):
         labels = draw.integers(0, 5, rows)
         predictions = np.where(draw.random(rows) < 0.7, labels, (labels + 1) % 5)
-        low, high = report.interval(labels, predictions)
+        low, high = report.recall_interval(*prediction.hits(labels, predictions))
         assert low < metrics.balanced_accuracy_score(labels, predictions) < high
         widths.append(high - low)
     assert 8 < widths[0] / widths[1] < 12  # 1 / sqrt(rows)
@@ -374,12 +401,12 @@ def test_the_interval_covers_the_true_value(categories, rows, recall):
         size, truth = draw.integers(*rows, categories), draw.uniform(*recall, categories)
         labels = np.repeat(np.arange(categories), size)
         predictions = np.where(draw.random(len(labels)) < truth[labels], labels, -1)
-        low, high = report.interval(labels, predictions, resamples=300)
+        low, high = report.recall_interval(*prediction.hits(labels, predictions), resamples=300)
         covered += low <= truth.mean() <= high
     assert covered / 300 > 0.91
 
 
 def test_the_interval_of_a_perfect_score_has_a_width():
     labels = np.repeat(np.arange(4), 10)
-    low, high = report.interval(labels, labels)
+    low, high = report.recall_interval(*prediction.hits(labels, labels))
     assert 0.85 < low < 0.99 and high == 1

@@ -25,6 +25,7 @@ import export
 import model
 import train
 from titles import predict, runs
+from titles.cli import UserError
 from titles.settings import all_of, default_of
 
 ODD = ["", "qwzzk", "???", "celulares azules qqq", "Teléfono nuevo x3 &amp; mesa", "x" * 300, "mesa " * 60, "zzmesazz",
@@ -108,7 +109,7 @@ def assert_the_same(small, run, titles, atol=1e-5):
     expected = np.where(known[:, None], -np.sort(-wanted, 1)[:, :3], 0)
     np.testing.assert_allclose([[chance for _, chance in row] for row in found], expected, atol=atol)
 
-    # One at a time as all at once, with the words of former titles forgotten.
+    # One at a time as all at once, with the words of earlier titles forgotten.
     small.forget()
     alone = [small.predict([title], top=3)[0] for title in titles[:40]]
     np.testing.assert_allclose([[chance for _, chance in row] for row in alone], expected[:40], atol=atol)
@@ -116,10 +117,9 @@ def assert_the_same(small, run, titles, atol=1e-5):
 
 @pytest.mark.parametrize(("names", "prior"), [*(([name], None) for name in VARIANTS if name in model.MODELS), (
     ["cnn", "words", "frequent", "long n-grams"], "training")], ids=str)
-def test_every_network_says_what_the_run_says(names, prior, random_run, trained, tmp_path):
+def test_every_network_says_what_the_run_says(names, prior, random_run, trained):
     run = random_run(*names, prior=prior)
-    np.savez(tmp_path / "model.npz", **export.model_arrays(run, "float32"))
-    small = classify.Classifier(tmp_path / "model.npz")
+    small = classify.Classifier(export.model_arrays(run, "float32"))
     assert small.settings["prior"] == run.prior
     # What random networks are calibrated to may be very sharp, and rounding errors grow with the weight of the logits.
     titles = [*ODD, *texts("test", trained / "data/prepared")]
@@ -151,7 +151,7 @@ def test_rows_that_training_did_not_use_are_left_out(trained, exported):
     member = classify.Classifier(exported("bag") / "model.npz").members[0]
     used = np.asarray(variables["weights"])[config["vocabulary"]:] > 0
     assert len(member.table) == config["vocabulary"] + used.sum() < len(variables["table"]) / 2
-    np.testing.assert_array_equal(member.weights[member.row], variables["weights"][config["vocabulary"]:])
+    np.testing.assert_array_equal(member.weights[member.row_of_bucket], variables["weights"][config["vocabulary"]:])
 
 
 def test_words_are_forgotten_when_there_are_too_many(exported, monkeypatch):
@@ -172,6 +172,44 @@ def test_threads_may_share_a_classifier(exported):
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda part: [small.predict([title])[0] for title in part], parts))
     assert [[row[0][0] for row in part] for part in found] == [[row[0][0] for row in part] for part in expected]
+
+
+# --- other answers ----------------------------------------------------------------------------------------------------
+
+def otherwise(function, change):
+    return lambda *args: change(function(*args))
+
+
+@pytest.mark.parametrize(("owner", "name", "change", "words"), [
+    (classify, "tokenize", lambda words: words[:3], ["the tokenizer", "data.py"]),
+    (classify, "word_ngram_hashes", lambda found: [value + 1 for value in found], ["filters: ", "vectors", "n-grams"]),
+    (classify, "bag", lambda x: x * np.float32(1.001), ["filters: ", "logits", "network cnn", "pooling"]),
+    (classify, "log_softmax", lambda z: z[:, :1], ["filters: ", "logits", "network cnn"]),
+    (classify, "two_heads", lambda z: {}["x"], ["filters: ", "network cnn", "KeyError('x')"]),
+    (classify.Classifier, "probabilities", lambda p: p * np.float32(0.999), ["probabilities"]),
+    (classify.Classifier, "known", lambda known: known | True, ["known", "of '"])], ids=lambda x: str(x)[:20])
+def test_what_classify_computes_otherwise_is_not_exported(owner, name, change, words, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(owner, name, otherwise(getattr(owner, name), change))
+    done = run_here("export", "--ckpt", "filters", "--out", tmp_path / "out", cwd=trained, check=False)
+    assert_one_line_error(done, "not exported: ", "classify.py", *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_integers_that_are_too_coarse_are_refused():
+    wanted = np.array([[0.9, 0.1], [0.51, 0.49], [0.1, 0.9]])
+    export.require_near(wanted[:, ::-1] * [[0], [1], [0]] + wanted * [[1], [0], [1]], wanted, ["a", "near-tie", "c"])
+    for found in (wanted * 0.96, wanted[:, ::-1]):
+        with pytest.raises(UserError, match=r"8-bit integers .* 'a'; export it with --dtype float32"):
+            export.require_near(found, wanted, ["a", "b", "c"])
+
+
+def test_titles_to_compare_are_those_of_the_data_where_it_is_there(trained, tmp_path):
+    run, valid = evaluate.load("bag", folder=trained / "runs"), texts("valid", trained / "data/prepared")
+    titles, made_up = (export.sample_titles(run, folder) for folder in (trained / "data/prepared", tmp_path))
+    assert titles[:len(valid)] == valid and titles[len(valid):-len(export.ODD) - 1] == made_up[:-len(export.ODD) - 1]
+    assert set(export.ODD) < set(made_up) and len(set(made_up)) > export.SAMPLE
+    known = run.read(made_up)[2]
+    assert known.any() and not known.all()
 
 
 # --- anywhere ---------------------------------------------------------------------------------------------------------
@@ -227,7 +265,7 @@ def test_hidden_layers_of_an_earlier_version(exported, tmp_path):
     arrays["0/params/Head_0/Dense_1/kernel"] = np.zeros((4, 4), np.float32)  # sees the layer before it alone
     arrays["digest"] = classify.digest({name: arrays[name] for name in arrays if name != "digest"})
     np.savez(tmp_path / "model.npz", **arrays)
-    with pytest.raises(classify.ModelError, match="hidden layers are those of an earlier version"):
+    with pytest.raises(classify.ModelError, match="does not know the model's hidden layers of mlp; take the one that"):
         classify.Classifier(tmp_path / "model.npz")
 
 
@@ -374,7 +412,10 @@ def test_a_second_export_gives_the_same_bits(trained, exported, tmp_path):
     assert (tmp_path / "out/model.npz").read_bytes() == (exported("bag") / "model.npz").read_bytes()
     assert (tmp_path / "out/classify.py").read_bytes() == (ROOT / "classify.py").read_bytes()
     (origin,) = classify.Classifier(tmp_path / "out/model.npz").settings["provenance"]
-    assert origin["run"] == "bag" and 0 < origin["validation_balanced_accuracy"] <= 1
+    with open(trained / "runs/bag/metrics.csv", encoding="utf-8", newline="") as file:
+        best = max(reversed([*csv.DictReader(file)]), key=lambda row: float(row["valid_balanced_accuracy"]))
+    assert origin == {"run": "bag", "checkpoint": "best", "step": int(best["step"]), "prior": "equal", "refit": None,
+                      "validation_balanced_accuracy": float(best["valid_balanced_accuracy"])}
 
 
 def test_the_folder_is_whole_or_left_alone(trained, tmp_path, monkeypatch):
@@ -398,6 +439,21 @@ def test_small_integers_are_the_nearest():
         assert (error <= np.maximum(np.abs(table).max(1) / steps * 0.52, 1e-5)).all() and not numbers[3].any()
         assert np.abs(numbers).max() == steps
     assert np.abs(export.quantized(table[-100:], np.ones(100))[0]).max() == 127
+
+
+def test_frequent_rows_are_kept_more_exactly(trained, monkeypatch):
+    """Where a table is large: a word of n training titles in steps of 4 sqrt(n) to each side, 127 at most."""
+    monkeypatch.setattr(export, "EXACT", 0)
+    run = evaluate.load("bag", folder=trained / "runs")
+    [(config, variables)] = run.members
+    titles = [set(ids.tolist()) for ids in np.load(trained / "data/prepared/train_titles.npy")]
+    count = np.array([sum(word in title for title in titles) for word in range(len(run.vocab))])[2:]
+    steps = np.minimum(np.rint(4 * np.sqrt(count)), 127)
+    for earlier in (0, 100):  # as if they had trained a former run
+        run.members = [(config | {"rows": config["rows"] - earlier, "earlier_rows": earlier}, variables)]
+        table = export.model_arrays(run, "int8")["0/table"]
+        assert np.abs(table).max(1)[2:len(run.vocab)].tolist() == steps.tolist()
+    assert (count == 1).any() and steps.max() > 40
 
 
 # --- vectors of words -------------------------------------------------------------------------------------------------

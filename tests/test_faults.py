@@ -154,9 +154,10 @@ def test_a_full_disk_under_mlflow_is_told_in_lines(trained, tmp_path):
 def test_a_kill_before_the_id_of_the_mlflow_run_is_kept(tiny, tmp_path):
     """Resumed, it goes on with the run that it had begun there."""
     shutil.copytree(tiny / "data", tmp_path / "data")
-    kill = ("import os, runpy, sys; script = sys.argv[1]; sys.path.insert(0, os.path.dirname(script)); import files;"
-            "write = files.atomic_write; files.atomic_write = lambda path, *mode: write(path, *mode) "
-            "if path.name != 'mlflow.txt' else os.kill(os.getpid(), 9);"
+    kill = ("import os, runpy, sys; script = sys.argv[1]; sys.path.insert(0, os.path.dirname(script));"
+            "from titles import files; write = files.atomic_write;"
+            "files.atomic_write = lambda path, *mode: write(path, *mode) if path.name != 'mlflow.txt' "
+            "else os.kill(os.getpid(), 9);"
             "sys.argv[:] = [script, '--name', 'cut', '--epochs', '1']; runpy.run_path(script, run_name='__main__')")
     done = subprocess.run([sys.executable, "-c", kill, ROOT / "train.py"], cwd=tmp_path,
                           env=environment())

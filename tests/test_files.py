@@ -108,7 +108,8 @@ def test_errors_of_arguments_are_one_line_and_say_what_is_wanted(capsys):
                          (["--name"], "--name: expected one"), (["--name=a", "--", "b"], "arguments: "),
                          (["--valid", "95"], "--valid: '95': wanted a share between 0 and 1, such as 0.95"),
                          (["--dropout", "x"], "--dropout: 'x': wanted 0, or a share below 1, such as 0.1"),
-                         (["--fold", "4/3"], "--fold: '4/3': wanted I/K"), (["--fold", "x"], "wanted I/K")):
+                         (["--fold", "4/3"], "--fold: '4/3': wanted I/K"), (["--fold", "x"], "wanted I/K"),
+                         (["--fold", "1/1"], "wanted I/K")):
         with pytest.raises(SystemExit) as stop:
             parser.parse_args(flags)
         error = capsys.readouterr().err
@@ -409,6 +410,12 @@ def test_a_verified_file_is_the_one_that_was_written(tmp_path):
         files.write_json(path, changed)
         with pytest.raises(UserError, match=r"x\.json: changed since it was written; again"):
             files.read_verified_json(path, 3, "again")
+
+
+def test_the_checksum_is_of_all_that_a_file_holds(tmp_path):
+    content = bytes(5 << 20)
+    assert files.checksum(save(tmp_path / "x", content)) == files.checksum_of(content)
+    assert files.checksum_of(content) != files.checksum_of(content[:-1] + b"x")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"7", b"\xff", b"[" * 100_000], ids=lambda x: repr(x[:5]))

@@ -11,6 +11,7 @@ from conftest import assert_one_line_error, run_here, run_script, tiny_rows, wri
 import data
 import evaluate
 from titles import files, runs
+from titles.cli import UserError
 
 FLAGS = ("--epochs", 1, "--dim", 8)
 
@@ -22,12 +23,13 @@ def as_words(meta, titles):
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
     """A folder with base/ and two parts like it. Of the first part 30 titles stand in the base, too, one row has a
-    category and some titles have words that the base lacks."""
+    category and some titles have words that the base lacks; all of the second are in Spanish."""
     folder = tmp_path_factory.mktemp("parts")
     write_csv(folder / "base.csv", tiny_rows(400))
     write_csv(folder / "one.csv", tiny_rows(150, seed=1) + tiny_rows(400)[:30] + [
         ("mesa inaudita redonda", "reliable", "spanish", "MESAS"), ("torno", "reliable", "spanish", "TORNOS")])
-    write_csv(folder / "two.csv", tiny_rows(100, seed=2) + [("silla inaudita", "unreliable", "portuguese", "SILLAS")])
+    write_csv(folder / "two.csv", [(*row[:2], "spanish", row[3]) for row in tiny_rows(100, seed=2)] + [
+        ("silla inaudita", "unreliable", "spanish", "SILLAS")])
     run_script("prepare", "--data", "base.csv", "--out", "base", "--max-len", 7, cwd=folder)
     for name in ("one", "two"):
         run_script("prepare", "--data", f"{name}.csv", "--like", "base", "--out", name, cwd=folder)
@@ -104,6 +106,9 @@ def test_several_folders_are_read_as_one(parts, on_disk):
         assert [together["languages"][i] for i in rows["language"]] == [
             meta["languages"][i] for meta, one in alone for i in one[split]["language"]]
         assert together["rows"][split] == len(rows["labels"]) == len(rows["titles"])
+        sizes = [meta["rows"][split] for meta, _ in alone]
+        unknown = sum(meta["unknown_share"][split] * size for (meta, _), size in zip(alone, sizes, strict=True))
+        assert together["unknown_share"][split] == pytest.approx(unknown / sum(sizes))
     assert arrays["train"]["text"] == [title for _, one in alone for title in one["train"]["text"]]
     assert together["training_rows"] == np.bincount(arrays["train"]["labels"]).tolist()
     assert together["reliable_share"] == pytest.approx(np.mean(np.concatenate(
@@ -187,6 +192,12 @@ def test_folders_that_do_not_go_together(parts, tmp_path):
         done = run_here("train", "--data", *folders, *FLAGS, cwd=tmp_path, check=False)
         assert_one_line_error(done, words)
     assert not (tmp_path / "runs").exists()
+    about = files.read_json(parts / "one/meta.json")
+    for name, value in (("tokenizer", "0" * 32), ("max_len", 9)):
+        shutil.copytree(parts / "one", tmp_path / name)
+        files.write_json(tmp_path / name / "meta.json", files.with_checksum(about | {name: value, "fingerprint": name}))
+        with pytest.raises(UserError, match=f"was prepared with another {name} than"):
+            data.load_prepared([parts / "base", tmp_path / name])
 
 
 def test_a_bag_learns_what_another_run_says_of_titles_without_categories(parts, tmp_path):

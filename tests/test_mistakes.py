@@ -32,7 +32,6 @@ def test_1_dropout_is_off_in_evaluation_and_on_in_training(name):  # of rows of 
 
 def test_2_no_sigmoid_before_the_cross_entropy(trained):
     """Squashed to 0..1 the logits could not bring the loss of 632 categories below 5.452, nor of 4 below 0.744."""
-    assert math.isclose(math.log(math.e + 631) - 1, 5.452, abs_tol=1e-3)
     with open(trained / "runs/filters/metrics.csv", newline="") as file:
         assert float(list(csv.DictReader(file))[-1]["valid_loss"]) < 0.9 * (math.log(math.e + 3) - 1)
 

@@ -244,8 +244,11 @@ def test_lookup_and_update_equal_dense_adagrad():
     assert np.array_equal(table[8:], np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)[8:])
 
 
-def test_row_weights_equal_scikit_learn():
-    """Words: as TfidfTransformer. N-grams: from the titles that hold a word with them, each word counted."""
+def test_row_weights_equal_scikit_learn(monkeypatch):
+    """Words: as TfidfTransformer. N-grams: from the titles that hold a word with them, each word counted. In blocks of
+    titles."""
+    blocks = data.blocks
+    monkeypatch.setattr(data, "blocks", lambda rows: blocks(rows, 70))
     config, ids = small_config(buckets=5000), random_titles(300)
     features = model.feature_tables(config, WORDS)
     found = model.row_weights(config, features, ids)

@@ -1,4 +1,6 @@
 """report.html: sound, small and self-contained whatever names and titles are, and it says what report.json says."""
+import base64
+import hashlib
 import json
 import re
 import shlex
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import WORD_MODELS, config_of, run_here
 
+import data
 from titles import page, report, runs, settings
 
 HOSTILE = ["<script>alert(1)</script>", "</script><img src=x onerror=alert(1)>", "\" onload=\"alert(1)", "' onclick='x",
@@ -29,7 +32,7 @@ class Parsed(HTMLParser):
     def handle_starttag(self, tag, attributes):
         self.elements.append((tag, dict(attributes)))
         assert len(dict(attributes)) == len(attributes), attributes
-        if tag not in ("meta", "input", "img", "br"):
+        if tag not in ("meta", "img"):
             self.open.append(tag)
         if tag == "table":
             self.rows = []
@@ -37,10 +40,6 @@ class Parsed(HTMLParser):
             self.rows.append([])
         if tag in ("th", "td"):
             self.rows[-1].append("")
-
-    def handle_startendtag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        assert "svg" in self.open and len(dict(attributes)) == len(attributes)
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag, tag
@@ -58,12 +57,20 @@ class Parsed(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
+PROMISES = {  # one is kept, one is not, one that no row reaches, and none at all
+    "0.90": {"threshold": 0.5, "coverage": 0.8, "precision": 0.91},
+    "0.95": {"threshold": 0.7, "coverage": 0.5, "precision": 0.94},
+    "0.97": {"threshold": 0.99, "coverage": 0.0, "precision": None},
+    "0.99": {"threshold": None, "coverage": 0.0, "precision": None}}
+
+
 def made_up(names, titles, rows=200, languages=("es", "pt")):
     """Rows, what a model might say of them, and the tables of a report on them."""
     draw = np.random.default_rng(0)
     labels = np.concatenate([np.arange(len(names)), draw.integers(0, len(names), rows)])
     count = len(labels)
-    made = SimpleNamespace(names=list(names), labels=labels, text=[titles[i % len(titles)] for i in range(count)],
+    texts = [titles[i % len(titles)] for i in range(count)]
+    made = SimpleNamespace(names=list(names), labels=labels, inputs=data.Rows(texts),
                            file=["a <b>.csv"] * count, line=np.arange(1, count + 1), id=None,
                            language=draw.integers(0, len(languages), count), languages=list(languages),
                            reliable=draw.random(count) < 0.5, trained=np.zeros(count, bool))
@@ -73,19 +80,28 @@ def made_up(names, titles, rows=200, languages=("es", "pt")):
     return made, result, report.make_tables(made, draw.integers(1, 5000, len(names)), result)
 
 
-def write(path, names=("A", "B"), titles=("x",), title="run, test split", history=(), synthetic=False, **others):
-    """Write a page of rows that are made up, and return its content."""
-    made, result, tables = made_up(names, titles, **others)
+def write(folder, names=("A", "B"), titles=("x",), history=(), drawn=False, **others):
+    """Write a page of rows that are made up into a folder, and return its content. drawn: with its figures; others: of
+    `made_up`, and title and synthetic."""
+    title, synthetic = others.pop("title", "run, test split"), others.pop("synthetic", False)
+    rows, result, tables = made_up(names, titles, **others)
     source = {"files": [{"file": titles[0], "rows": 3, "checksum": "ab"}], "folder": titles[0], "fingerprint": "cd"}
     scores = {"checkpoint": "best", "step": 7, "split": "test", "data": source, "prior": "equal",
               "promising_prior": "training", "synthetic": synthetic, "unknown_category_rows": 3,
               "unknown_title_rows": 0, "trained_rows": 0, "slices": {
-                  name: report.summarize(made.labels[mask], {key: value[mask] for key, value in result.items()})
-                  for name, mask in report.slices(made).items()},
-              "thresholds": report.promises(lambda precision: np.inf, made.labels, result),
-              **report.summarize(made.labels, result)}
-    page.write(path, title, scores, tables, [(title, [names[0]], {"model": names[0], "seed": 0}, history)], names[0])
-    return path.read_text(encoding="utf-8")
+                  name: report.summarize(rows.labels[mask], {key: value[mask] for key, value in result.items()})
+                  for name, mask in report.slices(rows).items()},
+              "thresholds": PROMISES,
+              **report.summarize(rows.labels, result)}
+    figures = report.make_figures(rows, tables["categories.csv"], result, title) if drawn else {}
+    figures.pop("confusions.png", None)  # the page has it as a table
+    made = report.Report(title, scores, tables, figures)
+    folder.mkdir(exist_ok=True)
+    report.write(folder, report.Report(title, {}, {}, figures))
+    if drawn and history:
+        runs.loss_figure(history, title).savefig(folder / "loss.png", dpi=120)
+    page.write(folder, made, {folder: (title, [names[0]], {"model": names[0], "seed": 0}, history)}, names[0])
+    return (folder / "report.html").read_text(encoding="utf-8")
 
 
 def assert_sound(content):
@@ -94,19 +110,22 @@ def assert_sound(content):
     ids = [attributes["id"] for _, attributes in parsed.elements if "id" in attributes]
     assert len(set(ids)) == len(ids) and parsed.attributes("html")[0]["lang"] == "en"
     assert all(attributes["scope"] in ("row", "col") for attributes in parsed.attributes("th"))
-    assert all(attributes["role"] == "img" and attributes["aria-label"] for attributes in parsed.attributes("svg"))
-    assert all(re.fullmatch("[MLh0-9. -]+", attributes["d"]) for attributes in parsed.attributes("path"))
     assert all(attributes["alt"] for attributes in parsed.attributes("img"))
-    assert [attributes["id"] for attributes in parsed.attributes("input")] == [
-        attributes["for"] for attributes in parsed.attributes("label")] == ["filter"]
-    assert all(len(parsed.attributes(tag)) == 1 for tag in ("h1", "title", "main", "script", "style"))
+    assert all(len(parsed.attributes(tag)) == 1 for tag in ("h1", "title", "main", "style"))
 
-    # Links lead to places of the page, and no attribute would run or fetch anything.
+    # Links lead to places of the page, images are in it, and no attribute would run or fetch anything.
     assert {attributes["href"][1:] for attributes in parsed.attributes("a")} <= set(ids)
     for tag, attributes in parsed.elements:
-        assert not attributes.keys() & {"src", "srcset", "style", "action", "xlink:href"}, (tag, attributes)
+        assert not attributes.keys() & {"srcset", "style", "action"} and tag != "script", (tag, attributes)
         assert not [name for name in attributes if name.startswith("on")] and ("href" in attributes) == (tag == "a")
-    assert not re.search(r"url\(|@import|https?://", page.STYLE + page.SCRIPT) and "default-src 'none'" in content
+        assert ("src" in attributes) == (tag == "img")
+    for image in parsed.attributes("img"):
+        assert base64.b64decode(image["src"].removeprefix("data:image/png;base64,"), validate=True)[:4] == b"\x89PNG"
+    policy = parsed.attributes("meta")[1]["content"]
+    digest = base64.b64encode(hashlib.sha256(page.STYLE.encode()).digest()).decode()
+    assert policy == (f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; "
+                      "form-action 'none'")
+    assert not re.search(r"url\(|@import|https?://", page.STYLE) and content.count("<style>") == 1
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", content)
     return parsed
 
@@ -114,9 +133,9 @@ def assert_sound(content):
 def test_hostile_names_are_text(tmp_path):
     for i, name in enumerate(HOSTILE):
         names = HOSTILE[i:] + HOSTILE[:i]  # the first is also a command and a setting
-        content = write(tmp_path / f"{i}.html", names, HOSTILE, languages=HOSTILE[:3], title=f"{name[:99]} of {i}")
+        content = write(tmp_path / f"{i}", names, HOSTILE, languages=HOSTILE[:3], title=f"{name[:99]} of {i}")
         parsed = assert_sound(content)
-        assert len(content.encode()) < 1e6 and content.count("<script") == content.count("</script") == 1
+        assert len(content.encode()) < 1e6 and "<script" not in content
     cells = [cell for rows in parsed.tables.values() for row in rows for cell in row]
     for said in (HOSTILE[0], "a & b &lt; c &#60;", "nul \N{REPLACEMENT CHARACTER} and"):
         assert any(said in cell for cell in cells) and max(map(len, cells)) < 700
@@ -125,25 +144,29 @@ def test_hostile_names_are_text(tmp_path):
 def test_a_long_list_stays_below_a_megabyte(tmp_path):
     names = [f"{'Ñandú & <categoría> ' * 5}{i:05}"[-80:] for i in range(1588)]
     titles = [f"título {i} " + "muy largo " * 100 for i in range(50)]
-    history = [{"epoch": i, "train_loss": 1 / i, "valid_loss": 2 / i} for i in range(1, 200)]
-    first, second = (write(tmp_path / "long.html", names, titles, rows=20_000, history=history) for _ in range(2))
-    assert len(assert_sound(first).tables["Lowest recall first, by the upper end of its interval"]) == 1589
+    history = [{"epoch": i, "train_loss": 1 / i, "valid_loss": 2 / i, "train_balanced_accuracy": 1,
+                "valid_balanced_accuracy": i / 200} for i in range(1, 200)]
+    first, second = (write(tmp_path / "long", names, titles, rows=20_000, history=history, drawn=True)
+                     for _ in range(2))
+    parsed = assert_sound(first)
+    assert len(parsed.tables["Lowest recall first, by the upper end of its interval"]) == 1589
     assert len(first.encode()) < 1e6 and first == second
+
+    # Each figure is the file that lies beside the page, and is told in words.
+    images = [(image["src"].partition(",")[2], image["alt"]) for image in parsed.attributes("img")]
+    assert [content for content, _ in images] == [base64.b64encode((tmp_path / "long" / file).read_bytes()).decode()
+                                                  for file in ("reliability.png", "recall.png", "loss.png")]
+    for (_, said), words in zip(images, ("share that is right: 0.", "Recall of 1,588", "valid loss: 2.000, 1.000, 0."),
+                                strict=True):
+        assert words in said
 
 
 def test_of_more_categories_the_worst_are_listed(tmp_path):
-    content = write(tmp_path / "many.html", [f"category {i}" for i in range(5000)], rows=20_000)
+    content = write(tmp_path / "many", [f"category {i}" for i in range(5000)], rows=20_000)
     assert "2,000 of 5,000 categories" in content and len(content.encode()) < 1e6
     rows = Parsed(content).tables["Lowest recall first, by the upper end of its interval"][1:]
     ends = [float(row[2].split(" to ")[1]) for row in rows]
     assert ends == sorted(ends) and len(rows) == 2000
-
-
-def test_the_axis_of_training_rows_has_room_for_any_sizes():
-    """Powers of ten that are all the same, and none at all."""
-    for sizes, places in (([100, 100], [46, 46]), ([0, 1], [46, 340]), ([0, 10], [46, 340]), ([1, 1000], [46, 340])):
-        table = {"recall": np.ones(2), "support": np.full(2, 5), "training_rows": np.array(sizes)}
-        assert [float(x) for x in re.findall(r"M(\S+) 20.0h0", page.recall(table, np.arange(2)))] == places
 
 
 def test_labels_do_not_cover_each_other():
@@ -155,13 +178,15 @@ def test_labels_do_not_cover_each_other():
         for i, j in np.argwhere(np.abs(x[:, None] - x) < 0.04):
             assert i == j or abs(heights[i] - heights[j]) > 0.0599
             assert y[i] <= y[j] or heights[i] > heights[j]  # in the order of the points
-    table = {"recall": np.zeros(5), "support": np.full(5, 9), "training_rows": np.full(5, 3)}
-    assert len(set(re.findall(r'y="(\S+)" text-anchor="start">[1-5]<', page.recall(table, np.arange(5))))) == 5
+    table = {"category": np.array([*"abcde"]), "recall": np.zeros(5), "support": np.full(5, 9),
+             "training_rows": np.full(5, 3)}
+    numbers = report.recall_figure(table, "of a run").axes[0].texts
+    assert [number.get_text() for number in numbers] == [*"12345"] and len({number.xy for number in numbers}) == 5
 
 
 def test_a_long_name_keeps_its_leaf(tmp_path):
     names = [f"{'Hogar y cocina > ' * 9}{leaf}" for leaf in ("Cuchillos", "Ollas")]
-    parsed = Parsed(write(tmp_path / "long.html", names))
+    parsed = Parsed(write(tmp_path / "long", names))
     shown = [row[0] for row in parsed.tables["Lowest recall first, by the upper end of its interval"][1:]]
     assert {name.rpartition(" > ")[2] for name in shown} == {"Cuchillos", "Ollas"}
     assert all("Hogar y cocina > " in name and "…" in name and len(name) == 3 + page.NAME for name in shown)
@@ -177,12 +202,12 @@ def test_several_runs_are_headed_by_what_they_are(trained):
 
 def test_what_is_missing_is_said(tmp_path):
     """No metrics.csv, one category, no mistake, no confusion, one epoch, a refit without validation scores."""
-    parsed = assert_sound(write(tmp_path / "none.html", ["only"], rows=1))
-    for said in ("No metrics.csv.", "nothing promised", "3 of 2 rows have a category that the run does not know"):
+    parsed = assert_sound(write(tmp_path / "none", ["only"], rows=1))
+    for said in ("No curves: ", "nothing promised", "3 of 2 rows have a category that the run does not know"):
         assert said in parsed.text and "SYNTHETIC" not in parsed.text
     for history in ([{"epoch": 1.0, "train_loss": 0.0}], [{"epoch": 3.0, "train_loss": 2.5}, {"epoch": 4.0}]):
-        assert_sound(write(tmp_path / "short.html", history=history, synthetic=True))
-    assert "SYNTHETIC" in Parsed((tmp_path / "short.html").read_text()).text
+        parsed = assert_sound(write(tmp_path / "short", history=history, synthetic=True, drawn=len(history) == 1))
+        assert len(parsed.attributes("img")) == 3 and "SYNTHETIC" in parsed.text
 
 
 def test_the_page_says_what_the_report_says(trained):
@@ -195,7 +220,9 @@ def test_the_page_says_what_the_report_says(trained):
                       ("top-5 accuracy", "top5_accuracy"), ("loss", "loss"), ("calibrated loss", "calibrated_loss"),
                       ("Brier score", "brier"), ("calibration error", "expected_calibration_error")):
         assert shown[name][0] == f"{scores[key]:.4f}"
-    assert shown["balanced accuracy"][1] == "{:.4f} to {:.4f}".format(*scores["balanced_accuracy_interval"])
+    for name, interval in (("balanced accuracy", scores["balanced_accuracy_interval"]),
+                           ("accuracy", report.wilson_interval(scores["accuracy"], scores["rows"]))):
+        assert shown[name][1] == "{:.4f} to {:.4f}".format(*interval)
 
     # The promises, the slices and the ranges of sizes.
     promised = [[f"{float(precision):.0%}", *("-" if row[name] is None else f"{row[name]:.4f}" for name in (
@@ -206,14 +233,17 @@ def test_the_page_says_what_the_report_says(trained):
                                          for name, row in {"all": scores, **scores["slices"]}.items()}
     sizes = parsed.tables["By size of the category"][1:]
     assert sum(int(row[1]) for row in sizes) == 4 and sum(int(row[2]) for row in sizes) == scores["rows"]
-    assert sum(float(row[3]) * int(row[1]) for row in sizes) / 4 == pytest.approx(scores["balanced_accuracy"], abs=1e-4)
+    # The first two are means over categories, the last one over rows.
+    for column, size, name in ((3, 1, "balanced_accuracy"), (6, 1, "macro_f1"), (5, 2, "accuracy")):
+        mean = np.average([float(row[column]) for row in sizes], weights=[int(row[size]) for row in sizes])
+        assert mean == pytest.approx(scores[name], abs=1e-4)
 
-    # The best epoch is marked in both figures.
+    # The figure of the training is the run's own, and the best epoch is told.
     best = max(runs.read_metrics(folder), key=lambda row: (row["valid_balanced_accuracy"], row["epoch"]))["epoch"]
-    curves = [figure["aria-label"] for figure in parsed.attributes("svg") if "epoch" in figure["aria-label"]]
-    assert len(curves) == 2 and all(f"best epoch {best:.0f} (dotted)" in curve for curve in curves)
-    assert parsed.text.count(f"best epoch {best:.0f} (dotted)") == 2
-    assert sum(path["class"] == "mark" for path in parsed.attributes("path")) == 3  # and the line of the probabilities
+    images = parsed.attributes("img")
+    assert len(images) == 3 and images[2]["src"].endswith(base64.b64encode((folder / "loss.png").read_bytes()).decode())
+    assert f"best epoch {best:.0f} (dashed)" in images[2]["alt"]
+    assert parsed.text.count(f"best epoch {best:.0f} (dashed)") == 1
     assert "python prepare.py --data tiny.csv\npython train.py --name filters" in parsed.text
     assert "\npython evaluate.py --ckpt filters/best" in parsed.text
 
@@ -224,6 +254,23 @@ def test_the_page_says_what_the_report_says(trained):
         ["tiny.csv", f"{scores['rows']:,}", meta["source"][0]["checksum"]]] and source["rows"] == scores["rows"]
     assert f"split of data/prepared, fingerprint {meta['fingerprint']}: 0 of {scores['rows']} rows" in parsed.text
     assert "python train.py --name filters " in parsed.text and " --model cnn " in parsed.text
+
+
+def test_promises_confusions_and_suspects_are_listed(tmp_path):
+    names, titles = [*"ABCD"], ["uno", "dos", "tres"]
+    shown, tables = Parsed(write(tmp_path, names, titles)).tables, made_up(names, titles)[2]
+    assert shown["Precision promised, and kept"][1:] == [
+        ["90%", "0.5000", "0.8000", "0.9100", "yes"], ["95%", "0.7000", "0.5000", "0.9400", "no"],
+        ["97%", "0.9900", "0.0000", "-", "no rows"], ["99%", "-", "0.0000", "-", "nothing promised"]]
+    found, suspects = tables["confusions.csv"], tables["suspects.csv"]
+    assert shown["Pairs most confused"][1] == [
+        f"{found['category'][0]}, {found['rows'][0]} rows ({found['share_of_category'][0]:.0%})",
+        found["predicted"][0], found["examples"][0].replace(" | ", "")]
+    rows = shown["Suspects: labels that the model finds least likely"][1:]
+    assert len(rows) == page.SUSPECTS < len(suspects["title"])
+    assert rows[:3] == [[suspects["title"][i], f"{suspects['category'][i]} ({suspects['category_probability'][i]:.4f})",
+                         f"{suspects['predicted'][i]} ({suspects['probability'][i]:.4f})",
+                         f"a <b>.csv:{suspects['line'][i]}"] for i in range(3)]
 
 
 def test_a_damaged_metrics_csv_costs_the_curves_alone(trained, tmp_path):

@@ -18,7 +18,7 @@ from pyarrow import parquet
 import data
 import evaluate
 from titles import files
-from titles.predict import extended
+from titles import predict as prediction
 
 TITLES = ["funda celular negro", "mesa, grande", "qwzzk", "", "silla azul", "celular funda"]
 
@@ -243,6 +243,46 @@ def test_what_cannot_be_kept_is_refused(predict, tmp_path):
     assert not (tmp_path / "y.csv").exists()
 
 
+# --- blocks of titles -------------------------------------------------------------------------------------------------
+
+MANY = ["funda negro", "mesa azul", "silla", "celular x1", "", "funda estuche", "silla cadeira", "mesa nuevo", "qwzzk",
+        "teléfono azul", "cadeira"]  # whatever block they are in, neighbours differ
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Titles are classified three at a time."""
+    monkeypatch.setattr(prediction, "PREDICT_ROWS", 3)
+
+
+def test_each_title_of_many_blocks_gets_its_own_answer(classifier, small_blocks):
+    labels, alone = np.arange(len(MANY)) % 4, [classifier.predict([title], top=2)[0] for title in MANY]
+    together = classifier.predict(MANY, top=2)
+    assert [[name for name, _ in row] for row in together] == [[name for name, _ in row] for row in alone]
+    np.testing.assert_allclose([[p for _, p in row] for row in together], [[p for _, p in row] for row in alone],
+                               atol=1e-5)
+    chances = classifier.predict_proba(MANY)
+    names = [classifier.labels[i] if row[0][0] else None for i, row in zip(chances.argmax(1), alone, strict=True)]
+    assert names == [row[0][0] for row in alone] and len({*names}) == 5
+    found = classifier.score(MANY, labels)
+    np.testing.assert_allclose(found["given_probability"], chances[np.arange(len(MANY)), labels], rtol=1e-4)
+    assert found["known"].tolist() == [name is not None for name in names]
+
+
+@pytest.mark.parametrize("keep", [(), ("--keep",)], ids=["answers", "tables"])
+def test_answers_of_many_blocks_stand_in_the_order_of_the_titles(predict, classifier, small_blocks, tmp_path, keep):
+    """Of a file, where a block is classified while another is written, and of a pipe."""
+    wanted = [[name or "", f"{chance:.4f}"] for [(name, chance)] in (classifier.predict([title])[0] for title in MANY)]
+    path = save(tmp_path / "many.csv", as_text([("note", "title"), *enumerate(MANY)]))
+    for done in (predict(path, *keep), predict("-", *keep, stdin=path.read_text())):
+        rows = [*csv.reader(done.stdout.splitlines())][1:] if keep else lines_of(done)
+        assert [[row[-2], f"{float(row[-1]):.4f}"] for row in rows] == wanted
+        assert not keep or [row[:2] for row in rows] == [[str(i), title] for i, title in enumerate(MANY)]
+    save(tmp_path / "ids.csv", as_text([("id", "title"), *enumerate(MANY)]))
+    lines = predict(tmp_path / "ids.csv").stdout.splitlines()
+    assert lines[1:] == [f"{i},{name}" for i, (name, _) in enumerate(wanted)]
+
+
 # --- explanations -----------------------------------------------------------------------------------------------------
 
 def test_the_words_that_spoke_most(predict, classifier):
@@ -320,7 +360,7 @@ def test_new_words_do_not_copy_the_vectors_of_the_others(classifier):
     index, ensemble = classifier.index, classifier.ensemble
     ids, words = data.encode(["mesa zzzyx"], index, 5)
     assert words == ["zzzyx"] and ids.max() == len(index)
-    predictor = extended(classifier.config, ensemble.predictors[0], words)
+    predictor = prediction.extended(classifier.config, ensemble.predictors[0], words)
     assert predictor.words[0] is ensemble.predictors[0].words[0]
 
 

@@ -3,15 +3,16 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import assert_one_line_error, run_here, run_script, save, tiny_rows, write_csv
 from mlflow import MlflowClient
-from test_page import HOSTILE, assert_sound, made_up
+from test_page import HOSTILE, PROMISES, assert_sound, made_up
 
 import evaluate
-from titles import calibration, files, report
+from titles import calibration, files, report, runs
 
 
 def read_csv(path):
@@ -153,6 +154,33 @@ def test_suspects_begin_with_the_labels_that_are_least_likely(trained, tmp_path)
         assert chance == pytest.approx(given, abs=2e-6)
 
 
+def test_scores_suspects_and_confusions_by_hand():
+    """The least likely labels first, wherever the model is of another opinion on a category that it knows; a confusion
+    is a share of its true category."""
+    rows = SimpleNamespace(names=["A", "B", "C", "NEW"], labels=np.array([0, 0, 0, 1, 1, 2, 3]), text=[*"abcdefg"],
+                           file=["x"] * 7, line=np.arange(2, 9), id=None)
+    result = {"prediction": np.array([0, 1, 1, 1, 0, 0, 2]),
+              "given_probability": np.array([0.9, 0.3, 0.1, 0.8, 0.2, 0.05, 0.01]),
+              "probability": np.array([0.9, 0.6, 0.7, 0.8, 0.75, 0.9, 0.5])}
+    tables = report.make_tables(rows, np.array([30, 20, 10]), result)
+    suspects = tables["suspects.csv"]
+    assert suspects["title"] == [*"fceb"] and suspects["line"].tolist() == [7, 4, 6, 3]
+    assert suspects["category_probability"].tolist() == [0.05, 0.1, 0.2, 0.3]
+    assert suspects["probability"].tolist() == [0.9, 0.7, 0.75, 0.6] and tables["unknown.csv"]["title"] == ["g"]
+    confused = [*zip(*tables["confusions.csv"].values(), strict=True)]
+    assert confused == [("A", "B", 2, 2 / 3, "b | c"), ("B", "A", 1, 1 / 2, "e"), ("C", "A", 1, 1, "f"),
+                        ("NEW", "C", 1, 1, "g")]
+    result |= {"rank": np.array([0, 4, 5, 0, 1, 9, 7]), "loss": np.array([1, 2, 3, 4, 5, 6, np.nan]),
+               "calibrated_loss": np.full(7, np.nan), "brier": np.array([0, 0, 0, 0, 0, 0, np.nan])}
+    scores = report.summarize(rows.labels, result)
+    assert (scores["accuracy"], scores["top5_accuracy"], scores["loss"]) == (2 / 7, 4 / 7, 3.5)
+    axes = report.confusion_figure(rows.labels, result["prediction"], rows.names, report.confusions(
+        rows.labels, result["prediction"]), "").axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["A", "B", "C", "NEW"]
+    np.testing.assert_allclose(axes.images[0].get_array(), [[0, 2 / 3, 0, 0], [1 / 2, 0, 0, 0], [1, 0, 0, 0],
+                                                            [0, 0, 1, 0]])
+
+
 def test_calibration_and_promises_in_the_report(trained):
     scores = scores_of(trained, "--ckpt", "filters")
     rows = read_csv(trained / "runs/filters/test-best/predictions.csv")
@@ -160,7 +188,9 @@ def test_calibration_and_promises_in_the_report(trained):
     right = np.array([row["category"] == row["predicted"] for row in rows])
     error = calibration.expected_error(confidence, right)
     assert scores["expected_calibration_error"] == pytest.approx(error, abs=1e-5)
-    assert 0.04 < scores["temperature"] < 60 and 0 <= scores["smoothing"] <= 0.5
+    kept = runs.restore(trained / "runs/filters", "best")[3]["validation"]
+    assert [scores[name] for name in ("temperature", "smoothing")] == pytest.approx(
+        [float(kept[name]) for name in ("temperature", "smoothing")])
     assert list(scores["thresholds"]) == ["0.90", "0.95", "0.99"]
 
     # What --precision gives, which assumes the training prior where --prior says nothing.
@@ -182,9 +212,27 @@ def test_what_a_checkpoint_keeps_to_calibrate_with_are_its_validation_rows(train
     shutil.copytree(trained, tmp_path / "copy")
     scores_of(tmp_path / "copy", "--ckpt", "filters", "--split", "valid")
     rows = read_csv(tmp_path / "copy/runs/filters/valid-best/predictions.csv")
-    confidence, right = evaluate.load("filters", folder=trained / "runs").validated
+    classifier = evaluate.load("filters", folder=trained / "runs")
+    confidence, right = classifier.validated
+    assert (classifier.validation[0]["logits"].max(1) == 0).all()  # where float16 is finest
     np.testing.assert_allclose(np.sort(confidence), np.sort([float(row["probability"]) for row in rows]), atol=2e-3)
     assert right.sum() == sum(row["category"] == row["predicted"] for row in rows)
+
+
+def test_what_was_promised_is_printed_beside_what_was_kept(capsys):
+    rows, result, tables = made_up([*"ABCD"], ["uno", "dos"])
+    scores = report.summarize(rows.labels, result) | {
+        "slices": {}, "prior": "equal", "promising_prior": "equal", "thresholds": PROMISES,
+        "unknown_category_rows": 7, "unknown_title_rows": 0, "trained_rows": 0}
+    report.show(scores, tables["confusions.csv"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("promised ")] == [
+        "promised 90% right: from probability 0.5000 on; here 80.0% of the titles, 91.0% of them right",
+        "promised 95% right: from probability 0.7000 on; here 50.0% of the titles, 94.0% of them right",
+        "promised 97% right: from probability 0.9900 on; here 0.0% of the titles, - of them right",
+        "promised 99% right: by no probability, on these validation rows"]
+    [note] = [line for line in lines if f" of {scores['rows']} rows " in line]
+    assert note.startswith("7 of ") and note.endswith("have a category that the run does not know, and count as wrong")
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
@@ -220,13 +268,24 @@ def test_the_figure_of_the_recall_names_the_surely_worst():
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels() if "$" in tick.get_text()] == []
     areas = figure.axes[0].collections[0].get_sizes()
     assert areas[0] == max(areas) > 4 * areas[3]
-    low, high = report.share_interval(np.array([0, 5, 50]), np.array([5, 5, 50]))
+    low, high = report.wilson_interval(np.array([0, 1, 1]), np.array([5, 5, 50]))
     np.testing.assert_allclose([low, high], [[0, 0.5655, 0.9287], [0.4345, 1, 1]], atol=1e-4)
+
+
+def test_the_axis_of_training_rows_has_room_for_any_sizes():
+    """Powers of ten that are all the same, and none at all; a category without training rows stands at a half."""
+    for sizes, ends in (([100, 100], (100, 1000)), ([0, 1], (0.1, 1)), ([0, 10], (0.1, 10)), ([1, 1000], (1, 1000))):
+        table = {"category": np.array(["a", "b"]), "recall": np.ones(2), "support": np.full(2, 5),
+                 "training_rows": np.array(sizes)}
+        axes = report.recall_figure(table, "of a run").axes[0]
+        assert axes.get_xlim() == pytest.approx((0.8 * ends[0], 1.25 * ends[1]))
+        low, high = axes.get_xlim()
+        assert all(low < x < high for x in axes.collections[0].get_offsets()[:, 0])
 
 
 def test_figures_of_hostile_names(tmp_path, capsys):
     rows, result, tables = made_up(HOSTILE, HOSTILE)
     figures = report.make_figures(rows, tables["categories.csv"], result, HOSTILE[0])
-    report.write(tmp_path, {}, {}, figures)
+    report.write(tmp_path, report.Report(HOSTILE[0], {}, {}, figures))
     assert {path.name for path in tmp_path.glob("*.png")} == {"recall.png", "confusions.png", "reliability.png"}
     assert capsys.readouterr().err == ""

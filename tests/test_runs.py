@@ -54,8 +54,10 @@ def test_a_run_may_have_most_names(tmp_path):
 def test_a_run_keeps_the_scripts(trained):
     source = trained / "runs/bag/source"
     config = files.read_json(trained / "runs/bag/config.json")
-    assert set(config["source"]) == {"train.py", "model.py", "data.py", "classify.py", *(f"titles/{name}.py" for name in (
-        "__init__", "calibration", "cli", "devices", "encoder", "files", "runs", "tracking"))}
+    assert set(config["source"]) == {
+        "train.py", "model.py", "data.py", "classify.py", *(f"titles/{name}.py" for name in (
+            "__init__", "calibration", "cli", "configuration", "devices", "encoder", "files", "predict", "progress",
+            "runs", "settings", "start", "tracking"))}
     for name, digest in config["source"].items():
         assert files.checksum(source / name) == digest and (source / name).read_text() == (ROOT / name).read_text()
     kept = {path.relative_to(source) for path in source.rglob("*.py")}
@@ -195,6 +197,8 @@ def test_a_signal_while_an_epoch_waits_to_be_saved(tiny, long_run, tmp_path):
         done = run_here("train", "--name", "late", "--epochs", 20, "--dim", 16, cwd=tmp_path, check=False)
     assert done.returncode == 128 + signal.SIGTERM and "--resume late" in done.stdout
     assert os.listdir(tmp_path / "runs/late/checkpoints")
+    run_id = (tmp_path / "runs/late/mlflow.txt").read_text().strip()
+    assert MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(run_id).info.status == "KILLED"
     run_here("train", "--resume", "late", cwd=tmp_path)
     assert_same_run(long_run, tmp_path / "runs/late")
 
@@ -213,9 +217,10 @@ def test_what_a_run_leaves(trained):
     with open(folder / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == [str(i) for i in range(1, 13)] and int(rows[-1]["step"]) == config["steps"]
-    for key in ("train_loss", "valid_loss", "train_balanced_accuracy", "valid_balanced_accuracy",
-                "valid_reliable_balanced_accuracy", "titles_per_second"):
-        assert all(float(row[key]) >= 0 for row in rows)
+    scores = [f"{split}_{part}{score}" for split in ("train", "valid") for part, score in (
+        ("", "loss"), ("", "accuracy"), ("", "balanced_accuracy"), ("reliable_", "loss"),
+        ("reliable_", "balanced_accuracy"))]
+    assert [*rows[0]] == ["epoch", "step", *scores, "temperature", "smoothing", "titles_per_second", "seconds"]
     assert float(rows[-1]["valid_loss"]) < float(rows[0]["valid_loss"])
     for name in ("vocab.txt", "labels.txt"):
         assert (folder / name).read_bytes() == (trained / "data/prepared" / name).read_bytes()

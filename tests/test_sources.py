@@ -12,10 +12,9 @@ from conftest import COLUMNS, PACKED, as_csv, as_fasttext, as_json, corrupted, s
 
 from titles import files, sources
 from titles.cli import UserError
+from titles.sources import AS_TEXT, SPANS
 
 BLOCKS = [1, 60, 8 << 20]  # bytes of a file read at a time; the last is what the program uses
-SPANS = "a field in quotes spans lines; if it should not, a quote is unclosed"
-AS_TEXT = "an unclosed quote was taken as text"
 
 
 class Recorder(sources.BadRows):
@@ -337,14 +336,14 @@ def test_titles_that_one_line_swallows_are_counted():
     assert titles == lines and bad.odd == {2: AS_TEXT}
 
 
-# --- titles alone -----------------------------------------------------------------------------------------------------
+# --- titles to classify -----------------------------------------------------------------------------------------------
 
 def titles_of(content, name="titles", **asked):
     """(titles, ids or None, a Recorder) of titles to classify."""
     content, bad = content if isinstance(content, bytes) else content.encode(), Recorder()
-    header, blocks = sources.read_titles(io.BufferedReader(io.BytesIO(content)), name, bad, form(**asked))
+    header, blocks, _ = sources.read_titles(io.BufferedReader(io.BytesIO(content)), name, bad, form(**asked))
     found = list(blocks)
-    titles = [title for block, _ in found for title in block]
+    titles = [title for rows, _ in found for title in rows.titles]
     assert header in (None, ["id"]) and all((kept is not None) == (header is not None) for _, kept in found)
     return titles, [each for _, kept in found for each in kept["id"].to_pylist()] if header else None, bad
 
@@ -423,7 +422,7 @@ def test_what_is_no_file_of_titles_is_refused(content, message):
 
 
 def test_the_first_bad_row_of_titles_is_refused():
-    _, blocks = sources.read_titles(
+    _, blocks, _ = sources.read_titles(
         io.BufferedReader(io.BytesIO(b"id,title\n1,a\n2,b,c\n")), "x.csv", sources.NoBadRows())
     with pytest.raises(UserError, match=r"x\.csv:3: 3 columns"):
         list(blocks)

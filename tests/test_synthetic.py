@@ -23,6 +23,10 @@ def build_world(n):
     return synthetic.build_world(tables, synthetic.choose_categories(tables, n))
 
 
+def category_names(n):
+    return [synthetic.PREFIX + one.name for one in synthetic.choose_categories(synthetic.read_tables(), n)]
+
+
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     path = tmp_path_factory.mktemp("synthetic") / "made" / "x.csv"      # a folder that is not there yet
@@ -48,7 +52,7 @@ def test_header_and_fields(path, rows):
     assert len(rows) == ROWS == text.count("\n") - 1
     assert set(rows.language) == {"spanish", "portuguese"}
     assert set(rows.label_quality) == {"reliable", "unreliable"}
-    assert set(rows.category) == set(synthetic.category_names(120))
+    assert set(rows.category) == set(category_names(120))
     with open(path, encoding="utf-8", newline="") as file:               # an independent reader agrees
         assert [row[0] for row in csv.reader(file)][1:] == rows.title.tolist()
 
@@ -81,27 +85,27 @@ def test_bytes_are_those_that_scores_were_measured_on(tmp_path, rows, categories
 
 @pytest.mark.parametrize("n", [2, 120, 632, 1588, 1866])
 def test_category_names(n):
-    names = synthetic.category_names(n)
+    names = category_names(n)
     assert len(set(names)) == n and all(name.startswith("SYN_") and name == name.upper() for name in names)
-    assert names == synthetic.category_names(1866)[:n]
+    assert names == category_names(1866)[:n]
     with pytest.raises(synthetic.UserError, match="between 2 and 1866"):  # as the manual says
-        synthetic.category_names(1867)
+        category_names(1867)
 
 
 def test_derived_categories_have_their_own_text():
     world = build_world(1588)
     for field in ("head", "word"):
-        flat, start, size = world.groups[field]
+        flat, start, size = world.choices[field]
         texts = {tuple(flat[a:a + int(n)]) for a, n in zip(start, size, strict=True)}
         assert len(texts) > 0.98 * 2 * 1588              # a few differ in head nouns alone or in words alone
-    assert (world.groups["head"].size > 0).all()
+    assert (world.choices["head"].size > 0).all()
 
 
 @pytest.mark.parametrize("categories", [2, 3, 632, 1588])
 def test_any_number_of_categories(tmp_path, categories):
     synthetic.write_csv(tmp_path / "x.csv", 20_000, categories, 0)
     found = set(pd.read_csv(tmp_path / "x.csv", keep_default_na=False).category)
-    assert found <= set(synthetic.category_names(categories)) and len(found) > 0.97 * categories
+    assert found <= set(category_names(categories)) and len(found) > 0.97 * categories
 
 
 def test_shape_of_titles(rows):
@@ -221,7 +225,7 @@ def test_words_cut_short_are_noticed_wherever_they_end(tmp_path, monkeypatch):
     for size in [0, *range(1, len(content), 997), *range(len(content) - 100, len(content) - 1)]:
         synthetic.TABLES.write_bytes(content[:size])
         with pytest.raises(synthetic.UserError, match=r"short\.txt"):
-            synthetic.category_names(2)
+            category_names(2)
 
 
 def test_without_its_words_it_says_so_but_helps(tmp_path):

@@ -22,12 +22,11 @@ ANSWER = [("category", pa.string()), ("probability", pa.float64())]
 
 def passed_through(source, out, encoding="utf-8", names=("A", "=B é")):
     """Read a table, and write it with an answer: two categories in turn."""
-    dialect = sources.Dialect()
     with open(source, "rb") as file:
-        header, blocks = sources.read_titles(file, source, sources.NoBadRows(), sources.Format(encoding=encoding), True,
-                                             dialect)
+        header, blocks, dialect = sources.read_titles(file, source, sources.NoBadRows(),
+                                                      sources.Format(encoding=encoding), True)
         with tables.writer(out, dialect, header, ANSWER) as write:
-            for titles, kept in blocks:
+            for (titles, _), kept in blocks:
                 write(kept, [[names[i % 2] for i in range(len(titles))], [1 / 3] * len(titles)])
     return out
 
@@ -217,7 +216,7 @@ def test_tables_of_excel_are_passed_through(workbook, tmp_path):
     assert [row[:6] for row in again] == [row[:6] for row in found]
 
 
-def test_what_excel_cannot_hold(tmp_path):
+def test_what_excel_cannot_hold(tmp_path, monkeypatch):
     pytest.importorskip("openpyxl")
     path = save(tmp_path / "in.csv", "title,code,x\nmesa,0012345678901234567890,\x1b[0m\n")
     import openpyxl
@@ -227,6 +226,14 @@ def test_what_excel_cannot_hold(tmp_path):
                         tmp_path / "in.parquet")
     rows = list(openpyxl.load_workbook(passed_through(tmp_path / "in.parquet", tmp_path / "out.xlsx")).active.values)
     assert rows[1][1:3] == (str(2 ** 60), "2024-05-01 10:30:15.123456+00:00")
+    days = [datetime.date(1899, 12, 31), datetime.date(1900, 3, 1)]  # it has no days before 1900
+    parquet.write_table(pa.table({"title": ["a", "b"], "day": days}), tmp_path / "in.parquet")
+    rows = list(openpyxl.load_workbook(passed_through(tmp_path / "in.parquet", tmp_path / "out.xlsx")).active.values)
+    assert [row[1] for row in rows[1:]] == ["1899-12-31", datetime.datetime(1900, 3, 1)]
+    with monkeypatch.context() as patch:
+        patch.setattr(tables, "SHEET_ROWS", 2)
+        with pytest.raises(UserError, match="a sheet of Excel holds 2 rows; write .csv or .parquet"):
+            passed_through(tmp_path / "in.parquet", tmp_path / "long.xlsx")
     save(tmp_path / "in.csv", f"title\n{'x' * 40_000}\n")
     with pytest.raises(UserError, match="a cell of Excel holds 32,767 characters, and row 2 has one of 40,000"):
         passed_through(path, tmp_path / "long.xlsx")

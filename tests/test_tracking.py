@@ -100,10 +100,12 @@ def test_mlflow_has_the_best_values_beside_the_last_ones(watched):
 def test_times_begin_with_the_command(watched):
     folder, _ = watched
     client, run_id = logged(folder, "early")
-    begun = client.get_run(run_id).info.start_time
-    for metric, row in zip(client.get_metric_history(run_id, "valid/loss"), rows_of(folder, "early"), strict=True):
-        assert abs(metric.timestamp - begun - 1000 * float(row["seconds"])) < 2
-    assert begun < min(metric.timestamp for metric in client.get_metric_history(run_id, "train/step_loss"))
+    begun, rows = client.get_run(run_id).info.start_time, rows_of(folder, "early")
+    for metric, row in zip(client.get_metric_history(run_id, "valid/loss"), rows, strict=True):
+        assert abs(metric.timestamp - begun - 1000 * float(row["seconds"])) < 2 and metric.step == int(row["step"])
+    losses = client.get_metric_history(run_id, "train/step_loss")
+    assert begun < min(metric.timestamp for metric in losses)
+    assert {int(row["step"]) for row in rows} <= {metric.step for metric in losses}  # an epoch ends with a chunk
 
 
 def test_the_table_of_runs_has_a_view_with_scores(watched):
@@ -125,6 +127,8 @@ def test_evaluating_latest_changes_no_number_of_best(watched):
         run_here("evaluate", *flags, cwd=folder)
     after = client.get_run(run_id).data.metrics
     assert {name: after[name] for name in before} == pytest.approx(before, rel=1e-6)  # valid was judged twice
+    said = client.get_run(run_id).data.tags["mlflow.note.content"]
+    assert ", by `python evaluate.py --ckpt early/best --prior training`\n" in f"{said}\n"
     new = after.keys() - before.keys()
     assert {"test-latest_balanced_accuracy", "valid_brier", "test-best-training_loss"} <= new
 
@@ -137,15 +141,16 @@ def test_mlflow_describes_a_run(watched):
     scores = json.loads(run_here("evaluate", "--ckpt", "early", "--json", cwd=folder).stdout)
     run, config = client.get_run(run_id), files.read_json(folder / "runs/early/config.json")
     lines = run.data.tags["mlflow.note.content"].splitlines()
-    best = max(float(row["valid_balanced_accuracy"]) for row in rows_of(folder, "early"))
+    best = max(reversed(rows_of(folder, "early")), key=lambda row: float(row["valid_balanced_accuracy"]))
     assert lines[0] == "mine" and "- Model: mlp" in lines and f"{config['rows']} training rows" in lines[1]
-    assert any(line.startswith(f"- Validation: balanced accuracy {best:.4f}") for line in lines)
+    assert (f"- Validation: best epoch {best['epoch']}: validation balanced accuracy "
+            f"{float(best['valid_balanced_accuracy']):.4f}, of {len(rows_of(folder, 'early'))} epochs") in lines
     assert [line for line in lines if line.startswith("- test-best:")] == [
         f"- test-best: balanced accuracy {scores['balanced_accuracy']:.4f}, accuracy {scores['accuracy']:.4f}, by "
         "`python evaluate.py --ckpt early/best`"]
     [command] = [line for line in lines if line.startswith("- Command: `python train.py --name early ")]
     assert " --model mlp " in command and " --epochs 40 " in command
-    assert run.data.tags["mlflow.source.name"] and run.data.tags["mlflow.user"]
+    assert run.data.tags["mlflow.source.name"] == str(ROOT / "train.py") and run.data.tags["mlflow.user"]
     meta = files.read_json(folder / "data/prepared/meta.json")
     assert sets_of(run) == {(f"tiny.csv, {split} split", context) for split, context in (
         ("train", "training"), ("valid", "validation"), ("test", "testing"))}
@@ -155,8 +160,22 @@ def test_mlflow_describes_a_run(watched):
         assert profile["num_rows"] == meta["rows"][split] and profile["categories"] == 4
         assert profile["files"] == [{"file": "tiny.csv", "rows": meta["rows"][split],
                                      "checksum": meta["source"][0]["checksum"]}]
-    assert int(run.data.params["parameters"]) > 0 and "checksum" not in run.data.params
+    sizes = {name: int(run.data.params[name]) for name in ("parameters", "table_rows", "table_columns")}
+    assert sizes == {"parameters": 16 * 4 + 4, "table_rows": config["vocabulary"] + config["buckets"],
+                     "table_columns": 16} and "checksum" not in run.data.params  # a linear classifier of 4 categories
     assert {item.path for item in client.list_artifacts(run_id)} >= {"config.json", "loss.png", "source", "test-best"}
+
+
+def test_any_number_of_metrics_is_logged():
+    """MLflow takes 1,000 at a time."""
+    class Client:
+        batches = []
+
+        def log_batch(self, run_id, metrics):
+            self.batches.append(metrics)
+
+    tracking.log_metrics(Client(), "run", [*range(2500)])
+    assert [*map(len, Client.batches)] == [1000, 1000, 500] and sum(Client.batches, []) == [*range(2500)]
 
 
 def test_a_description_has_room_for_many_reports(watched):

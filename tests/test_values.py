@@ -40,6 +40,7 @@ def test_other_encodings(tmp_path, encoding):
 
 def test_a_file_in_another_encoding_than_was_said_is_refused(tmp_path):
     for encoding, content in (("utf-16", b"title,category\n\xff"), ("utf-8-sig", PAIRS + b"\xff,A\n"),
+                              ("utf-16", PAIRS.decode().encode("utf-16")[:-1]),  # cut short
                               ("cp1252", b"\x81")):
         with pytest.raises(UserError, match=f"x: not text in {encoding} "):
             labelled(save(tmp_path / "x", content), encoding=encoding)

@@ -32,7 +32,7 @@ def cross_entropy(logits, labels):
 
 
 def smoothed(logits, smoothing):
-    """[..., C] logits after their temperature -> probabilities, of which the share `smoothing` is spread evenly."""
+    """[..., C] logits after their temperature -> probabilities, of which the part `smoothing` is spread evenly."""
     return (1 - smoothing) * jax.nn.softmax(logits) + smoothing / logits.shape[-1]
 
 
@@ -41,15 +41,15 @@ def smoothed(logits, smoothing):
 def calibration_loss(values, logits, right):
     """Cross-entropy between `right` [N], how sure it is that the largest of logits [N, C] is that of the label, and the
     probability that (log temperature, log odds of the smoothing) give it. The largest of each row is 0."""
-    # So its share is one over the sum. The gradient of a maximum would rest on XLA's computing twice, to the same bits,
-    # what it compares, which it does not always do: jax 0.12.0.1 was wrong here (as in jax-ml/jax#40564).
-    share = 1 / jnp.exp(logits * jnp.exp(-values[0])).sum(-1)
+    # So its softmax is one over the sum. The gradient of a maximum would rest on XLA's computing twice, to the same
+    # bits, what it compares, which it does not always do: jax 0.12.0.1 was wrong here (as in jax-ml/jax#40564).
+    softmax = 1 / jnp.exp(logits * jnp.exp(-values[0])).sum(-1)
     smoothing = jax.nn.sigmoid(values[1])
 
     # As logarithm and log odds both numbers stay in range. float32 may round a probability to 1; what is left is then 0
     # and its logarithm infinite, hence the clipping.
-    sure = jnp.clip((1 - smoothing) * share + smoothing / logits.shape[-1], 1e-6, 1 - 1e-6)
-    return -(right * jnp.log(sure) + (1 - right) * jnp.log1p(-sure)).mean()
+    confidence = jnp.clip((1 - smoothing) * softmax + smoothing / logits.shape[-1], 1e-6, 1 - 1e-6)
+    return -(right * jnp.log(confidence) + (1 - right) * jnp.log1p(-confidence)).mean()
 
 
 @jax.jit
@@ -132,22 +132,16 @@ def promises(confidence, right):
     return found
 
 
-def coverage_and_precision(confidence, right, threshold):
-    """(share of rows with at least this confidence, share of these that are right or None where there are none)."""
-    passed = confidence >= threshold
-    return float(passed.mean()), float(right[passed].mean()) if passed.any() else None
-
-
 # --- calibration error ------------------------------------------------------------------------------------------------
 
 def reliability(confidence, right):
-    """[(mean confidence, share that is right, rows)] of at most BINS bins of equally many rows, in rising order."""
+    """[(mean confidence, accuracy, rows)] of at most BINS bins of equally many rows, in rising order."""
     order = np.argsort(confidence, kind="stable")
     return [(float(confidence[part].mean(dtype=np.float64)), float(right[part].mean()), len(part))
             for part in np.array_split(order, min(BINS, len(order)))]
 
 
 def expected_error(confidence, right):
-    """The expected calibration error: by how much confidence and share of right predictions differ, on average over
-    the rows of all bins (Naeini et al. 2015, with bins of equally many rows)."""
-    return sum(rows * abs(sure - hits) for sure, hits, rows in reliability(confidence, right)) / len(confidence)
+    """The expected calibration error: by how much confidence and accuracy differ, on average over the rows of all bins
+    (Naeini et al. 2015, with bins of equally many rows)."""
+    return sum(rows * abs(mean - accuracy) for mean, accuracy, rows in reliability(confidence, right)) / len(confidence)

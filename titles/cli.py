@@ -13,6 +13,7 @@ import shlex
 import signal
 import sys
 import threading
+from collections import deque
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
@@ -132,6 +133,20 @@ def in_background(function):
     return future
 
 
+def map_ahead(pool, function, items, depth):
+    """Like map, with up to `depth` calls and the next item under way in the pool; results come in order."""
+    # The next item is read in the pool, too, while the main thread works on the results.
+    waiting, items, end = deque(), iter(items), object()
+    coming = pool.submit(next, items, end)
+    while (item := coming.result()) is not end:
+        coming = pool.submit(next, items, end)
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > depth:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
 # --- the environment --------------------------------------------------------------------------------------------------
 
 # Variables that change what JAX computes, or make it refuse what we do. Results must not depend on them.
@@ -233,11 +248,6 @@ def parse_args(parser, argv=None):
     return args
 
 
-def flags_given(argv=None):
-    """The flags that were typed, such as {"--seed"}."""
-    return {word.partition("=")[0] for word in (sys.argv[1:] if argv is None else argv) if word.startswith("--")}
-
-
 def add_data_flag(add):
     """Add --data by a parser's or a group's add_argument."""
     add("--data", type=Path, nargs="+", default=Path("data/prepared"),
@@ -264,7 +274,7 @@ def add_process_flags(add):
 
 
 def positive(kind, or_zero=False):
-    """An argparse type: a finite number of this kind (int or float) above 0."""
+    """An argparse type: a finite number of this kind (int or float) above 0, or 0 as well."""
     def number(text):
         value = kind(text)
         # NaN is refused, too: it fails every comparison.
@@ -276,9 +286,7 @@ def positive(kind, or_zero=False):
     return number
 
 
-def not_negative(kind):
-    """An argparse type: a finite number of this kind, 0 or above."""
-    return positive(kind, or_zero=True)
+not_negative = functools.partial(positive, or_zero=True)
 
 
 def fraction(text, wanted="a share between 0 and 1, such as 0.95", ends=()):

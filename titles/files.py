@@ -211,26 +211,18 @@ def decompressed(file):
     return file
 
 
-class DecodedStream(io.RawIOBase):
-    """A readable stream of UTF-8 over a binary stream of text in another encoding."""
+class ChunkStream(io.RawIOBase):
+    """A readable stream over an iterator of bytes, none of them empty."""
 
-    def __init__(self, stream, encoding, name):
-        self.stream, self.decoder, self.rest = stream, codecs.getincrementaldecoder(encoding)(), b""
-        self.encoding, self.name = encoding, name
+    def __init__(self, chunks):
+        self.chunks, self.rest = chunks, b""
 
     def readable(self):
         return True
 
     def readinto(self, buffer):
-        piece = b"unread"
-        # A piece may hold no whole character yet, but to return nothing would mean the end of the stream.
-        while piece and not self.rest:
-            piece = self.stream.read1(1 << 16)
-            try:
-                self.rest = self.decoder.decode(piece, final=not piece).encode("utf-8", "replace")
-            except UnicodeError as error:
-                raise UserError(f"{self.name}: not text in {self.encoding} ({error})") from None
-        content, self.rest = self.rest[:len(buffer)], self.rest[len(buffer):]
+        content = self.rest or next(self.chunks, b"")
+        content, self.rest = content[:len(buffer)], content[len(buffer):]
         buffer[:len(content)] = content
         return len(content)
 
@@ -238,20 +230,14 @@ class DecodedStream(io.RawIOBase):
 def decoded(stream, encoding, name):
     """A buffered stream of UTF-8 over a buffered binary stream; its reads raise UserError where the content is not in
     this encoding. UTF-8 itself is left as it is, so that single rows of it can be at fault."""
-    if encoding == "utf-8":
-        return stream
-    return io.BufferedReader(DecodedStream(stream, encoding, name), 1 << 18)
+    def chunks():
+        try:
+            for text in codecs.iterdecode(iter(lambda: stream.read1(1 << 16), b""), encoding):
+                yield text.encode("utf-8", "replace")
+        except UnicodeError as error:
+            raise UserError(f"{name}: not text in {encoding} ({error})") from None
 
-
-def decodes(stream, encoding):
-    """Whether all of a binary stream is text in an encoding."""
-    stream = decoded(stream, encoding, "")
-    try:
-        while stream.read(1 << 20):
-            pass
-    except UserError:
-        return False
-    return True
+    return stream if encoding == "utf-8" else io.BufferedReader(ChunkStream(chunks()), 1 << 18)
 
 
 def is_patient(file):
@@ -264,11 +250,12 @@ def is_patient(file):
 
 def read_ready(stream, size):
     """Up to `size` bytes of a buffered binary stream: those that have come, without waiting for more than the first."""
-    pieces = [stream.read1(size)]
+    content = new = stream.read1(size)
     # The first read may give only what a look at the first bytes left in the buffer, so more is taken if it is there.
-    while pieces[-1] and sum(map(len, pieces)) < size and gives_more(stream):
-        pieces.append(stream.read1(size))
-    return b"".join(pieces)
+    while new and len(content) < size and gives_more(stream):
+        new = stream.read1(size)
+        content += new
+    return content
 
 
 def gives_more(stream):
@@ -284,12 +271,10 @@ def archive_errors(path, advice="fetch it again"):
     """Turn what a broken compressed file raises while it is read into a UserError that names the file."""
     try:
         yield
-    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
+    except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+        if getattr(error, "errno", None) is not None:  # the system failed; gzip and bz2 raise OSErrors without a number
+            raise
         raise UserError(f"{path}: broken compressed file ({error}); {advice}") from None
-    except OSError as error:
-        if error.errno is None:  # bz2 raises a bare OSError
-            raise UserError(f"{path}: broken compressed file ({error}); {advice}") from None
-        raise
 
 
 def bounded_lines(stream, path):
@@ -317,11 +302,8 @@ def checksum_of(content):
 
 def checksum(path):
     """The same of a file, which may be larger than memory."""
-    digest = hashlib.blake2b(digest_size=16)
     with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def fingerprint(value):

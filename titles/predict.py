@@ -244,7 +244,7 @@ class Classifier(classify.BaseClassifier):
         # The first run gives its folder to the report, and its name, with the others' behind it.
         (self.folder, self.which), *others = self.checkpoints = checkpoints
         self.name = "+".join([self.which, *(f"{folder.name}-{which}" for folder, which in others)])
-        self.folders = [*dict.fromkeys(folder for folder, _ in checkpoints)]
+        self.folders = [*{folder.resolve(): folder for folder, _ in checkpoints}.values()]
         self.members, self.steps, self.validation = [], [], []
         for folder, which in checkpoints:
             config, vocab, labels, saved, step = runs.restore(folder, which)

@@ -1,14 +1,17 @@
 """From labels and predictions to a report: scores, tables and figures, and the files that hold them.
 
-Reading checkpoints, data and flags, and classifying (evaluate.py), and report.html (page.py) do not belong here.
+Reading checkpoints, data and flags, and classifying (evaluate.py, predict.py), and report.html (page.py) do not belong
+here.
 """
 import itertools
 import re
 import sys
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 
+import data
 from titles import calibration, files, predict
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
@@ -20,22 +23,57 @@ FILES = ("report.json", "report.html", "predictions.csv", "categories.csv", "con
          "unknown.csv", "recall.png", "confusions.png", "reliability.png")  # of a report, which replaces them all
 UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 
+# The keys of report.json: scores, which are also of every slice, what is to be noted, and the rest.
+SCORES = {"balanced_accuracy": "balanced accuracy: mean recall of the categories",
+          "accuracy": "accuracy: share of rows that are right",
+          "top5_accuracy": "top-5 accuracy: share of rows whose category is among the five likeliest",
+          "macro_f1": "macro-F1: mean F1 of the categories",
+          "loss": "loss: cross-entropy in nats",
+          "calibrated_loss": "calibrated loss: the same, of the probabilities that are given",
+          "brier": "Brier score: squared error of the probabilities, summed over the categories",
+          "expected_calibration_error": "calibration error: how far probabilities are from shares that are right"}
+NOTES = {"unknown_category_rows": "have a category that the run does not know, and count as wrong",
+         "unknown_title_rows": "have no word or n-gram that training has seen",
+         "trained_rows": "have titles that trained the run"}
+KEYS = SCORES | NOTES | {
+    "rows": "how many", "balanced_accuracy_interval": "95 % bootstrap interval",
+    "slices": "these scores by language, of reliable labels, of titles that trained no run",
+    "run": "name of the first run", "checkpoint": "its checkpoint, and those of other runs", "step": "of the first",
+    "members": "of several runs: step, weight and temperature of each",
+    "split": "test, valid, train, or the name of a file", "file": "its path",
+    "data": "files of the rows, folder and fingerprint of a split", "synthetic": "whether rules made the data",
+    "prior": "that predictions assume", "temperature": "that divides the logits of all runs together",
+    "smoothing": "part of the probability that is spread evenly", "promising_prior": "that --precision assumes",
+    "thresholds": "{precision: threshold that promises it, coverage and precision here}"}
+
+
+class Labelled(NamedTuple):
+    """Labelled rows, N of them, which a report is on."""
+    inputs: data.Rows     # titles, and what else a model reads
+    labels: np.ndarray    # [N] numbers of `names`
+    names: list           # categories of the run and, behind them, those it does not know
+    trained: np.ndarray   # [N] bool, whether a title has trained the run
+    file: list            # where each row comes from, ...
+    line: np.ndarray      # ... and [N] its line there
+    split: str            # test, valid, train, or the name of a file, ...
+    place: str            # ... and what a report on it is called
+    source: dict          # `data` of report.json
+    id: list = None       # what a column of this name says of each row
+    language: np.ndarray = None  # [N] numbers of `languages`
+    languages: list = None
+    reliable: np.ndarray = None  # [N] bool
+    path: str = None      # of a file
+    prepared: dict = None  # of a split, as from data.described
+
 
 # --- scores -----------------------------------------------------------------------------------------------------------
 
-def interval(labels, predictions, seed=0, resamples=RESAMPLES):
-    """95 % bootstrap interval of the balanced accuracy, rows drawn again within each category: there the number of
-    right ones among n is binomial, so no row need be drawn (Efron and Tibshirani 1993, percentile method). It is drawn
-    with recall (right + 1/2) / (n + 1), so that a small category without a mistake is not taken to be perfect; the
-    deviations are added to the recall measured."""
-    # Categories without a row have no recall.
-    size = np.bincount(labels)
-    right = np.bincount(labels[labels == predictions], minlength=len(size))[size > 0]
-    return recall_interval(right, size[size > 0], seed, resamples)
-
-
 def recall_interval(right, size, seed=0, resamples=RESAMPLES):
-    """The same from the right ones among the rows of each category, right [C] of size [C]."""
+    """95 % bootstrap interval of the balanced accuracy, from how many rows of each category are right, right [C] of
+    size [C], none of them 0: rows are drawn again within each category, where the number of right ones is binomial, so
+    no row need be drawn (Efron and Tibshirani 1993, percentile method). It is drawn with recall
+    (right + 1/2) / (n + 1), so that a small category without a mistake is not taken to be perfect; the deviations are
+    added to the recall measured."""
     recall = (right + 0.5) / (size + 1)
     draw, block = np.random.default_rng(seed), max(1, 1_000_000 // len(size))  # of as many at once as memory has room
     draws = np.concatenate([
@@ -44,11 +82,11 @@ def recall_interval(right, size, seed=0, resamples=RESAMPLES):
     return [float(x) for x in np.clip(np.mean(right / size) + np.quantile(draws, [0.025, 0.975]), 0, 1)]
 
 
-def share_interval(right, rows):
-    """(low, high): 95 % interval of a share, right of so many rows, numbers or arrays: Wilson's (1927), which is wide
-    where rows are few, and also where all of them are right."""
+def wilson_interval(proportion, rows):
+    """(low, high): 95 % interval of a proportion of so many rows, numbers or arrays (Wilson 1927), which is wide where
+    rows are few, and also where all of them are right."""
     square = 1.96 ** 2 / rows
-    middle, half = right / rows + square / 2, np.sqrt(square * (right / rows * (1 - right / rows) + square / 4))
+    middle, half = proportion + square / 2, np.sqrt(square * (proportion * (1 - proportion) + square / 4))
     return (middle - half) / (1 + square), (middle + half) / (1 + square)
 
 
@@ -56,12 +94,12 @@ def worst_first(categories):
     """The categories that have rows, as numbers, those whose recall is surely low first: by the upper end of its
     interval, so that two rows that are wrong weigh less than fifty. categories as from `make_tables`."""
     seen = np.flatnonzero(categories["support"])
-    support = categories["support"][seen]
-    return seen[np.argsort(share_interval(categories["recall"][seen] * support, support)[1], kind="stable")]
+    _, high = wilson_interval(categories["recall"][seen], categories["support"][seen])
+    return seen[np.argsort(high, kind="stable")]
 
 
 def summarize(labels, result):
-    """The scores of some rows: labels [N], result as predict.score returns it. The losses and the Brier score (Brier
+    """The SCORES of some rows: labels [N], result as from predict.score. The losses and the Brier score (Brier
     1950, summed over the categories) are means over the rows that have them, whose category is known."""
     from sklearn import metrics
     predictions = result["prediction"]
@@ -71,29 +109,28 @@ def summarize(labels, result):
     return {
         "rows": len(labels), **means, "accuracy": float((predictions == labels).mean()),
         "balanced_accuracy": predict.balanced_accuracy(labels, predictions),
-        "balanced_accuracy_interval": interval(labels, predictions),
+        "balanced_accuracy_interval": recall_interval(*predict.hits(labels, predictions)),
         "macro_f1": float(metrics.f1_score(labels, predictions, average="macro", zero_division=0)),
         "top5_accuracy": float((result["rank"] < 5).mean()),
         "expected_calibration_error": calibration.expected_error(result["probability"], predictions == labels)}
 
 
-def promises(threshold_of, labels, result):
+def promises(threshold_of, probability, right):
     """{precision: {"threshold", and here "coverage" and "precision"}} for calibration.PRECISIONS; a threshold is what
-    threshold_of(precision) promises, or None where that is infinite."""
+    threshold_of(precision) promises, or None where that is infinite. probability [N], right [N] bool."""
     found = {}
     for precision in calibration.PRECISIONS:
         threshold = threshold_of(precision)
-        coverage, kept = calibration.coverage_and_precision(
-            result["probability"], result["prediction"] == labels, threshold)
+        passed = probability >= threshold
         # Text, for JSON has no numbers as keys, and no infinity.
-        found[f"{precision:.2f}"] = {"threshold": threshold if np.isfinite(threshold) else None, "coverage": coverage,
-                                     "precision": kept}
+        found[f"{precision:.2f}"] = {
+            "threshold": threshold if np.isfinite(threshold) else None, "coverage": float(passed.mean()),
+            "precision": float(right[passed].mean()) if passed.any() else None}
     return found
 
 
 def slices(rows):
-    """Named subsets of rows as from evaluate.read_rows: {"language spanish": [N] bool, ..., "reliable": [N] bool}; none
-    that has all rows."""
+    """Named subsets of rows: {"language spanish": [N] bool, ..., "reliable": [N] bool}; none that has all rows."""
     masks = {f"language {name}": rows.language == i for i, name in enumerate(rows.languages or [])}
     if rows.reliable is not None:
         masks["reliable"] = rows.reliable
@@ -112,7 +149,44 @@ def confusions(labels, predictions):
     return [(int(pairs[0, i]), int(pairs[1, i]), int(count[i])) for i in order]
 
 
-# --- report -----------------------------------------------------------------------------------------------------------
+def score_rows(classifier, rows):
+    """What Classifier.score says of Labelled rows, with what is promised. Those whose category the run does not know
+    are wrong, and have no loss."""
+    classes = len(classifier.labels)
+    result, unknown = classifier.score(rows.inputs, np.minimum(rows.labels, classes - 1), True), rows.labels >= classes
+    result["rank"][unknown] = np.iinfo(np.int32).max
+    for name in ("loss", "calibrated_loss", "brier"):
+        result[name][unknown] = np.nan
+    return result
+
+
+def make_scores(classifier, rows, result):
+    """The content of report.json, see KEYS, for Labelled rows and the result of `score_rows`."""
+    promising = classifier.promising
+    scores = {"run": classifier.folder.name, "checkpoint": classifier.name, "step": classifier.steps[0],
+              "split": rows.split, "data": rows.source, "prior": classifier.prior,
+              "synthetic": classifier.config["synthetic"], "temperature": float(1 / classifier.factors.sum()),
+              "smoothing": float(classifier.smoothing)} | summarize(rows.labels, result)
+    if rows.path:
+        scores["file"] = rows.path
+    if len(classifier.members) > 1:
+        scores["members"] = {
+            f"{folder.name}/{which}": {"step": step, "weight": float(weight), "temperature": float(temperature)}
+            for (folder, which), step, weight, temperature in zip(
+                classifier.checkpoints, classifier.steps, classifier.weights, classifier.temperatures, strict=True)}
+
+    # What thresholds from validation rows give here, and the scores of every slice.
+    right = result["promised_prediction"] == rows.labels
+    return scores | {
+        "unknown_category_rows": int((rows.labels >= len(classifier.labels)).sum()),
+        "unknown_title_rows": int((~result["known"]).sum()), "trained_rows": int(rows.trained.sum()),
+        "promising_prior": promising.prior,
+        "thresholds": promises(promising.threshold, result["promised_probability"], right),
+        "slices": {name: summarize(rows.labels[mask], {key: values[mask] for key, values in result.items()})
+                   for name, mask in slices(rows).items()}}
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
 
 def new_figure(width, height):
     """A figure in which any text stands as it is: two dollar signs are no formula."""
@@ -139,7 +213,7 @@ def plain_name(name, limit):
 
 
 def label_heights(x, y, width=0.04, height=0.06):
-    """Where labels of points [n] stand so that none covers another: their heights [n]. All are shares of an axis. Those
+    """Where labels of points [n] stand so that none covers another: their heights [n]. An axis has length 1. Those
     that would cover a lower one are raised, and lowered again where that leads out of the figure."""
     raised, lowest_first = np.array(y, float), np.argsort(y, kind="stable")
     for sign, order in ((1, lowest_first), (-1, lowest_first[::-1])):
@@ -180,7 +254,7 @@ def recall_figure(categories, title):
     heights = label_heights((np.log10(size[worst]) - low) / (high - low), recall[worst])
     for number, (i, up) in enumerate(zip(worst, heights, strict=True), 1):
         named.append(axes.vlines(
-            size[i], *share_interval(recall[i] * support[i], support[i]), color="tab:red", linewidth=1,
+            size[i], *wilson_interval(recall[i], support[i]), color="tab:red", linewidth=1,
             label=f"{number} {plain_name(categories['category'][i], NAME)}: {recall[i]:.2f} of {support[i]:,}"))
         axes.annotate(str(number), (size[i], up), (3, 3), textcoords="offset points", color="tab:red")
     figure.legend(handles=named, loc="outside right upper", fontsize=7, handlelength=0, handletextpad=0,
@@ -190,25 +264,25 @@ def recall_figure(categories, title):
 
 def confusion_figure(labels, predictions, names, pairs, title):
     """The categories of the largest confusions against each other, those in most errors first: counts, coloured by
-    their shares of the true category. What is right is left out, or it would hide the errors."""
+    their rates of the true category. What is right is left out, or it would hide the errors."""
     from matplotlib.colors import PowerNorm
     from sklearn.metrics import confusion_matrix
     wrong = labels != predictions
     errors = np.bincount(np.concatenate([labels[wrong], predictions[wrong]]), minlength=len(names))
     shown = sorted({category for true, taken, _ in pairs for category in (true, taken)}, key=lambda i: (-errors[i], i))
-    # Shares are of all rows of the true category, also of those taken for a category that is not shown.
+    # Rates are of all rows of the true category, also of those taken for a category that is not shown.
     counts = confusion_matrix(labels, predictions, labels=shown)
     np.fill_diagonal(counts, 0)
-    shares = counts / np.maximum(1, np.bincount(labels, minlength=len(names))[shown])[:, None]
+    rates = counts / np.maximum(1, np.bincount(labels, minlength=len(names))[shown])[:, None]
 
     # The figure grows with the categories, and long names are cut, so that names stay legible. Under a square root 2 %
     # can still be told from nothing.
     figure = new_figure(4 + 0.3 * len(shown), 3 + 0.3 * len(shown))
     axes = figure.subplots()
-    image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, shares.max()))
+    image = axes.imshow(rates, cmap="Blues", norm=PowerNorm(0.5, 0, rates.max()))
     for true, taken in zip(*np.nonzero(counts), strict=True):
         axes.text(taken, true, counts[true, taken], ha="center", va="center", fontsize=8,
-                  color="white" if shares[true, taken] > 0.5 * shares.max() else "black")
+                  color="white" if rates[true, taken] > 0.5 * rates.max() else "black")
     short = [plain_name(names[i], NAME) for i in shown]
     axes.set_xticks(range(len(shown)), short, rotation=90, fontsize=8)
     axes.set_yticks(range(len(shown)), short, fontsize=8)
@@ -220,11 +294,11 @@ def confusion_figure(labels, predictions, names, pairs, title):
 
 def reliability_figure(confidence, right, title):
     """The share of right predictions over their probability, in bins of equally many rows."""
-    sure, hits, _ = zip(*calibration.reliability(confidence, right), strict=True)
+    confidences, accuracies, _ = zip(*calibration.reliability(confidence, right), strict=True)
     figure = new_figure(4.5, 4.5)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="gray", linewidth=1, label="as it should be")
-    axes.plot(sure, hits, "o-", label="found")
+    axes.plot(confidences, accuracies, "o-", label="found")
     axes.set(xlabel="probability of the category", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1), title=title)
     axes.grid(alpha=0.3)
     axes.legend()
@@ -240,53 +314,64 @@ def make_figures(rows, categories, result, title):
     return figures
 
 
+# --- files ------------------------------------------------------------------------------------------------------------
+
+class Report(NamedTuple):
+    title: str      # which runs and rows it is of
+    scores: dict    # see KEYS
+    tables: dict    # as from `make_tables`
+    figures: dict   # as from `make_figures`
+
+
+def make_report(classifier, rows, result):
+    """The Report on Labelled rows with the result of `score_rows`."""
+    scores = make_scores(classifier, rows, result)
+    tables = make_tables(rows, classifier.config["training_rows"], result)
+    title = (f"{'SYNTHETIC data, ' if scores['synthetic'] else ''}"
+             f"{' + '.join(folder.name for folder in classifier.folders)}, {rows.split}{'' if rows.path else ' split'}")
+    return Report(title, scores, tables, make_figures(rows, tables["categories.csv"], result, title))
+
+
 def make_tables(rows, training_rows, result):
-    """The tables of a report: {file: {column: values}}. rows as from evaluate.read_rows; training_rows [C] of each
-    category that the run knows; result as predict.score returns it."""
+    """The tables of a report on Labelled rows: {file: {column: values}}. training_rows [C] of each category that the
+    run knows; result as from `score_rows`."""
     from sklearn import metrics
     # Categories that nobody predicted have no precision; it counts as 0, as in macro-F1.
-    names, text, labels, predictions = np.array(rows.names, object), rows.text, rows.labels, result["prediction"]
+    names, labels, predictions = np.array(rows.names, object), rows.labels, result["prediction"]
     precision, recall, f1, _ = metrics.precision_recall_fscore_support(
         labels, predictions, labels=np.arange(len(names)), zero_division=0)
     support = np.bincount(labels, minlength=len(names))  # scikit-learn's are no integers where no row is right
 
     # A confusion is easier to understand with a few of its titles.
-    found = confusions(labels, predictions)
-    examples = [[text[i] for i in np.flatnonzero((labels == true) & (predictions == wrong))[:3]]
-                for true, wrong, _ in found]
+    found, titles = confusions(labels, predictions), np.array(rows.inputs.titles, object)
+    examples = [" | ".join(titles[(labels == true) & (predictions == wrong)][:3]) for true, wrong, _ in found]
 
-    # Labels that the model finds least likely, where it knows them and is of another opinion.
-    unknown = labels >= len(training_rows)
-    suspect = np.flatnonzero(~unknown & (predictions != labels))
+    # Labels that the model finds least likely, where it knows them and is of another opinion. Rows whose category the
+    # run does not know are a table of their own.
+    is_known = labels < len(training_rows)
+    suspect = np.flatnonzero(is_known & (predictions != labels))
     suspect = suspect[np.argsort(result["given_probability"][suspect], kind="stable")]
 
-    # Rows whose category the run does not know are no suspects, but a table of their own.
-    unknown = np.flatnonzero(unknown)
-    given, probability = result["given_probability"].astype(float), result["probability"].astype(float)
+    columns = {"category": names[labels], "category_probability": result["given_probability"].astype(float),
+               "predicted": names[predictions], "probability": result["probability"].astype(float), "title": titles}
+    place = {"file": np.array(rows.file, object), "line": rows.line} | (
+        {"id": np.array(rows.id, object)} if rows.id else {})
 
-    # Where rows stand in their source: a file, a line and, where it has one, an id.
-    def places(chosen):
-        return {name: values[chosen] for name, values in (
-            ("file", np.array(rows.file, object)), ("line", rows.line), ("id", rows.id and np.array(rows.id, object)))
-            if values is not None}
+    def table(chosen, *names):
+        return {name: (columns | place)[name][chosen] for name in names}
 
     # Categories that the run does not know stand behind its own, and have no training rows.
     return {
-        "predictions.csv": {"title": text, "category": names[labels], "predicted": names[predictions],
-                            "probability": probability, **places(slice(None))},
+        "predictions.csv": table(slice(None), "title", "category", "predicted", "probability", *place),
         "categories.csv": {"category": names, "precision": precision, "recall": recall, "f1": f1, "support": support,
                            "training_rows": np.pad(training_rows, (0, len(names) - len(training_rows)))},
         "confusions.csv": {"category": [names[true] for true, _, _ in found],
                            "predicted": [names[wrong] for _, wrong, _ in found],
                            "rows": [count for _, _, count in found],
                            "share_of_category": [count / support[true] for true, _, count in found],
-                           "examples": [" | ".join(titles) for titles in examples]},
-        "suspects.csv": {**places(suspect), "category": names[labels[suspect]],
-                         "category_probability": given[suspect], "predicted": names[predictions[suspect]],
-                         "probability": probability[suspect], "title": [text[i] for i in suspect]},
-        "unknown.csv": {**places(unknown), "category": names[labels[unknown]],
-                        "predicted": names[predictions[unknown]], "probability": probability[unknown],
-                        "title": [text[i] for i in unknown]}}
+                           "examples": examples},
+        "suspects.csv": table(suspect, *place, *columns),
+        "unknown.csv": table(~is_known, *place, "category", "predicted", "probability", "title")}
 
 
 def checkpoints(scores):
@@ -296,18 +381,18 @@ def checkpoints(scores):
     ) if "members" in scores else f"{scores['checkpoint']} checkpoint (step {scores['step']:,})"
 
 
-def write(folder, scores, tables, figures):
+def write(folder, report):
     """Write report.json, the tables and the figures into a folder."""
     import pandas as pd
     import pyarrow as pa
     import pyarrow.csv
-    files.write_json(folder / "report.json", scores)
-    for file, columns in tables.items():
+    files.write_json(folder / "report.json", report.scores)
+    for file, columns in report.tables.items():
         # Most reports have no rows of unknown categories, and then no such file.
         if file != "unknown.csv" or len(columns["line"]):
             frame = pd.DataFrame(columns).round(6 if "probability" in columns else 4)
             pa.csv.write_csv(pa.Table.from_pandas(frame, preserve_index=False), folder / file)
-    for file, figure in figures.items():
+    for file, figure in report.figures.items():
         # Categories may be in a script that the font lacks, or break it: that costs a warning, never the tables.
         try:
             with warnings.catch_warnings():
@@ -317,6 +402,11 @@ def write(folder, scores, tables, figures):
             if isinstance(error, OSError):
                 raise
             print(f"warning: {file} could not be drawn ({' '.join(str(error).split())[:200]})", file=sys.stderr)
+
+
+def notes(scores):
+    """What is to be said of some rows, see NOTES: a list of texts."""
+    return [f"{scores[name]:,} of {scores['rows']:,} rows {what}" for name, what in NOTES.items() if scores[name]]
 
 
 def show(scores, found):
@@ -344,15 +434,12 @@ def show(scores, found):
             kept = "-" if row["precision"] is None else f"{row['precision']:.1%}"
             print(f"promised {float(precision):.0%} right: from probability {row['threshold']:.4f} on; here "
                   f"{row['coverage']:.1%} of the titles, {kept} of them right")
-    for name, what in (("unknown_category_rows", "have a category that the run does not know, and count as wrong"),
-                       ("unknown_title_rows", "have no word or n-gram that training has seen"),
-                       ("trained_rows", "have titles that trained the run")):
-        if scores[name]:
-            print(f"{scores[name]:,} of {scores['rows']:,} rows {what}")
+    for note in notes(scores):
+        print(note)
 
     # The first few with one title each; confusions.csv has more.
     if found["rows"]:
         print("most frequent confusions:")
-    for true, wrong, count, share, examples in itertools.islice(zip(*found.values(), strict=True), 8):
-        print(f"  {count:>5} x {true} taken for {wrong} ({share:.0%} of its rows), such as: "
+    for true, wrong, count, rate, examples in itertools.islice(zip(*found.values(), strict=True), 8):
+        print(f"  {count:>5} x {true} taken for {wrong} ({rate:.0%} of its rows), such as: "
               f"{examples.partition(' | ')[0]}")

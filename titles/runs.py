@@ -539,14 +539,14 @@ def restore(folder, which):
     """(config, vocab, labels, {"variables", "validation"}, step) of a run's best or latest checkpoint, of an encoder
     with all its pieces and layers. Says so where its code has changed. Raises UserError where it cannot be used."""
     config, vocab, labels = load(folder, model.MODELS)
+    if which == "best" and not is_told_alike(config):
+        raise UserError(f"{folder}: its best epoch was told by {config.get('best', 'another score')}, now it would be "
+                        f"by {told_by()}; name {folder.name}/latest, or change runs.BEST back")
     if "encoder" in config:
         encoder.require(config["encoder"], folder)
     if changed := changed_source(folder, config):
         print(f"warning: {folder}: {' and '.join(changed)} changed since it was trained; it may predict otherwise than "
               f"it did (its own scripts: {folder / 'source'}/)", file=sys.stderr)
-    if which == "best" and not is_told_alike(config):
-        raise UserError(f"{folder}: its best epoch was told by {config['best']}, now it would be by {told_by()}; name "
-                        f"{folder.name}/latest, or change runs.BEST back")
     manager = checkpoint_manager(folder, read_only=True)
     # A refit has its last checkpoint alone, for nothing is left to tell a best one by.
     step = manager.best_step() if which == "best" and "refit" not in config else manager.latest_step()

@@ -1,9 +1,9 @@
 """Rows out of any file of titles: CSV and TSV, JSON lines, Parquet, Excel, fastText files and plain lists of titles.
 
-prepare.py reads labelled rows with `read_labelled`, evaluate.py titles alone with `read_titles`; both share the readers
-below. A file is read in blocks of whole lines. CSV goes through Arrow, which is quick, as long as a block is in order;
-a block with a row that is not is read again line by line by rules that lose no row (`parse_carefully`). What cannot be
-read is counted in a `BadRows`, with the line where it stands, or refused; no row vanishes unsaid.
+prepare.py reads labelled rows with `read_labelled`, evaluate.py titles to classify with `read_titles`; both share the
+readers below. A file is read in blocks of whole lines. CSV goes through Arrow, which is quick, as long as a block is in
+order; a block with a row that is not is read again line by line by rules that lose no row (`parse_carefully`). What
+cannot be read is counted in a `BadRows`, with the line where it stands, or refused; no row vanishes unsaid.
 What a title means to a model (words, ids) does not belong here, and neither does which files make a data set.
 """
 import base64
@@ -13,11 +13,14 @@ import decimal
 import functools
 import io
 import itertools
+import json
+import operator
 import re
 import sys
 import unicodedata
 import warnings
 import zipfile
+from collections import deque
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -26,13 +29,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
+import classify
 import data
 from titles import files
 from titles.cli import UserError
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
 BLOCK = 8 << 20      # bytes of a file in memory at a time, for each thread a few
-SNIFFED = 20         # lines that show whether a file is a list of titles
 LINE_ROWS = 50_000   # rows of JSON lines and fastText files in a block at most
 ROW_BYTES = 1 << 18  # that a row with line ends in its fields may take
 FEW = 10             # rows that one bad line may swallow unsaid, and line ends that may be unsure
@@ -41,7 +44,6 @@ FEW = 10             # rows that one bad line may swallow unsaid, and line ends 
 COLUMNS = {"title": ("title", "text"), "category": ("category", "label"), "language": ("language",),
            "quality": ("label_quality",), "split": ("split",), "id": ("id",), "group": (),
            **{name: (name,) for name in data.COLUMNS}}
-LABELLED = ("title", "category", "language", "quality", "split", "id", "group", *data.COLUMNS)
 ANYTHING = ("id", *data.COLUMNS)  # columns whose values need not be text
 
 # What the first line or the first bytes of a file tell of its format.
@@ -50,13 +52,16 @@ FASTTEXT_BLANKS = re.compile("[ \t\n\v\f\r\0]+")  # that divide its words
 DELIMITER_LINE = re.compile(rb'"?sep=([,;\t|])"?')  # above the header, for spreadsheets
 PARQUET, ZIP = b"PAR1", b"PK\3\4"  # an Excel workbook is a zip archive
 MARK = b"\xef\xbb\xbf"  # the byte order mark in UTF-8
-NOT_TEXT = (PARQUET, ZIP, b"\xff\xfe", b"\xfe\xff", b"\x1f\x8b")  # UTF-16, gzip within a compressed file
 HOLE = bytes(64)        # zeros that a crash or a broken copy leaves
 LINE_ENDS = re.compile("[\r\v\f]")  # that are no newlines, as an old Macintosh or a printed page has them
-SPACED = "a carriage return within a line was taken as a space; if it ends a title, end it with a newline"
 CP1252 = re.compile(rb"[\x80\x85\x91-\x94\x99\xa9\xaa\xae\xb0-\xb3\xba\xbc-\xd6\xd8-\xf6\xf8-\xff]|"
                     rb"(?<![A-Za-z])[\x96\x97]|[\x96\x97](?![A-Za-z])")  # what titles have, unlike DOS and Macintosh
+
+# What is odd about rows that are read all the same.
+SPACED = "a carriage return within a line was taken as a space; if it ends a title, end it with a newline"
 ENDED = "a carriage return or form feed was taken as the end of a line"
+SPANS = "a field in quotes spans lines; if it should not, a quote is unclosed"
+AS_TEXT = "an unclosed quote was taken as text"
 
 
 # --- what could not be read -------------------------------------------------------------------------------------------
@@ -97,46 +102,59 @@ class BadRows:
                   file=sys.stderr)
 
 
+class NoBadRows(BadRows):
+    """Refuses the first bad row, as every title to classify needs an answer."""
+
+    def __init__(self):
+        super().__init__(0)
+
+    def add(self, path, line, what, times=1):
+        raise UserError(f"{path}:{line}: {what}")
+
+    def empty(self, path, line):
+        self.note(path, line, "an empty line in a table is no row, so nothing is written for it")
+
+
 # --- blocks of lines --------------------------------------------------------------------------------------------------
 
 def line_blocks(stream, name, wait=True, whole_only=True):
     """Yield (number of the first line, bytes) of a binary stream: blocks of whole lines, ended by newlines where they
-    were by these or by a carriage return and a newline; carriage returns alone stay.
+    were by these or by a carriage return and a newline; other carriage returns stay.
 
     wait: fill every block; without it, a block holds what a pipe or a terminal has brought so far. whole_only: refuse
     text that is in another encoding than UTF-8 as a whole.
     Raises UserError where the content is no text, or a line longer than files.MAX_LINE.
     """
-    # The last line of a piece may go on in the next one.
-    number, rest, accents = 1, b"", False
-    while piece := stream.read(BLOCK) if wait else files.read_ready(stream, BLOCK):
+    number, rest, accents = 1, b"", not whole_only
+    while read := stream.read(BLOCK) if wait else files.read_ready(stream, BLOCK):
+        # The last line may go on in what is read next.
+        whole = rest + read
+        block, newline, rest = whole.rpartition(b"\n")
+
         # What is no text shows at the beginning; further on, a stray NUL only separates words.
-        whole = rest + piece
-        if number == 1 and (whole.startswith(NOT_TEXT) or b"\0" in piece[:1000]):
+        if number == 1 and (whole.startswith(classify.NOT_TEXT) or b"\0" in read[:1000]):
             if encoding := wide_encoding(whole):
                 raise UserError(f"{name}: not UTF-8; looks like {encoding}: add --encoding {encoding}")
             raise UserError(f"{name}: not text in UTF-8, plain or compressed once with gzip, bzip2 or xz; if it is "
                             "text in another encoding, name that with --encoding")
-        if b"\0" in whole and HOLE in whole:
+        if HOLE in whole:
             number += whole.count(b"\n", 0, whole.index(HOLE))
             raise UserError(f"{name}:{number}: many zero bytes, as in a file that was damaged; fetch or copy it again")
-        block, newline, rest = whole.rpartition(b"\n")
-        first = whole.find(b"\n") if newline else 0  # only the first line and the last can be that long
 
-        # A line without end, as binary files may have, would fill the memory.
+        # A line without end, as binary files may have, would fill the memory. Only the first or the last can be long.
+        first = whole.find(b"\n")
         if max(first, len(rest)) > files.MAX_LINE:
-            number += 0 if first > files.MAX_LINE else block.count(b"\n") + len(newline)
+            number += whole.count(b"\n") if first <= files.MAX_LINE else 0
             raise UserError(f"{name}:{number}: a line of more than {files.MAX_LINE >> 20} MB; is this a file of "
                             "titles?")
         if newline:
-            accents = accents or (has_accents(block, name, number) if whole_only else True)
+            accents = accents or has_accents(block, name, number)
             yield number, plain_ends(block + newline, name, number)
             number += block.count(b"\n") + 1
 
     # The last line of a file may lack its newline; rows are counted by newlines, so it gets one.
     if rest:
-        if whole_only and not accents:
-            has_accents(rest, name, number)
+        accents = accents or has_accents(rest, name, number)
         yield number, plain_ends(rest + b"\n", name, number)
 
 
@@ -148,22 +166,22 @@ def has_accents(block, name, number):
     try:
         return bool(block.decode())
     except UnicodeDecodeError as error:
-        broken = error.start
+        number += block.count(b"\n", 0, error.start)
     text, encoding = block.decode("utf-8", "replace"), byte_encoding(block)
     replaced = text.count("\ufffd")
     # Where characters take several bytes each, some of them pass for UTF-8.
     if sum(map(len, re.findall("[^\0-\x7f]+", text))) - replaced > (replaced / FEW if encoding else replaced):
         return True
-    number += block.count(b"\n", 0, broken)
     raise UserError(f"{name}:{number}: not UTF-8; " + (f"looks like {encoding}: add --encoding {encoding}" if encoding
                                                        else "name its encoding with --encoding"))
 
 
 def wide_encoding(start):
     """The encoding of text that begins with these bytes and has several for each character, or None."""
-    marks = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
-    if mark := next((mark for mark in marks if start.startswith(mark)), None):
-        return marks[mark]
+    for mark, encoding in ((b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"),
+                           (b"\xfe\xff", "utf-16")):
+        if start.startswith(mark):
+            return encoding
 
     # Half of the bytes of ASCII in UTF-16 are zero.
     halves = [start[first:1000:2] for first in (0, 1)]
@@ -173,12 +191,12 @@ def wide_encoding(start):
 
 def byte_encoding(block):
     """The encoding that text with one byte for each character seems to have, or None."""
-    # In Western languages letters with accents stand alone between others; elsewhere whole words are beyond ASCII.
+    # In Western languages letters with accents stand alone between others; elsewhere whole words are beyond ASCII. Five
+    # bytes are no characters in cp1252.
     runs = re.findall(rb"[\x80-\xff]+", block)
     beyond = sum(map(len, runs))
-    if beyond < 2 * len(runs) and len(CP1252.findall(block)) > beyond / 2:
-        return None if re.search(rb"[\x81\x8d\x8f\x90\x9d]", block) else "cp1252"  # which are no characters there
-    return None
+    western = beyond < 2 * len(runs) and len(CP1252.findall(block)) > beyond / 2
+    return "cp1252" if western and not re.search(rb"[\x81\x8d\x8f\x90\x9d]", block) else None
 
 
 def plain_ends(block, name, number):
@@ -197,7 +215,7 @@ def plain_ends(block, name, number):
 
 
 def note_spaces(name, number, bad, times, sure=False):
-    """Note carriage returns that were taken as spaces. Where titles stand alone, any of them may end one; raises
+    """Note carriage returns that were taken as spaces. In a list or column of titles any of them may end one; raises
     UserError where they are more than a few, unless it is `sure` that they do not."""
     bad.note(name, number, SPACED, times)
     if (found := bad.notes[SPACED][0]) > FEW and not sure:
@@ -206,21 +224,15 @@ def note_spaces(name, number, bad, times, sure=False):
 
 
 def first_line(path, encoding="utf-8"):
-    """The first line of a file that may be compressed, as text; it tells the format. A spreadsheet's line `sep=;` is
-    passed over."""
+    """The first line of a file that may be compressed, as text; it tells the format. Of what is no text it is the magic
+    number; a spreadsheet's line `sep=;` is passed over."""
     files.require_file(path)
     with open(path, "rb") as raw, files.archive_errors(path):
         stream = files.decompressed(raw)
-        # What is no text is never decoded: its magic number stands for the first line.
         if has_columns(stream):
             return stream.peek(4)[:4].decode()
-        stream = files.decoded(stream, encoding, path)
-        first = stream.readline(files.MAX_LINE).removeprefix(MARK).strip(b" \r\n")
-        if DELIMITER_LINE.fullmatch(first):
-            first = stream.readline(files.MAX_LINE).strip(b" \r\n")
-    if not first:
-        raise UserError(f"{path}: empty file, or its first line is empty")
-    return first.decode("utf-8", "replace")
+        first, *_ = take_header(line_blocks(files.decoded(stream, encoding, path), path), path)
+        return first
 
 
 def format_of(first):
@@ -234,7 +246,8 @@ def format_of(first):
 
 class Format(NamedTuple):
     """How a user says that files are to be read."""
-    names: dict = COLUMNS       # {column: names that it may have in the source, or its number from 1}
+    # {column: [names that it may have in the source, or its number from 1; the first that the source knows count]}
+    names: dict = {column: [names] for column, names in COLUMNS.items()}  # noqa: RUF012
     encoding: str = "utf-8"
 
 
@@ -250,50 +263,53 @@ class Dialect:
     schema: object = None   # what types the columns have where it is no text
 
 
-class Remembered(tuple):
-    """A column's name or number in other files, that a flag gave: where a file lacks it, the usual names hold."""
-
-
 def format_from(args, remembered=None):
     """The Format that --title-column, --category-column, --group-column and --encoding ask for; where title and
     category are not named, `remembered`, the options that other files were prepared with, serves as far as it fits."""
-    names = dict(COLUMNS)
+    names = dict(Format().names)
     for column in ("title", "category", "group"):
-        # Groups are asked for by prepare.py alone.
-        for kind, flags in ((Remembered, remembered if remembered and column != "group" else {}), (tuple, vars(args))):
-            # Digits are a position, so a column whose name is a number can only be asked for by where it stands.
-            if asked := flags.get(f"{column}_column"):
-                names[column] = kind([int(asked) if re.fullmatch("[0-9]{1,6}", asked) else asked.strip()])
+        flag = f"{column}_column"
+        asked, other = vars(args).get(flag), (remembered or {}).get(flag)  # groups are asked for by prepare.py alone
+        if asked:
+            names[column] = [(name_or_number(asked),)]
+        elif other and column != "group":
+            # A number by itself does not tell whether this file has the same columns as the others.
+            other = name_or_number(other)
+            names[column] = [(other, *COLUMNS[column])] if isinstance(other, int) else [(other,), COLUMNS[column]]
     return Format(names, args.encoding)
 
 
-def is_utf8(stream, name):
-    """Whether a binary stream is text in UTF-8 but for a few rows, or no text at all."""
+def name_or_number(text):
+    """What a flag says of a column. Digits are a position, so a column whose name is a number can only be asked for by
+    where it stands."""
+    return int(text) if re.fullmatch("[0-9]{1,6}", text) else text.strip()
+
+
+def is_text(stream, encoding):
+    """Whether a binary stream is text in an encoding, in UTF-8 but for a few rows, or no text at all."""
     try:
-        # The first block with other characters than ASCII tells it.
         if not has_columns(stream):
-            any(not block.isascii() for _, block in line_blocks(stream, name))
+            for _, block in line_blocks(files.decoded(stream, encoding, ""), ""):
+                # The first block with other characters than ASCII tells of UTF-8.
+                if encoding == "utf-8" and not block.isascii():
+                    break
     except UserError:
         return False
     return True
 
 
 def locate(header, wanted, names):
-    """{column: position} of those of `wanted` that a header has, in any case. A column that it names twice, or under
-    two of its names, is ambiguous and not taken."""
-    def positions(names):
-        spellings = [name.lower() for name in names if isinstance(name, str)]
-        return [i for i, name in enumerate(header) if name.lower() in spellings or i + 1 in names]
-
-    found = {}
+    """{column: position} of those of `wanted` that a header has, in any case; names: as in a Format. A column that it
+    names twice, or under two of its names, is ambiguous and not taken."""
+    found, lowered = {}, [name.lower() for name in header]
     for column in wanted:
-        at = positions(names[column])
-        if isinstance(names[column], Remembered):
-            # A number alone does not tell whether this file has the same columns as the others.
-            usual = positions(COLUMNS[column])
-            at = at + [i for i in usual if i not in at] if isinstance(names[column][0], int) else at or usual
-        if len(at) == 1:
-            found[column] = at[0]
+        for known in names[column]:
+            spellings = [name.lower() for name in known if isinstance(name, str)]
+            at = [i for i, name in enumerate(lowered) if name in spellings or i + 1 in known]
+            if len(at) == 1:
+                found[column] = at[0]
+            if at:
+                break
 
     # A number may mean a column that was found by its name as well; an id is then what the user says it is.
     if "id" in found and [*found.values()].count(found["id"]) > 1:
@@ -303,6 +319,22 @@ def locate(header, wanted, names):
             raise UserError(f"the same column for {' and '.join(both)}: {header[position]}; see --title-column and "
                             "--category-column")
     return found
+
+
+def require_columns(name, columns, wanted, names, header):
+    """Raise UserError unless the title, and the category if wanted, are among the columns found in a header."""
+    for column in ("title", "category"):
+        if column in wanted and column not in columns:
+            known = " or ".join(str(one) for known in names[column] for one in known)
+            raise UserError(f"{name}:1: the header needs one column {known}, and says {header}; name it with "
+                            f"--{column}-column")
+
+
+def required_columns(schema, name, wanted, names):
+    """As `locate`, of an Arrow schema, with the error of `require_columns`."""
+    columns = locate(schema.names, wanted, names)
+    require_columns(name, columns, wanted, names, ", ".join(schema.names)[:80])
+    return columns
 
 
 def tidy(name):
@@ -326,9 +358,14 @@ class Table(NamedTuple):
     def width(self):
         return len(self.header)
 
+    def is_row(self, line):
+        _, complete, _ = row_patterns(self.delimiter)
+        return complete.fullmatch(line) and len(quoted_fields(line, self.delimiter)) == self.width
 
-def take_header(blocks):
-    """(first line as text, the delimiter that a spreadsheet's line `sep=;` before it tells or None, blocks behind)."""
+
+def take_header(blocks, path=None):
+    """(first line as text, the delimiter that a spreadsheet's line `sep=;` before it tells or None, blocks behind).
+    Raises UserError where the first line of a file `path` is empty."""
     number, block = next(blocks, (1, b""))
     line, _, block = block.partition(b"\n")
     told = DELIMITER_LINE.fullmatch(line.strip(b" "))
@@ -338,24 +375,24 @@ def take_header(blocks):
 
     # Rows keep the numbers that their lines have in the file, for messages.
     behind = itertools.chain([(number + 1, block)] if block else [], blocks)
-    return line.decode("utf-8", "replace").strip(" "), told and told[1].decode(), behind
+    first = line.decode("utf-8", "replace").strip(" ")
+    if path and not first:
+        raise UserError(f"{path}: empty file, or its first line is empty")
+    return first, told and told[1].decode(), behind
 
 
-def read_table(first, name, wanted, names=COLUMNS, delimiter=None):
+def read_table(first, name, wanted, names, delimiter=None):
     """The Table of a CSV file with this first line; only columns of `wanted` that the header names are in it. Unless
     it is known, the delimiter is the first of comma, tab and semicolon with which the header has a title (and a
     category, if wanted), or comma."""
-    # Quotes count in a header, too, but a file may be anything.
-    def divided(delimiter):
-        try:
-            return [field.strip(" ") for field in quoted_fields(first, delimiter)]  # a tab may delimit
-        except csv.Error:  # a carriage return within the line, as in binary files
-            return []
-
-    needed, tables = {"title", "category"}.intersection(wanted), []
+    tables = []
     for candidate in delimiter or ",\t;":
-        header = divided(candidate)
+        # Quotes count in a header, too, but a file may be anything: binary ones have carriage returns within the line.
+        header = []
+        with suppress(csv.Error):
+            header = [field.strip(" ") for field in quoted_fields(first, candidate)]  # a tab may delimit
         tables.append(Table(name, candidate, header, locate(header, wanted, names)))
+    needed = {"title", "category"}.intersection(wanted)
     return next((table for table in tables if needed <= table.columns.keys()), tables[0])
 
 
@@ -424,63 +461,29 @@ def parse_quickly(block, table):
 def parse_carefully(text, number, table, bad, last):
     """The rows in a block of lines, however their quotes are broken.
 
-    A field in quotes may span lines where the quotes close as they should and the row then has the right width; but
-    where a line between is a row by itself, an unclosed quote has swallowed it. Such a quote is taken as text.
-
     text: whole lines; number: of the first of them; last: whether no lines follow. Returns (rows, lists of fields;
     their line numbers; how many characters were used: the others need the lines that follow).
     """
-    delimiter, width = table.delimiter, table.width
-    _, complete, sound = row_patterns(delimiter)
-
-    def is_row(line):
-        return complete.fullmatch(line) and len(quoted_fields(line, delimiter)) == width
-
-    def ended(found):
-        """A line, in which carriage returns and the like become newlines, unless it is a row without that."""
-        line, pieces = found[0], LINE_ENDS.split(found[0])
-        whole = line.replace("\r", " ")
-        fits = is_row(whole) if complete.fullmatch(whole) else len(whole.split(delimiter)) == width
-        return whole if fits and (width == 1 or not any(map(is_row, pieces[1:-1]))) else "\n".join(pieces)
-
     # Lines keep the numbers that newlines give them.
     given = text
     if LINE_ENDS.search(text):
-        text = re.sub(r"(?m)^[^\n\r\v\f]*+[\r\v\f][^\n]*+", ended, text)
+        text = re.sub(r"(?m)^[^\n\r\v\f]*+[\r\v\f][^\n]*+", lambda found: divided_line(found[0], table), text)
 
-    # A row is what a line gives when it is divided at the delimiters, unless its quotes say otherwise.
     rows, numbers, position = [], [], 0
-    while position < len(text):
-        end = text.index("\n", position)
-        line = text[position:end]
-        fields = line.split(delimiter)
-        if '"' in line and complete.fullmatch(line):
-            # A row of one line. Quotes are as in CSV where that fits, else they are text (`24" tv`).
-            fields = quoted if len(quoted := quoted_fields(line, delimiter)) == width else fields
-        elif '"' in line:
-            # A quote is open. Look for the end of the row, which may not be here yet.
-            found = sound.match(text, position, position + ROW_BYTES)
-            # Then it waits for more lines, but not for so many that a quote that never closes gathers the whole file.
-            if not found and not last and len(text) - position < ROW_BYTES:
-                break
-            joined, between = [], []
-            if found:
-                joined, between = quoted_fields(found[0], delimiter), found[0].split("\n")[1:-1]
-            if len(joined) == width and not (any(map(is_row, between)) if width > 1 else len(between) > FEW):
-                fields, end = joined, found.end()
-                bad.note(table.name, number, "a field in quotes spans lines; if it should not, a quote is unclosed")
-            elif len(fields) == width:
-                bad.note(table.name, number, "an unclosed quote was taken as text")
+    while position < len(text) and (found := next_row(text, position, table, last)):
+        (fields, end, odd), line = found, text[position:text.index("\n", position)]
 
         # Whatever the quotes were, the line is now part of a row, a bad row or an empty line: none is lost.
-        if len(fields) == width:
+        if len(fields) == table.width:
             rows.append(fields)
             numbers.append(number)
+            if odd:
+                bad.note(table.name, number, odd)
         elif line.strip():
             # Where the ends of many lines are missing, it is as wide as their rows together.
-            several = (len(fields) - 1) // max(1, width - 1)
+            several = (len(fields) - 1) // max(1, table.width - 1)
             several = several if several > FEW else 1
-            bad.add(table.name, number, f"{len(fields)} columns instead of {width}"
+            bad.add(table.name, number, f"{len(fields)} columns instead of {table.width}"
                     + ("; are many rows in one line?" if several > 1 else "; is a quote unclosed?" if '"' in line
                        else ""), several)
         else:
@@ -489,9 +492,51 @@ def parse_carefully(text, number, table, bad, last):
             if given[end] != "\n":
                 bad.note(table.name, number, ENDED)
             if times := given.count("\r", position, end):
-                note_spaces(table.name, number, bad, times, width > 1)
+                note_spaces(table.name, number, bad, times, table.width > 1)
         position, number = end + 1, number + given.count("\n", position, end + 1)
     return rows, numbers, position
+
+
+def divided_line(line, table):
+    """A line, in which carriage returns and the like become newlines, unless it is a row without that; then they become
+    spaces."""
+    parts, whole = LINE_ENDS.split(line), line.replace("\r", " ")
+    fits = table.is_row(whole) if row_patterns(table.delimiter)[1].fullmatch(whole) else (
+        len(whole.split(table.delimiter)) == table.width)
+    return whole if fits and (table.width == 1 or not any(map(table.is_row, parts[1:-1]))) else "\n".join(parts)
+
+
+def next_row(text, position, table, last):
+    """(fields, where its last line ends, what is odd about it or None) of the row of CSV that begins at a position in
+    whole lines, or None where more lines must come first. last: whether none will.
+
+    A row is what a line gives when it is divided at the delimiters, unless its quotes say otherwise. A field in quotes
+    may span lines where the quotes close as they should and the row then has the right width; but where a line between
+    is a row by itself, an unclosed quote has swallowed it. Such a quote is taken as text.
+    """
+    _, complete, sound = row_patterns(table.delimiter)
+    end = text.index("\n", position)
+    line = text[position:end]
+    fields = line.split(table.delimiter)
+    if '"' not in line:
+        return fields, end, None
+
+    # A row of one line. Quotes are as in CSV where that fits, else they are text (`24" tv`).
+    if complete.fullmatch(line):
+        quoted = quoted_fields(line, table.delimiter)
+        return quoted if len(quoted) == table.width else fields, end, None
+
+    # A quote is open. The end of the row may not be here yet; it waits for more lines, but not for so many that a quote
+    # that never closes gathers the whole file.
+    found = sound.match(text, position, position + ROW_BYTES)
+    if not found and not last and len(text) - position < ROW_BYTES:
+        return None
+    if found:
+        joined, between = quoted_fields(found[0], table.delimiter), found[0].split("\n")[1:-1]
+        swallowed = any(map(table.is_row, between)) if table.width > 1 else len(between) > FEW
+        if len(joined) == table.width and not swallowed:
+            return joined, found.end(), SPANS
+    return fields, end, AS_TEXT
 
 
 csv.field_size_limit(1 << 30)  # lines have a limit of their own, files.MAX_LINE
@@ -525,20 +570,18 @@ def row_patterns(delimiter):
 # --- JSON lines and fastText ------------------------------------------------------------------------------------------
 
 def parse_json(line, names):
-    """{column: text} of a line of JSON; `names` are those that each column may have. Raises ValueError where it
-    is no object, or has a value that is no text."""
-    import json
+    """{column: text} of a line of JSON; names: as in a Format. Raises ValueError where the line is no object, or has a
+    value that is no text."""
     fields = json.loads(line)
     if not isinstance(fields, dict):
         raise ValueError("not a JSON object; wanted: JSON lines, an object each")
     row = {}
-    for column, spellings in names.items():
-        # A null is as good as no value, so another spelling of the column may serve.
-        if isinstance(spellings, Remembered) and fields.get(spellings[0]) is None:
-            spellings = COLUMNS[column]
-        if isinstance(next(iter(spellings), None), int):
+    for column, (first, *others) in names.items():
+        if len(first) == 1 and isinstance(first[0], int):
             raise ValueError(f"columns of JSON lines have names and no numbers; see --{column}-column")
-        found = [name for name in spellings if fields.get(name) is not None]
+        # A null is as good as no value, so another name of the column may serve.
+        found = next(filter(None, ([name for name in known if fields.get(name) is not None]
+                                   for known in (first, *others))), [])
         if len(found) > 1:
             raise ValueError(f"has both {' and '.join(found)}; name one with --{column}-column")
         row[column] = json_text(found[0], fields[found[0]], column in ANYTHING) if found else ""
@@ -548,15 +591,9 @@ def parse_json(line, names):
 def json_text(name, value, anything=False):
     """A JSON value as text. Whole numbers and booleans are names, too; NaN is a missing value, as pandas writes it.
     What else there is raises ValueError, unless it may be anything."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, float) and value != value:
-        return ""
     # A whole float counts as an integer: pandas makes floats of a column of integers with gaps.
-    if isinstance(value, (bool, int, datetime.date, datetime.time)) or (
-            isinstance(value, (float, decimal.Decimal)) and value == value // 1):
-        return plain_text(value)
-    if anything:
+    whole = isinstance(value, (float, decimal.Decimal)) and (value != value or value == value // 1)
+    if whole or anything or isinstance(value, (str, int, datetime.date, datetime.time)):
         return plain_text(value)
     kinds = {list: "a list", dict: "an object", float: "not a whole number"}
     raise ValueError(f"the {name} is {kinds.get(type(value), type(value).__name__)}; wanted: text")
@@ -564,7 +601,6 @@ def json_text(name, value, anything=False):
 
 def plain_text(value):
     """Any value of a table as text: nothing for one that is missing, lists and the like as JSON."""
-    import json
     if isinstance(value, str):
         return value
     if value is None or (isinstance(value, float) and value != value):
@@ -586,7 +622,7 @@ def plain_text(value):
     return str(value)
 
 
-def parse_fasttext(line, names):
+def parse_fasttext(line):
     """{column: text} of a line of a fastText file; raises ValueError where it has no label, or several."""
     # Other blanks, such as a no-break space, are part of a label, as they are to fastText.
     label, title = [*FASTTEXT_BLANKS.split(line.lstrip(" \t\v\f\r\0"), maxsplit=1), ""][:2]
@@ -601,32 +637,26 @@ def read_lines(blocks, name, parse, bad):
     """Yield ({column: Arrow array of bytes}, line numbers) for blocks with one record a line; `parse` gives the columns
     of a line, or raises ValueError."""
     for number, block in blocks:
-        # A line that cannot be parsed is a bad row, an empty one none at all.
-        rows, numbers = [], []
-
-        def add(line, number, rows=rows, numbers=numbers):
-            try:
-                if line.strip():
-                    rows.append({column: value.encode("utf-8", "replace")  # lone surrogates come from JSON's escapes
-                                 for column, value in parse(line.decode("utf-8")).items()})
-                    numbers.append(number)
-            except (ValueError, RecursionError) as error:
-                # A line may be several that other characters end.
-                pieces = re.split(rb"[\r\v\f]", line)
-                for piece in pieces if len(pieces) > 1 else ():
-                    add(piece, number)
-                if len(pieces) > 1:
-                    bad.note(name, number, ENDED, len(pieces) - 1)
-                else:
-                    bad.add(name, number, f"{error}")
-
-        for line in block.split(b"\n")[:-1]:
-            add(line, number)
-            number += 1
+        rows = [(number + i, row) for i, line in enumerate(block.split(b"\n")[:-1])
+                for row in parse_line(line, name, number + i, parse, bad)]
         for start in range(0, len(rows), LINE_ROWS):
-            part = rows[start:start + LINE_ROWS]
-            yield ({column: pa.array([row[column] for row in part], pa.binary()) for column in part[0]},
-                   np.array(numbers[start:start + LINE_ROWS]))
+            numbers, part = zip(*rows[start:start + LINE_ROWS], strict=True)
+            # Lone surrogates come from JSON's escapes.
+            yield ({column: pa.array([row[column].encode("utf-8", "replace") for row in part], pa.binary())
+                    for column in part[0]}, np.array(numbers))
+
+
+def parse_line(line, name, number, parse, bad):
+    """[what `parse` gives of a line]: nothing of an empty one, several where other characters end lines within it."""
+    try:
+        return [parse(line.decode())] if line.strip() else []
+    except (ValueError, RecursionError) as error:
+        lines = re.split(rb"[\r\v\f]", line)
+        if len(lines) == 1:
+            bad.add(name, number, f"{error}")
+            return []
+    bad.note(name, number, ENDED, len(lines) - 1)
+    return [row for part in lines for row in parse_line(part, name, number, parse, bad)]
 
 
 # --- Parquet and Excel ------------------------------------------------------------------------------------------------
@@ -642,14 +672,15 @@ def open_columns(stream, name, bad):
     back is read whole."""
     excel = stream.peek(4).startswith(ZIP)
     raw = isinstance(stream, io.BufferedReader) and isinstance(stream.raw, io.FileIO) and stream.seekable()
-    content = stream if raw else io.BytesIO(stream.read())
-    if excel:
-        table, numbers = read_sheet(content, name, bad)
-        return table.schema, lambda columns: (table if columns is None else table.select(columns)).to_batches(
-            LINE_ROWS), iter(numbers)
-    from pyarrow.parquet import ParquetFile
-    file = ParquetFile(content)
-    return file.schema_arrow, lambda columns: file.iter_batches(LINE_ROWS, columns=columns), itertools.count(1)
+    with column_errors(name):
+        content = stream if raw else io.BytesIO(stream.read())
+        if excel:
+            table, numbers = read_sheet(content, name, bad)
+            return table.schema, lambda columns: (table if columns is None else table.select(columns)).to_batches(
+                LINE_ROWS), iter(numbers)
+        from pyarrow.parquet import ParquetFile
+        file = ParquetFile(content)
+        return file.schema_arrow, lambda columns: file.iter_batches(LINE_ROWS, columns=columns), itertools.count(1)
 
 
 @contextmanager
@@ -665,32 +696,20 @@ def column_errors(name):
         raise UserError(f"{name}: {what} ({' '.join(str(error).split())[:200]})") from None
 
 
-def read_columns(stream, name, wanted, names, bad, keep=False):
-    """Yield ({column: Arrow array of bytes}, row numbers [n]) for blocks of a Parquet file or an Excel workbook. Values
-    are as in JSON.
-
-    keep: add all columns as they are, as `kept`, an Arrow table; the first block has nothing but these, without rows.
-    """
+def read_columns(opened, name, columns, bad, keep=False):
+    """Yield ({column: Arrow array of bytes}, row numbers [n]) for blocks of what `open_columns` gives; columns:
+    {column: position}. Values are as in JSON. keep: add all columns as they are, as `kept`, an Arrow table."""
+    schema, batches, rows = opened
+    # Columns are read by their names, so all are read where several have one and a number tells which is meant.
+    needed = [schema.names[position] for position in columns.values()]
+    if keep or any(schema.names.count(column) > 1 for column in needed):
+        needed = None
     with column_errors(name):
-        schema, batches, rows = open_columns(stream, name, bad)
-        header = schema.names
-        columns = locate(header, wanted, names)
-        require_columns(name, columns, wanted, names, ", ".join(header)[:80])
-
-        # Ahead of all rows, so that a table without rows has its columns, too.
-        if keep:
-            yield {"kept": schema.empty_table()}, []
-
-        # Columns are read by their names, so all are read where several have one and a number tells which is meant.
-        needed = [header[position] for position in columns.values()]
-        if keep or any(header.count(column) > 1 for column in needed):
-            needed = None
         for batch in readable_batches(batches, needed, schema, name):
             block, good = {}, np.ones(len(batch), bool)
             numbers = np.fromiter(itertools.islice(rows, len(batch)), np.int64, len(batch))
             for column, position in columns.items():
-                block[column], wrong = column_text(column, batch.column(
-                    header[position] if needed else position))
+                block[column], wrong = column_text(column, batch.column(schema.names[position] if needed else position))
                 # A row with several faults is counted once, for its first.
                 for i in [i for i in wrong if good[i]]:
                     bad.add(name, numbers[i], wrong[i])
@@ -699,8 +718,7 @@ def read_columns(stream, name, wanted, names, bad, keep=False):
             # Not all types can be filtered, but titles to classify have no bad rows: `bad` refuses the first.
             if keep:
                 block["kept"] = pa.Table.from_batches([batch])
-            yield (block if good.all() else {column: values.filter(pa.array(good)) for column, values in block.items()},
-                   numbers[good])
+            yield block if good.all() else filtered(block, good), numbers[good]
 
 
 def readable_batches(batches, needed, schema, name):
@@ -711,8 +729,7 @@ def readable_batches(batches, needed, schema, name):
     except (pa.ArrowException, OSError):
         for field in schema if needed is None else ():
             try:
-                for _ in batches([field.name]):
-                    pass
+                deque(batches([field.name]), 0)
             except pa.ArrowException as error:
                 raise UserError(f"{name}: Arrow cannot read the column {field.name}, {field.type} "
                                 f"({' '.join(str(error).split())[:200]}); leave it out, or --keep") from None
@@ -779,31 +796,30 @@ def read_sheet(content, name, bad):
     except Exception as error:  # openpyxl, zipfile and the XML parser raise many kinds
         raise UserError(f"{name}: not a sound Excel file ({' '.join(str(error).split())[:200]})") from None
 
-    # Rows and columns without a value at the ends are none.
-    filled = [i for i, (_, row) in enumerate(rows) if any(value not in (None, "") for value in row)]
-    if not filled:
+    def has_value(values):
+        return any(value not in (None, "") for value in values)
+
+    # Rows and columns without a value at the ends are none; an empty row between others is as an empty line in CSV.
+    used = [i for i, (_, row) in enumerate(rows) if has_value(row)]
+    if not used:
         raise UserError(f"{name}: its first sheet is empty")
-    (_, header), *rows = rows[filled[0]:filled[-1] + 1]
-    width = max(i + 1 for row in (header, *(row for _, row in rows)) for i, value in enumerate(row)
-                if value not in (None, ""))
-    values, numbers = [], []
-    for number, row in rows:
-        # An empty row between others is as an empty line in CSV.
-        if width > 1 and all(value in (None, "") for value in row):
-            bad.empty(name, number)
-        else:
-            values.append((*row, *[None] * width)[:width])
-            numbers.append(number)
-    columns = [sheet_column(column) for column in zip(*values, strict=True)] or [pa.nulls(0, pa.string())] * width
-    header = [plain_text(value).strip() for value in (*header, *[None] * width)[:width]]
-    return pa.Table.from_arrays(columns, header), numbers
+    numbers, rows = zip(*rows[used[0]:used[-1] + 1], strict=True)
+    columns = [*itertools.zip_longest(*rows)]
+    while not has_value(columns[-1]):
+        columns.pop()
+    good = [len(columns) == 1 or has_value(row) for row in rows[1:]]
+    for number in itertools.compress(numbers[1:], map(operator.not_, good)):
+        bad.empty(name, number)
+    return (pa.Table.from_arrays([sheet_column([*itertools.compress(values, good)]) for _, *values in columns],
+                                 [plain_text(header).strip() for header, *_ in columns]),
+            [*itertools.compress(numbers[1:], good)])
 
 
 def sheet_column(values):
     """A column of a sheet as an Arrow array of their type, or of text where types differ."""
     kinds = {type(value) for value in values} - {type(None)}
     with suppress(pa.ArrowException, OverflowError):
-        if len(kinds) < 2 or kinds == {int, float}:
+        if values and (len(kinds) < 2 or kinds == {int, float}):
             return pa.array(values)
     return pa.array([None if value is None else plain_text(value) for value in values], pa.string())
 
@@ -814,40 +830,32 @@ def read_labelled(path, bad, form=None):
     """Yield blocks of a file's labelled rows: {"title": Arrow string array, "category": its name made tidy, "spelling":
     its name as it came, "line": number, and, where the file has them, "language", "quality", "split", "id", "group"},
     each with one entry a row. Rows that lack a title or a category, or that are not UTF-8, go to `bad`. Raises
-    UserError where the file cannot be read at all.
-
-    form: a Format, where the user has asked for one.
+    UserError where the file cannot be read at all. form: a Format, where the user has asked for one.
     """
-    names, encoding = form or Format()
-    first, header = first_line(path, encoding), None
+    (names, encoding), header = form or Format(), {}
+    files.require_file(path)
     with open_with_progress(path) as (stream, show):
         # Whatever the format, blocks of it are columns of bytes with line numbers, and `clean` does the rest.
         if has_columns(stream):
-            found = read_columns(stream, path, LABELLED, names, bad)
-        elif (kind := format_of(first)) != "text":
-            parse = functools.partial({"json": parse_json, "fasttext": parse_fasttext}[kind],
-                                      names={column: names[column] for column in LABELLED})
-            found = read_lines(line_blocks(files.decoded(stream, encoding, path), path), path, parse, bad)
+            opened = open_columns(stream, path, bad)
+            found = read_columns(opened, path, required_columns(opened[0], path, names, names), bad)
         else:
-            line, delimiter, blocks = take_header(line_blocks(files.decoded(stream, encoding, path), path))
-            table = read_table(line, path, LABELLED, names, delimiter)
-            require_columns(path, table.columns, LABELLED, names, f"{line[:80]!r} (JSON lines and fastText's __label__ "
-                            "lines are read too)")
-            # The names as this header spells them: rows that repeat it are told by these.
-            header = {column: table.header[position] for column, position in table.columns.items()}
-            found = read_csv(blocks, table, bad)
+            blocks = line_blocks(files.decoded(stream, encoding, path), path)
+            head = next(blocks, (1, b""))
+            first, delimiter, behind = take_header(itertools.chain([head], blocks), path)
+            if (kind := format_of(first)) == "text":
+                table = read_table(first, path, names, names, delimiter)
+                require_columns(path, table.columns, names, names, f"{first[:80]!r} (JSON lines and fastText's "
+                                "__label__ lines are read too)")
+                # The names as this header spells them: rows that repeat it are told by these.
+                header = {column: table.header[position] for column, position in table.columns.items()}
+                found = read_csv(behind, table, bad)
+            else:
+                parse = parse_fasttext if kind == "fasttext" else functools.partial(parse_json, names=names)
+                found = read_lines(itertools.chain([head], blocks), path, parse, bad)
         for block, numbers in found:
             show()
             yield clean(block, numbers, path, bad, header)
-
-
-def require_columns(path, columns, wanted, names, header):
-    """Raise UserError unless the title, and the category if wanted, are among the columns that a header has."""
-    for column in ("title", "category"):
-        if column in wanted and column not in columns:
-            known = names[column] + (COLUMNS[column] if isinstance(names[column], Remembered) else ())
-            raise UserError(f"{path}:1: the header needs one column {' or '.join(map(str, known))}, and says {header}; "
-                            f"name it with --{column}-column")
 
 
 def has_categories(path, form=None):
@@ -855,14 +863,14 @@ def has_categories(path, form=None):
     names, encoding = form or Format()
     first = first_line(path, encoding)
     if first.encode() in (PARQUET, ZIP):
-        with open(path, "rb") as raw, files.archive_errors(path), column_errors(path):
+        with open(path, "rb") as raw, files.archive_errors(path):
             schema, *_ = open_columns(files.decompressed(raw), path, BadRows(0))
             return "category" in locate(schema.names, ("category",), names)
 
     # That the name occurs is enough here; whether the line is sound shows when the rows are read.
     if format_of(first) == "json":
-        return any(f'"{name}"' in first for name in names["category"])
-    return first.startswith("__label__") or "category" in read_table(first, path, LABELLED, names).columns
+        return any(f'"{name}"' in first for known in names["category"] for name in known)
+    return first.startswith("__label__") or "category" in read_table(first, path, names, names).columns
 
 
 @contextmanager
@@ -875,52 +883,68 @@ def open_with_progress(path):
         yield files.decompressed(raw), lambda: bar.update(raw.tell() - bar.n)
 
 
-def clean(block, numbers, path, bad, header=None):
+def clean(block, numbers, path, bad, header):
     """The cleaning step of all formats: columns of bytes become trimmed text, categories and languages tidy, and rows
     that are not UTF-8, lack a title or a category, or repeat the `header` ({column: its name}) go to `bad` instead.
-    Returns {column: Arrow string array}, with `spelling`, the categories as they came."""
+    Returns {column: Arrow string array}, with `spelling`, the categories as they came, and `line`."""
     import pyarrow.compute as pc
-    # A column is valid as a whole in nearly every block; where it is not, the rows that are at fault are looked for.
-    good = np.ones(len(numbers), bool)
+    cleaned, good = {}, np.ones(len(numbers), bool)
+
+    def refuse(wrong, what):
+        # A row that is bad already is not counted again.
+        for i in np.flatnonzero(wrong & good):
+            bad.add(path, numbers[i], what)
+        good[wrong] = False
+
     for column, values in block.items():
-        try:
-            text = values.cast(pa.string())
-        except pa.ArrowInvalid:
-            # Decoding drops what is not UTF-8, so a value that it changes was broken.
-            text = pa.array([value.decode("utf-8", "ignore") for value in values.to_pylist()], pa.string())
-            broken = (column != "id") & pc.not_equal(text.cast(pa.binary()), values).to_numpy(zero_copy_only=False)
-            for i in np.flatnonzero(broken & good):
-                bad.add(path, numbers[i], f"the {column} is not UTF-8")
-            good &= ~broken
+        text, broken = as_text(values, "ignore")
+        if column != "id":
+            refuse(broken, f"the {column} is not UTF-8")
 
         # Distinct names are few, so each is made tidy once. What people join with tables of their own is the name as it
         # came, but for what would divide a line.
         if column in ("category", "language"):
             encoded = text.dictionary_encode()
-            names, at = encoded.dictionary.to_pylist(), encoded.indices
-            text = pa.array([tidy(name) for name in names], pa.string()).take(at)
+            names = encoded.dictionary.to_pylist()
+            text = pa.array([tidy(name) for name in names], pa.string()).take(encoded.indices)
             if column == "category":
-                spelling = pa.array([re.sub("[ \t\n\v\f\r]*[\t\n\v\f\r][ \t\n\v\f\r]*", " ", name).strip(" ")
-                                     for name in names], pa.string()).take(at)
-        block[column] = pc.utf8_trim_whitespace(text)
-        text = block[column]
+                cleaned["spelling"] = pa.array([re.sub("[ \t\n\v\f\r]*[\t\n\v\f\r][ \t\n\v\f\r]*", " ", name).strip(
+                    " ") for name in names], pa.string()).take(encoded.indices)
+        cleaned[column] = pc.utf8_trim_whitespace(text)
 
-        # Without a title or a category, a row teaches nothing. One that is bad already is not counted again.
+        # Without a title or a category, a row teaches nothing.
         if column in ("title", "category"):
-            empty = pc.equal(text, "").to_numpy(zero_copy_only=False)
-            for i in np.flatnonzero(empty & good):
-                bad.add(path, numbers[i], f"no {column}")
-            good &= ~empty
+            refuse(as_mask(pc.equal(cleaned[column], "")), f"no {column}")
 
     # Files put together from several keep the header of each.
     if header:
-        repeated = np.logical_and(*(pc.equal(block[column], tidy(header[column])).to_numpy(zero_copy_only=False)
-                                    for column in ("title", "category")))
-        for i in np.flatnonzero(repeated & good):
-            bad.add(path, numbers[i], "repeats the header")
-        good &= ~repeated
-    block |= {"line": pa.array(numbers), "spelling": spelling}
-    return block if good.all() else {column: values.filter(pa.array(good)) for column, values in block.items()}
+        refuse(np.logical_and(*(as_mask(pc.equal(cleaned[column], tidy(header[column])))
+                                for column in ("title", "category"))), "repeats the header")
+    cleaned["line"] = pa.array(numbers)
+    return cleaned if good.all() else filtered(cleaned, good)
+
+
+def as_text(values, errors):
+    """(Arrow strings of an Arrow array of bytes, which of them are not UTF-8 [n] bool); errors: what str's decode does
+    about these."""
+    import pyarrow.compute as pc
+    # A column is valid as a whole in nearly every block; where it is not, the rows that are at fault are looked for.
+    try:
+        return values.cast(pa.string()), np.zeros(len(values), bool)
+    except pa.ArrowInvalid:
+        text = pa.array([value.decode("utf-8", errors) for value in values.to_pylist()], pa.string())
+        # Decoding drops or replaces what is not UTF-8, so a value that it changes was broken.
+        return text, as_mask(pc.not_equal(text.cast(pa.binary()), values))
+
+
+def as_mask(values):
+    """An Arrow array of booleans as [n] bool."""
+    return values.to_numpy(zero_copy_only=False)
+
+
+def filtered(block, mask):
+    """The rows of a block, {column: Arrow array}, for which `mask` [n] is true."""
+    return {column: values.filter(mask) for column, values in block.items()}
 
 
 def given_quality(path, values):
@@ -931,115 +955,110 @@ def given_quality(path, values):
     wrong = [value for value in lowered.unique().to_pylist() if value not in ("", "reliable", "unreliable")]
     if wrong:
         raise UserError(f"{path}: label_quality says {wrong[0]!r}; use reliable or unreliable")
-    return pc.equal(lowered, "reliable").to_numpy(zero_copy_only=False)
+    return as_mask(pc.equal(lowered, "reliable"))
 
 
-# --- titles alone -----------------------------------------------------------------------------------------------------
+# --- titles to classify -----------------------------------------------------------------------------------------------
 
-class NoBadRows(BadRows):
-    """Refuses the first bad row."""
-
-    def __init__(self):
-        super().__init__(0)
-
-    def add(self, path, line, what, times=1):
-        raise UserError(f"{path}:{line}: {what}")
-
-    def empty(self, path, line):
-        self.note(path, line, "an empty line in a table is no row, so nothing is written for it")
-
-
-def read_titles(stream, name, bad, form=None, keep=False, dialect=None):
-    """Titles to classify, from a binary stream: (header, blocks), a block being (titles, list of str; kept columns, an
-    Arrow table). Every line of a list, and every row of a CSV or Parquet file with a column title (or text), gives one
-    title; an empty line does so in a list and in a table of one column. What is kept is the column `id`, where there is
-    one, or with `keep` all columns; header names these, and where there are none both are None. Bytes that are not
-    UTF-8 become the replacement character, and are noted. Raises UserError where the content is something else.
-
-    form: a Format, where the user has asked for one; dialect: a Dialect, which becomes that of a table in text.
+def read_titles(stream, name, bad, form=None, keep=False):
+    """Titles to classify, from a binary stream: (header; blocks, each of them data.Rows and kept columns, an Arrow
+    table; the Dialect of a table). Every line of a list, and every row of a CSV or Parquet file with a column title (or
+    text), gives one title; an empty line does so in a list and in a table of one column. What is kept is the column
+    `id`, where there is one, or with `keep` all columns; header names these, and where there are none both are None.
+    Bytes that are not UTF-8 become the replacement character, and are noted. Raises UserError where the content is
+    something else. form: a Format, where the user has asked for one.
     """
-    # A title that cannot be decoded is classified all the same, for every row needs an answer.
-    def text(values, numbers):
-        try:
-            return values.cast(pa.string())
-        except pa.ArrowInvalid:
-            found = [value.decode("utf-8", "replace") for value in values.to_pylist()]
-            for number, value in zip(numbers, found, strict=False):
-                if "\ufffd" in value:
-                    bad.note(name, number, "bytes that are not UTF-8 were replaced; if all of it looks so, name its "
-                             "encoding: --encoding cp1252 is what Excel writes")
-            return pa.array(found, pa.string())
+    form = form or Format()
+    if not has_columns(stream):
+        return read_text_titles(stream, name, bad, form, keep)
 
-    def columns(found, kept):
-        """kept: [(name, key in a block)], or None where a block has the kept columns as they are."""
-        for block, numbers in found:
-            if kept is None:
-                table = block["kept"]
-            else:
-                table = pa.Table.from_arrays([text(block[key], numbers) for _, key in kept], [one for one, _ in kept])
-            yield text(block["title"], numbers).to_pylist(), table if kept != [] else None
+    # Parquet and Excel describe their columns, so nothing needs to be guessed.
+    opened = open_columns(stream, name, bad)
+    schema = opened[0]
+    columns = required_columns(schema, name, ("title", "id", *data.COLUMNS), form.names)
+    found = read_columns(opened, name, columns, bad, keep)
+    if keep:
+        return schema.names, decoded_titles(found, name, bad, None), Dialect(schema=schema)
+    kept = [("id", "id")] if "id" in columns else []
+    return ["id"] if kept else None, decoded_titles(found, name, bad, kept), Dialect()
 
-    # Parquet and Excel describe their columns, so nothing needs to be guessed. Whether there is an id shows in the
-    # first block, which is then put back in front.
-    (names, encoding), dialect = form or Format(), dialect or Dialect()
-    if has_columns(stream):
-        found = read_columns(stream, name, ("title", "id"), names, bad, keep)
-        head = next(found, ({"title": pa.array([], pa.binary())}, []))
-        if keep:
-            dialect.schema = head[0]["kept"].schema
-            return dialect.schema.names, columns(found, None)
-        kept = [("id", "id")] if "id" in head[0] else []
-        return ["id"] if kept else None, columns(itertools.chain([head], found), kept)
 
+def read_text_titles(stream, name, bad, form, keep):
+    """As `read_titles`, of a stream of text."""
     # What the first lines show decides how the rest is read.
-    wait = files.is_patient(stream)
-    dialect.encoding = "utf-16-be" if encoding == "utf-16" and stream.peek(2).startswith(b"\xfe\xff") else encoding
+    (names, encoding), wait = form, files.is_patient(stream)
+    marked = encoding == "utf-16" and stream.peek(2).startswith(b"\xfe\xff")
     stream = files.decoded(stream, encoding, name)
     start = stream.peek(4)
-    dialect.mark = start.startswith(MARK) or dialect.encoding == "utf-16-be" != encoding
-    dialect.line_end = "\r\n" if start.partition(b"\n")[0].endswith(b"\r") else "\n"
     blocks = line_blocks(stream, name, wait, wait or keep)
     head = next(blocks, (1, b""))
-    lines = head[1].decode("utf-8", "replace").replace("\r", " ").split("\n")[:SNIFFED]
+    lines = head[1].decode("utf-8", "replace").replace("\r", " ").split("\n")[:classify.SNIFFED]
 
     # Lines of these formats would pass for titles, and get categories that mean nothing.
-    if format_of(lines[0].strip()) != "text" or re.match("<(?:[?!]|rss|html)", lines[0]):
+    if classify.NOT_TITLES.match(lines[0]):
         raise UserError(f"{name}:1: JSON, XML or labels; give titles, one a line, or CSV with a title column")
 
     # A table is told by a title column. With `keep` columns go by their position, for a header may name two alike.
     first, delimiter, behind = take_header(itertools.chain([head], blocks))
-    table = read_table(first, name, ("title", "id"), names, delimiter)
+    table = read_table(first, name, ("title", "id", *data.COLUMNS), names, delimiter)
     if "title" in table.columns:
-        dialect.separator, dialect.told = table.delimiter, bool(delimiter)
-        # The header may be in quotes where rows are not, as numbers are not to all programs.
-        field = r'"(?:[^"]++|"")*+"'
-        quoted = re.compile(f"{field}(?:{re.escape(table.delimiter)}{field})*+")
-        second = lines[1 + dialect.told] if len(lines) > 1 + dialect.told else ""
-        dialect.quote_all = all(quoted.fullmatch(line.strip()) for line in (first, second) if line)
         kept = [("id", "id")] if "id" in table.columns else []
         if keep:
             kept = [(column, position) for position, column in enumerate(table.header)]
             table = table._replace(columns=table.columns | {position: position for _, position in kept})
-        return [column for column, _ in kept] or None, columns(read_csv(behind, table, bad), kept)
+        dialect = Dialect(table.delimiter, quotes_all([first, *lines[1 + bool(delimiter):]][:2], table.delimiter),
+                          "\r\n" if start.partition(b"\n")[0].endswith(b"\r") else "\n",
+                          "utf-16-be" if marked else encoding, start.startswith(MARK) or marked, bool(delimiter))
+        return ([column for column, _ in kept] or None, decoded_titles(read_csv(behind, table, bad), name, bad, kept),
+                dialect)
 
     # Without one these are titles, unless the user, the file's name or the lines speak for a table.
-    asked = names["title"] != COLUMNS["title"] and not isinstance(names["title"], Remembered)
-    if (asked or re.search(r"\.[ct]sv(\.|$)", str(name), re.IGNORECASE)
-            or looks_like_a_table(lines)):
+    asked = [*map(len, names["title"])] == [1]  # what a flag says is one name, and no other serves
+    if asked or re.search(r"\.[ct]sv(\.|$)", str(name), re.IGNORECASE) or looks_like_a_table(lines):
         raise UserError(f"{name}:1: no title (or text) column in the header ({first[:80]}); name the column of titles "
                         "with --title-column")
     if keep:
         raise UserError(f"{name}: a list of titles; --keep goes with a table, whose header names the column of titles")
+    listed = list_titles(itertools.chain([head] if head[1] else [], blocks), name, bad)
+    return None, decoded_titles(listed, name, bad, []), Dialect()
 
-    # In a list every line is a title as it stands, the first one, too: quotes and delimiters mean nothing.
-    def listed():
-        for number, block in itertools.chain([head] if head[1] else [], blocks):
-            if times := block.count(b"\r"):
-                note_spaces(name, number + block.count(b"\n", 0, block.index(b"\r")), bad, times)
-                block = block.replace(b"\r", b" ")
-            yield text(data.binary_array(block.split(b"\n")[:-1]), itertools.count(number)).to_pylist(), None
 
-    return None, listed()
+def quotes_all(lines, delimiter):
+    """Whether all fields of these lines are in quotes. Of two, for the header may be where rows are not, as numbers are
+    not to all programs."""
+    field = r'"(?:[^"]++|"")*+"'
+    quoted = re.compile(f"{field}(?:{re.escape(delimiter)}{field})*+")
+    return all(quoted.fullmatch(line.strip()) for line in lines if line)
+
+
+def list_titles(blocks, name, bad):
+    """Yield ({"title": Arrow array of bytes}, line numbers) for blocks of a list. Every line is a title as it stands,
+    the first one, too: quotes and delimiters mean nothing."""
+    for number, block in blocks:
+        if times := block.count(b"\r"):
+            note_spaces(name, number + block.count(b"\n", 0, block.index(b"\r")), bad, times)
+            block = block.replace(b"\r", b" ")
+        lines = block.split(b"\n")[:-1]
+        yield {"title": data.binary_array(lines)}, np.arange(number, number + len(lines))
+
+
+def decoded_titles(found, name, bad, kept):
+    """Yield blocks as `read_titles` gives them, of columns of bytes with line numbers. kept: [(name of a column, its
+    key in a block)], or None where a block has them as they are."""
+    def decoded(values, numbers):
+        # A title that cannot be decoded is classified all the same, for every row needs an answer.
+        text, broken = as_text(values, "replace")
+        for number in numbers[broken]:
+            bad.note(name, number, "bytes that are not UTF-8 were replaced; if all of it looks so, name its "
+                     "encoding: --encoding cp1252 is what Excel writes")
+        return text
+
+    for block, numbers in found:
+        table = block.get("kept")
+        if kept:
+            table = pa.Table.from_arrays([decoded(block[key], numbers) for _, key in kept], [one for one, _ in kept])
+        columns = {column: decoded(block[column], numbers).to_pylist() for column in data.COLUMNS if column in block}
+        yield data.Rows(decoded(block["title"], numbers).to_pylist(), data.read_columns(columns, name)), table
 
 
 def looks_like_a_table(lines):

@@ -1,23 +1,144 @@
-"""Tables written as they were read: CSV in its own dialect, JSON lines, Excel workbooks and Parquet.
+"""The files that evaluate.py is given: how they are read, and tables of answers written as they were read.
 
-evaluate.py --keep hands over a table's own columns and those of its answer, a block at a time; the name of the file
-says what is written. How tables are read is the matter of sources.py.
+--keep hands over a table's own columns and those of its answer, a block at a time, and gets CSV in its own dialect or
+what the name of --out says: JSON lines, an Excel workbook or Parquet. How rows are read is the matter of sources.py.
 """
 import csv
+import dataclasses
 import datetime
+import importlib.util
 import io
 import json
+import os
+import stat
 import sys
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from pathlib import Path
 
 import pyarrow as pa
 
+import classify
+import data
 from titles import files, sources
 from titles.cli import UserError
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
 SHEET_ROWS, CELL = 1 << 20, 32767  # rows of a sheet of Excel and characters of a cell at most
 EXACT = 10 ** 15                   # integers above this, such as barcodes, are rounded by Excel
+UNWRITTEN = {".json": ".jsonl", ".xls": ".xlsx", ".xlsm": ".xlsx", ".xlsb": ".xlsx", ".ods": ".xlsx",
+             **dict.fromkeys((".gz", ".bz2", ".xz", ".zst", ".zip"), "without this and compress it then")}
+
+
+# --- what flags say of files ------------------------------------------------------------------------------------------
+
+def suffix_of(out):
+    """The suffix of --out, "" where that is None."""
+    return out.suffix.lower() if out else ""
+
+
+def check_out(args):
+    """Raise UserError where nothing can be written as the name of --out says."""
+    suffix = suffix_of(args.out)
+    if suffix in UNWRITTEN:
+        raise UserError(f"--out {args.out}: {suffix} is not written; name it {UNWRITTEN[suffix]}")
+    if suffix in FORMATS and not args.keep:
+        raise UserError(f"--out {args.out}: {suffix} is written with --keep")
+    if suffix in FORMATS and (args.out_encoding or args.out_separator):
+        raise UserError(f"--out {args.out}: --out-encoding and --out-separator are of CSV")
+    if suffix == ".xlsx" and not importlib.util.find_spec("openpyxl"):
+        raise UserError(f"--out {args.out}: to write Excel files, pip install openpyxl, or name it .csv")
+
+
+def require_other_file(file, out):
+    """Raise UserError where --out is the file that is open, by whatever name."""
+    with suppress(OSError, ValueError):  # there is no such file yet, or what is read is none
+        read = os.fstat(file.fileno())
+        if stat.S_ISREG(read.st_mode) and out and os.path.samestat(read, os.stat(out)):
+            raise UserError(f"--out {out}: is the file that --predict reads; choose another")
+
+
+def file_format(args, classifier, file):
+    """The sources.Format of the file to read: what flags say, and where they say nothing what the data of the run was
+    prepared with, if it lies in --data and where that fits. file: what is read, open in binary."""
+    remembered = {}
+    with suppress(UserError):  # a run needs no data to classify
+        if data.fingerprint_of(args.data) == classifier.config["fingerprint"]:
+            folder = args.data if isinstance(args.data, Path) else args.data[0]
+            remembered = files.read_json(folder / "meta.json")["options"]
+    form, encoding = sources.format_from(args, remembered), remembered.get("encoding", args.encoding)
+    if args.encoding != "utf-8" or encoding == "utf-8":
+        return form
+
+    # Of what comes through a pipe only the first lines can be looked at.
+    def opened():
+        if not files.is_patient(file):
+            return io.BufferedReader(io.BytesIO(b"".join(file.peek().rpartition(b"\n")[:2]) or file.peek()))
+        file.seek(0)
+        return files.decompressed(file)
+
+    with files.archive_errors(args.test or args.predict):
+        other = not sources.is_text(opened(), "utf-8") and sources.is_text(opened(), encoding)
+    if files.is_patient(file):
+        file.seek(0)
+    return form._replace(encoding=encoding) if other else form
+
+
+def written_dialect(args, dialect):
+    """The Dialect in which --keep writes CSV: as the table is that was read, unless flags or the name of --out say
+    otherwise."""
+    suffix, separator = suffix_of(args.out), dialect.separator
+    if suffix in FORMATS:
+        return dataclasses.replace(dialect, encoding="utf-8")
+    if suffix in (".csv", ".tsv") and (separator == "\t") != (suffix == ".tsv"):
+        separator = "\t" if suffix == ".tsv" else ","
+    return dataclasses.replace(dialect, separator=args.out_separator or separator, encoding=args.out_encoding or
+                               dialect.encoding, mark=dialect.mark and not args.out_encoding)
+
+
+# --- writers ----------------------------------------------------------------------------------------------------------
+
+@contextmanager
+def answer_writer(args, out, header, dialect, labels):
+    """A function of (kept columns or None, columns of the answer) that writes rows to the file `out` or, where it is
+    None, to standard output: with --keep behind the columns of a table, see `writer`; after ids as CSV; else as lines
+    that are divided by tabs. header and dialect: of the table that is read; labels: the run's categories."""
+    # The challenge's own form, id,category, has no room for more.
+    top = min(args.top, len(labels))
+    if header == ["id"] and not args.keep and (top > 1 or args.explain):
+        flag = f"--top {args.top}" if top > 1 else "--explain"
+        raise UserError(f"{flag}: {args.predict} has ids, for which one category each is written; --keep writes "
+                        "whole tables")
+
+    # A table's own columns keep their names, such as the category of labelled rows.
+    taken = header if args.keep else ()
+    names = classify.answer_columns(top, args.threshold or args.precision, taken)
+    pairs = len(names) // 2
+    if args.keep:
+        answer = [*zip(names, [pa.string(), pa.float64()] * pairs, strict=True)]
+        if args.explain:
+            answer.append((classify.free_name("explanation", taken), pa.string()))
+        dialect = written_dialect(args, dialect)
+        require_writable(labels, dialect.encoding)
+        with writer(out, dialect, header, answer) as write:
+            yield write
+        return
+
+    with files.atomic_write(out) if out else nullcontext(sys.stdout) as file:
+        rows = csv.writer(file, lineterminator="\n")
+        if header:
+            rows.writerow(["id", "category"])
+
+        # Lines are made by one format for all columns, which is much faster than a field at a time.
+        form = "\t".join(["{}\t{:.6f}"] * pairs + ["{}"] * args.explain) + "\n"
+
+        def write(kept, columns):
+            if header:
+                rows.writerows(zip(kept["id"].to_pylist(), columns[0], strict=True))
+            else:
+                file.writelines(map(form.format, *columns))
+            file.flush()  # whoever reads the other end of a pipe gets each part at once
+
+        yield write
 
 
 @contextmanager
@@ -29,8 +150,7 @@ def writer(path, dialect, header, answer):
     [(name, Arrow type)] of the others. Raises UserError where a format or an encoding cannot hold the rows.
     """
     names = [*header, *(name for name, _ in answer)]
-    begin = {".parquet": parquet, ".jsonl": json_lines, ".ndjson": json_lines, ".xlsx": excel}.get(
-        path.suffix.lower() if path else None, text)
+    begin = FORMATS.get(suffix_of(path), text)
     with ExitStack() as stack:
         file = stack.enter_context(files.atomic_write(path, "wb")) if path else sys.stdout.buffer
         schema = dialect.schema or pa.schema([(name, pa.string()) for name in header])
@@ -47,30 +167,22 @@ def text(file, path, names, dialect, schema):
                   for quoting in (csv.QUOTE_ALL if dialect.quote_all else csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
 
     def write(kept, columns):
-        columns = [*(as_text(column, name) for name, column in zip(kept.column_names, kept.columns, strict=True)),
+        columns = [*map(as_text, kept.columns),
                    *([f"{x:.6f}" if isinstance(x, float) else x or "" for x in column] for column in columns)]
         # Not all versions of Python put a carriage return in quotes.
         written = safe if any("\r" in value for column in columns for value in column) else rows
-        try:
-            written.writerows(zip(*columns, strict=True))
-        except UnicodeEncodeError as error:
-            raise lacking(path, dialect, error) from None
-        file.flush()  # whoever reads the other end of a pipe gets each part at once
+        written.writerows(zip(*columns, strict=True))
+        file.flush()
 
     try:
         out.write("\ufeff" * dialect.mark + f"sep={dialect.separator}{dialect.line_end}" * dialect.told)
         rows.writerow(names)
         yield write
-    except UnicodeEncodeError as error:
-        raise lacking(path, dialect, error) from None
+    except UnicodeEncodeError as error:  # also of rows, which are written meanwhile
+        raise UserError(f"{path}: {dialect.encoding} lacks characters such as {error.object[error.start]!r}; add "
+                        "--out-encoding utf-8") from None
     finally:
         out.detach()  # standard output stays open
-
-
-def lacking(path, dialect, error):
-    """The UserError for characters that an encoding lacks."""
-    return UserError(f"{path}: {dialect.encoding} lacks characters such as {error.object[error.start]!r}; add "
-                     "--out-encoding utf-8")
 
 
 def require_writable(names, encoding):
@@ -86,22 +198,16 @@ def require_writable(names, encoding):
 @contextmanager
 def json_lines(file, path, names, dialect, schema):
     """An object a line."""
-    require_distinct(names, path)
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{path}: the table has two columns {twice[0]!r}, an object one; write .csv or .parquet")
 
     def write(kept, columns):
-        columns = [*map(for_json, kept.columns), *([round(x, 6) if isinstance(x, float) else x for x in column]
-                                                   for column in columns)]
+        columns = [*map(for_json, kept.columns), *map(rounded, columns)]
         for row in zip(*columns, strict=True):
             file.write(json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False,
                                   default=sources.plain_text).encode("utf-8", "backslashreplace") + b"\n")
 
     yield write
-
-
-def require_distinct(names, path):
-    """Raise UserError where two columns have one name."""
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"{path}: the table has two columns {twice[0]!r}, an object one; write .csv or .parquet")
 
 
 @contextmanager
@@ -138,8 +244,7 @@ def excel(file, path, names, dialect, schema):
 
     def write(kept, columns):
         nonlocal rows
-        columns = [*map(for_excel, kept.columns),
-                   *([round(x, 6) if isinstance(x, float) else x for x in column] for column in columns)]
+        columns = [*map(for_excel, kept.columns), *map(rounded, columns)]
         for row in zip(*columns, strict=True):
             sheet.append([cell(value) for value in row])
             rows += 1
@@ -155,9 +260,17 @@ def excel(file, path, names, dialect, schema):
     book.save(file)
 
 
+FORMATS = {".parquet": parquet, ".jsonl": json_lines, ".ndjson": json_lines, ".xlsx": excel}  # else it is CSV
+
+
 # --- values -----------------------------------------------------------------------------------------------------------
 
-def as_text(values, name=""):
+def rounded(values):
+    """Values of an answer, probabilities to six digits."""
+    return [round(value, 6) if isinstance(value, float) else value for value in values]
+
+
+def as_text(values):
     """An Arrow array or chunked array as a list of str: "" for what is missing."""
     kind = values.type
     if pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind) or str(kind) in (

@@ -99,26 +99,31 @@ def score(name, value, milliseconds):
     return Metric(name, value, milliseconds, 0)
 
 
-def log_report(client, members, report, group, scores, command, used):
-    """Log a report, its SCORES as metrics, the data sets `used` (see `data_set`) and the files of the folder `report`:
-    to the MLflow run of the training, or of several members [(folder, "best" or "latest")] to a run of their own.
-    group: its name, such as test-best; command: the one that makes the report."""
-    run_id, now = member_run(members[0][0]), int(time.time() * 1000)
-    if len(members) > 1:
-        run_id = ensemble_run(client, members)
-    # MLflow takes few characters besides letters and digits, and no more than 250.
-    prefix = re.sub(r"[^\w.-]", "_", group.removesuffix("-best"))[-200:]
-    log_metrics(client, run_id, [score(f"{prefix}_{name}", scores[name], now) for name in SCORES
-                                 if scores[name] is not None])
-    trained = f", but {scores['trained_rows']} of {scores['rows']} rows trained it" if scores["trained_rows"] else ""
-    describe(client, run_id, **{group: f"balanced accuracy {scores['balanced_accuracy']:.4f}, "
-                                       f"accuracy {scores['accuracy']:.4f}{trained}, by `{command}`"})
-    client.log_inputs(run_id, used)
-    if report and artifacts_are_here(client, run_id):
-        client.log_artifacts(run_id, str(report), report.name)
-    # A training's run has ended before; that of several members ends with each report.
+@contextmanager
+def run_of(client, members):
+    """The id of the MLflow run that gets a report: of the training, or of several members [(folder, "best" or
+    "latest")] a run of their own, which ends with each report."""
+    run_id = ensemble_run(client, members) if len(members) > 1 else member_run(members[0][0])
+    yield run_id
     if len(members) > 1:
         client.set_terminated(run_id)
+
+
+def log_scores(client, run_id, name, scores, command):
+    """Log the SCORES of a report of this name, such as test-best; command: the one that makes it."""
+    # MLflow takes few characters besides letters and digits, and no more than 250.
+    prefix, now = re.sub(r"[^\w.-]", "_", name.removesuffix("-best"))[-200:], int(time.time() * 1000)
+    log_metrics(client, run_id, [score(f"{prefix}_{key}", scores[key], now) for key in SCORES
+                                 if scores[key] is not None])
+    trained = f", but {scores['trained_rows']} of {scores['rows']} rows trained it" if scores["trained_rows"] else ""
+    describe(client, run_id, **{name: f"balanced accuracy {scores['balanced_accuracy']:.4f}, "
+                                      f"accuracy {scores['accuracy']:.4f}{trained}, by `{command}`"})
+
+
+def log_files(client, run_id, folder):
+    """Log the files of a report's folder, unless that is None."""
+    if folder and artifacts_are_here(client, run_id):
+        client.log_artifacts(run_id, str(folder), folder.name)
 
 
 def data_set(sources, name, digest, context, **facts):
