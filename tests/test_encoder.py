@@ -315,6 +315,7 @@ def test_an_exported_encoder_says_what_the_run_says(encoded, names, tmp_path):
     wanted, known = run.predict_proba(titles), run.read(titles)[2]
     sizes, keys = {}, assert_documented(export.model_arrays(run, "int8"))
     assert "pieces" in keys[1] and "encoder" in keys[3]
+    del run  # each has 250 MB
     for dtype, atol in (("float32", 1e-5), ("int8", 0.02)):
         run_here("export", "--ckpt", *names, "--dtype", dtype, "--out", tmp_path / dtype, cwd=encoded)
         small = classify.Classifier(tmp_path / dtype / "model.npz")
@@ -322,6 +323,7 @@ def test_an_exported_encoder_says_what_the_run_says(encoded, names, tmp_path):
         assert [row[0][1] > 0 for row in small.predict(titles)] == known.tolist()
         np.testing.assert_allclose(small.predict_proba(titles[3:4]), wanted[3:4], atol=atol)  # alone
         sizes[dtype] = (tmp_path / dtype / "model.npz").stat().st_size
+        del small
     if names == ["whole"]:
         assert sizes["int8"] < sizes["float32"] / 2
     if names == ["head"]:  # the package has all the rest

@@ -1,5 +1,6 @@
 """Ten mistakes that projects on these titles have made, each with a test that it is not made here."""
 import csv
+import functools
 import json
 import math
 import shutil
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import WORD_MODELS, run_here, run_script, write_csv
+from conftest import WORD_MODELS, run_here, write_csv
 from mlflow import MlflowClient
 from sklearn.metrics import balanced_accuracy_score
 from test_model import random_predictor, random_titles
@@ -23,10 +24,15 @@ from titles import files, predict, runs
 @pytest.mark.parametrize("name", WORD_MODELS)
 def test_1_dropout_is_off_in_evaluation_and_on_in_training(name):  # of rows of the table, too: see test_model
     ready = random_predictor(name)
-    vectors, weights = predict.inputs(ready, jnp.asarray(random_titles(50)))
+    vectors, weights = jax.jit(predict.inputs)(ready, random_titles(50))
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def logits(key, train_mode):
+        return ready.module.apply({"params": ready.params}, vectors, weights, None, train=train_mode,
+                                  rngs={"dropout": key})
+
     for train_mode, same in ((False, True), (True, False)):
-        first, second = (ready.module.apply({"params": ready.params}, vectors, weights, None, train=train_mode,
-                                      rngs={"dropout": jax.random.key(seed)}) for seed in (1, 2))
+        first, second = (logits(jax.random.key(seed), train_mode) for seed in (1, 2))
         assert np.array_equal(first, second) == same
 
 
@@ -53,15 +59,17 @@ def test_4_padding_is_never_pooled(name):
     """A huge vector in the place of padding changes nothing, neither the logits nor their gradient."""
     ready = random_predictor(name)
     ids = random_titles(40)
-    vectors, weights = predict.inputs(ready, jnp.asarray(ids))
+    vectors, weights = jax.jit(predict.inputs)(ready, ids)
     padding = np.asarray(weights == 0)
     assert padding[:, :ids.shape[1]].sum() >= (ids == 0).sum()
     wild = jnp.where(padding[..., None], 1e6, vectors)
 
+    @jax.jit
+    @jax.value_and_grad
     def loss(vectors):
         return ready.module.apply({"params": ready.params}, vectors, weights, None)[..., 0].sum()
 
-    (one, gradient), (two, wild_gradient) = (jax.value_and_grad(loss)(x) for x in (vectors, wild))
+    (one, gradient), (two, wild_gradient) = map(loss, (vectors, wild))
     assert one == two
     np.testing.assert_allclose(gradient, wild_gradient, rtol=1e-5)
     assert not np.asarray(wild_gradient)[padding].any()
@@ -88,8 +96,8 @@ def test_6_no_word_list_of_another_language():
 
 
 def test_7_the_logged_settings_are_the_used_ones(tiny):
-    run_script("train", "--name", "odd", "--model", "cnn", "--epochs", 2, "--batch-size", 33, "--dim", 12,
-               "--filters", 7, "--widths", 2, 4, "--hidden", 9, "--lr", 0.002, "--dropout", 0.25, "--seed", 5, cwd=tiny)
+    run_here("train", "--name", "odd", "--model", "cnn", "--epochs", 2, "--batch-size", 33, "--dim", 12,
+             "--filters", 7, "--widths", 2, 4, "--hidden", 9, "--lr", 0.002, "--dropout", 0.25, "--seed", 5, cwd=tiny)
     logged = MlflowClient(f"sqlite:///{tiny}/mlflow.db").get_run(
         (tiny / "runs/odd/mlflow.txt").read_text().strip()).data.params
     manager = runs.checkpoint_manager(tiny / "runs/odd", read_only=True)

@@ -28,10 +28,11 @@ def small_config(name="mlp", *flags, **changes):
                      *flags, **{"max_len": MAX_LEN} | changes)
 
 
+@functools.cache
 def random_predictor(name, seed=0, pairs=True):
     """A Predictor with every number random, biases and the zero-initialized last layer, too."""
     config = small_config(name, *(() if pairs else ("--word-ngrams", 1)))
-    variables = model.init(config, jax.random.key(seed))
+    variables = jax.eval_shape(lambda: model.init(config, jax.random.key(seed)))
     draw = np.random.default_rng(seed)
     fill = lambda x: jnp.asarray(draw.normal(size=x.shape), jnp.float32)  # noqa: E731
     variables = {"params": jax.tree.map(fill, variables["params"]), "table": fill(variables["table"]),
