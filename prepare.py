@@ -204,15 +204,15 @@ class Block(NamedTuple):
 def read_rows(args, chosen, bad, base):
     """Read every file once. base: the folder of --like, as from `read_base`, or None.
 
-    Returns a namespace: `where` rows come from, for messages; a list of `blocks`; the Codes of `words`, `labels` and
-    `languages`, and `word_keys`, the keys of the words; {category as rows write it: how many do} as `spellings`; arrays
-    with one entry a row, `label`, `language`, `id` (Arrow strings) and those of `columns_of`, but None for what is
-    OPTIONAL and no row has; the number of rows `of_file` each, of words before titles are cut, and of titles that are
-    `cut`. Raises UserError where there are no rows, or too many bad ones.
+    Returns a namespace: `where` rows come from, for messages; a list of `blocks`; the Codes of `words`, of `spellings`
+    of categories and of `languages`; `word_keys`, the keys of the words; arrays with one entry a row, `spelling`,
+    `language`, `id` (Arrow strings) and those of `columns_of`, but None for what is OPTIONAL and no row has; the number
+    of rows `of_file` each, of words before titles are cut, and of titles that are `cut`. Raises UserError where rows or
+    words are missing, or too many rows are bad.
     """
     import pyarrow.compute as pc
-    words, labels, languages, word_keys = Codes(), Codes(), Codes(), np.zeros(0, np.uint64)
-    blocks, columns, ids, had, of_file, spellings = [], [], [], set(), Counter(), Counter()
+    words, spellings, languages, word_keys = Codes(), Codes(), Codes(), np.zeros(0, np.uint64)
+    blocks, columns, ids, had, of_file = [], [], [], set(), Counter()
     count = read = word_count = cut = 0
     for path, split, block, found, text, codes, distinct, lengths in tokenized_blocks(args, chosen, bad, base):
         # Word numbers in the order of appearance, and the keys of the words that are new.
@@ -228,14 +228,12 @@ def read_rows(args, chosen, bad, base):
 
         # What else the rows have.
         columns.append(columns_of(block, path, split, data.title_keys(word_keys[numbers], lengths)) | {
-            "label": labels(block["category"]), "language": languages(column_of(block, "language"))})
+            "spelling": spellings(block["spelling"]), "language": languages(column_of(block, "language"))})
         if len(languages.index) > 256:
             raise UserError(f"{path}: more than 256 languages; rename the column if it holds something else")
         ids.append(block.get("id"))
         had.update(name for name, column in OPTIONAL.items()
                    if column in block and pc.any(pc.not_equal(block[column], "")).as_py())
-        spellings.update(dict(zip(*(values.to_pylist() for values in block["spelling"].value_counts().flatten()),
-                                  strict=True)))
         of_file[path, split] += len(lengths)
         count, read = count + len(lengths), read + found
 
@@ -243,15 +241,18 @@ def read_rows(args, chosen, bad, base):
     if "group_column" in args.given and "group" not in had:
         raise UserError(f"--group-column {args.group_column}: no row has a value there")
     bad.check(read)
-    if not count:
-        raise no_rows(where, args)
+    for path, split in chosen:
+        if not sum(of_file[one] for one in chosen if one[1] == split):
+            raise UserError(f"{path}: no rows" + (f" in {' or '.join(args.languages)}" if args.languages else ""))
+    if not word_count:
+        raise UserError(f"{where}: no title has a letter or digit; is the title column the right one?")
     arrays = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]
               if name not in OPTIONAL or name in had}
     if "id" in had:
         arrays["id"] = pa.chunked_array([pa.repeat("", len(block.lengths)) if values is None else values
                                          for values, block in zip(ids, blocks, strict=True)])
-    return SimpleNamespace(where=where, blocks=blocks, words=words, labels=labels, languages=languages,
-                           word_keys=word_keys, spellings=spellings, word_count=word_count, cut=cut,
+    return SimpleNamespace(where=where, blocks=blocks, words=words, spellings=spellings, languages=languages,
+                           word_keys=word_keys, word_count=word_count, cut=cut,
                            of_file=[of_file[one] for one in chosen], **dict.fromkeys(OPTIONAL) | arrays)
 
 
@@ -351,22 +352,6 @@ def given_split(path, split, values):
     return np.array([codes[value] for value in values.to_pylist()], np.int8)
 
 
-def no_rows(name, args):
-    return UserError(f"{name}: no rows" + (f" in {' or '.join(args.languages)}" if args.languages else ""))
-
-
-def require_data_set(rows, chosen, args, base):
-    """Raise UserError where rows cannot become a data set."""
-    for path, split in chosen:
-        if split is not None and not (rows.given == split).any():
-            raise no_rows(path, args)
-    if len(rows.labels.index) < 2 and not base:
-        raise UserError(f"{rows.where}: only one category ({next(iter(rows.labels.index))}); a classifier needs two or "
-                        "more")
-    if not rows.word_count:
-        raise UserError(f"{rows.where}: no title has a letter or digit; is the title column the right one?")
-
-
 # --- the folder of --like ---------------------------------------------------------------------------------------------
 
 OF_BASE = ("vocab", "min_count", "max_len", "fold", "valid", "seed", "vectors", "encoder", "max_pieces")
@@ -400,25 +385,22 @@ def read_base(args):
 # --- categories -------------------------------------------------------------------------------------------------------
 
 def number_categories(rows, base, bad):
-    """(names of the categories, those of the base or in alphabetical order; [N] which each row has)."""
-    names = base.labels if base else frequent_spellings(rows.spellings, bad)
-    number = {sources.tidy(name): i for i, name in enumerate(names)}
-    of_code = np.array([number[name] for name in rows.labels.index], data.smallest_uint(len(names) - 1))
-    return names, of_code[rows.label]
-
-
-def frequent_spellings(spellings, bad):
-    """The names of categories, each as most rows write it, in alphabetical order; of names that look the same but are
-    written in several ways a note goes to `bad`. spellings: {name as rows write it: how many do}."""
+    """(names of the categories, those of the base or in alphabetical order; [N] which each row has). Of names that look
+    the same the one that most rows write counts; a note goes to `bad`."""
     # Of equally frequent ones the first in alphabetical order, so that the order of rows does not matter.
-    ways = {}
-    for name in sorted(spellings, key=lambda name: (-spellings[name], name)):
+    ways, index, times = {}, rows.spellings.index, np.bincount(rows.spelling)
+    for name in sorted(index, key=lambda name: (-times[index[name]], name)):
         ways.setdefault(sources.tidy(name), []).append(name)
+    names = base.labels if base else sorted(first for first, *_ in ways.values())
     for first, *others in ways.values():
-        if others:
+        if others and not base:
             bad.note(f"category {first}", None, "is written in several ways that look the same; the most frequent one "
                      "is its name")
-    return sorted(first for first, *_ in ways.values())
+    if len(names) < 2:
+        raise UserError(f"{rows.where}: only one category ({names[0]}); a classifier needs two or more")
+    number = {sources.tidy(name): i for i, name in enumerate(names)}
+    of_spelling = [number[sources.tidy(name)] for name in index]
+    return names, np.array(of_spelling, data.smallest_uint(len(names) - 1))[rows.spelling]
 
 
 def note_similar_names(names, bad):
@@ -638,13 +620,6 @@ def write_columns(folder, rows, split, label):
     return None if language is None else [name or "unknown" for name in names]
 
 
-def write_vectors(folder, vocab, args, base):
-    """Write vectors.npy. Returns the share of the words that have one: SPECIALS never have, and do not count."""
-    vectors = base.vectors if base else data.read_vectors(args.vectors, vocab, sources.BadRows(args.max_bad_rows))
-    np.save(folder / "vectors.npy", vectors)
-    return float(vectors[len(data.SPECIALS):].any(1).mean())
-
-
 def write_pieces(folder, args, sizes):
     """Write {split}_pieces.npy, ids of pieces of the titles in {split}_text.txt, a block at a time; sizes: rows of the
     splits. Returns the share of titles that fill all columns."""
@@ -776,13 +751,6 @@ def near_equal_share(rows, split):
     return float(near.sum() / max(1, len(np.unique(row))))
 
 
-def file_checksums(folder, threads):
-    """{name: checksum} of the files in a folder."""
-    paths = sorted(folder.iterdir())
-    with ThreadPoolExecutor(threads) as pool:
-        return dict(zip((path.name for path in paths), pool.map(files.checksum, paths), strict=True))
-
-
 # --- the whole way ----------------------------------------------------------------------------------------------------
 
 def prepare(args):
@@ -796,7 +764,6 @@ def prepare(args):
     bad = sources.BadRows(args.max_bad_rows)
     with files.atomic_folder(args.out) as folder:
         rows = read_rows(args, chosen, bad, base)
-        require_data_set(rows, chosen, args, base)
         # Labels of which nothing is said, such as predicted ones, are not reliable beside those that are.
         if base and base.knows_quality and rows.reliable is None:
             rows.reliable = np.zeros(len(rows.key), bool)
@@ -817,14 +784,21 @@ def prepare(args):
         made.languages = write_columns(folder, rows, made.split, made.label)
         for name, lines in (("vocab", made.words.vocab), ("oov", made.words.oov), ("labels", made.labels)):
             files.write_lines(folder / f"{name}.txt", lines)
-        made.vectors_found = args.vectors and write_vectors(folder, made.words.vocab, args, base)
+        made.vectors_found = None
+        if args.vectors:
+            vectors = base.vectors if base else data.read_vectors(args.vectors, made.words.vocab,
+                                                                  sources.BadRows(args.max_bad_rows))
+            np.save(folder / "vectors.npy", vectors)
+            made.vectors_found = float(vectors[len(data.SPECIALS):].any(1).mean())  # these never have one
         meta = describe(args, chosen, rows, made, bad)
         if described:
             meta["full_share"] = write_pieces(folder, args, meta["rows"].values())
 
         # Pieces follow from the text and the encoder: without them, runs on the same data can be compared and averaged.
         # Where rows stand in their files decides nothing.
-        sums = file_checksums(folder, args.threads)
+        paths = sorted(folder.iterdir())
+        with ThreadPoolExecutor(args.threads) as pool:
+            sums = dict(zip((path.name for path in paths), pool.map(files.checksum, paths), strict=True))
         identity = {name: digest for name, digest in sums.items()
                     if not name.endswith(("_pieces.npy", "_line.npy", "_id.txt"))}
         meta |= {"files": sums, "fingerprint": files.fingerprint(identity)}

@@ -268,21 +268,17 @@ def format_from(args, remembered=None):
     category are not named, `remembered`, the options that other files were prepared with, serves as far as it fits."""
     names = dict(Format().names)
     for column in ("title", "category", "group"):
-        flag = f"{column}_column"
-        asked, other = vars(args).get(flag), (remembered or {}).get(flag)  # groups are asked for by prepare.py alone
-        if asked:
-            names[column] = [(name_or_number(asked),)]
-        elif other and column != "group":
+        # Digits are a position, so a column whose name is a number can only be asked for by where it stands.
+        asked, told = (int(text) if re.fullmatch("[0-9]{1,6}", text) else text.strip() for text in (
+            flags.get(f"{column}_column") or "" for flags in (vars(args), remembered or {})))
+        if asked != "":
+            names[column] = [(asked,)]
+        elif isinstance(told, int):
             # A number by itself does not tell whether this file has the same columns as the others.
-            other = name_or_number(other)
-            names[column] = [(other, *COLUMNS[column])] if isinstance(other, int) else [(other,), COLUMNS[column]]
+            names[column] = [(told, *COLUMNS[column])]
+        elif told and column != "group":  # which prepare.py alone asks for
+            names[column] = [(told,), COLUMNS[column]]
     return Format(names, args.encoding)
-
-
-def name_or_number(text):
-    """What a flag says of a column. Digits are a position, so a column whose name is a number can only be asked for by
-    where it stands."""
-    return int(text) if re.fullmatch("[0-9]{1,6}", text) else text.strip()
 
 
 def is_text(stream, encoding):
@@ -321,19 +317,15 @@ def locate(header, wanted, names):
     return found
 
 
-def require_columns(name, columns, wanted, names, header):
-    """Raise UserError unless the title, and the category if wanted, are among the columns found in a header."""
+def require_columns(header, name, wanted, names, shown=None):
+    """As `locate`, but raises UserError unless the title, and the category if wanted, are found; shown: what the error
+    says of the header."""
+    columns = locate(header, wanted, names)
     for column in ("title", "category"):
         if column in wanted and column not in columns:
             known = " or ".join(str(one) for known in names[column] for one in known)
-            raise UserError(f"{name}:1: the header needs one column {known}, and says {header}; name it with "
-                            f"--{column}-column")
-
-
-def required_columns(schema, name, wanted, names):
-    """As `locate`, of an Arrow schema, with the error of `require_columns`."""
-    columns = locate(schema.names, wanted, names)
-    require_columns(name, columns, wanted, names, ", ".join(schema.names)[:80])
+            raise UserError(f"{name}:1: the header needs one column {known}, and says "
+                            f"{shown or ', '.join(header)[:80]}; name it with --{column}-column")
     return columns
 
 
@@ -832,20 +824,24 @@ def read_labelled(path, bad, form=None):
     each with one entry a row. Rows that lack a title or a category, or that are not UTF-8, go to `bad`. Raises
     UserError where the file cannot be read at all. form: a Format, where the user has asked for one.
     """
+    from tqdm import tqdm
     (names, encoding), header = form or Format(), {}
     files.require_file(path)
-    with open_with_progress(path) as (stream, show):
+    # The bar counts bytes as they lie on the disk, for nobody knows how many a compressed file unpacks to.
+    with open(path, "rb") as raw, files.archive_errors(path), tqdm(
+            desc=path.name, total=path.stat().st_size, unit="B", unit_scale=True, disable=None) as bar:
+        stream = files.decompressed(raw)
         # Whatever the format, blocks of it are columns of bytes with line numbers, and `clean` does the rest.
         if has_columns(stream):
             opened = open_columns(stream, path, bad)
-            found = read_columns(opened, path, required_columns(opened[0], path, names, names), bad)
+            found = read_columns(opened, path, require_columns(opened[0].names, path, names, names), bad)
         else:
             blocks = line_blocks(files.decoded(stream, encoding, path), path)
             head = next(blocks, (1, b""))
             first, delimiter, behind = take_header(itertools.chain([head], blocks), path)
             if (kind := format_of(first)) == "text":
                 table = read_table(first, path, names, names, delimiter)
-                require_columns(path, table.columns, names, names, f"{first[:80]!r} (JSON lines and fastText's "
+                require_columns(table.header, path, names, names, f"{first[:80]!r} (JSON lines and fastText's "
                                 "__label__ lines are read too)")
                 # The names as this header spells them: rows that repeat it are told by these.
                 header = {column: table.header[position] for column, position in table.columns.items()}
@@ -854,7 +850,7 @@ def read_labelled(path, bad, form=None):
                 parse = parse_fasttext if kind == "fasttext" else functools.partial(parse_json, names=names)
                 found = read_lines(itertools.chain([head], blocks), path, parse, bad)
         for block, numbers in found:
-            show()
+            bar.update(raw.tell() - bar.n)
             yield clean(block, numbers, path, bad, header)
 
 
@@ -871,16 +867,6 @@ def has_categories(path, form=None):
     if format_of(first) == "json":
         return any(f'"{name}"' in first for known in names["category"] for name in known)
     return first.startswith("__label__") or "category" in read_table(first, path, names, names).columns
-
-
-@contextmanager
-def open_with_progress(path):
-    """(decompressed stream of a file, function that moves a progress bar to where the stream is)."""
-    from tqdm import tqdm
-    with open(path, "rb") as raw, files.archive_errors(path), tqdm(
-            desc=path.name, total=path.stat().st_size, unit="B", unit_scale=True, disable=None) as bar:
-        # The bar counts bytes as they lie on the disk, for nobody knows how many a compressed file unpacks to.
-        yield files.decompressed(raw), lambda: bar.update(raw.tell() - bar.n)
 
 
 def clean(block, numbers, path, bad, header):
@@ -975,7 +961,7 @@ def read_titles(stream, name, bad, form=None, keep=False):
     # Parquet and Excel describe their columns, so nothing needs to be guessed.
     opened = open_columns(stream, name, bad)
     schema = opened[0]
-    columns = required_columns(schema, name, ("title", "id", *data.COLUMNS), form.names)
+    columns = require_columns(schema.names, name, ("title", "id", *data.COLUMNS), form.names)
     found = read_columns(opened, name, columns, bad, keep)
     if keep:
         return schema.names, decoded_titles(found, name, bad, None), Dialect(schema=schema)
@@ -1006,9 +992,14 @@ def read_text_titles(stream, name, bad, form, keep):
         if keep:
             kept = [(column, position) for position, column in enumerate(table.header)]
             table = table._replace(columns=table.columns | {position: position for _, position in kept})
-        dialect = Dialect(table.delimiter, quotes_all([first, *lines[1 + bool(delimiter):]][:2], table.delimiter),
-                          "\r\n" if start.partition(b"\n")[0].endswith(b"\r") else "\n",
-                          "utf-16-be" if marked else encoding, start.startswith(MARK) or marked, bool(delimiter))
+        # The header may be in quotes where rows are not, as numbers are not to all programs.
+        field = r'"(?:[^"]++|"")*+"'
+        quoted = re.compile(f"{field}(?:{re.escape(table.delimiter)}{field})*+")
+        lines = first, *lines[1 + bool(delimiter):][:1]
+        dialect = Dialect(
+            table.delimiter, all(quoted.fullmatch(line.strip()) for line in lines if line),
+            "\r\n" if start.partition(b"\n")[0].endswith(b"\r") else "\n", "utf-16-be" if marked else encoding,
+            start.startswith(MARK) or marked, bool(delimiter))
         return ([column for column, _ in kept] or None, decoded_titles(read_csv(behind, table, bad), name, bad, kept),
                 dialect)
 
@@ -1021,14 +1012,6 @@ def read_text_titles(stream, name, bad, form, keep):
         raise UserError(f"{name}: a list of titles; --keep goes with a table, whose header names the column of titles")
     listed = list_titles(itertools.chain([head] if head[1] else [], blocks), name, bad)
     return None, decoded_titles(listed, name, bad, []), Dialect()
-
-
-def quotes_all(lines, delimiter):
-    """Whether all fields of these lines are in quotes. Of two, for the header may be where rows are not, as numbers are
-    not to all programs."""
-    field = r'"(?:[^"]++|"")*+"'
-    quoted = re.compile(f"{field}(?:{re.escape(delimiter)}{field})*+")
-    return all(quoted.fullmatch(line.strip()) for line in lines if line)
 
 
 def list_titles(blocks, name, bad):
