@@ -66,8 +66,6 @@ def test_a_pooling_with_a_setting_of_its_own(copy, model):
     assert config["power"] == 0.25 and "power" in config["settings"]
     assert_one_line_error(run(copy, "export", "--ckpt", "edited", "--out", "out", check=False), model, "classify.py")
     assert not (copy / "out").exists()
-    if model == "mlp":
-        assert_one_line_error(run(copy, "train", "--model", "encoder", "--power", 1, check=False), "--power")
 
 
 def test_a_price_beside_the_title(tmp_path):

@@ -11,6 +11,7 @@ from conftest import assert_one_line_error, run_here, run_script, save, tiny_row
 from mlflow import MlflowClient
 from test_page import HOSTILE, PROMISES, assert_sound, made_up
 
+import data
 import evaluate
 from titles import calibration, files, report, runs
 
@@ -157,16 +158,18 @@ def test_suspects_begin_with_the_labels_that_are_least_likely(trained, tmp_path)
 def test_scores_suspects_and_confusions_by_hand():
     """The least likely labels first, wherever the model is of another opinion on a category that it knows; a confusion
     is a share of its true category."""
-    rows = SimpleNamespace(names=["A", "B", "C", "NEW"], labels=np.array([0, 0, 0, 1, 1, 2, 3]), text=[*"abcdefg"],
+    rows = SimpleNamespace(names=["A", "B", "C", "NEW"], labels=np.array([0, 0, 0, 1, 1, 2, 3]),
+                           inputs=data.Rows([*"abcdefg"]),
                            file=["x"] * 7, line=np.arange(2, 9), id=None)
     result = {"prediction": np.array([0, 1, 1, 1, 0, 0, 2]),
               "given_probability": np.array([0.9, 0.3, 0.1, 0.8, 0.2, 0.05, 0.01]),
               "probability": np.array([0.9, 0.6, 0.7, 0.8, 0.75, 0.9, 0.5])}
     tables = report.make_tables(rows, np.array([30, 20, 10]), result)
     suspects = tables["suspects.csv"]
-    assert suspects["title"] == [*"fceb"] and suspects["line"].tolist() == [7, 4, 6, 3]
+    assert suspects["title"].tolist() == [*"fceb"] and suspects["line"].tolist() == [7, 4, 6, 3]
     assert suspects["category_probability"].tolist() == [0.05, 0.1, 0.2, 0.3]
-    assert suspects["probability"].tolist() == [0.9, 0.7, 0.75, 0.6] and tables["unknown.csv"]["title"] == ["g"]
+    assert suspects["probability"].tolist() == [0.9, 0.7, 0.75, 0.6]
+    assert tables["unknown.csv"]["title"].tolist() == ["g"]
     confused = [*zip(*tables["confusions.csv"].values(), strict=True)]
     assert confused == [("A", "B", 2, 2 / 3, "b | c"), ("B", "A", 1, 1 / 2, "e"), ("C", "A", 1, 1, "f"),
                         ("NEW", "C", 1, 1, "g")]
