@@ -251,6 +251,7 @@ for vocabulary in (500, 50_000):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [("mlp",), ("cnn",), ("mlp", SHARED)])
 def test_devices_exchange_a_batch_and_not_the_table(flags):
     """Read off the compiled program of a step on eight devices."""

@@ -172,6 +172,7 @@ def test_edits_of_a_line_or_two(copy):
     assert_refused(copy, "edited", "parameter Dense_0/bias of mlp", "NETWORKS")
 
 
+@pytest.mark.slow
 def test_what_is_edited_in_model_py_alone_is_not_exported(copy):
     apply(POOLINGS[0], copy)
     assert_refused(copy, "bag", "bag: ", "logits in the network mlp", "pooling", "the same change")
@@ -180,6 +181,7 @@ def test_what_is_edited_in_model_py_alone_is_not_exported(copy):
     assert_exported(copy, "bag")
 
 
+@pytest.mark.slow
 def test_a_run_of_other_code_is_told(copy):
     """That the code is another one is told in a line. Comments are no code. Resuming is refused, but for the scripts
     that the run keeps, and a copy of these that was changed is none."""

@@ -115,8 +115,9 @@ def assert_the_same(small, run, titles, atol=1e-5):
     np.testing.assert_allclose([[chance for _, chance in row] for row in alone], expected[:40], atol=atol)
 
 
-@pytest.mark.parametrize(("names", "prior"), [*(([name], None) for name in VARIANTS if name in model.MODELS), (
-    ["cnn", "words", "frequent", "long n-grams"], "training")], ids=str)
+@pytest.mark.parametrize(("names", "prior"), [
+    *(([name], None) for name in VARIANTS if name in model.MODELS),
+    pytest.param(["cnn", "words", "frequent", "long n-grams"], "training", marks=pytest.mark.slow)], ids=str)
 def test_every_network_says_what_the_run_says(names, prior, random_run, trained):
     run = random_run(*names, prior=prior)
     small = classify.Classifier(export.model_arrays(run, "float32"))

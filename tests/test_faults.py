@@ -93,6 +93,7 @@ def test_a_report_is_the_former_or_the_new_one_whole(trained, tmp_path):
         assert sorted(os.listdir(report.parent)) == sorted(files)
 
 
+@pytest.mark.slow
 def test_nothing_is_unpickled(trained, tmp_path):
     """Not by a script, nor by a library that it calls: Python's audit sees every class that a pickle asks for."""
     shutil.copytree(trained / "data", tmp_path / "data")

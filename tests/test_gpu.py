@@ -120,7 +120,7 @@ def test_a_part_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsy
 
 @pytest.mark.parametrize("args, words", [
     ((), ["OUT.json"]), (("out.json", "--rehearsal"), ["--rehearsal"]), (("folder/", "--rehearse"), ["folder"]),
-    (("out.json",), ["no GPU", "--rehearse"])])
+    pytest.param(("out.json",), ["no GPU", "--rehearse"], marks=pytest.mark.slow)])
 def test_a_wrong_command_gets_one_line(args, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()

@@ -59,6 +59,7 @@ def run(copy, script, *args, **options):
     return run_script(script, *args, cwd=copy, root=copy, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
 def test_a_pooling_with_a_setting_of_its_own(copy, model):
     apply(POWER, copy)
@@ -68,6 +69,7 @@ def test_a_pooling_with_a_setting_of_its_own(copy, model):
     assert not (copy / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_price_beside_the_title(tmp_path):
     """Two categories that nothing but the price tells apart."""
     copy_scripts(tmp_path)
@@ -103,6 +105,7 @@ def test_a_price_beside_the_title(tmp_path):
     assert_one_line_error(done, "priced", "price", "source")
 
 
+@pytest.mark.slow
 def test_the_best_epoch_by_another_score(copy):
     """train.py, its checkpoints, --ckpt best, --list and MLflow's table say the same."""
     apply(BEST, copy)

@@ -69,6 +69,7 @@ def test_scripts_find_their_modules_on_a_safe_path(trained, tmp_path, expected):
 
 # --- a project that was copied ----------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_a_copied_project_leaves_the_original_alone(trained, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(trained, copy)
@@ -156,7 +157,7 @@ def test_columns_of_training_data_may_be_named_or_numbered(tmp_path):
                           "titles.parquet:1: the header needs one column title or text, and says Name, Kind")
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
+@pytest.mark.parametrize("encoding", ["cp1252", pytest.param("utf-16", marks=pytest.mark.slow)])
 def test_what_data_was_prepared_with_serves_its_runs(tmp_path, encoding):
     """Column flags and encoding, where they fit the file; then nothing is said."""
     content = "".join(f"{row[0]};5;{row[3]}\n" for row in tiny_rows(200))

@@ -200,6 +200,7 @@ def test_folders_that_do_not_go_together(parts, tmp_path):
             data.load_prepared([parts / "base", tmp_path / name])
 
 
+@pytest.mark.slow
 def test_a_bag_learns_what_another_run_says_of_titles_without_categories(parts, tmp_path):
     """Predicted categories are rows like others; beside labels that are reliable they are not."""
     shutil.copytree(parts / "base", tmp_path / "base")

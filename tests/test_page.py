@@ -141,6 +141,7 @@ def test_hostile_names_are_text(tmp_path):
         assert any(said in cell for cell in cells) and max(map(len, cells)) < 700
 
 
+@pytest.mark.slow
 def test_a_long_list_stays_below_a_megabyte(tmp_path):
     names = [f"{'Ñandú & <categoría> ' * 5}{i:05}"[-80:] for i in range(1588)]
     titles = [f"título {i} " + "muy largo " * 100 for i in range(50)]

@@ -164,6 +164,7 @@ def test_a_new_run_begins_with_what_a_former_one_knows(name, next_year):
         np.testing.assert_allclose(begun["weights"][meta["vocab"].index(word)], weight, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_begun_from_another_is_resumed_refitted_and_exported(next_year):
     flags = ("--data", "data/next", "--name", "more", "--init-from", "runs/bag/", "--epochs", 2)
     done = run_here("train", *flags, cwd=next_year)

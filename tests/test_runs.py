@@ -350,6 +350,7 @@ def test_a_single_wild_step_is_not_saved(tiny):
     assert not list((tiny / "runs/wilder/checkpoints").iterdir()) and not (tiny / "runs/wilder/metrics.csv").exists()
 
 
+@pytest.mark.slow
 def test_resume_where_mlflow_does_not_know_the_run(tiny, tmp_path):
     """Another store gets the whole run anew."""
     shutil.copytree(tiny / "data", tmp_path / "data")

@@ -159,6 +159,7 @@ def test_eight_clients_at_once_lose_nothing(server):
     assert not wrong and len(answered) >= 32
 
 
+@pytest.mark.slow
 def test_what_cannot_be_logged(trained, tmp_path):
     fails = [((), "--log"), (("--out", "x", "--alias", "a"), "--register")]
     for flags, word in fails:

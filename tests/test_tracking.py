@@ -239,6 +239,7 @@ def test_a_report_of_a_file_logs_the_file(watched):
     assert value == 0 and run.data.metrics["train_accuracy"] > 0.2
 
 
+@pytest.mark.slow
 def test_the_sweep_that_is_documented(tiny, tmp_path):
     """Two trials of a small model, in a copy of the scripts."""
     text = (ROOT / "docs/sweep.md").read_text(encoding="utf-8")

@@ -280,6 +280,7 @@ def test_nothing_moves_between_host_and_device_in_the_loop():
             chunk(state, arrays, order, width=4)
 
 
+@pytest.mark.slow
 def test_more_epochs_compile_nothing_more(tiny, tmp_path):
     compiled = []
     for epochs in (1, 3):
