@@ -271,6 +271,11 @@ def test_row_weights_equal_scikit_learn(monkeypatch):
         assert np.isclose(found[row], np.log(301 / (1 + count)) + 1 if count else 0, rtol=1e-5), row
     assert found[0] == 0 and np.isclose(found[1], np.log(301 / (1 + rare)) + 1)
 
+    # All n-grams in one row, which titles use many times: they count once each.
+    config = small_config(buckets=1)
+    found = model.row_weights(config, model.feature_tables(config, WORDS), ids)
+    assert np.isclose(found[config["vocabulary"]], 1, atol=0.01)
+
 
 @pytest.mark.parametrize("name", WORD_MODELS)
 def test_gradients_equal_finite_differences(name, monkeypatch):

@@ -2,6 +2,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -204,9 +205,14 @@ def test_a_signal_while_an_epoch_waits_to_be_saved(tiny, long_run, tmp_path):
 
 
 def test_same_command_same_bits(tiny, long_run, tmp_path):
+    """And the epochs that it calls the best are those that were no worse than all before."""
     shutil.copytree(tiny / "data", tmp_path / "data")
-    run_script("train", "--name", "again", "--epochs", 20, "--dim", 16, cwd=tmp_path)
+    done = run_script("train", "--name", "again", "--epochs", 20, "--dim", 16, cwd=tmp_path)
     assert_same_run(long_run, tmp_path / "runs/again")
+    scores = [row["valid_balanced_accuracy"] for row in runs.read_metrics(long_run)]
+    lines = [line for line in done.stdout.splitlines() if re.match("epoch +[1-9][0-9]*  loss", line)]
+    printed = [line.endswith("  best") for line in lines]
+    assert printed == [score == max(scores[:i]) for i, score in enumerate(scores, 1)] and False in printed
     run_here("train", "--name", "other", "--epochs", 20, "--dim", 16, "--seed", 1, cwd=tmp_path)
     assert not leaves_equal(checkpoint(long_run)[0], checkpoint(tmp_path / "runs/other")[0])
 
