@@ -974,28 +974,36 @@ def fields_of(line, delimiter):
     return next(csv.reader([line.replace("\r", " ")], delimiter=delimiter, skipinitialspace=True), [""])
 
 
+def require_list(lines, name, is_table):
+    """Raise ModelError where a file that begins with these lines, and has no title column, is not a list of titles;
+    is_table: whether the user says that it is a table."""
+    if NOT_TITLES.match(lines[0]):
+        raise ModelError(f"{name}:1: JSON, XML or labels; give titles, one a line, or CSV with a title column")
+    is_table |= bool(re.search(r"\.[ct]sv(\.|$)", str(name), re.IGNORECASE))
+    for delimiter, least in ((",", 3), ("\t", 2), (";", 2), ("|", 3)):
+        rows = [fields_of(line, delimiter) for line in lines if line.strip()] or [[]]
+        # A table has names that we know, or as many fields in all rows; but commas and bars occur in titles, too.
+        is_table |= len(rows[0]) > 1 and not NAMES.isdisjoint(field.strip().lower() for field in rows[0])
+        is_table |= len(rows) >= least <= len(rows[0]) and len({*map(len, rows)}) == 1
+    if is_table:
+        raise ModelError(f"{name}:1: no title (or text) column in the header ({lines[0].strip()[:80]}); name the "
+                         "column of titles with --title-column")
+
+
 def header_of(lines, name, column, keep):
     """(delimiter, names of the columns, position of the titles) of a table that begins with these lines, or None where
     they are titles. column: name or number of the titles', or None for title or text. Raises ModelError where lines
     are neither, or have no such column although they look like a table or the user asks for one."""
-    if NOT_TITLES.match(lines[0]):
-        raise ModelError(f"{name}:1: JSON, XML or labels; give titles, one a line, or CSV with a title column")
     if "\r" in lines[0].rstrip("\r"):
         raise ModelError(f"{name}: a carriage return within the first line; end lines with newlines")
     wanted, tables = [column.strip().lower()] if column else ["title", "text"], []
-    is_table = bool(column or keep or re.search(r"\.[ct]sv$", name, re.IGNORECASE))
-    for delimiter, least in ((",", 3), ("\t", 2), (";", 2), ("|", 3)):
+    for delimiter in ",\t;":
         header = [field.strip() for field in fields_of(lines[0], delimiter)]
         at = [i for i, field in enumerate(header) if field.lower() in wanted or str(i + 1) == column]
-        if len(at) == 1 and delimiter != "|":
+        if len(at) == 1:
             tables.append((delimiter, header, at[0]))
-        # Titles do not all have as many fields; and commas and bars occur in them.
-        widths = [len(fields_of(line, delimiter)) for line in lines if line.strip()]
-        is_table |= len(header) > 1 and not NAMES.isdisjoint(field.lower() for field in header)
-        is_table |= len(widths) >= least <= min(widths) == max(widths)
-    if not tables and is_table:
-        raise ModelError(f"{name}:1: no title (or text) column in the header ({lines[0].strip()[:80]}); name the "
-                         "column of titles with --title-column")
+    if not tables:
+        require_list(lines, name, bool(column or keep))
     return max(tables, key=lambda table: len(table[1]), default=None)
 
 
@@ -1038,9 +1046,6 @@ def read_titles(file, name, column, keep, notes):
     list of str; their rows, or None)."""
     parts = lines_of(file, name, notes)
     first = next(parts, [])
-    # A line `sep=;` above the header is for spreadsheets.
-    if first and re.fullmatch('"?sep=[,;\t|]"?', first[0].strip()):
-        first = first[1:] or next(parts, [])
     table = header_of(first[:SNIFFED] or [""], name, column, keep)
     if table is None:
         return None, None, ((lines, None) for lines in itertools.chain([first], parts))

@@ -255,11 +255,6 @@ TABLE = [("sku", "Title", "category", "note"),
          *((f"00{i}", title, "old", 'a "b",; c\nd') for i, title in enumerate(["mesa, x", "", "qwzzk", "silla; x"]))]
 
 
-def test_a_line_for_spreadsheets_is_no_header(exported):
-    done = answers(exported("bag"), "sep=;\r\nsku;title\r\n1;mesa\r\n", "--keep")
-    assert done.stdout.splitlines()[0] == "sku;title;category;probability" and "1;mesa;MESAS;" in done.stdout
-
-
 def test_hidden_layers_of_an_earlier_version(exported, tmp_path):
     arrays = dict(np.load(exported("bag") / "model.npz"))
     arrays["0/params/Head_0/Dense_1/kernel"] = np.zeros((4, 4), np.float32)  # sees the layer before it alone

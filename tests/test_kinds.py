@@ -110,11 +110,12 @@ def test_titles_in_another_encoding(trained, tmp_path, expected, encoding):
     if encoding != "utf-8-sig":  # without the flag, the line says which one it is
         for name, flags in (("list.txt", ()), ("table.txt", ("--keep",))):
             done = predicted(trained, tmp_path / name, *flags, check=False)
-            assert_one_line_error(done, f"not UTF-8; looks like {encoding}: add --encoding {encoding}")
+            assert_one_line_error(done, "not ", "UTF-8", f"--encoding, such as {encoding}" if encoding == "cp1252"
+                                  else f"such as {encoding}, name that with --encoding")
             assert not done.stdout
         done = run_here("evaluate", "--ckpt", "bag", "--test", tmp_path / "table.txt", "--category-column", "x",
                         cwd=trained, check=False)
-        assert_one_line_error(done, f"not UTF-8; looks like {encoding}: add --encoding {encoding}")
+        assert_one_line_error(done, "UTF-8", encoding, "--encoding")
     if encoding == "cp1252":  # a list of which some is UTF-8 is classified
         path = save(tmp_path / "mixed.txt", "ñandú\n".encode() * 3 + (tmp_path / "list.txt").read_bytes())
         done = predicted(trained, path)
@@ -197,7 +198,7 @@ def test_what_data_was_prepared_with_serves_its_runs(tmp_path, encoding):
     save(tmp_path / "other.csv", "title,category\n" + content.replace(";5;", ","))
     run_here("prepare", "--data", "other.csv", cwd=tmp_path)
     done = run_here("evaluate", "--ckpt", "bag", "--predict", "new.csv", cwd=tmp_path, check=False)
-    assert_one_line_error(done, f"not UTF-8; looks like {encoding}: add --encoding {encoding}")
+    assert_one_line_error(done, "UTF-8", encoding, "--encoding")
 
 
 # --- messages ---------------------------------------------------------------------------------------------------------

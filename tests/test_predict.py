@@ -235,7 +235,7 @@ def test_ids_are_kept_with_the_table(predict, tmp_path):
 
 
 def test_what_cannot_be_kept_is_refused(predict, tmp_path):
-    assert_one_line_error(predict("-", "--keep", stdin="mesa\nsilla\n", check=False), "list of titles", "--keep")
+    assert_one_line_error(predict("-", "--keep", stdin="mesa\nsilla\n", check=False), "no title", "--title-column")
     path = save(tmp_path / "in.csv", "title\nmesa\n")
     assert_one_line_error(predict(path, "--out", tmp_path / "x.parquet", check=False), "--keep")
     broken = save(tmp_path / "broken.csv", "title,x\nmesa,1\nsilla\n")

@@ -175,7 +175,7 @@ def text(file, path, names, dialect, schema):
         file.flush()
 
     try:
-        out.write("\ufeff" * dialect.mark + f"sep={dialect.separator}{dialect.line_end}" * dialect.told)
+        out.write("\ufeff" * dialect.mark)
         rows.writerow(names)
         yield write
     except UnicodeEncodeError as error:  # also of rows, which are written meanwhile
