@@ -2,7 +2,7 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import PACKED, as_csv, as_json, corrupted, save, tiny_rows
+from conftest import PACKED, as_csv, as_json, corrupted, save
 from test_sources import BLOCKS, PAIRS, ROWS, labelled, titles_of
 
 from titles import cli, sources

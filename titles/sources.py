@@ -2,7 +2,7 @@
 
 prepare.py reads labelled rows with `read_labelled`, evaluate.py titles to classify with `read_titles`; both share the
 readers below. A file is read in blocks of whole lines. CSV goes through Arrow, which is quick, as long as a block is in
-order; a block with a row that is not is read again line by line by rules that lose no row (`parse_carefully`). What
+order; a block with a row that is not is read again line by line by rules that lose no row (`classify.rows_in`). What
 cannot be read is counted in a `BadRows`, with the line where it stands, or refused; no row vanishes unsaid.
 What a title means to a model (words, ids) does not belong here, and neither does which files make a data set.
 """
@@ -15,7 +15,6 @@ import io
 import itertools
 import json
 import re
-import sys
 import unicodedata
 import warnings
 import zipfile
@@ -35,8 +34,6 @@ from titles.cli import UserError
 # --- knobs ------------------------------------------------------------------------------------------------------------
 BLOCK = 8 << 20      # bytes of a file in memory at a time, for each thread a few
 LINE_ROWS = 50_000   # rows of JSON lines and fastText files in a block at most
-ROW_BYTES = 1 << 18  # that a row with line ends in its fields may take
-FEW = 10             # rows that one bad line may swallow unsaid
 
 # By what names we know a column; --title-column and --category-column put others in their place.
 COLUMNS = {"title": ("title", "text"), "category": ("category", "label"), "language": ("language",),
@@ -49,32 +46,23 @@ PARQUET, ZIP = b"PAR1", b"PK\3\4"  # how these files begin; an Excel workbook is
 MARK = b"\xef\xbb\xbf"  # the byte order mark in UTF-8
 HOLE = bytes(64)        # zeros that a crash or a broken copy leaves
 
-# What is odd about rows that are read all the same.
-SPACED = "a carriage return within a line was taken as a space; if it ends a title, end it with a newline"
-SPANS = "a field in quotes spans lines; if it should not, a quote is unclosed"
-AS_TEXT = "an unclosed quote was taken as text"
-
 
 # --- what could not be read -------------------------------------------------------------------------------------------
 
-class BadRows:
-    """Counts the rows that had to be skipped, and notes what was read but is worth a warning; of each kind it
-    remembers the first."""
+class BadRows(classify.Notes):
+    """Counts the rows that had to be skipped, and remembers the first; and notes what was read but is worth a
+    warning."""
 
     def __init__(self, limit, advice="mend them, or allow so many with --max-bad-rows"):
         """limit: the bad rows to allow, as a share of all rows (below 1) or as a number; advice: what to do about
         more."""
-        self.limit, self.advice, self.count, self.first, self.notes = limit, advice, 0, None, {}
+        super().__init__()
+        self.limit, self.advice, self.count, self.first = limit, advice, 0, None
 
     def add(self, path, line, what, times=1):
         """Count a line that has to be skipped, as so many rows."""
         self.first = self.first or f"{path}:{line}: {what}"
         self.count += times
-
-    def note(self, path, line, what, times=1):
-        """Count a row that is kept, or a category (without a line), under what is odd about it."""
-        number, first = self.notes.get(what, (0, path if line is None else f"{path}:{line}"))
-        self.notes[what] = number + times, first
 
     def empty(self, path, line):
         """What to do about an empty line in a table: nothing, it is no row."""
@@ -86,24 +74,16 @@ class BadRows:
         if self.count > limit:
             raise UserError(f"{self.first} ({self.count:,} bad rows of {rows + self.count:,}; {self.advice})")
 
-    def warn(self):
-        """Print a line for each kind of odd rows."""
-        for what, (number, first) in self.notes.items():
-            print(f"warning: {first}: {what}" + (f" (and {number - 1:,} more)" if number > 1 else ""),
-                  file=sys.stderr)
-
 
 class NoBadRows(BadRows):
     """Refuses the first bad row, as every title to classify needs an answer."""
+    empty = classify.Notes.empty
 
     def __init__(self):
         super().__init__(0)
 
     def add(self, path, line, what, times=1):
         raise UserError(f"{path}:{line}: {what}")
-
-    def empty(self, path, line):
-        self.note(path, line, "an empty line in a table is no row, so nothing is written for it")
 
 
 # --- blocks of lines --------------------------------------------------------------------------------------------------
@@ -153,7 +133,7 @@ def line_blocks(stream, name, bad=None, wait=True, whole_only=True):
             if number == 1 and at == 0:
                 raise UserError(f"{name}: a carriage return within the first line; end lines with newlines")
             if bad:
-                bad.note(name, number + at, SPACED, times)
+                bad.note(name, number + at, classify.SPACED, times)
             plain = plain.replace(b"\r", b" ")
         yield number, plain
         number += block.count(b"\n") + 1
@@ -169,17 +149,6 @@ def require_utf8(block, name, number):
         if sum(map(len, re.findall("[^\0-\x7f]+", text))) < 2 * broken:
             raise UserError(f"{name}:{number + block.count(10, 0, error.start)}: not UTF-8; name its encoding with "
                             "--encoding, such as cp1252, which is what Excel's CSV has") from None
-
-
-def first_line(path, encoding="utf-8"):
-    """The first line of a file that may be compressed, as text; it tells the format. Of what is no text it is the magic
-    number."""
-    files.require_file(path)
-    with open(path, "rb") as raw, files.archive_errors(path):
-        stream = files.decompressed(raw)
-        if has_columns(stream):
-            return stream.peek(4)[:4].decode()
-        return take_header(line_blocks(files.decoded(stream, encoding, path), path), path)[0]
 
 
 def format_of(first):
@@ -283,22 +252,6 @@ def tidy(name):
 
 # --- CSV --------------------------------------------------------------------------------------------------------------
 
-class Table(NamedTuple):
-    """How to read the rows behind a header."""
-    name: object          # of the file, for messages
-    delimiter: str
-    header: list          # names of the columns, as they stand
-    columns: dict         # {column: position} of those wanted
-
-    @property
-    def width(self):
-        return len(self.header)
-
-    def is_row(self, line):
-        fields, is_open = csv_fields(line, self.delimiter)
-        return len(fields) == self.width and not is_open
-
-
 def take_header(blocks, path=None):
     """(first line as text, blocks behind). Raises UserError where the first line of a file `path` is empty."""
     number, block = next(blocks, (1, b""))
@@ -316,8 +269,8 @@ def read_table(first, name, wanted, names):
     comma."""
     tables = []
     for delimiter in ",\t;":
-        header = [field.strip(" ") for field in csv_fields(first, delimiter)[0]]  # a tab may delimit
-        tables.append(Table(name, delimiter, header, locate(header, wanted, names)))
+        header = [field.strip(" ") for field in classify.csv_fields(first, delimiter)[0]]  # a tab may delimit
+        tables.append(classify.Table(name, delimiter, header, locate(header, wanted, names)))
     needed = {"title", "category"}.intersection(wanted)
     return next((table for table in tables if needed <= table.columns.keys()), tables[0])
 
@@ -340,7 +293,7 @@ def read_csv(blocks, table, bad):
 
         # The careful way, for this block alone: the next one may be in order again.
         lines = block.decode("latin-1").split("\n")[:-1]  # every byte is a character, so none is lost
-        rows, numbers, used = parse_carefully(lines, number, table, bad, last)
+        rows, numbers, used = classify.rows_in(lines, number, table, bad, last)
         rest, rest_number = "".join(f"{line}\n" for line in lines[used:]).encode("latin-1"), number + used
         # Bytes again, as the quick way gives them: whether they are UTF-8 is for `clean` to say.
         if rows:
@@ -358,7 +311,7 @@ def parse_quickly(block, table):
     # that rows are too few; but not in the last line.
     if b' "' in block and re.search(rf'(?:^|[\n{table.delimiter}]) +"'.encode(), block):
         return None
-    if csv_fields(block[block.rfind(b"\n", 0, -1) + 1:-1].decode("latin-1"), table.delimiter)[1]:
+    if classify.csv_fields(block[block.rfind(b"\n", 0, -1) + 1:-1].decode("latin-1"), table.delimiter)[1]:
         return None
 
     # Columns are named by their position, and stay bytes: whether they are UTF-8 is for `clean` to say.
@@ -378,83 +331,7 @@ def parse_quickly(block, table):
     return {column: found.column(str(position)).combine_chunks() for column, position in table.columns.items()}
 
 
-def parse_carefully(lines, number, table, bad, last):
-    """The rows in lines of text, however their quotes are broken.
-
-    number: of the first line; last: whether no lines follow. Returns (rows, lists of fields; their line numbers; how
-    many lines were used: the others need the lines that follow).
-    """
-    rows, numbers, at = [], [], 0
-    while at < len(lines) and (found := next_row(lines, at, table, last)):
-        fields, used, odd = found
-        # Whatever the quotes were, the line is now part of a row, a bad row or an empty line: none is lost.
-        if len(fields) == table.width:
-            rows.append(fields)
-            numbers.append(number + at)
-            if odd:
-                bad.note(table.name, number + at, odd)
-        elif lines[at].strip():
-            # Where the ends of many lines are missing, it is as wide as their rows together.
-            several = (len(fields) - 1) // max(1, table.width - 1)
-            several = several if several > FEW else 1
-            bad.add(table.name, number + at, f"{len(fields)} columns instead of {table.width}"
-                    + ("; are many rows in one line?" if several > 1 else "; is a quote unclosed?" if '"' in lines[at]
-                       else ""), several)
-        else:
-            bad.empty(table.name, number + at)
-        at += used
-    return rows, numbers, at
-
-
-def next_row(lines, at, table, last):
-    """(fields, how many lines it has, what is odd about it or None) of the row of CSV that begins at lines[at], or None
-    where more lines must come first. last: whether none will.
-
-    A row is what a line gives when it is divided at the delimiters, unless its quotes say otherwise. A field in quotes
-    may span lines where the quotes close as they should and the row then has the right width; but where a line between
-    is a row by itself, an unclosed quote has swallowed it. Such a quote is taken as text.
-    """
-    as_text = lines[at].split(table.delimiter)
-    if '"' not in lines[at]:
-        return as_text, 1, None
-
-    # A row of one line. Quotes are as in CSV where that fits, else they are text (`24" tv`).
-    fields, is_open = csv_fields(lines[at], table.delimiter)
-    if not is_open:
-        return fields if len(fields) == table.width else as_text, 1, None
-
-    # A quote is open. Behind one that closes it in another line no text may follow, as it may within a line (`"Pro"
-    # tv`): it may well open a field of a later row.
-    reader = csv.reader(within_a_row(lines, at), delimiter=table.delimiter, skipinitialspace=True, strict=True)
-    try:
-        fields = next(reader)
-    except (csv.Error, StopIteration):
-        # The end of the row may not be here yet.
-        return None if reader.line_num == len(lines) - at and not last else (as_text, 1, AS_TEXT)
-    between = lines[at + 1:at + reader.line_num - 1]
-    swallowed = any(map(table.is_row, between)) if table.width > 1 else len(between) > FEW
-    if len(fields) != table.width or swallowed:
-        return as_text, 1, AS_TEXT
-    return fields, reader.line_num, SPANS
-
-
-def within_a_row(lines, at):
-    """The lines from lines[at] on that a row may have: a quote that never closes must not gather the whole file."""
-    size = 0
-    for line in itertools.islice(lines, at, None):
-        size += len(line) + 1
-        if size > ROW_BYTES:
-            return
-        yield line + "\n"
-
-
 csv.field_size_limit(1 << 30)  # lines have a limit of their own, files.MAX_LINE
-
-
-def csv_fields(line, delimiter):
-    """(fields of a line, as CSV has quotes; whether a quote is open at its end). Spaces before a field are dropped."""
-    reader = csv.reader([line, ""], delimiter=delimiter, skipinitialspace=True)
-    return next(reader), reader.line_num > 1
 
 
 # --- JSON lines and fastText ------------------------------------------------------------------------------------------
@@ -553,9 +430,8 @@ def open_columns(stream, name, bad):
     file or the first sheet of an Excel workbook. What describes them stands at their end, so a stream that cannot go
     back is read whole."""
     excel = stream.peek(4).startswith(ZIP)
-    raw = isinstance(stream, io.BufferedReader) and isinstance(stream.raw, io.FileIO) and stream.seekable()
     with column_errors(name):
-        content = stream if raw else io.BytesIO(stream.read())
+        content = stream if stream.seekable() else io.BytesIO(stream.read())
         if excel:
             table, numbers = read_sheet(content, name, bad)
             return table.schema, lambda columns: (table if columns is None else table.select(columns)).to_batches(
@@ -583,9 +459,9 @@ def read_columns(opened, name, columns, bad, keep=False):
     {column: position}. Values are as in JSON. keep: add all columns as they are, as `kept`, an Arrow table."""
     schema, batches, rows = opened
     # Columns are read by their names, so all are read where several have one and a number tells which is meant.
-    needed = [schema.names[position] for position in columns.values()]
-    if keep or any(schema.names.count(column) > 1 for column in needed):
-        needed = None
+    needed = None
+    if not keep and len({*schema.names}) == len(schema.names):
+        needed = [schema.names[position] for position in columns.values()]
     with column_errors(name):
         for batch in batches(needed):
             block, good = {}, np.ones(len(batch), bool)
@@ -659,8 +535,8 @@ def read_sheet(content, name, bad):
     except ImportError:
         raise UserError(f"{name}: to read Excel files, pip install openpyxl, or save it as CSV") from None
     except Exception as error:  # openpyxl, zipfile and the XML parser raise many kinds
-        raise UserError(f"{name}: a zip archive, and no sound Excel file ({' '.join(str(error).split())[:200]}); unpack "
-                        "it, or save it as .xlsx or CSV") from None
+        raise UserError(f"{name}: a zip archive, and no sound Excel file ({' '.join(str(error).split())[:200]}); "
+                        "unpack it, or save it as .xlsx or CSV") from None
 
     def has_value(values):
         return any(value not in (None, "") for value in values)
@@ -729,13 +605,15 @@ def read_labelled(path, bad, form=None):
 
 
 def has_categories(path, form=None):
-    """Whether the rows of a file have a category, by its first line."""
+    """Whether the rows of a file have a category, by its first line or its schema."""
     names, encoding = form or Format()
-    first = first_line(path, encoding)
-    if first.encode() in (PARQUET, ZIP):
-        with open(path, "rb") as raw, files.archive_errors(path):
-            schema, *_ = open_columns(files.decompressed(raw), path, BadRows(0))
+    files.require_file(path)
+    with open(path, "rb") as raw, files.archive_errors(path):
+        stream = files.decompressed(raw)
+        if has_columns(stream):
+            schema, *_ = open_columns(stream, path, BadRows(0))
             return "category" in locate(schema.names, ("category",), names)
+        first, _ = take_header(line_blocks(files.decoded(stream, encoding, path), path), path)
 
     # That the name occurs is enough here; whether the line is sound shows when the rows are read.
     if format_of(first) == "json":
