@@ -206,8 +206,8 @@ def test_what_data_was_prepared_with_serves_its_runs(tmp_path, encoding):
 MISTYPED = [  # (script, flags, words of the one line)
     ("train", ["--epoch", 2], ["--epoch 2", "did you mean --epochs?"]),
     ("train", ["cnn"], ["did you mean --model cnn?"]),
-    ("train", ["--data", "raw"], ["raw: no prepared data here", "python prepare.py --data raw"]),
-    ("train", ["--data", "tiny.csv"], ["tiny.csv: no prepared data here", "python prepare.py --data tiny.csv"]),
+    ("train", ["--data", "raw"], ["raw: no prepared data here", "run prepare.py, whose --data takes titles"]),
+    ("train", ["--data", "tiny.csv"], ["tiny.csv: no prepared data here", "run prepare.py, whose --data"]),
     ("evaluate", ["bag"], ["did you mean --ckpt bag?"]),
     ("evaluate", ["tiny.csv"], ["did you mean --predict tiny.csv?"]),
     ("evaluate", ["--predict", "zapatillas running"], ["no such file", "echo 'zapatillas running' | python"]),

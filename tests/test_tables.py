@@ -68,9 +68,6 @@ def test_characters_that_an_encoding_lacks_are_no_loss(tmp_path):
     with pytest.raises(UserError, match=r"out.csv: cp1252 lacks characters such as '手'; add --out-encoding utf-8"):
         passed_through(path, tmp_path / "out.csv", "cp1252", ["手", "b"])
     assert not (tmp_path / "out.csv").exists()
-    with pytest.raises(UserError, match=r"cp1252 lacks characters of the category 手; add --out-encoding utf-8"):
-        tables.require_writable(["é", "手"], "cp1252")
-    tables.require_writable(["é", "手"], "utf-16")
 
 
 # --- Parquet ----------------------------------------------------------------------------------------------------------
@@ -239,7 +236,7 @@ def test_bad_workbooks_are_refused(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "x", "w") as archive:
         archive.writestr("titles.csv", "title\na\n")
     for read in (lambda: labelled(tmp_path / "x"), lambda: titles_of((tmp_path / "x").read_bytes(), "x")):
-        with pytest.raises(UserError, match="x: a zip archive, and no sound Excel file .*; unpack it"):
+        with pytest.raises(UserError, match=r"x: a zip archive, and no sound Excel file .*; unpack it"):
             read()
     with zipfile.ZipFile(tmp_path / "x", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("xl/workbook.xml", "<workbook")
@@ -249,7 +246,7 @@ def test_bad_workbooks_are_refused(tmp_path, monkeypatch):
         titles_of(content, "x")
     monkeypatch.undo()
     pytest.importorskip("openpyxl")
-    with pytest.raises(UserError, match="x: a zip archive, and no sound Excel file"):
+    with pytest.raises(UserError, match=r"x: a zip archive, and no sound Excel file"):
         titles_of(content, "x")
     monkeypatch.setattr(files, "FREE_EXPANSION", 10)
     with zipfile.ZipFile(tmp_path / "x", "w", zipfile.ZIP_DEFLATED) as archive:
