@@ -40,7 +40,6 @@ import shlex
 import signal
 import sys
 import time
-import unicodedata
 from collections import Counter
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -64,10 +63,6 @@ from titles.cli import UserError, readable
 # --- knobs ------------------------------------------------------------------------------------------------------------
 RAW = Path("data/raw")      # where --download writes and where data is looked for without --data
 TEST_SHARE = 0.2            # of the rows, where the source gives no test split
-# fastText files may not mean what they say. A warning comes where so many labels begin alike before a comma (or all
-# labels have one), and where a category has so many titles, and so large a share of its titles' first words is its own.
-GLUED = 12
-CUT_TITLES, CUT_SHARE = 8, 0.95
 PIECE_ROWS = 8192           # titles that a process cuts into pieces at a time
 LEFT_OUT = len(SPLITS)      # the split of rows that go to none (--like)
 NEAR_ROWS, NEAR_SHARE = 5000, 0.25  # of so many test titles, the share that is near a training title, for a hint
@@ -212,7 +207,7 @@ def read_rows(args, chosen, bad, base):
     """
     import pyarrow.compute as pc
     words, spellings, languages, word_keys = Codes(), Codes(), Codes(), np.zeros(0, np.uint64)
-    blocks, columns, ids, had, of_file = [], [], [], set(), Counter()
+    blocks, columns, had, of_file = [], [], set(), Counter()
     count = read = word_count = cut = 0
     for path, split, block, found, text, codes, distinct, lengths in tokenized_blocks(args, chosen, bad, base):
         # Word numbers in the order of appearance, and the keys of the words that are new.
@@ -228,10 +223,10 @@ def read_rows(args, chosen, bad, base):
 
         # What else the rows have.
         columns.append(columns_of(block, path, split, data.title_keys(word_keys[numbers], lengths)) | {
-            "spelling": spellings(block["spelling"]), "language": languages(column_of(block, "language"))})
+            "spelling": spellings(block["spelling"]), "language": languages(column_of(block, "language")),
+            "id": column_of(block, "id")})
         if len(languages.index) > 256:
             raise UserError(f"{path}: more than 256 languages; rename the column if it holds something else")
-        ids.append(block.get("id"))
         had.update(name for name, column in OPTIONAL.items()
                    if column in block and pc.any(pc.not_equal(block[column], "")).as_py())
         of_file[path, split] += len(lengths)
@@ -246,11 +241,8 @@ def read_rows(args, chosen, bad, base):
             raise UserError(f"{path}: no rows" + (f" in {' or '.join(args.languages)}" if args.languages else ""))
     if not word_count:
         raise UserError(f"{where}: no title has a letter or digit; is the title column the right one?")
-    arrays = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]
-              if name not in OPTIONAL or name in had}
-    if "id" in had:
-        arrays["id"] = pa.chunked_array([pa.repeat("", len(block.lengths)) if values is None else values
-                                         for values, block in zip(ids, blocks, strict=True)])
+    arrays = {name: (pa.chunked_array if name == "id" else np.concatenate)([part[name] for part in columns])
+              for name in columns[0] if name not in OPTIONAL or name in had}
     return SimpleNamespace(where=where, blocks=blocks, words=words, spellings=spellings, languages=languages,
                            word_keys=word_keys, word_count=word_count, cut=cut,
                            of_file=[of_file[one] for one in chosen], **dict.fromkeys(OPTIONAL) | arrays)
@@ -307,19 +299,15 @@ def columns_of(block, path, split, keys):
     """What a block says of each of its rows [n]: {`given`: the split that its file or its column `split` gives; `key`:
     as from data.title_keys, `keys`; `group`: the key of its group, or of the title where it has none; `reliable`;
     `line`: of its file; and data.COLUMNS}."""
-    lines = block["line"].to_numpy()
+    lines, group = block["line"].to_numpy(), keys
     beside = data.read_columns({name: block[name].to_pylist() for name in data.COLUMNS if name in block}, path)
-    return {"given": given_split(path, split, column_of(block, "split")), "key": keys,
-            "group": group_keys(block["group"], keys) if "group" in block else keys,
+    if "group" in block:
+        encoded = block["group"].dictionary_encode()
+        names, at = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+        group = np.where(np.array([name == "" for name in names], bool)[at], keys, data.text_keys(names)[at])
+    return {"given": given_split(path, split, column_of(block, "split")), "key": keys, "group": group,
             "reliable": sources.given_quality(path, column_of(block, "quality")),
             "line": lines.astype(data.smallest_uint(lines.max(initial=0))), **beside}
-
-
-def group_keys(values, keys):
-    """The key of each row's group [n] uint64; rows without one are a group with equal titles, whose keys are given."""
-    encoded = values.dictionary_encode()
-    names, at = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
-    return np.where(np.array([name == "" for name in names], bool)[at], keys, data.text_keys(names)[at])
 
 
 def title_lines(titles):
@@ -403,45 +391,6 @@ def number_categories(rows, base, bad):
     return names, np.array(of_spelling, data.smallest_uint(len(names) - 1))[rows.spelling]
 
 
-def note_similar_names(names, bad):
-    """Note in `bad` which categories differ in case, accents or HTML entities only: seldom are they meant to be two."""
-    plain = {}
-    for name in names:
-        folded = unicodedata.normalize("NFKD", data.decode_entities(name).casefold())
-        folded = "".join(c for c in folded if not unicodedata.combining(c))
-        plain.setdefault(" ".join(folded.split()), []).append(name)
-    for same in plain.values():
-        if len(same) > 1:
-            bad.note(f"category {same[0]}", None, f"differs from {same[1]} in case, accents or HTML entities "
-                     "only; are they one?")
-
-
-def note_misread_labels(rows, names, label, bad):
-    """Note in `bad` which labels of fastText files seem joined by commas, or cut at a space."""
-    # `__label__a,b` is one label to fastText.
-    before = Counter(name.partition(",")[0] for name in names if "," in name)
-    for prefix, count in before.most_common(1):
-        if count >= GLUED or sum(before.values()) == len(names):
-            bad.note(f"category {prefix}", None, f"{count} categories begin with this and a comma, as if several "
-                     "labels were joined; keep one label a line")
-
-    # `__label__Home Decor lamp` is a title "Decor lamp" to fastText. Then few words begin all titles of a category,
-    # and stand nowhere else.
-    lengths = np.concatenate([block.lengths for block in rows.blocks]).astype(np.int64)
-    numbers = np.concatenate([block.numbers for block in rows.blocks])
-    begun = np.flatnonzero(lengths)
-    first = numbers[(np.cumsum(lengths) - lengths)[begun]]
-    often = np.bincount(numbers)
-    pairs, counts = np.unique(label[begun].astype(np.int64) * len(often) + first, return_counts=True)
-    category, word = np.divmod(pairs, len(often))
-    exclusive = np.where(counts >= CUT_SHARE * often[word], counts, 0)  # titles that begin with such a word
-    words, titles, exclusive = (np.bincount(category, weights, len(names)) for weights in (None, counts, exclusive))
-    cut = (titles >= CUT_TITLES) & (words <= titles / 4) & (exclusive >= CUT_SHARE * titles)
-    for name in np.array(names, object)[cut]:
-        bad.note(f"category {name}", None, "all its titles begin with a few words that stand nowhere else, as if the "
-                 "label had been cut at a space; write labels without spaces")
-
-
 # --- rows -> splits ---------------------------------------------------------------------------------------------------
 
 def split_rows(rows, label, args, base):
@@ -468,10 +417,9 @@ def draw_splits(keys, labels, given, args):
     """Which split each row belongs to: [N] int8 indices into SPLITS.
 
     Rows with a given split [N] (-1: none) keep it, but a split that the source does not name is drawn from the training
-    rows: by keys [N] uint64 and --seed alone, so that rows with equal keys go together, and stay where they are in a
-    file that has more rows, fewer, or the same in another order. Of the rows TEST_SHARE test, and --valid of the others
-    validate. With --fold (i, k) the test split is the i-th of k parts. Every category (labels [N]) that has no training
-    row gets those of one key; these alone move when others of their category come.
+    rows, by keys [N] uint64 and --seed alone, whatever other rows there are. With --fold (i, k) the test split is the
+    i-th of k parts. Every category (labels [N]) that has no training row gets those of one key; these alone move when
+    others of their category come.
     """
     pool, split = given <= 0, np.maximum(given, 0)
     test, valid = (data.draw(keys, args.seed, purpose) for purpose in (0, 1))
@@ -685,7 +633,11 @@ def describe(args, chosen, rows, made, bad):
     sizes = np.bincount(made.split, minlength=3)[:3].tolist()
     of_category = [np.bincount(made.label[made.split == s], minlength=len(made.labels)) for s in range(3)]
     by_file = [np.bincount(mine, minlength=3).tolist() for mine in np.split(made.split, np.cumsum(rows.of_file)[:-1])]
-    conflicting, also_in_train = compare_equal(rows.key, made.label, made.split)
+    # A title that comes with several categories is in several pairs of title and category.
+    _, title = np.unique(rows.key, return_inverse=True)
+    pairs = np.unique(title * len(made.labels) + made.label)
+    conflicting = np.bincount(pairs // len(made.labels)) > 1
+    held_out = {name: rows.key[made.split == s] for s, name in enumerate(SPLITS) if s}
     drawn = not args.like and rows.group is None and not (rows.given == 2).any()
     return {
         "format": data.FORMAT, "tokenizer": data.TOKENIZER,
@@ -705,24 +657,12 @@ def describe(args, chosen, rows, made, bad):
         "reliable_share": None if rows.reliable is None else float(rows.reliable[made.split != LEFT_OUT].mean()),
         "vocabulary": len(made.words.vocab), "unknown_share": made.unknown_share,
         "max_len": args.max_len, "cut_share": rows.cut / len(rows.key), "mean_words": rows.word_count / len(rows.key),
-        "conflicting_rows": conflicting, "also_in_train": also_in_train,
+        "conflicting_rows": int(conflicting[title].sum()),
+        "also_in_train": {name: float(np.isin(keys, rows.key[made.split == 0]).sum() / max(1, len(keys)))
+                          for name, keys in held_out.items()},
         "near_equal_share": near_equal_share(rows, made.split) if drawn else None,
         "vectors_found": made.vectors_found, "encoder": made.encoder,
     }
-
-
-def compare_equal(keys, label, split):
-    """(how many rows have a title, keys [N], that also comes with another category; {valid, test: the share of rows
-    whose title trains, too})."""
-    # Sorted, rows of equal titles stand together.
-    order = np.argsort(keys)
-    keys, label, split = keys[order], label[order], split[order]
-    starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
-    times = np.diff(np.append(starts, len(keys)))
-    several = np.minimum.reduceat(label, starts) != np.maximum.reduceat(label, starts)
-    trains = np.repeat(np.logical_or.reduceat(split == 0, starts), times)
-    return int(times[several].sum()), {name: float(trains[split == s].sum() / max(1, (split == s).sum()))
-                                       for s, name in enumerate(SPLITS) if s}
 
 
 def near_equal_share(rows, split):
@@ -773,10 +713,6 @@ def prepare(args):
         made.labels, made.label = number_categories(rows, base, bad)
         made.split = split_rows(rows, made.label, args, base)
         require_splits(rows, made.split, args, base)
-        if not base:
-            note_similar_names(made.labels, bad)
-            if any(sources.format_of(sources.first_line(path, args.encoding)) == "fasttext" for path, _ in chosen):
-                note_misread_labels(rows, made.labels, made.label, bad)
         note_split_groups(rows, made.split, chosen, bad)
         made.words = choose_words(rows, made.split, args, base)
 
