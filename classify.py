@@ -521,20 +521,6 @@ def grown(array, size):
 
 # --- the classifier ---------------------------------------------------------------------------------------------------
 
-class Positions(dict):
-    """{word: its position among `words`, from 1}; a word that is asked for the first time gets the next one."""
-
-    def __init__(self):
-        super().__init__()
-        # Position 0 is padding, so no word has it.
-        self.words = [""]
-
-    def __missing__(self, word):
-        self[word] = len(self.words)
-        self.words.append(word)
-        return self[word]
-
-
 class BaseClassifier:
     """Titles in, answers out: what Classifier and predict.Classifier have in common. They have `labels`; `likeliest`,
     which gives ids and probabilities [N, top] of titles; `promises`: (number of validation rows, [(share of them that a
@@ -545,10 +531,9 @@ class BaseClassifier:
         """For every title a list of its `top` likeliest (category, probability), the likeliest first.
 
         With a threshold, or the precision that one is to promise (see `threshold`), the first pair is the answer: the
-        likeliest category, or None where its probability is below. With top > 1 the `top` candidates follow, whatever
-        their probability. A precision takes categories to be as frequent as in training, unless the classifier was
-        made with another prior, and is then promised for more titles; one that cannot be promised answers nothing and
-        warns (UserWarning), saying which one can.
+        likeliest category, or None where its probability is below; with top > 1 the `top` candidates follow. A
+        precision takes categories to be as frequent as in training, unless the classifier was made with another prior;
+        one that cannot be promised answers nothing and warns (UserWarning), saying which one can.
 
         titles: any sequence of str, such as a pandas column; a missing value (None, NaN) gets an empty list. Where
         training has seen no word and no n-gram of a title, each pair is (None, 0.0). Raises TypeError where titles are
@@ -576,10 +561,9 @@ class BaseClassifier:
         return result
 
     def threshold(self, precision):
-        """The probability from which on at least this share of the categories is right, with a certainty of 99 % for
-        titles like the validation rows; infinity where these cannot promise that of any. It holds for the probabilities
-        of this classifier, as `predict` gives them without a precision. Raises ValueError where the precision is not
-        between 0 and 1."""
+        """The probability, as `predict` gives it without a precision, from which on at least this share of the
+        categories is right, with a certainty of 99 % for titles like the validation rows; infinity where these cannot
+        promise that of any. Raises ValueError where the precision is not between 0 and 1."""
         if not 0 < precision < 1:
             raise ValueError(f"precision {precision}: wanted a share between 0 and 1, such as 0.95")
         return next((least for _, least, promised in self.promises[1] if promised >= precision), math.inf)
@@ -670,7 +654,9 @@ class Classifier(BaseClassifier):
 
     def forget(self):
         """Begin anew with the words that have been met."""
-        self.positions, self.hashes, self.in_vocabulary = Positions(), np.zeros(1024, np.uint32), np.zeros(1024, bool)
+        # {word: its position among `words`}; position 0 is padding, so no word has it.
+        self.positions, self.words = {"": 0}, [""]
+        self.hashes, self.in_vocabulary = np.zeros(1024, np.uint32), np.zeros(1024, bool)
         for member in self.of_words:
             member.forget()
 
@@ -682,14 +668,14 @@ class Classifier(BaseClassifier):
         words = [tokenize(title)[:self.max_len] for title in titles]
         lengths = np.array([len(found) for found in words])
 
-        # A new word gets its position by being looked up, so the new ones are all those from `before` on.
-        before = len(self.positions.words)
-        flat = itertools.chain.from_iterable(words)
-        flat = np.fromiter(map(self.positions.__getitem__, flat), np.int32, lengths.sum())
+        # A word that is met the first time gets the next position.
+        flat = (self.positions.setdefault(word, len(self.positions)) for word in itertools.chain.from_iterable(words))
+        flat, before = np.fromiter(flat, np.int32, lengths.sum()), len(self.words)
+        self.words += [*itertools.islice(reversed(self.positions), len(self.positions) - before)][::-1]
 
-        # Words that are met the first time, some at a time: the rows of all their n-grams would take much memory.
-        for at in range(before, len(self.positions.words), 1024):
-            new = self.positions.words[at:at + 1024]
+        # Such words some at a time: the rows of all their n-grams would take much memory.
+        for at in range(before, len(self.words), 1024):
+            new = self.words[at:at + 1024]
             own, behind = np.array([self.vocabulary.get(word, UNKNOWN) for word in new]), at + len(new)
             self.hashes, self.in_vocabulary = grown(self.hashes, behind), grown(self.in_vocabulary, behind)
             self.hashes[at:behind], self.in_vocabulary[at:behind] = word_hashes(new), own > UNKNOWN
@@ -709,7 +695,7 @@ class Classifier(BaseClassifier):
             minn, maxn, left = member.settings["minn"], member.settings["maxn"], np.flatnonzero(~known)
             words = np.setdiff1d(ids[left, :member.settings["max_len"]], [0])
             if maxn and len(words):
-                start, hashes = character_ngrams([self.positions.words[i] for i in words], minn, maxn, HASHES)
+                start, hashes = character_ngrams([self.words[i] for i in words], minn, maxn, HASHES)
                 seen = self.seen_ngrams(minn, maxn)
                 # A hash that was seen stands where the binary search would put it.
                 hits = seen[np.minimum(np.searchsorted(seen, hashes), len(seen) - 1)] == hashes
@@ -769,9 +755,8 @@ class Classifier(BaseClassifier):
         return categories, chances
 
     def predict_proba(self, titles):
-        """The probability of every category, in the order of `labels`: [N, C] float32; NaN for missing titles. Where
-        training has seen no word and no n-gram of a title, `predict` names no category; here it has the probabilities
-        that the network gives to a title without words."""
+        """The probability of every category, in the order of `labels`: [N, C] float32; NaN for missing titles. A title
+        of which `predict` knows nothing has the probabilities that the network gives to one without words."""
         titles, present = check_titles(titles)
         result = np.full((len(titles), len(self.labels)), np.nan, np.float32)
         present = np.array(present, int)

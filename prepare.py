@@ -193,7 +193,7 @@ class Block(NamedTuple):
     rows: slice             # which of all rows they are
     numbers: np.ndarray     # [T] int32, the words of all these titles in turn
     lengths: np.ndarray     # [n] how many of them each title has
-    text: bytes             # the titles as they came, one a line
+    titles: pa.Array        # of strings, as they came
 
 
 def read_rows(args, chosen, bad, base):
@@ -209,7 +209,7 @@ def read_rows(args, chosen, bad, base):
     words, spellings, languages, word_keys = Codes(), Codes(), Codes(), np.zeros(0, np.uint64)
     blocks, columns, had, of_file = [], [], set(), Counter()
     count = read = word_count = cut = 0
-    for path, split, block, found, text, codes, distinct, lengths in tokenized_blocks(args, chosen, bad, base):
+    for path, split, block, found, codes, distinct, lengths in tokenized_blocks(args, chosen, bad, base):
         # Word numbers in the order of appearance, and the keys of the words that are new.
         numbers = words.number(distinct)[codes]
         new = itertools.islice(reversed(words.index), len(words.index) - len(word_keys))
@@ -219,7 +219,8 @@ def read_rows(args, chosen, bad, base):
         word_count, cut = word_count + len(codes), cut + int((lengths > args.max_len).sum())
         position = np.arange(len(codes)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         short = np.minimum(lengths, args.max_len).astype(data.smallest_uint(args.max_len))
-        blocks.append(Block(slice(count, count + len(lengths)), numbers[position < args.max_len], short, text))
+        blocks.append(Block(slice(count, count + len(lengths)), numbers[position < args.max_len], short,
+                            block["title"]))
 
         # What else the rows have.
         columns.append(columns_of(block, path, split, data.title_keys(word_keys[numbers], lengths)) | {
@@ -249,11 +250,10 @@ def read_rows(args, chosen, bad, base):
 
 
 def tokenized_blocks(args, chosen, bad, base):
-    """Yield (path, split or None, block, how many rows were read for it, as from `chosen_blocks`; its titles as
-    `title_lines`; what data.bulk_tokenize makes of them), tokenized in threads."""
+    """Yield (path, split or None, block, how many rows were read for it, as from `chosen_blocks`; what
+    data.bulk_tokenize makes of its titles), tokenized in threads."""
     def tokenized(item):
-        titles = item[2]["title"]
-        return *item, title_lines(titles), *data.bulk_tokenize(titles)
+        return *item, *data.bulk_tokenize(item[2]["title"])
 
     # One thread more than asked for, as reading the next block takes one.
     categories = base and pa.array([sources.tidy(name) for name in base.labels], pa.string())
@@ -313,15 +313,9 @@ def columns_of(block, path, split, keys):
 def title_lines(titles):
     """The titles of an Arrow string array as bytes, one a line; line ends within a title become spaces."""
     import pyarrow.compute as pc
-    # Joined with nothing and a newline, the titles stand one after the other in Arrow's own buffer.
-    ended = pc.binary_join_element_wise(titles.cast(pa.binary()), b"", b"\n")
-    offsets = np.frombuffer(ended.buffers()[1], np.int32)
-    text = ended.buffers()[2].to_pybytes()[:offsets[len(titles)]] if len(titles) else b""
-
-    # Few blocks have a line end within a title, so a block is looked at as a whole first.
-    if text.count(b"\n") > len(titles) or b"\r" in text:
-        text = title_lines(pc.replace_substring_regex(titles, r"[\r\n]+", " "))
-    return text
+    titles = pc.replace_substring_regex(titles, r"[\r\n]+", " ")
+    lines = pc.binary_join(pa.ListArray.from_arrays([0, len(titles)], titles), "\n")
+    return lines[0].as_buffer().to_pybytes() + b"\n" if len(titles) else b""
 
 
 def given_split(path, split, values):
@@ -513,16 +507,12 @@ def write_titles(folder, rows, split, words, args):
 
     def divided(block):
         """For each split: (titles [n, max_len] as stored, which words of the others they hold, text)."""
-        # The text as Arrow strings, so that it can be filtered as the arrays are.
         titles = data.pad(ids[block.numbers], block.lengths, args.max_len)
-        ends = np.flatnonzero(np.frombuffer(block.text, np.uint8) == ord("\n")) + 1
-        text = pa.Array.from_buffers(pa.large_binary(), len(titles), [
-            None, pa.py_buffer(np.concatenate([[0], ends])), pa.py_buffer(block.text)])
         unknown = titles >= size
         stored = np.where(unknown, data.UNKNOWN, titles).astype(dtype)
         masks = [split[block.rows] == s for s in range(3)]
         return [(stored[mine], (titles[mine][unknown[mine]].astype(np.int64) - size).astype(oov_dtype),
-                 text.filter(pa.array(mine)).buffers()[2] or b"") for mine in masks]
+                 title_lines(block.titles.filter(pa.array(mine)))) for mine in masks]
 
     # The header of an .npy file says how many rows follow, and that is known; so rows are written as they come.
     count, oov = np.zeros(3, np.int64), [[], [], []]
