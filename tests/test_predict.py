@@ -185,7 +185,7 @@ def test_a_table_of_excel_comes_back_as_it_went(predict, tmp_path):
     """Semicolons, Windows line ends and cp1252, as Excel writes CSV, to a file and to standard output."""
     content = 'sku;título;price\r\n007;"mesa; ""ñandú""";1,5\r\n008;silla;\r\n'
     path, flags = save(tmp_path / "in.csv", content.encode("cp1252")), ("--title-column", "título", "--keep")
-    assert_one_line_error(predict(path, *flags, check=False), "in.csv:1: not UTF-8; looks like cp1252: add --encoding")
+    assert_one_line_error(predict(path, *flags, check=False), "in.csv:1: not UTF-8; name its encoding with --encoding")
     predict(path, *flags, "--encoding", "cp1252", "--out", tmp_path / "out.csv")
     lines = (tmp_path / "out.csv").read_bytes().decode("cp1252").split("\r\n")
     assert lines[0] == "sku;título;price;category;probability" and len(lines) == 4
