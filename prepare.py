@@ -222,14 +222,13 @@ def read_rows(args, chosen, bad, base):
         blocks.append(Block(slice(count, count + len(lengths)), numbers[position < args.max_len], short,
                             block["title"]))
 
-        # What else the rows have.
+        # What else the rows have. A column that a file lacks is empty.
+        block = dict.fromkeys(("split", *OPTIONAL.values()), pa.repeat("", len(lengths))) | block
         columns.append(columns_of(block, path, split, data.title_keys(word_keys[numbers], lengths)) | {
-            "spelling": spellings(block["spelling"]), "language": languages(column_of(block, "language")),
-            "id": column_of(block, "id")})
+            "spelling": spellings(block["spelling"]), "language": languages(block["language"]), "id": block["id"]})
         if len(languages.index) > 256:
             raise UserError(f"{path}: more than 256 languages; rename the column if it holds something else")
-        had.update(name for name, column in OPTIONAL.items()
-                   if column in block and pc.any(pc.not_equal(block[column], "")).as_py())
+        had.update(name for name, column in OPTIONAL.items() if pc.any(pc.not_equal(block[column], "")).as_py())
         of_file[path, split] += len(lengths)
         count, read = count + len(lengths), read + found
 
@@ -290,23 +289,16 @@ def chosen_blocks(args, chosen, bad, categories):
                 break
 
 
-def column_of(block, name):
-    """A column of a block, an Arrow string array; empty where the block lacks it."""
-    return block[name] if name in block else pa.repeat("", len(block["title"]))
-
-
 def columns_of(block, path, split, keys):
     """What a block says of each of its rows [n]: {`given`: the split that its file or its column `split` gives; `key`:
     as from data.title_keys, `keys`; `group`: the key of its group, or of the title where it has none; `reliable`;
     `line`: of its file; and data.COLUMNS}."""
-    lines, group = block["line"].to_numpy(), keys
+    lines, groups = block["line"].to_numpy(), block["group"].dictionary_encode()
+    names, at = groups.dictionary.to_pylist(), groups.indices.to_numpy()
+    group = np.where(np.array([name == "" for name in names], bool)[at], keys, data.text_keys(names)[at])
     beside = data.read_columns({name: block[name].to_pylist() for name in data.COLUMNS if name in block}, path)
-    if "group" in block:
-        encoded = block["group"].dictionary_encode()
-        names, at = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
-        group = np.where(np.array([name == "" for name in names], bool)[at], keys, data.text_keys(names)[at])
-    return {"given": given_split(path, split, column_of(block, "split")), "key": keys, "group": group,
-            "reliable": sources.given_quality(path, column_of(block, "quality")),
+    return {"given": given_split(path, split, block["split"]), "key": keys, "group": group,
+            "reliable": sources.given_quality(path, block["quality"]),
             "line": lines.astype(data.smallest_uint(lines.max(initial=0))), **beside}
 
 

@@ -652,11 +652,11 @@ def clean(block, numbers, path, bad, header):
 
         # Without a title or a category, a row teaches nothing.
         if column in ("title", "category"):
-            refuse(as_mask(pc.equal(cleaned[column], "")), f"no {column}")
+            refuse(np.asarray(pc.equal(cleaned[column], "")), f"no {column}")
 
     # Files put together from several keep the header of each.
     if header:
-        refuse(np.logical_and(*(as_mask(pc.equal(cleaned[column], tidy(header[column])))
+        refuse(np.logical_and(*(np.asarray(pc.equal(cleaned[column], tidy(header[column])))
                                 for column in ("title", "category"))), "repeats the header")
     cleaned["line"] = pa.array(numbers)
     return cleaned if good.all() else filtered(cleaned, good)
@@ -672,12 +672,7 @@ def as_text(values, errors):
     except pa.ArrowInvalid:
         text = pa.array([value.decode("utf-8", errors) for value in values.to_pylist()], pa.string())
         # Decoding drops or replaces what is not UTF-8, so a value that it changes was broken.
-        return text, as_mask(pc.not_equal(text.cast(pa.binary()), values))
-
-
-def as_mask(values):
-    """An Arrow array of booleans as [n] bool."""
-    return values.to_numpy(zero_copy_only=False)
+        return text, np.asarray(pc.not_equal(text.cast(pa.binary()), values))
 
 
 def filtered(block, mask):
@@ -693,7 +688,7 @@ def given_quality(path, values):
     wrong = [value for value in lowered.unique().to_pylist() if value not in ("", "reliable", "unreliable")]
     if wrong:
         raise UserError(f"{path}: label_quality says {wrong[0]!r}; use reliable or unreliable")
-    return as_mask(pc.equal(lowered, "reliable"))
+    return np.asarray(pc.equal(lowered, "reliable"))
 
 
 # --- titles to classify -----------------------------------------------------------------------------------------------
