@@ -21,10 +21,12 @@ its header, which names a column title or text, or what --title-column says; --k
 category and probability, in the same form. Bytes that are not UTF-8 become the replacement character, with a warning.
 Python 3.9 or newer.
 
-In the project this file is also the one specification of tokenizer, n-grams and hashes, which data.py imports. Its
-networks are those of model.py in plain NumPy: what is changed there is changed here, and export.py compares both.
+In the project this file is also the one specification of tokenizer, n-grams and hashes, which data.py imports, and of
+rows of CSV, for titles/sources.py. Its networks are those of model.py in plain NumPy: what is changed there is changed
+here, and export.py compares both.
 """
 import argparse
+import collections
 import contextlib
 import copy
 import csv
@@ -654,8 +656,8 @@ class Classifier(BaseClassifier):
 
     def forget(self):
         """Begin anew with the words that have been met."""
-        # {word: its position among `words`}; position 0 is padding, so no word has it.
-        self.positions, self.words = {"": 0}, [""]
+        # A word that is asked for the first time gets the next position among `words`; that of padding is 0.
+        self.positions, self.words = collections.defaultdict(itertools.count(1).__next__), [""]
         self.hashes, self.in_vocabulary = np.zeros(1024, np.uint32), np.zeros(1024, bool)
         for member in self.of_words:
             member.forget()
@@ -668,12 +670,12 @@ class Classifier(BaseClassifier):
         words = [tokenize(title)[:self.max_len] for title in titles]
         lengths = np.array([len(found) for found in words])
 
-        # A word that is met the first time gets the next position.
-        flat = (self.positions.setdefault(word, len(self.positions)) for word in itertools.chain.from_iterable(words))
+        # The position of every word; what is new stands at the end of the dictionary.
+        flat = map(self.positions.__getitem__, itertools.chain.from_iterable(words))
         flat, before = np.fromiter(flat, np.int32, lengths.sum()), len(self.words)
-        self.words += [*itertools.islice(reversed(self.positions), len(self.positions) - before)][::-1]
+        self.words += [*itertools.islice(reversed(self.positions), len(self.positions) + 1 - before)][::-1]
 
-        # Such words some at a time: the rows of all their n-grams would take much memory.
+        # Words that are met the first time, some at a time: the rows of all their n-grams would take much memory.
         for at in range(before, len(self.words), 1024):
             new = self.words[at:at + 1024]
             own, behind = np.array([self.vocabulary.get(word, UNKNOWN) for word in new]), at + len(new)
