@@ -21,8 +21,9 @@ its header, which names a column title or text, or what --title-column says; --k
 category and probability, in the same form. Bytes that are not UTF-8 become the replacement character, with a warning.
 Python 3.9 or newer.
 
-In the project this file is also the one specification of tokenizer, n-grams and hashes, which data.py imports. Its
-networks are those of model.py in plain NumPy: what is changed there is changed here, and export.py compares both.
+In the project this file is also the one specification of tokenizer, n-grams and hashes, which data.py imports, and of
+rows of CSV, for titles/sources.py. Its networks are those of model.py in plain NumPy: what is changed there is changed
+here, and export.py compares both.
 """
 import argparse
 import collections
@@ -522,20 +523,6 @@ def grown(array, size):
 
 # --- the classifier ---------------------------------------------------------------------------------------------------
 
-class Positions(dict):
-    """{word: its position among `words`, from 1}; a word that is asked for the first time gets the next one."""
-
-    def __init__(self):
-        super().__init__()
-        # Position 0 is padding, so no word has it.
-        self.words = [""]
-
-    def __missing__(self, word):
-        self[word] = len(self.words)
-        self.words.append(word)
-        return self[word]
-
-
 class BaseClassifier:
     """Titles in, answers out: what Classifier and predict.Classifier have in common. They have `labels`; `likeliest`,
     which gives ids and probabilities [N, top] of titles; `promises`: (number of validation rows, [(share of them that a
@@ -546,10 +533,9 @@ class BaseClassifier:
         """For every title a list of its `top` likeliest (category, probability), the likeliest first.
 
         With a threshold, or the precision that one is to promise (see `threshold`), the first pair is the answer: the
-        likeliest category, or None where its probability is below. With top > 1 the `top` candidates follow, whatever
-        their probability. A precision takes categories to be as frequent as in training, unless the classifier was
-        made with another prior, and is then promised for more titles; one that cannot be promised answers nothing and
-        warns (UserWarning), saying which one can.
+        likeliest category, or None where its probability is below; with top > 1 the `top` candidates follow. A
+        precision takes categories to be as frequent as in training, unless the classifier was made with another prior;
+        one that cannot be promised answers nothing and warns (UserWarning), saying which one can.
 
         titles: any sequence of str, such as a pandas column; a missing value (None, NaN) gets an empty list. Where
         training has seen no word and no n-gram of a title, each pair is (None, 0.0). Raises TypeError where titles are
@@ -577,10 +563,9 @@ class BaseClassifier:
         return result
 
     def threshold(self, precision):
-        """The probability from which on at least this share of the categories is right, with a certainty of 99 % for
-        titles like the validation rows; infinity where these cannot promise that of any. It holds for the probabilities
-        of this classifier, as `predict` gives them without a precision. Raises ValueError where the precision is not
-        between 0 and 1."""
+        """The probability, as `predict` gives it without a precision, from which on at least this share of the
+        categories is right, with a certainty of 99 % for titles like the validation rows; infinity where these cannot
+        promise that of any. Raises ValueError where the precision is not between 0 and 1."""
         if not 0 < precision < 1:
             raise ValueError(f"precision {precision}: wanted a share between 0 and 1, such as 0.95")
         return next((least for _, least, promised in self.promises[1] if promised >= precision), math.inf)
@@ -671,7 +656,9 @@ class Classifier(BaseClassifier):
 
     def forget(self):
         """Begin anew with the words that have been met."""
-        self.positions, self.hashes, self.in_vocabulary = Positions(), np.zeros(1024, np.uint32), np.zeros(1024, bool)
+        # A word that is asked for the first time gets the next position among `words`; that of padding is 0.
+        self.positions, self.words = collections.defaultdict(itertools.count(1).__next__), [""]
+        self.hashes, self.in_vocabulary = np.zeros(1024, np.uint32), np.zeros(1024, bool)
         for member in self.of_words:
             member.forget()
 
@@ -683,14 +670,14 @@ class Classifier(BaseClassifier):
         words = [tokenize(title)[:self.max_len] for title in titles]
         lengths = np.array([len(found) for found in words])
 
-        # A new word gets its position by being looked up, so the new ones are all those from `before` on.
-        before = len(self.positions.words)
-        flat = itertools.chain.from_iterable(words)
-        flat = np.fromiter(map(self.positions.__getitem__, flat), np.int32, lengths.sum())
+        # The position of every word; what is new stands at the end of the dictionary.
+        flat = map(self.positions.__getitem__, itertools.chain.from_iterable(words))
+        flat, before = np.fromiter(flat, np.int32, lengths.sum()), len(self.words)
+        self.words += [*itertools.islice(reversed(self.positions), len(self.positions) + 1 - before)][::-1]
 
         # Words that are met the first time, some at a time: the rows of all their n-grams would take much memory.
-        for at in range(before, len(self.positions.words), 1024):
-            new = self.positions.words[at:at + 1024]
+        for at in range(before, len(self.words), 1024):
+            new = self.words[at:at + 1024]
             own, behind = np.array([self.vocabulary.get(word, UNKNOWN) for word in new]), at + len(new)
             self.hashes, self.in_vocabulary = grown(self.hashes, behind), grown(self.in_vocabulary, behind)
             self.hashes[at:behind], self.in_vocabulary[at:behind] = word_hashes(new), own > UNKNOWN
@@ -710,7 +697,7 @@ class Classifier(BaseClassifier):
             minn, maxn, left = member.settings["minn"], member.settings["maxn"], np.flatnonzero(~known)
             words = np.setdiff1d(ids[left, :member.settings["max_len"]], [0])
             if maxn and len(words):
-                start, hashes = character_ngrams([self.positions.words[i] for i in words], minn, maxn, HASHES)
+                start, hashes = character_ngrams([self.words[i] for i in words], minn, maxn, HASHES)
                 seen = self.seen_ngrams(minn, maxn)
                 # A hash that was seen stands where the binary search would put it.
                 hits = seen[np.minimum(np.searchsorted(seen, hashes), len(seen) - 1)] == hashes
@@ -770,9 +757,8 @@ class Classifier(BaseClassifier):
         return categories, chances
 
     def predict_proba(self, titles):
-        """The probability of every category, in the order of `labels`: [N, C] float32; NaN for missing titles. Where
-        training has seen no word and no n-gram of a title, `predict` names no category; here it has the probabilities
-        that the network gives to a title without words."""
+        """The probability of every category, in the order of `labels`: [N, C] float32; NaN for missing titles. A title
+        of which `predict` knows nothing has the probabilities that the network gives to one without words."""
         titles, present = check_titles(titles)
         result = np.full((len(titles), len(self.labels)), np.nan, np.float32)
         present = np.array(present, int)
@@ -916,13 +902,6 @@ def fail(message):
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
-    def parse_known_args(self, args=None, namespace=None):
-        # argparse takes `--` out of the values of a flag, before Python 3.13, and fails where none is left.
-        for word in sys.argv[1:] if args is None else args:
-            if re.fullmatch("--[^=]+=--", word):
-                self.error(f"{word}: -- is no value")
-        return super().parse_known_args(args, namespace)
-
     def error(self, message):
         fail(f"{message}; see {self.prog} --help")
 
@@ -941,112 +920,210 @@ def fraction(text):
 NOT_TEXT = (b"PAR1", b"PK\3\4", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\xff\xfe", b"\xfe\xff")
 NOT_TITLES = re.compile(r'\s*(?:\{\s*(?:"|\}|$)|\[\s*(?:[\[{"\]]|$)|<(?:[?!]|rss|html)|__label__)')
 NAMES = {"title", "text", "id", "category", "label", "label_quality"}  # of columns that we know
-SNIFFED = 20  # lines that show whether a file is a list of titles
+SNIFFED = 20         # lines that show whether a file is a list of titles
+ROW_BYTES = 1 << 18  # that a row with line ends in its fields may take
+FEW = 10             # rows that one bad line may swallow unsaid
+
+# What is odd about rows that are read all the same.
+SPACED = "a carriage return within a line was taken as a space; if it ends a title, end it with a newline"
+SPANS = "a field in quotes spans lines; if it should not, a quote is unclosed"
+AS_TEXT = "an unclosed quote was taken as text"
+
+
+class Notes:
+    """What is odd about lines that are read all the same: of each kind how many there are, and the first."""
+
+    def __init__(self):
+        self.notes = {}
+
+    def note(self, path, line, what, times=1):
+        """line: None where it is about all of `path`."""
+        number, first = self.notes.get(what, (0, path if line is None else f"{path}:{line}"))
+        self.notes[what] = number + times, first
+
+    def add(self, path, line, what, times=1):
+        """A line that is no row; every title needs an answer, so the first one ends the program."""
+        raise ModelError(f"{path}:{line}: {what}")
+
+    def empty(self, path, line):
+        self.note(path, line, "an empty line in a table is no row, so nothing is written for it")
+
+    def warn(self):
+        """Print a line for each kind."""
+        for what, (number, first) in self.notes.items():
+            print(f"warning: {first}: {what}" + (f" (and {number - 1:,} more)" if number > 1 else ""), file=sys.stderr)
+
+
+class Table(NamedTuple):
+    """How to read the rows of CSV behind a header."""
+    name: object          # of the file, for messages
+    delimiter: str
+    header: list          # names of the columns, as they stand
+    columns: dict         # {column: position} of those wanted
+
+    @property
+    def width(self):
+        return len(self.header)
+
+    def is_row(self, line):
+        fields, is_open = csv_fields(line, self.delimiter)
+        return len(fields) == self.width and not is_open
 
 
 def lines_of(file, name, notes):
-    """The lines of a binary stream as lists of str: those that have come, without waiting for more. What is odd about
-    some, and read all the same, goes to `notes`: {what: numbers of the lines}."""
+    """The lines of a binary stream as lists of str: those that have come, without waiting for more."""
     rest, chunk, number = b"", True, 1
     while chunk:
-        # Lines are divided as bytes, for a read may end within a character.
+        # Lines are divided as bytes, for a read may end within a character. The last line may lack its end.
         chunk = file.read1(1 << 20)
-        *lines, rest = (rest + chunk).split(b"\n")
-        if not chunk and rest:  # the last line may lack its end
-            lines.append(rest)
+        *lines, rest = (rest + (chunk or b"\n" * bool(rest))).split(b"\n")
         if len(rest) > MAX_LINE:
             raise ModelError(f"{name}: a line of more than {MAX_LINE >> 20} MB; is this a file of titles?")
         if not lines:
             continue
         if number == 1 and (lines[0].startswith(NOT_TEXT) or b"\0" in lines[0][:1000]):
             raise ModelError(f"{name}: not text in UTF-8; unpack it, or save it as CSV in UTF-8 with a title column")
-        lines = [line.decode("utf-8", "replace") for line in lines]
-        notes["bytes that are not UTF-8 were replaced; save the file as UTF-8"] += [
-            number + i for i, line in enumerate(lines) if "\ufffd" in line]
+        lines = [line.decode("utf-8", "replace").removesuffix("\r") for line in lines]
         if number == 1:
-            lines[0] = lines[0].lstrip("\ufeff")  # the byte order mark
+            lines[0] = lines[0].removeprefix("\ufeff")  # the byte order mark
+            if "\r" in lines[0]:
+                raise ModelError(f"{name}: a carriage return within the first line; end lines with newlines")
+        for at, line in enumerate(lines):
+            if "\ufffd" in line:
+                notes.note(name, number + at, "bytes that are not UTF-8 were replaced; save the file as UTF-8")
+            if "\r" in line:
+                notes.note(name, number + at, SPACED, line.count("\r"))
+                lines[at] = line.replace("\r", " ")
         number += len(lines)
         yield lines
 
 
-def fields_of(line, delimiter):
-    """The fields of a line of CSV."""
-    return next(csv.reader([line.replace("\r", " ")], delimiter=delimiter, skipinitialspace=True), [""])
+def csv_fields(line, delimiter):
+    """(fields of a line, as CSV has quotes; whether a quote is open at its end). Spaces before a field are dropped."""
+    reader = csv.reader([line, ""], delimiter=delimiter, skipinitialspace=True)
+    return next(reader), reader.line_num > 1
+
+
+def rows_in(lines, number, table, notes, last):
+    """The rows in lines of text, however their quotes are broken.
+
+    number: of the first line; last: whether no lines follow. Returns (rows, lists of fields; their line numbers; how
+    many lines were used: the others need the lines that follow).
+    """
+    rows, numbers, at = [], [], 0
+    while at < len(lines) and (found := next_row(lines, at, table, last)):
+        fields, used, odd = found
+        # Whatever the quotes were, the line is now part of a row, a bad row or an empty line: none is lost.
+        if len(fields) == table.width:
+            rows.append(fields)
+            numbers.append(number + at)
+            if odd:
+                notes.note(table.name, number + at, odd)
+        elif lines[at].strip():
+            # Where the ends of many lines are missing, it is as wide as their rows together.
+            several = (len(fields) - 1) // max(1, table.width - 1)
+            several = several if several > FEW else 1
+            notes.add(table.name, number + at, f"{len(fields)} columns instead of {table.width}"
+                    + ("; are many rows in one line?" if several > 1 else "; is a quote unclosed?" if '"' in lines[at]
+                       else ""), several)
+        else:
+            notes.empty(table.name, number + at)
+        at += used
+    return rows, numbers, at
+
+
+def next_row(lines, at, table, last):
+    """(fields, how many lines it has, what is odd about it or None) of the row of CSV that begins at lines[at], or None
+    where more lines must come first. last: whether none will.
+
+    A row is what a line gives when it is divided at the delimiters, unless its quotes say otherwise. A field in quotes
+    may span lines where the quotes close as they should and the row then has the right width; but where a line between
+    is a row by itself, an unclosed quote has swallowed it. Such a quote is taken as text.
+    """
+    as_text = lines[at].split(table.delimiter)
+    if '"' not in lines[at]:
+        return as_text, 1, None
+
+    # A row of one line. Quotes are as in CSV where that fits, else they are text (`24" tv`).
+    fields, is_open = csv_fields(lines[at], table.delimiter)
+    if not is_open:
+        return fields if len(fields) == table.width else as_text, 1, None
+
+    # A quote is open. Behind one that closes it in another line no text may follow, as it may within a line (`"Pro"
+    # tv`): it may well open a field of a later row.
+    reader = csv.reader(within_a_row(lines, at), delimiter=table.delimiter, skipinitialspace=True, strict=True)
+    try:
+        fields = next(reader)
+    except (csv.Error, StopIteration):
+        # The end of the row may not be here yet.
+        return None if reader.line_num == len(lines) - at and not last else (as_text, 1, AS_TEXT)
+    between = lines[at + 1:at + reader.line_num - 1]
+    swallowed = any(map(table.is_row, between)) if table.width > 1 else len(between) > FEW
+    if len(fields) != table.width or swallowed:
+        return as_text, 1, AS_TEXT
+    return fields, reader.line_num, SPANS
+
+
+def within_a_row(lines, at):
+    """The lines from lines[at] on that a row may have: a quote that never closes must not gather the whole file."""
+    size = 0
+    for line in itertools.islice(lines, at, None):
+        size += len(line) + 1
+        if size > ROW_BYTES:
+            return
+        yield line + "\n"
+
+
+def require_list(lines, name, is_table):
+    """Raise ModelError where a file that begins with these lines, and has no title column, is not a list of titles;
+    is_table: whether the user says that it is a table."""
+    if NOT_TITLES.match(lines[0]):
+        raise ModelError(f"{name}:1: JSON, XML or labels; give titles, one a line, or CSV with a title column")
+    is_table |= bool(re.search(r"\.[ct]sv(\.|$)", str(name), re.IGNORECASE))
+    for delimiter, least in ((",", 3), ("\t", 2), (";", 2), ("|", 3)):
+        rows = [csv_fields(line, delimiter)[0] for line in lines if line.strip()] or [[]]
+        # A table has names that we know, or as many fields in all rows; but commas and bars occur in titles, too.
+        is_table |= len(rows[0]) > 1 and not NAMES.isdisjoint(field.strip().lower() for field in rows[0])
+        is_table |= len(rows) >= least <= len(rows[0]) and len({*map(len, rows)}) == 1
+    if is_table:
+        raise ModelError(f"{name}:1: no title (or text) column in the header ({lines[0].strip()[:80]}); name the "
+                         "column of titles with --title-column")
 
 
 def header_of(lines, name, column, keep):
-    """(delimiter, names of the columns, position of the titles) of a table that begins with these lines, or None where
-    they are titles. column: name or number of the titles', or None for title or text. Raises ModelError where lines
-    are neither, or have no such column although they look like a table or the user asks for one."""
-    if NOT_TITLES.match(lines[0]):
-        raise ModelError(f"{name}:1: JSON, XML or labels; give titles, one a line, or CSV with a title column")
-    if "\r" in lines[0].rstrip("\r"):
-        raise ModelError(f"{name}: a carriage return within the first line; end lines with newlines")
-    wanted, tables = [column.strip().lower()] if column else ["title", "text"], []
-    is_table = bool(column or keep or re.search(r"\.[ct]sv$", name, re.IGNORECASE))
-    for delimiter, least in ((",", 3), ("\t", 2), (";", 2), ("|", 3)):
-        header = [field.strip() for field in fields_of(lines[0], delimiter)]
+    """The Table that begins with these lines, or None where they are titles. column: name or number of that of the
+    titles, or None for title or text. Raises ModelError where lines are neither, or have no such column although they
+    look like a table or the user asks for one."""
+    wanted = [column.strip().lower()] if column else ["title", "text"]
+    for delimiter in ",\t;":
+        header = [field.strip() for field in csv_fields(lines[0], delimiter)[0]]
         at = [i for i, field in enumerate(header) if field.lower() in wanted or str(i + 1) == column]
-        if len(at) == 1 and delimiter != "|":
-            tables.append((delimiter, header, at[0]))
-        # Titles do not all have as many fields; and commas and bars occur in them.
-        widths = [len(fields_of(line, delimiter)) for line in lines if line.strip()]
-        is_table |= len(header) > 1 and not NAMES.isdisjoint(field.lower() for field in header)
-        is_table |= len(widths) >= least <= min(widths) == max(widths)
-    if not tables and is_table:
-        raise ModelError(f"{name}:1: no title (or text) column in the header ({lines[0].strip()[:80]}); name the "
-                         "column of titles with --title-column")
-    return max(tables, key=lambda table: len(table[1]), default=None)
-
-
-def rows_of(parts, name, delimiter, width, notes):
-    """Lists of rows of CSV, each a list of str, from lists of the lines behind the header as they come. Raises
-    ModelError where a row has another width, or its quotes are broken."""
-    left, rows, number = [], [], 2
-
-    def lines():
-        for part in parts:
-            left[:] = part[::-1]
-            while left:
-                yield left.pop() + "\n"
-
-    reader = csv.reader(lines(), delimiter=delimiter, skipinitialspace=True, strict=True)
-    try:
-        for row in reader:
-            # A line within a field that would be a row by itself was swallowed by an unclosed quote.
-            between = [line for field in row for line in field.split("\n")[1:-1]]
-            swallowed = width > 1 and any(line.count(delimiter) == width - 1 for line in between)
-            if swallowed or len(row) not in (0, width):
-                raise csv.Error(f"{len(row)} columns instead of {width}" if not swallowed else "a field spans rows")
-            if reader.line_num + 1 > number:
-                notes["a field in quotes spans lines; if it should not, a quote is unclosed"].append(number)
-            if row or width == 1:
-                rows.append(row or [""])
-            else:
-                notes["an empty line in a table is no row, so nothing is written for it"].append(number)
-            number = reader.line_num + 2
-            if not left:  # all that has come
-                yield rows
-                rows = []
-    except csv.Error as error:
-        yield rows
-        raise ModelError(f"{name}:{number}: {error}; is a quote unclosed?") from None
+        if len(at) == 1:
+            return Table(name, delimiter, header, {"title": at[0]})
+    require_list(lines, name, bool(column or keep))
+    return None
 
 
 def read_titles(file, name, column, keep, notes):
-    """(delimiter and names of the columns of a table, None where the stream is a list; blocks), a block being (titles,
-    list of str; their rows, or None)."""
+    """(Table, None where the stream is a list; blocks), a block being (titles, list of str; their rows, or None)."""
     parts = lines_of(file, name, notes)
     first = next(parts, [])
-    # A line `sep=;` above the header is for spreadsheets.
-    if first and re.fullmatch('"?sep=[,;\t|]"?', first[0].strip()):
-        first = first[1:] or next(parts, [])
     table = header_of(first[:SNIFFED] or [""], name, column, keep)
     if table is None:
-        return None, None, ((lines, None) for lines in itertools.chain([first], parts))
-    delimiter, header, at = table
-    rows = rows_of(itertools.chain([first[1:]], parts), name, delimiter, len(header), notes)
-    return delimiter, header, (([row[at] for row in part], part) for part in rows)
+        return None, ((lines, None) for lines in itertools.chain([first], parts))
+    rows = rows_of(itertools.chain([first[1:]], parts), table, notes)
+    return table, (([row[table.columns["title"]] for row in part], part) for part in rows)
+
+
+def rows_of(parts, table, notes):
+    """Lists of rows, each a list of str, from lists of the lines behind the header as they come."""
+    rest, number = [], 2
+    for part in itertools.chain(parts, [None]):
+        lines = rest + (part or [])
+        rows, _, used = rows_in(lines, number, table, notes, part is None)
+        rest, number = lines[used:], number + used
+        if rows:
+            yield rows
 
 
 def parse_args():
@@ -1065,20 +1142,12 @@ def parse_args():
         parser.error("--top: wanted 1 or more")
     if args.threshold and args.precision:
         parser.error("--threshold and --precision: give one")
-    if sys.stdin is None or sys.stdout is None:
-        parser.error("standard input or output is closed")
     return args
 
 
 def main():
-    args, notes = parse_args(), collections.defaultdict(list)
-    try:
-        classifier = Classifier(args.model)
-    except ModelError:
-        with contextlib.suppress(ModelError, OSError):
-            read_model(args.titles)
-            Parser().error(f"{args.titles} is the model, which comes first: classify.py {args.titles} {args.model}")
-        raise
+    args, notes = parse_args(), Notes()
+    classifier = Classifier(args.model)
     if args.precision:
         classifier = classifier.promising
         args.threshold, unkept = classifier.promised(args.precision)
@@ -1090,19 +1159,16 @@ def main():
     csv.field_size_limit(MAX_LINE)
     with contextlib.nullcontext(sys.stdin.buffer) if args.titles == "-" else open(args.titles, "rb") as file:
         answer(args, classifier, file, notes)
-    for what, lines in notes.items():
-        if lines:
-            print(f"warning: {args.titles}:{lines[0]}: {what}" + (f" (and {len(lines) - 1:,} more)" * (len(lines) > 1)),
-                  file=sys.stderr)
+    notes.warn()
 
 
 def answer(args, classifier, file, notes):
     """Write the categories of the titles in a file, open in binary, to standard output, as they come."""
-    delimiter, header, blocks = read_titles(file, args.titles, args.title_column, args.keep, notes)
+    table, blocks = read_titles(file, args.titles, args.title_column, args.keep, notes)
     top = min(args.top, len(classifier.labels))
     if args.keep:
-        table = csv.writer(sys.stdout, delimiter=delimiter, lineterminator="\n")
-        table.writerow([*header, *answer_columns(top, args.threshold, header)])
+        writer = csv.writer(sys.stdout, delimiter=table.delimiter, lineterminator="\n")
+        writer.writerow([*table.header, *answer_columns(top, args.threshold, table.header)])
 
     # An empty name is the last, so the number -1 means no category. One format makes a whole line, which is much faster
     # than a field at a time.
@@ -1114,7 +1180,7 @@ def answer(args, classifier, file, notes):
                    for column in ([names[c] for c in categories], chances)]
         if args.keep:
             columns[1::2] = [[f"{p:.6f}" for p in column] for column in columns[1::2]]
-            table.writerows([*row, *fields] for row, fields in zip(rows, zip(*columns)))  # noqa: B905
+            writer.writerows([*row, *fields] for row, fields in zip(rows, zip(*columns)))  # noqa: B905
         else:
             sys.stdout.writelines(map(form.format, *columns))
         sys.stdout.flush()

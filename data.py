@@ -125,14 +125,18 @@ def binary_array(values):
     return pa.Array.from_buffers(pa.binary(), len(values), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(values))])
 
 
+def tokenize_list(titles):
+    """`bulk_tokenize` of a list of str. A lone surrogate only separates."""
+    return bulk_tokenize(binary_array([title.encode("utf-8", "replace") for title in titles]).view(pa.string()))
+
+
 def encode(titles, index, max_len):
     """Titles (list of str) -> ([N, max_len] uint32 word ids, list of the words that have none in `index`).
 
     index: a dictionary from word to id, 0 to len(index) - 1; other words get the ids behind them.
     """
-    # Each distinct word is looked up once. A lone surrogate only separates.
-    array = binary_array([title.encode("utf-8", "replace") for title in titles]).view(pa.string())
-    codes, words, lengths = bulk_tokenize(array)
+    # Each distinct word is looked up once.
+    codes, words, lengths = tokenize_list(titles)
     others = {}
     ids = np.array([index[word] if word in index else others.setdefault(word, len(index) + len(others))
                     for word in words], np.uint32)
@@ -178,8 +182,7 @@ def title_keys(word_keys, lengths):
 
 def keys_of(titles):
     """`title_keys` of titles (list of str)."""
-    array = binary_array([title.encode("utf-8", "replace") for title in titles]).view(pa.string())
-    codes, words, lengths = bulk_tokenize(array)
+    codes, words, lengths = tokenize_list(titles)
     return title_keys(text_keys(words)[codes], lengths)
 
 
@@ -306,14 +309,12 @@ def require_alike(found):
     """Raise UserError unless what was prepared in these folders can be used as one: found, [(folder, meta.json)]."""
     (folder, meta), *others = found
     for other, its in others:
-        for what in ("vocab.txt", "labels.txt", "vectors.npy"):
-            if its["files"].get(what) != meta["files"].get(what):
-                raise UserError(f"{other}: has another {what} than {folder}; prepare one of them with --like, and the "
-                                "folder that the other is in")
-        for what in ("tokenizer", "max_len", "encoder"):
-            if its[what] != meta[what]:
-                raise UserError(f"{other}: was prepared with another {what} than {folder}; prepare both again, one of "
-                                "them with --like")
+        different = [name for name in ("vocab.txt", "labels.txt", "vectors.npy")
+                     if its["files"].get(name) != meta["files"].get(name)]
+        different += [name for name in ("tokenizer", "max_len", "encoder") if its[name] != meta[name]]
+        if different:
+            raise UserError(f"{other}: was prepared with another {different[0]} than {folder}; prepare one of them "
+                            "--like the other")
         if (its["reliable_share"] is None) != (meta["reliable_share"] is None):
             raise UserError(f"{folder} and {other}: one of them alone says which labels are reliable; add the column "
                             "label_quality to the other's source, or drop it from both")
@@ -355,13 +356,11 @@ def joined_fingerprint(fingerprints):
 
 
 def fingerprint_of(folders):
-    """The fingerprint that `load_prepared` would give; None where there is no prepared data. Raises UserError where one
+    """The fingerprint that `load_prepared` would give; None where there is no prepared data. Raises OSError where one
     of several folders has none."""
     paths = [Path(folder) / "meta.json" for folder in ([folders] if isinstance(folders, (str, Path)) else folders)]
     if not any(path.is_file() for path in paths):
         return None
-    for path in paths:
-        files.require_file(path)
     return joined_fingerprint([files.read_json(path).get("fingerprint", "") for path in paths]) or None
 
 
@@ -371,12 +370,8 @@ def read_prepared(folder, splits, text=None, ids=True):
     again = "run prepare.py again"
     files.recover_folder(folder)
     if not (folder / "meta.json").is_file():
-        # What prepare.py reads is easily taken for what it writes.
-        raw = folder.is_file() or (folder.is_dir() and any(path.is_file() for path in folder.iterdir()))
-        raise UserError(f"{folder}: no prepared data here; " + (
-            f"if it is for prepare.py to read, run python prepare.py --data {cli.listed(folder)}, then this without "
-            "--data" if raw
-            else "run prepare.py, or name its folder with --data"))
+        raise UserError(f"{folder}: no prepared data here; run prepare.py, whose --data takes titles, or name the "
+                        "folder that it wrote with --data")
     meta = files.read_verified_json(folder / "meta.json", FORMAT, again)
     if meta["tokenizer"] != TOKENIZER:
         print(f"warning: {folder}: was prepared with another classify.py; if its tokenizer was changed, {again}",

@@ -40,7 +40,6 @@ import shlex
 import signal
 import sys
 import time
-import unicodedata
 from collections import Counter
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -64,10 +63,6 @@ from titles.cli import UserError, readable
 # --- knobs ------------------------------------------------------------------------------------------------------------
 RAW = Path("data/raw")      # where --download writes and where data is looked for without --data
 TEST_SHARE = 0.2            # of the rows, where the source gives no test split
-# fastText files may not mean what they say. A warning comes where so many labels begin alike before a comma (or all
-# labels have one), and where a category has so many titles, and so large a share of its titles' first words is its own.
-GLUED = 12
-CUT_TITLES, CUT_SHARE = 8, 0.95
 PIECE_ROWS = 8192           # titles that a process cuts into pieces at a time
 LEFT_OUT = len(SPLITS)      # the split of rows that go to none (--like)
 NEAR_ROWS, NEAR_SHARE = 5000, 0.25  # of so many test titles, the share that is near a training title, for a hint
@@ -198,7 +193,7 @@ class Block(NamedTuple):
     rows: slice             # which of all rows they are
     numbers: np.ndarray     # [T] int32, the words of all these titles in turn
     lengths: np.ndarray     # [n] how many of them each title has
-    text: bytes             # the titles as they came, one a line
+    titles: pa.Array        # of strings, as they came
 
 
 def read_rows(args, chosen, bad, base):
@@ -212,9 +207,9 @@ def read_rows(args, chosen, bad, base):
     """
     import pyarrow.compute as pc
     words, spellings, languages, word_keys = Codes(), Codes(), Codes(), np.zeros(0, np.uint64)
-    blocks, columns, ids, had, of_file = [], [], [], set(), Counter()
+    blocks, columns, had, of_file = [], [], set(), Counter()
     count = read = word_count = cut = 0
-    for path, split, block, found, text, codes, distinct, lengths in tokenized_blocks(args, chosen, bad, base):
+    for path, split, block, found, codes, distinct, lengths in tokenized_blocks(args, chosen, bad, base):
         # Word numbers in the order of appearance, and the keys of the words that are new.
         numbers = words.number(distinct)[codes]
         new = itertools.islice(reversed(words.index), len(words.index) - len(word_keys))
@@ -224,16 +219,16 @@ def read_rows(args, chosen, bad, base):
         word_count, cut = word_count + len(codes), cut + int((lengths > args.max_len).sum())
         position = np.arange(len(codes)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         short = np.minimum(lengths, args.max_len).astype(data.smallest_uint(args.max_len))
-        blocks.append(Block(slice(count, count + len(lengths)), numbers[position < args.max_len], short, text))
+        blocks.append(Block(slice(count, count + len(lengths)), numbers[position < args.max_len], short,
+                            block["title"]))
 
-        # What else the rows have.
+        # What else the rows have. A column that a file lacks is empty.
+        block = dict.fromkeys(("split", *OPTIONAL.values()), pa.repeat("", len(lengths))) | block
         columns.append(columns_of(block, path, split, data.title_keys(word_keys[numbers], lengths)) | {
-            "spelling": spellings(block["spelling"]), "language": languages(column_of(block, "language"))})
+            "spelling": spellings(block["spelling"]), "language": languages(block["language"]), "id": block["id"]})
         if len(languages.index) > 256:
             raise UserError(f"{path}: more than 256 languages; rename the column if it holds something else")
-        ids.append(block.get("id"))
-        had.update(name for name, column in OPTIONAL.items()
-                   if column in block and pc.any(pc.not_equal(block[column], "")).as_py())
+        had.update(name for name, column in OPTIONAL.items() if pc.any(pc.not_equal(block[column], "")).as_py())
         of_file[path, split] += len(lengths)
         count, read = count + len(lengths), read + found
 
@@ -246,22 +241,18 @@ def read_rows(args, chosen, bad, base):
             raise UserError(f"{path}: no rows" + (f" in {' or '.join(args.languages)}" if args.languages else ""))
     if not word_count:
         raise UserError(f"{where}: no title has a letter or digit; is the title column the right one?")
-    arrays = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]
-              if name not in OPTIONAL or name in had}
-    if "id" in had:
-        arrays["id"] = pa.chunked_array([pa.repeat("", len(block.lengths)) if values is None else values
-                                         for values, block in zip(ids, blocks, strict=True)])
+    arrays = {name: (pa.chunked_array if name == "id" else np.concatenate)([part[name] for part in columns])
+              for name in columns[0] if name not in OPTIONAL or name in had}
     return SimpleNamespace(where=where, blocks=blocks, words=words, spellings=spellings, languages=languages,
                            word_keys=word_keys, word_count=word_count, cut=cut,
                            of_file=[of_file[one] for one in chosen], **dict.fromkeys(OPTIONAL) | arrays)
 
 
 def tokenized_blocks(args, chosen, bad, base):
-    """Yield (path, split or None, block, how many rows were read for it, as from `chosen_blocks`; its titles as
-    `title_lines`; what data.bulk_tokenize makes of them), tokenized in threads."""
+    """Yield (path, split or None, block, how many rows were read for it, as from `chosen_blocks`; what
+    data.bulk_tokenize makes of its titles), tokenized in threads."""
     def tokenized(item):
-        titles = item[2]["title"]
-        return *item, title_lines(titles), *data.bulk_tokenize(titles)
+        return *item, *data.bulk_tokenize(item[2]["title"])
 
     # One thread more than asked for, as reading the next block takes one.
     categories = base and pa.array([sources.tidy(name) for name in base.labels], pa.string())
@@ -298,42 +289,25 @@ def chosen_blocks(args, chosen, bad, categories):
                 break
 
 
-def column_of(block, name):
-    """A column of a block, an Arrow string array; empty where the block lacks it."""
-    return block[name] if name in block else pa.repeat("", len(block["title"]))
-
-
 def columns_of(block, path, split, keys):
     """What a block says of each of its rows [n]: {`given`: the split that its file or its column `split` gives; `key`:
     as from data.title_keys, `keys`; `group`: the key of its group, or of the title where it has none; `reliable`;
     `line`: of its file; and data.COLUMNS}."""
-    lines = block["line"].to_numpy()
+    lines, groups = block["line"].to_numpy(), block["group"].dictionary_encode()
+    names, at = groups.dictionary.to_pylist(), groups.indices.to_numpy()
+    group = np.where(np.array([name == "" for name in names], bool)[at], keys, data.text_keys(names)[at])
     beside = data.read_columns({name: block[name].to_pylist() for name in data.COLUMNS if name in block}, path)
-    return {"given": given_split(path, split, column_of(block, "split")), "key": keys,
-            "group": group_keys(block["group"], keys) if "group" in block else keys,
-            "reliable": sources.given_quality(path, column_of(block, "quality")),
+    return {"given": given_split(path, split, block["split"]), "key": keys, "group": group,
+            "reliable": sources.given_quality(path, block["quality"]),
             "line": lines.astype(data.smallest_uint(lines.max(initial=0))), **beside}
-
-
-def group_keys(values, keys):
-    """The key of each row's group [n] uint64; rows without one are a group with equal titles, whose keys are given."""
-    encoded = values.dictionary_encode()
-    names, at = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
-    return np.where(np.array([name == "" for name in names], bool)[at], keys, data.text_keys(names)[at])
 
 
 def title_lines(titles):
     """The titles of an Arrow string array as bytes, one a line; line ends within a title become spaces."""
     import pyarrow.compute as pc
-    # Joined with nothing and a newline, the titles stand one after the other in Arrow's own buffer.
-    ended = pc.binary_join_element_wise(titles.cast(pa.binary()), b"", b"\n")
-    offsets = np.frombuffer(ended.buffers()[1], np.int32)
-    text = ended.buffers()[2].to_pybytes()[:offsets[len(titles)]] if len(titles) else b""
-
-    # Few blocks have a line end within a title, so a block is looked at as a whole first.
-    if text.count(b"\n") > len(titles) or b"\r" in text:
-        text = title_lines(pc.replace_substring_regex(titles, r"[\r\n]+", " "))
-    return text
+    titles = pc.replace_substring_regex(titles, r"[\r\n]+", " ")
+    lines = pc.binary_join(pa.ListArray.from_arrays([0, len(titles)], titles), "\n")
+    return lines[0].as_buffer().to_pybytes() + b"\n" if len(titles) else b""
 
 
 def given_split(path, split, values):
@@ -403,45 +377,6 @@ def number_categories(rows, base, bad):
     return names, np.array(of_spelling, data.smallest_uint(len(names) - 1))[rows.spelling]
 
 
-def note_similar_names(names, bad):
-    """Note in `bad` which categories differ in case, accents or HTML entities only: seldom are they meant to be two."""
-    plain = {}
-    for name in names:
-        folded = unicodedata.normalize("NFKD", data.decode_entities(name).casefold())
-        folded = "".join(c for c in folded if not unicodedata.combining(c))
-        plain.setdefault(" ".join(folded.split()), []).append(name)
-    for same in plain.values():
-        if len(same) > 1:
-            bad.note(f"category {same[0]}", None, f"differs from {same[1]} in case, accents or HTML entities "
-                     "only; are they one?")
-
-
-def note_misread_labels(rows, names, label, bad):
-    """Note in `bad` which labels of fastText files seem joined by commas, or cut at a space."""
-    # `__label__a,b` is one label to fastText.
-    before = Counter(name.partition(",")[0] for name in names if "," in name)
-    for prefix, count in before.most_common(1):
-        if count >= GLUED or sum(before.values()) == len(names):
-            bad.note(f"category {prefix}", None, f"{count} categories begin with this and a comma, as if several "
-                     "labels were joined; keep one label a line")
-
-    # `__label__Home Decor lamp` is a title "Decor lamp" to fastText. Then few words begin all titles of a category,
-    # and stand nowhere else.
-    lengths = np.concatenate([block.lengths for block in rows.blocks]).astype(np.int64)
-    numbers = np.concatenate([block.numbers for block in rows.blocks])
-    begun = np.flatnonzero(lengths)
-    first = numbers[(np.cumsum(lengths) - lengths)[begun]]
-    often = np.bincount(numbers)
-    pairs, counts = np.unique(label[begun].astype(np.int64) * len(often) + first, return_counts=True)
-    category, word = np.divmod(pairs, len(often))
-    exclusive = np.where(counts >= CUT_SHARE * often[word], counts, 0)  # titles that begin with such a word
-    words, titles, exclusive = (np.bincount(category, weights, len(names)) for weights in (None, counts, exclusive))
-    cut = (titles >= CUT_TITLES) & (words <= titles / 4) & (exclusive >= CUT_SHARE * titles)
-    for name in np.array(names, object)[cut]:
-        bad.note(f"category {name}", None, "all its titles begin with a few words that stand nowhere else, as if the "
-                 "label had been cut at a space; write labels without spaces")
-
-
 # --- rows -> splits ---------------------------------------------------------------------------------------------------
 
 def split_rows(rows, label, args, base):
@@ -468,10 +403,9 @@ def draw_splits(keys, labels, given, args):
     """Which split each row belongs to: [N] int8 indices into SPLITS.
 
     Rows with a given split [N] (-1: none) keep it, but a split that the source does not name is drawn from the training
-    rows: by keys [N] uint64 and --seed alone, so that rows with equal keys go together, and stay where they are in a
-    file that has more rows, fewer, or the same in another order. Of the rows TEST_SHARE test, and --valid of the others
-    validate. With --fold (i, k) the test split is the i-th of k parts. Every category (labels [N]) that has no training
-    row gets those of one key; these alone move when others of their category come.
+    rows, by keys [N] uint64 and --seed alone, whatever other rows there are. With --fold (i, k) the test split is the
+    i-th of k parts. Every category (labels [N]) that has no training row gets those of one key; these alone move when
+    others of their category come.
     """
     pool, split = given <= 0, np.maximum(given, 0)
     test, valid = (data.draw(keys, args.seed, purpose) for purpose in (0, 1))
@@ -565,16 +499,12 @@ def write_titles(folder, rows, split, words, args):
 
     def divided(block):
         """For each split: (titles [n, max_len] as stored, which words of the others they hold, text)."""
-        # The text as Arrow strings, so that it can be filtered as the arrays are.
         titles = data.pad(ids[block.numbers], block.lengths, args.max_len)
-        ends = np.flatnonzero(np.frombuffer(block.text, np.uint8) == ord("\n")) + 1
-        text = pa.Array.from_buffers(pa.large_binary(), len(titles), [
-            None, pa.py_buffer(np.concatenate([[0], ends])), pa.py_buffer(block.text)])
         unknown = titles >= size
         stored = np.where(unknown, data.UNKNOWN, titles).astype(dtype)
         masks = [split[block.rows] == s for s in range(3)]
         return [(stored[mine], (titles[mine][unknown[mine]].astype(np.int64) - size).astype(oov_dtype),
-                 text.filter(pa.array(mine)).buffers()[2] or b"") for mine in masks]
+                 title_lines(block.titles.filter(pa.array(mine)))) for mine in masks]
 
     # The header of an .npy file says how many rows follow, and that is known; so rows are written as they come.
     count, oov = np.zeros(3, np.int64), [[], [], []]
@@ -685,7 +615,11 @@ def describe(args, chosen, rows, made, bad):
     sizes = np.bincount(made.split, minlength=3)[:3].tolist()
     of_category = [np.bincount(made.label[made.split == s], minlength=len(made.labels)) for s in range(3)]
     by_file = [np.bincount(mine, minlength=3).tolist() for mine in np.split(made.split, np.cumsum(rows.of_file)[:-1])]
-    conflicting, also_in_train = compare_equal(rows.key, made.label, made.split)
+    # A title that comes with several categories is in several pairs of title and category.
+    _, title = np.unique(rows.key, return_inverse=True)
+    pairs = np.unique(title * len(made.labels) + made.label)
+    conflicting = np.bincount(pairs // len(made.labels)) > 1
+    held_out = {name: rows.key[made.split == s] for s, name in enumerate(SPLITS) if s}
     drawn = not args.like and rows.group is None and not (rows.given == 2).any()
     return {
         "format": data.FORMAT, "tokenizer": data.TOKENIZER,
@@ -705,24 +639,12 @@ def describe(args, chosen, rows, made, bad):
         "reliable_share": None if rows.reliable is None else float(rows.reliable[made.split != LEFT_OUT].mean()),
         "vocabulary": len(made.words.vocab), "unknown_share": made.unknown_share,
         "max_len": args.max_len, "cut_share": rows.cut / len(rows.key), "mean_words": rows.word_count / len(rows.key),
-        "conflicting_rows": conflicting, "also_in_train": also_in_train,
+        "conflicting_rows": int(conflicting[title].sum()),
+        "also_in_train": {name: float(np.isin(keys, rows.key[made.split == 0]).sum() / max(1, len(keys)))
+                          for name, keys in held_out.items()},
         "near_equal_share": near_equal_share(rows, made.split) if drawn else None,
         "vectors_found": made.vectors_found, "encoder": made.encoder,
     }
-
-
-def compare_equal(keys, label, split):
-    """(how many rows have a title, keys [N], that also comes with another category; {valid, test: the share of rows
-    whose title trains, too})."""
-    # Sorted, rows of equal titles stand together.
-    order = np.argsort(keys)
-    keys, label, split = keys[order], label[order], split[order]
-    starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
-    times = np.diff(np.append(starts, len(keys)))
-    several = np.minimum.reduceat(label, starts) != np.maximum.reduceat(label, starts)
-    trains = np.repeat(np.logical_or.reduceat(split == 0, starts), times)
-    return int(times[several].sum()), {name: float(trains[split == s].sum() / max(1, (split == s).sum()))
-                                       for s, name in enumerate(SPLITS) if s}
 
 
 def near_equal_share(rows, split):
@@ -773,10 +695,6 @@ def prepare(args):
         made.labels, made.label = number_categories(rows, base, bad)
         made.split = split_rows(rows, made.label, args, base)
         require_splits(rows, made.split, args, base)
-        if not base:
-            note_similar_names(made.labels, bad)
-            if any(sources.format_of(sources.first_line(path, args.encoding)) == "fasttext" for path, _ in chosen):
-                note_misread_labels(rows, made.labels, made.label, bad)
         note_split_groups(rows, made.split, chosen, bad)
         made.words = choose_words(rows, made.split, args, base)
 

@@ -9,13 +9,14 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from test_sources import BLOCKS, Recorder
 
+import classify
+from classify import AS_TEXT, SPANS
 from titles import sources
-from titles.sources import AS_TEXT, SPANS
 
 
 def parsed(text, width=2, delimiter=",", block=8 << 20):
     """({line: cells} of CSV without a header, a Recorder), read in blocks of so many bytes."""
-    table = sources.Table("x.csv", delimiter, [*"abcde"[:width]], {str(i): i for i in range(width)})
+    table = classify.Table("x.csv", delimiter, [*"abcde"[:width]], {str(i): i for i in range(width)})
     bad, found = Recorder(), {}
     with mock.patch.object(sources, "BLOCK", block):
         blocks = sources.line_blocks(io.BytesIO(text.encode()), "x.csv")
@@ -78,7 +79,7 @@ def test_quotes(name, delimiter, block):
 
 def test_a_row_of_many_lines_has_a_limit(monkeypatch):
     for length, spans in ((40, True), (60, False)):
-        monkeypatch.setattr(sources, "ROW_BYTES", 100)
+        monkeypatch.setattr(classify, "ROW_BYTES", 100)
         for block in BLOCKS:
             found, bad = parsed('"' + "x\n" * length + 'x"|A\ny|B\n', delimiter="|", block=block)
             assert (found.pop(length + 2), bad.odd) == (("y", "B"), {1: SPANS} if spans else {})
@@ -125,10 +126,10 @@ def test_no_line_vanishes_unsaid(lines, width, delimiter):
 @example(["a,b", "", "c,d"], 2, ",")
 def test_the_quick_path_agrees_with_the_careful_one(lines, width, delimiter):
     block = "".join(f"{line}\n" for line in lines)
-    table, bad = sources.Table("x", delimiter, [*"abcde"[:width]], {str(i): i for i in range(width)}), Recorder()
+    table, bad = classify.Table("x", delimiter, [*"abcde"[:width]], {str(i): i for i in range(width)}), Recorder()
     quick = sources.parse_quickly(block.encode(), table)
-    careful, _, used = sources.parse_carefully(block, 1, table, bad, last=True)
-    assert used == len(block)
+    careful, _, used = classify.rows_in(lines, 1, table, bad, last=True)
+    assert used == len(lines)
     if quick is not None:
         rows = zip(*([cell.decode().strip() for cell in quick[str(i)].to_pylist()] for i in range(width)), strict=True)
         assert [tuple(cell.strip() for cell in row) for row in careful] == [*rows]

@@ -111,11 +111,12 @@ def test_titles_in_another_encoding(trained, tmp_path, expected, encoding):
     if encoding != "utf-8-sig":  # without the flag, the line says which one it is
         for name, flags in (("list.txt", ()), ("table.txt", ("--keep",))):
             done = predicted(trained, tmp_path / name, *flags, check=False)
-            assert_one_line_error(done, f"not UTF-8; looks like {encoding}: add --encoding {encoding}")
+            assert_one_line_error(done, "not ", "UTF-8", f"--encoding, such as {encoding}" if encoding == "cp1252"
+                                  else f"such as {encoding}, name that with --encoding")
             assert not done.stdout
         done = run_here("evaluate", "--ckpt", "bag", "--test", tmp_path / "table.txt", "--category-column", "x",
                         cwd=trained, check=False)
-        assert_one_line_error(done, f"not UTF-8; looks like {encoding}: add --encoding {encoding}")
+        assert_one_line_error(done, "UTF-8", encoding, "--encoding")
     if encoding == "cp1252":  # a list of which some is UTF-8 is classified
         path = save(tmp_path / "mixed.txt", "ñandú\n".encode() * 3 + (tmp_path / "list.txt").read_bytes())
         done = predicted(trained, path)
@@ -198,7 +199,7 @@ def test_what_data_was_prepared_with_serves_its_runs(tmp_path, encoding):
     save(tmp_path / "other.csv", "title,category\n" + content.replace(";5;", ","))
     run_here("prepare", "--data", "other.csv", cwd=tmp_path)
     done = run_here("evaluate", "--ckpt", "bag", "--predict", "new.csv", cwd=tmp_path, check=False)
-    assert_one_line_error(done, f"not UTF-8; looks like {encoding}: add --encoding {encoding}")
+    assert_one_line_error(done, "UTF-8", encoding, "--encoding")
 
 
 # --- messages ---------------------------------------------------------------------------------------------------------
@@ -206,8 +207,8 @@ def test_what_data_was_prepared_with_serves_its_runs(tmp_path, encoding):
 MISTYPED = [  # (script, flags, words of the one line)
     ("train", ["--epoch", 2], ["--epoch 2", "did you mean --epochs?"]),
     ("train", ["cnn"], ["did you mean --model cnn?"]),
-    ("train", ["--data", "raw"], ["raw: no prepared data here", "python prepare.py --data raw"]),
-    ("train", ["--data", "tiny.csv"], ["tiny.csv: no prepared data here", "python prepare.py --data tiny.csv"]),
+    ("train", ["--data", "raw"], ["raw: no prepared data here", "run prepare.py, whose --data takes titles"]),
+    ("train", ["--data", "tiny.csv"], ["tiny.csv: no prepared data here", "run prepare.py, whose --data"]),
     ("evaluate", ["bag"], ["did you mean --ckpt bag?"]),
     ("evaluate", ["tiny.csv"], ["did you mean --predict tiny.csv?"]),
     ("evaluate", ["--predict", "zapatillas running"], ["no such file", "echo 'zapatillas running' | python"]),

@@ -185,7 +185,7 @@ def test_folders_that_do_not_go_together(parts, tmp_path):
     random.Random(0).shuffle(rows)
     write_csv(tmp_path / "other.csv", rows)
     run_here("prepare", "--data", "other.csv", "--out", "other", "--max-len", 7, cwd=tmp_path)
-    for folders, words in (((parts / "base", tmp_path / "other"), "has another vocab.txt than"),
+    for folders, words in (((parts / "base", tmp_path / "other"), "was prepared with another vocab.txt than"),
                            ((parts / "base", parts / "base"), "the same prepared data twice"),
                            ((parts / "one", parts / "two"), "no training or no validation rows"),
                            ((parts / "one",), "no training or no validation rows")):

@@ -185,7 +185,7 @@ def test_a_table_of_excel_comes_back_as_it_went(predict, tmp_path):
     """Semicolons, Windows line ends and cp1252, as Excel writes CSV, to a file and to standard output."""
     content = 'sku;título;price\r\n007;"mesa; ""ñandú""";1,5\r\n008;silla;\r\n'
     path, flags = save(tmp_path / "in.csv", content.encode("cp1252")), ("--title-column", "título", "--keep")
-    assert_one_line_error(predict(path, *flags, check=False), "in.csv:1: not UTF-8; looks like cp1252: add --encoding")
+    assert_one_line_error(predict(path, *flags, check=False), "in.csv:1: not UTF-8; name its encoding with --encoding")
     predict(path, *flags, "--encoding", "cp1252", "--out", tmp_path / "out.csv")
     lines = (tmp_path / "out.csv").read_bytes().decode("cp1252").split("\r\n")
     assert lines[0] == "sku;título;price;category;probability" and len(lines) == 4
@@ -235,7 +235,7 @@ def test_ids_are_kept_with_the_table(predict, tmp_path):
 
 
 def test_what_cannot_be_kept_is_refused(predict, tmp_path):
-    assert_one_line_error(predict("-", "--keep", stdin="mesa\nsilla\n", check=False), "list of titles", "--keep")
+    assert_one_line_error(predict("-", "--keep", stdin="mesa\nsilla\n", check=False), "no title", "--title-column")
     path = save(tmp_path / "in.csv", "title\nmesa\n")
     assert_one_line_error(predict(path, "--out", tmp_path / "x.parquet", check=False), "--keep")
     broken = save(tmp_path / "broken.csv", "title,x\nmesa,1\nsilla\n")

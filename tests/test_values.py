@@ -2,7 +2,7 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import PACKED, as_csv, as_json, corrupted, save, tiny_rows
+from conftest import PACKED, as_csv, as_json, corrupted, save
 from test_sources import BLOCKS, PAIRS, ROWS, labelled, titles_of
 
 from titles import cli, sources
@@ -16,17 +16,6 @@ def assert_rows(path, rows, **asked):
 
 
 # --- encodings and columns --------------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize("first", ["sep=;", '"sep=;"', "sep=|", "sep=\t"])
-def test_a_spreadsheets_line_before_the_header_tells_the_delimiter(tmp_path, first):
-    delimiter = first.strip('"')[-1]
-    content = f"\ufeff{first}\r\n" + as_csv(tiny_rows(9), delimiter=delimiter, newline="\r\n") + "x\r\n"
-    found, bad = labelled(save(tmp_path / "x", content))
-    assert found == tiny_rows(9) and [*bad.skipped] == [12]
-    assert titles_of(content.replace("x\r\n", ""))[0] == [row[0] for row in tiny_rows(9)]
-    apart = sources.take_header(iter([(1, f"{first}\n".encode()), (2, b"title;price\na;1\n")]))  # as from a pipe
-    assert apart[:2] == ("title;price", delimiter) and [*apart[2]] == [(3, b"a;1\n")]
-
 
 @pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-16-le", "utf-32", "iso8859-15", "gbk"])
 def test_other_encodings(tmp_path, encoding):
@@ -129,7 +118,7 @@ def test_bad_parquet_is_refused(tmp_path):
             read()
         save(tmp_path / "x", (tmp_path / "x").read_bytes())
     save(tmp_path / "x", corrupted((tmp_path / "x").read_bytes()))
-    with pytest.raises(UserError, match="x: not a sound Parquet file"):
+    with pytest.raises(UserError, match="x: not a Parquet file that Arrow can read"):
         labelled(tmp_path / "x")
 
 

@@ -2,7 +2,7 @@
 
 prepare.py reads labelled rows with `read_labelled`, evaluate.py titles to classify with `read_titles`; both share the
 readers below. A file is read in blocks of whole lines. CSV goes through Arrow, which is quick, as long as a block is in
-order; a block with a row that is not is read again line by line by rules that lose no row (`parse_carefully`). What
+order; a block with a row that is not is read again line by line by rules that lose no row (`classify.rows_in`). What
 cannot be read is counted in a `BadRows`, with the line where it stands, or refused; no row vanishes unsaid.
 What a title means to a model (words, ids) does not belong here, and neither does which files make a data set.
 """
@@ -14,13 +14,10 @@ import functools
 import io
 import itertools
 import json
-import operator
 import re
-import sys
 import unicodedata
 import warnings
 import zipfile
-from collections import deque
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -37,8 +34,6 @@ from titles.cli import UserError
 # --- knobs ------------------------------------------------------------------------------------------------------------
 BLOCK = 8 << 20      # bytes of a file in memory at a time, for each thread a few
 LINE_ROWS = 50_000   # rows of JSON lines and fastText files in a block at most
-ROW_BYTES = 1 << 18  # that a row with line ends in its fields may take
-FEW = 10             # rows that one bad line may swallow unsaid, and line ends that may be unsure
 
 # By what names we know a column; --title-column and --category-column put others in their place.
 COLUMNS = {"title": ("title", "text"), "category": ("category", "label"), "language": ("language",),
@@ -46,44 +41,28 @@ COLUMNS = {"title": ("title", "text"), "category": ("category", "label"), "langu
            **{name: (name,) for name in data.COLUMNS}}
 ANYTHING = ("id", *data.COLUMNS)  # columns whose values need not be text
 
-# What the first line or the first bytes of a file tell of its format.
-JSON = re.compile(r'\s*(\{\s*("|\}|$)|\[\s*([\[{"\]]|$))')  # but a title may begin with "[Oferta]"
 FASTTEXT_BLANKS = re.compile("[ \t\n\v\f\r\0]+")  # that divide its words
-DELIMITER_LINE = re.compile(rb'"?sep=([,;\t|])"?')  # above the header, for spreadsheets
-PARQUET, ZIP = b"PAR1", b"PK\3\4"  # an Excel workbook is a zip archive
+PARQUET, ZIP = b"PAR1", b"PK\3\4"  # how these files begin; an Excel workbook is a zip archive
 MARK = b"\xef\xbb\xbf"  # the byte order mark in UTF-8
 HOLE = bytes(64)        # zeros that a crash or a broken copy leaves
-LINE_ENDS = re.compile("[\r\v\f]")  # that are no newlines, as an old Macintosh or a printed page has them
-CP1252 = re.compile(rb"[\x80\x85\x91-\x94\x99\xa9\xaa\xae\xb0-\xb3\xba\xbc-\xd6\xd8-\xf6\xf8-\xff]|"
-                    rb"(?<![A-Za-z])[\x96\x97]|[\x96\x97](?![A-Za-z])")  # what titles have, unlike DOS and Macintosh
-
-# What is odd about rows that are read all the same.
-SPACED = "a carriage return within a line was taken as a space; if it ends a title, end it with a newline"
-ENDED = "a carriage return or form feed was taken as the end of a line"
-SPANS = "a field in quotes spans lines; if it should not, a quote is unclosed"
-AS_TEXT = "an unclosed quote was taken as text"
 
 
 # --- what could not be read -------------------------------------------------------------------------------------------
 
-class BadRows:
-    """Counts the rows that had to be skipped, and notes what was read but is worth a warning; of each kind it
-    remembers the first."""
+class BadRows(classify.Notes):
+    """Counts the rows that had to be skipped, and remembers the first; and notes what was read but is worth a
+    warning."""
 
     def __init__(self, limit, advice="mend them, or allow so many with --max-bad-rows"):
         """limit: the bad rows to allow, as a share of all rows (below 1) or as a number; advice: what to do about
         more."""
-        self.limit, self.advice, self.count, self.first, self.notes = limit, advice, 0, None, {}
+        super().__init__()
+        self.limit, self.advice, self.count, self.first = limit, advice, 0, None
 
     def add(self, path, line, what, times=1):
         """Count a line that has to be skipped, as so many rows."""
         self.first = self.first or f"{path}:{line}: {what}"
         self.count += times
-
-    def note(self, path, line, what, times=1):
-        """Count a row that is kept, or a category (without a line), under what is odd about it."""
-        number, first = self.notes.get(what, (0, path if line is None else f"{path}:{line}"))
-        self.notes[what] = number + times, first
 
     def empty(self, path, line):
         """What to do about an empty line in a table: nothing, it is no row."""
@@ -95,15 +74,10 @@ class BadRows:
         if self.count > limit:
             raise UserError(f"{self.first} ({self.count:,} bad rows of {rows + self.count:,}; {self.advice})")
 
-    def warn(self):
-        """Print a line for each kind of odd rows."""
-        for what, (number, first) in self.notes.items():
-            print(f"warning: {first}: {what}" + (f" (and {number - 1:,} more)" if number > 1 else ""),
-                  file=sys.stderr)
-
 
 class NoBadRows(BadRows):
     """Refuses the first bad row, as every title to classify needs an answer."""
+    empty = classify.Notes.empty
 
     def __init__(self):
         super().__init__(0)
@@ -111,32 +85,28 @@ class NoBadRows(BadRows):
     def add(self, path, line, what, times=1):
         raise UserError(f"{path}:{line}: {what}")
 
-    def empty(self, path, line):
-        self.note(path, line, "an empty line in a table is no row, so nothing is written for it")
-
 
 # --- blocks of lines --------------------------------------------------------------------------------------------------
 
-def line_blocks(stream, name, wait=True, whole_only=True):
-    """Yield (number of the first line, bytes) of a binary stream: blocks of whole lines, ended by newlines where they
-    were by these or by a carriage return and a newline; other carriage returns stay.
+def line_blocks(stream, name, bad=None, wait=True, whole_only=True):
+    """Yield (number of the first line, bytes) of a binary stream: blocks of whole lines that end in newlines. Other
+    carriage returns than those before newlines become spaces, and are noted in `bad`.
 
     wait: fill every block; without it, a block holds what a pipe or a terminal has brought so far. whole_only: refuse
     text that is in another encoding than UTF-8 as a whole.
     Raises UserError where the content is no text, or a line longer than files.MAX_LINE.
     """
-    number, rest, accents = 1, b"", not whole_only
-    while read := stream.read(BLOCK) if wait else files.read_ready(stream, BLOCK):
-        # The last line may go on in what is read next.
-        whole = rest + read
+    number, rest, read, checked = 1, b"", True, not whole_only
+    while read:
+        read = stream.read(BLOCK) if wait else files.read_ready(stream, BLOCK)
+        # The last line may go on in what is read next. That of a file may lack its newline; rows are counted by these.
+        whole = rest + (read or b"\n" * bool(rest))
         block, newline, rest = whole.rpartition(b"\n")
 
         # What is no text shows at the beginning; further on, a stray NUL only separates words.
-        if number == 1 and (whole.startswith(classify.NOT_TEXT) or b"\0" in read[:1000]):
-            if encoding := wide_encoding(whole):
-                raise UserError(f"{name}: not UTF-8; looks like {encoding}: add --encoding {encoding}")
+        if number == 1 and (whole.startswith(classify.NOT_TEXT) or b"\0" in whole[:1000]):
             raise UserError(f"{name}: not text in UTF-8, plain or compressed once with gzip, bzip2 or xz; if it is "
-                            "text in another encoding, name that with --encoding")
+                            "text in another encoding, such as utf-16, name that with --encoding")
         if HOLE in whole:
             number += whole.count(b"\n", 0, whole.index(HOLE))
             raise UserError(f"{name}:{number}: many zero bytes, as in a file that was damaged; fetch or copy it again")
@@ -147,97 +117,43 @@ def line_blocks(stream, name, wait=True, whole_only=True):
             number += whole.count(b"\n") if first <= files.MAX_LINE else 0
             raise UserError(f"{name}:{number}: a line of more than {files.MAX_LINE >> 20} MB; is this a file of "
                             "titles?")
-        if newline:
-            accents = accents or has_accents(block, name, number)
-            yield number, plain_ends(block + newline, name, number)
-            number += block.count(b"\n") + 1
+        if not newline:
+            continue
 
-    # The last line of a file may lack its newline; rows are counted by newlines, so it gets one.
-    if rest:
-        accents = accents or has_accents(rest, name, number)
-        yield number, plain_ends(rest + b"\n", name, number)
+        # The first characters beyond ASCII tell whether single rows or the whole file are not UTF-8.
+        if not (checked or block.isascii()):
+            require_utf8(block, name, number)
+            checked = True
+
+        # Files put together from several have a byte order mark before the first line of each. Blocks end behind a
+        # newline, so none ends between the two bytes of a Windows line end.
+        plain = (block + newline).removeprefix(MARK).replace(b"\n" + MARK, b"\n").replace(b"\r\n", b"\n")
+        if times := plain.count(b"\r"):
+            at = plain.count(b"\n", 0, plain.index(b"\r"))
+            if number == 1 and at == 0:
+                raise UserError(f"{name}: a carriage return within the first line; end lines with newlines")
+            if bad:
+                bad.note(name, number + at, classify.SPACED, times)
+            plain = plain.replace(b"\r", b" ")
+        yield number, plain
+        number += block.count(b"\n") + 1
 
 
-def has_accents(block, name, number):
-    """Whether lines hold other characters than ASCII, in UTF-8; number: of the first line. Raises UserError where they
-    are in another encoding: there all such characters are broken, and not only those of a few rows."""
-    if block.isascii():
-        return False
+def require_utf8(block, name, number):
+    """Raise UserError unless most of the characters beyond ASCII are UTF-8; number: of the first of the lines."""
     try:
-        return bool(block.decode())
+        block.decode()
     except UnicodeDecodeError as error:
-        number += block.count(b"\n", 0, error.start)
-    text, encoding = block.decode("utf-8", "replace"), byte_encoding(block)
-    replaced = text.count("\ufffd")
-    # Where characters take several bytes each, some of them pass for UTF-8.
-    if sum(map(len, re.findall("[^\0-\x7f]+", text))) - replaced > (replaced / FEW if encoding else replaced):
-        return True
-    raise UserError(f"{name}:{number}: not UTF-8; " + (f"looks like {encoding}: add --encoding {encoding}" if encoding
-                                                       else "name its encoding with --encoding"))
-
-
-def wide_encoding(start):
-    """The encoding of text that begins with these bytes and has several for each character, or None."""
-    for mark, encoding in ((b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"),
-                           (b"\xfe\xff", "utf-16")):
-        if start.startswith(mark):
-            return encoding
-
-    # Half of the bytes of ASCII in UTF-16 are zero.
-    halves = [start[first:1000:2] for first in (0, 1)]
-    zeros = [2 * half.count(0) > len(half) for half in halves]
-    return {(False, True): "utf-16-le", (True, False): "utf-16-be"}.get(tuple(zeros))
-
-
-def byte_encoding(block):
-    """The encoding that text with one byte for each character seems to have, or None."""
-    # In Western languages letters with accents stand alone between others; elsewhere whole words are beyond ASCII. Five
-    # bytes are no characters in cp1252.
-    runs = re.findall(rb"[\x80-\xff]+", block)
-    beyond = sum(map(len, runs))
-    western = beyond < 2 * len(runs) and len(CP1252.findall(block)) > beyond / 2
-    return "cp1252" if western and not re.search(rb"[\x81\x8d\x8f\x90\x9d]", block) else None
-
-
-def plain_ends(block, name, number):
-    """A block whose lines end in newlines, if not in carriage returns; one of these within the first line shows a file
-    of an old Macintosh, whose lines cannot be told. Files put together from several have a byte order mark before the
-    first line of each; it is dropped."""
-    if MARK in block:
-        block = block.removeprefix(MARK).replace(b"\n" + MARK, b"\n")
-
-    # Blocks end behind a newline, so none ends between the two bytes of a Windows line end.
-    if b"\r" in block:
-        block = block.replace(b"\r\n", b"\n")
-        if number == 1 and b"\r" in block.partition(b"\n")[0]:
-            raise UserError(f"{name}: a carriage return within the first line; end lines with newlines")
-    return block
-
-
-def note_spaces(name, number, bad, times, sure=False):
-    """Note carriage returns that were taken as spaces. In a list or column of titles any of them may end one; raises
-    UserError where they are more than a few, unless it is `sure` that they do not."""
-    bad.note(name, number, SPACED, times)
-    if (found := bad.notes[SPACED][0]) > FEW and not sure:
-        raise UserError(f"{name}:{number}: {found:,} carriage returns within lines by here, which may end titles; end "
-                        "lines with newlines")
-
-
-def first_line(path, encoding="utf-8"):
-    """The first line of a file that may be compressed, as text; it tells the format. Of what is no text it is the magic
-    number; a spreadsheet's line `sep=;` is passed over."""
-    files.require_file(path)
-    with open(path, "rb") as raw, files.archive_errors(path):
-        stream = files.decompressed(raw)
-        if has_columns(stream):
-            return stream.peek(4)[:4].decode()
-        first, *_ = take_header(line_blocks(files.decoded(stream, encoding, path), path), path)
-        return first
+        text = block.decode("utf-8", "replace")
+        broken = text.count("\ufffd")
+        if sum(map(len, re.findall("[^\0-\x7f]+", text))) < 2 * broken:
+            raise UserError(f"{name}:{number + block.count(10, 0, error.start)}: not UTF-8; name its encoding with "
+                            "--encoding, such as cp1252, which is what Excel's CSV has") from None
 
 
 def format_of(first):
     """The format that the first line of a file tells: "json", "fasttext", or "text" for CSV and lists of titles."""
-    if JSON.match(first):
+    if first.startswith(("{", "[")):
         return "json"
     return "fasttext" if first.startswith("__label__") else "text"
 
@@ -259,7 +175,6 @@ class Dialect:
     line_end: str = "\n"
     encoding: str = "utf-8"
     mark: bool = False      # whether a byte order mark comes first
-    told: bool = False      # whether a line `sep=;` comes before the header
     schema: object = None   # what types the columns have where it is no text
 
 
@@ -282,16 +197,14 @@ def format_from(args, remembered=None):
 
 
 def is_text(stream, encoding):
-    """Whether a binary stream is text in an encoding, in UTF-8 but for a few rows, or no text at all."""
-    try:
-        if not has_columns(stream):
-            for _, block in line_blocks(files.decoded(stream, encoding, ""), ""):
-                # The first block with other characters than ASCII tells of UTF-8.
-                if encoding == "utf-8" and not block.isascii():
-                    break
-    except UserError:
-        return False
-    return True
+    """Whether a binary stream is text in an encoding, in UTF-8 but for a few rows."""
+    with suppress(UserError):
+        for _, block in line_blocks(files.decoded(stream, encoding, ""), ""):
+            # The first block with other characters than ASCII tells of UTF-8.
+            if encoding == "utf-8" and not block.isascii():
+                break
+        return True
+    return False
 
 
 def locate(header, wanted, names):
@@ -339,51 +252,25 @@ def tidy(name):
 
 # --- CSV --------------------------------------------------------------------------------------------------------------
 
-class Table(NamedTuple):
-    """How to read the rows behind a header."""
-    name: object          # of the file, for messages
-    delimiter: str
-    header: list          # names of the columns, as they stand
-    columns: dict         # {column: position} of those wanted
-
-    @property
-    def width(self):
-        return len(self.header)
-
-    def is_row(self, line):
-        _, complete, _ = row_patterns(self.delimiter)
-        return complete.fullmatch(line) and len(quoted_fields(line, self.delimiter)) == self.width
-
-
 def take_header(blocks, path=None):
-    """(first line as text, the delimiter that a spreadsheet's line `sep=;` before it tells or None, blocks behind).
-    Raises UserError where the first line of a file `path` is empty."""
+    """(first line as text, blocks behind). Raises UserError where the first line of a file `path` is empty."""
     number, block = next(blocks, (1, b""))
     line, _, block = block.partition(b"\n")
-    told = DELIMITER_LINE.fullmatch(line.strip(b" "))
-    if told:  # what comes from a pipe may end here for now
-        number, block = (number + 1, block) if block else next(blocks, (number + 1, b""))
-        line, _, block = block.partition(b"\n")
-
-    # Rows keep the numbers that their lines have in the file, for messages.
-    behind = itertools.chain([(number + 1, block)] if block else [], blocks)
     first = line.decode("utf-8", "replace").strip(" ")
     if path and not first:
         raise UserError(f"{path}: empty file, or its first line is empty")
-    return first, told and told[1].decode(), behind
+    # Rows keep the numbers that their lines have in the file, for messages.
+    return first, itertools.chain([(number + 1, block)] if block else [], blocks)
 
 
-def read_table(first, name, wanted, names, delimiter=None):
-    """The Table of a CSV file with this first line; only columns of `wanted` that the header names are in it. Unless
-    it is known, the delimiter is the first of comma, tab and semicolon with which the header has a title (and a
-    category, if wanted), or comma."""
+def read_table(first, name, wanted, names):
+    """The Table of a CSV file with this first line; only columns of `wanted` that the header names are in it. The
+    delimiter is the first of comma, tab and semicolon with which the header has a title (and a category, if wanted), or
+    comma."""
     tables = []
-    for candidate in delimiter or ",\t;":
-        # Quotes count in a header, too, but a file may be anything: binary ones have carriage returns within the line.
-        header = []
-        with suppress(csv.Error):
-            header = [field.strip(" ") for field in quoted_fields(first, candidate)]  # a tab may delimit
-        tables.append(Table(name, candidate, header, locate(header, wanted, names)))
+    for delimiter in ",\t;":
+        header = [field.strip(" ") for field in classify.csv_fields(first, delimiter)[0]]  # a tab may delimit
+        tables.append(classify.Table(name, delimiter, header, locate(header, wanted, names)))
     needed = {"title", "category"}.intersection(wanted)
     return next((table for table in tables if needed <= table.columns.keys()), tables[0])
 
@@ -405,9 +292,9 @@ def read_csv(blocks, table, bad):
             continue
 
         # The careful way, for this block alone: the next one may be in order again.
-        text = block.decode("latin-1")  # every byte is a character, so none is lost
-        rows, numbers, used = parse_carefully(text, number, table, bad, last)
-        rest, rest_number = block[used:], number + text.count("\n", 0, used)
+        lines = block.decode("latin-1").split("\n")[:-1]  # every byte is a character, so none is lost
+        rows, numbers, used = classify.rows_in(lines, number, table, bad, last)
+        rest, rest_number = "".join(f"{line}\n" for line in lines[used:]).encode("latin-1"), number + used
         # Bytes again, as the quick way gives them: whether they are UTF-8 is for `clean` to say.
         if rows:
             yield ({column: pa.array([row[position].encode("latin-1") for row in rows], pa.binary())
@@ -416,22 +303,16 @@ def read_csv(blocks, table, bad):
 
 def parse_quickly(block, table):
     """{column: Arrow array of bytes} of a block of lines, or None unless every line is a row of the right width."""
-    # Arrow takes a carriage return for a line end, also where it is none.
-    if b"\r" in block:
-        return None
-
     # Arrow takes an empty line for a row of empty fields, which it is in a table of one column alone.
     if table.width > 1 and (block.startswith(b"\n") or b"\n\n" in block):
         return None
 
     # Arrow takes a quote that stands between a space and a field as text. One that is left open swallows line ends, so
-    # that rows are too few; but not in the last line. Such lines are looked at one by one.
-    if b'"' in block:
-        tight, _, _ = row_patterns(table.delimiter)
-        for place in (len(block) - 1, *(found.end() for found in re.finditer(b' "', block))):
-            line = block[block.rfind(b"\n", 0, place) + 1:block.index(b"\n", place)]
-            if not tight.fullmatch(line.decode("latin-1")):
-                return None
+    # that rows are too few; but not in the last line.
+    if b' "' in block and re.search(rf'(?:^|[\n{table.delimiter}]) +"'.encode(), block):
+        return None
+    if classify.csv_fields(block[block.rfind(b"\n", 0, -1) + 1:-1].decode("latin-1"), table.delimiter)[1]:
+        return None
 
     # Columns are named by their position, and stay bytes: whether they are UTF-8 is for `clean` to say.
     wanted = sorted({str(position) for position in table.columns.values()})
@@ -450,113 +331,7 @@ def parse_quickly(block, table):
     return {column: found.column(str(position)).combine_chunks() for column, position in table.columns.items()}
 
 
-def parse_carefully(text, number, table, bad, last):
-    """The rows in a block of lines, however their quotes are broken.
-
-    text: whole lines; number: of the first of them; last: whether no lines follow. Returns (rows, lists of fields;
-    their line numbers; how many characters were used: the others need the lines that follow).
-    """
-    # Lines keep the numbers that newlines give them.
-    given = text
-    if LINE_ENDS.search(text):
-        text = re.sub(r"(?m)^[^\n\r\v\f]*+[\r\v\f][^\n]*+", lambda found: divided_line(found[0], table), text)
-
-    rows, numbers, position = [], [], 0
-    while position < len(text) and (found := next_row(text, position, table, last)):
-        (fields, end, odd), line = found, text[position:text.index("\n", position)]
-
-        # Whatever the quotes were, the line is now part of a row, a bad row or an empty line: none is lost.
-        if len(fields) == table.width:
-            rows.append(fields)
-            numbers.append(number)
-            if odd:
-                bad.note(table.name, number, odd)
-        elif line.strip():
-            # Where the ends of many lines are missing, it is as wide as their rows together.
-            several = (len(fields) - 1) // max(1, table.width - 1)
-            several = several if several > FEW else 1
-            bad.add(table.name, number, f"{len(fields)} columns instead of {table.width}"
-                    + ("; are many rows in one line?" if several > 1 else "; is a quote unclosed?" if '"' in line
-                       else ""), several)
-        else:
-            bad.empty(table.name, number)
-        if given is not text:
-            if given[end] != "\n":
-                bad.note(table.name, number, ENDED)
-            if times := given.count("\r", position, end):
-                note_spaces(table.name, number, bad, times, table.width > 1)
-        position, number = end + 1, number + given.count("\n", position, end + 1)
-    return rows, numbers, position
-
-
-def divided_line(line, table):
-    """A line, in which carriage returns and the like become newlines, unless it is a row without that; then they become
-    spaces."""
-    parts, whole = LINE_ENDS.split(line), line.replace("\r", " ")
-    fits = table.is_row(whole) if row_patterns(table.delimiter)[1].fullmatch(whole) else (
-        len(whole.split(table.delimiter)) == table.width)
-    return whole if fits and (table.width == 1 or not any(map(table.is_row, parts[1:-1]))) else "\n".join(parts)
-
-
-def next_row(text, position, table, last):
-    """(fields, where its last line ends, what is odd about it or None) of the row of CSV that begins at a position in
-    whole lines, or None where more lines must come first. last: whether none will.
-
-    A row is what a line gives when it is divided at the delimiters, unless its quotes say otherwise. A field in quotes
-    may span lines where the quotes close as they should and the row then has the right width; but where a line between
-    is a row by itself, an unclosed quote has swallowed it. Such a quote is taken as text.
-    """
-    _, complete, sound = row_patterns(table.delimiter)
-    end = text.index("\n", position)
-    line = text[position:end]
-    fields = line.split(table.delimiter)
-    if '"' not in line:
-        return fields, end, None
-
-    # A row of one line. Quotes are as in CSV where that fits, else they are text (`24" tv`).
-    if complete.fullmatch(line):
-        quoted = quoted_fields(line, table.delimiter)
-        return quoted if len(quoted) == table.width else fields, end, None
-
-    # A quote is open. The end of the row may not be here yet; it waits for more lines, but not for so many that a quote
-    # that never closes gathers the whole file.
-    found = sound.match(text, position, position + ROW_BYTES)
-    if not found and not last and len(text) - position < ROW_BYTES:
-        return None
-    if found:
-        joined, between = quoted_fields(found[0], table.delimiter), found[0].split("\n")[1:-1]
-        swallowed = any(map(table.is_row, between)) if table.width > 1 else len(between) > FEW
-        if len(joined) == table.width and not swallowed:
-            return joined, found.end(), SPANS
-    return fields, end, AS_TEXT
-
-
 csv.field_size_limit(1 << 30)  # lines have a limit of their own, files.MAX_LINE
-
-
-def quoted_fields(row, delimiter):
-    """The fields of a row of text, as CSV has quotes; spaces before a field are dropped."""
-    return next(csv.reader([row], delimiter=delimiter, skipinitialspace=True), [])
-
-
-@functools.cache
-def row_patterns(delimiter):
-    """Patterns of rows: (in one line, with no quote open at its end and none that stands between a space and a field;
-    in one line, with no quote open at its end; in any number of lines, with all quotes as they should be)."""
-    # Possessive repeats (*+) never try again what they have matched, so matching takes linear time.
-    stop = re.escape(delimiter)
-
-    # A field in quotes, in which two stand for one; and one that does not begin with a quote, where quotes further on
-    # are text.
-    quoted, plain = r'"(?:[^"]++|"")*+"', rf'(?! *+")[^{stop}\n]*+'
-
-    def row(field):
-        return rf"(?:{field})(?:{stop}(?:{field}))*+"
-
-    # Behind a closing quote a line may go on with text (`"Pro" tv`). Not so a row of several lines, where that quote
-    # may well open a field of a later row.
-    return (re.compile(row(rf"{quoted}[^{stop}\n]*+|{plain}")), re.compile(row(rf" *+{quoted}[^{stop}\n]*+|{plain}")),
-            re.compile(row(rf" *+{quoted}(?=[{stop}\n])|{plain}") + r"(?=\n)"))
 
 
 # --- JSON lines and fastText ------------------------------------------------------------------------------------------
@@ -629,26 +404,18 @@ def read_lines(blocks, name, parse, bad):
     """Yield ({column: Arrow array of bytes}, line numbers) for blocks with one record a line; `parse` gives the columns
     of a line, or raises ValueError."""
     for number, block in blocks:
-        rows = [(number + i, row) for i, line in enumerate(block.split(b"\n")[:-1])
-                for row in parse_line(line, name, number + i, parse, bad)]
+        rows = []
+        for at, line in enumerate(block.split(b"\n")[:-1], number):
+            try:
+                if line.strip():
+                    rows.append((at, parse(line.decode())))
+            except (ValueError, RecursionError) as error:
+                bad.add(name, at, str(error))
         for start in range(0, len(rows), LINE_ROWS):
             numbers, part = zip(*rows[start:start + LINE_ROWS], strict=True)
             # Lone surrogates come from JSON's escapes.
             yield ({column: pa.array([row[column].encode("utf-8", "replace") for row in part], pa.binary())
                     for column in part[0]}, np.array(numbers))
-
-
-def parse_line(line, name, number, parse, bad):
-    """[what `parse` gives of a line]: nothing of an empty one, several where other characters end lines within it."""
-    try:
-        return [parse(line.decode())] if line.strip() else []
-    except (ValueError, RecursionError) as error:
-        lines = re.split(rb"[\r\v\f]", line)
-        if len(lines) == 1:
-            bad.add(name, number, f"{error}")
-            return []
-    bad.note(name, number, ENDED, len(lines) - 1)
-    return [row for part in lines for row in parse_line(part, name, number, parse, bad)]
 
 
 # --- Parquet and Excel ------------------------------------------------------------------------------------------------
@@ -663,9 +430,8 @@ def open_columns(stream, name, bad):
     file or the first sheet of an Excel workbook. What describes them stands at their end, so a stream that cannot go
     back is read whole."""
     excel = stream.peek(4).startswith(ZIP)
-    raw = isinstance(stream, io.BufferedReader) and isinstance(stream.raw, io.FileIO) and stream.seekable()
     with column_errors(name):
-        content = stream if raw else io.BytesIO(stream.read())
+        content = stream if stream.seekable() else io.BytesIO(stream.read())
         if excel:
             table, numbers = read_sheet(content, name, bad)
             return table.schema, lambda columns: (table if columns is None else table.select(columns)).to_batches(
@@ -677,15 +443,15 @@ def open_columns(stream, name, bad):
 
 @contextmanager
 def column_errors(name):
-    """Turn what a file that is broken, or that Arrow cannot read, raises into a UserError that names it."""
+    """Turn what a file that Arrow cannot read raises into a UserError that names it."""
     try:
         yield
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         # With a number it is the system that failed, and not the content of the file.
         if isinstance(error, OSError) and error.errno:
             raise
-        what = "Arrow cannot read it" if isinstance(error, NotImplementedError) else "not a sound Parquet file"
-        raise UserError(f"{name}: {what} ({' '.join(str(error).split())[:200]})") from None
+        raise UserError(f"{name}: not a Parquet file that Arrow can read ({' '.join(str(error).split())[:200]})"
+                        ) from None
 
 
 def read_columns(opened, name, columns, bad, keep=False):
@@ -693,11 +459,11 @@ def read_columns(opened, name, columns, bad, keep=False):
     {column: position}. Values are as in JSON. keep: add all columns as they are, as `kept`, an Arrow table."""
     schema, batches, rows = opened
     # Columns are read by their names, so all are read where several have one and a number tells which is meant.
-    needed = [schema.names[position] for position in columns.values()]
-    if keep or any(schema.names.count(column) > 1 for column in needed):
-        needed = None
+    needed = None
+    if not keep and len({*schema.names}) == len(schema.names):
+        needed = [schema.names[position] for position in columns.values()]
     with column_errors(name):
-        for batch in readable_batches(batches, needed, schema, name):
+        for batch in batches(needed):
             block, good = {}, np.ones(len(batch), bool)
             numbers = np.fromiter(itertools.islice(rows, len(batch)), np.int64, len(batch))
             for column, position in columns.items():
@@ -711,21 +477,6 @@ def read_columns(opened, name, columns, bad, keep=False):
             if keep:
                 block["kept"] = pa.Table.from_batches([batch])
             yield block if good.all() else filtered(block, good), numbers[good]
-
-
-def readable_batches(batches, needed, schema, name):
-    """The record batches of these columns. Raises UserError which names a column that Arrow cannot read, although it
-    may have written it."""
-    try:
-        yield from batches(needed)
-    except (pa.ArrowException, OSError):
-        for field in schema if needed is None else ():
-            try:
-                deque(batches([field.name]), 0)
-            except pa.ArrowException as error:
-                raise UserError(f"{name}: Arrow cannot read the column {field.name}, {field.type} "
-                                f"({' '.join(str(error).split())[:200]}); leave it out, or --keep") from None
-        raise
 
 
 def column_text(column, values):
@@ -772,8 +523,6 @@ def read_sheet(content, name, bad):
             if unpacked > max(files.FREE_EXPANSION, files.MAX_EXPANSION * packed):
                 raise UserError(f"{name}: grows more than {files.MAX_EXPANSION}-fold when decompressed; save it as CSV "
                                 "if that is meant")
-            if "xl/workbook.xml" not in archive.namelist():
-                raise UserError(f"{name}: a zip archive, and no Excel workbook; unpack it, or save it as .xlsx or CSV")
         import openpyxl
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about styles that it does not know
@@ -786,7 +535,8 @@ def read_sheet(content, name, bad):
     except ImportError:
         raise UserError(f"{name}: to read Excel files, pip install openpyxl, or save it as CSV") from None
     except Exception as error:  # openpyxl, zipfile and the XML parser raise many kinds
-        raise UserError(f"{name}: not a sound Excel file ({' '.join(str(error).split())[:200]})") from None
+        raise UserError(f"{name}: a zip archive, and no sound Excel file ({' '.join(str(error).split())[:200]}); "
+                        "unpack it, or save it as .xlsx or CSV") from None
 
     def has_value(values):
         return any(value not in (None, "") for value in values)
@@ -800,7 +550,7 @@ def read_sheet(content, name, bad):
     while not has_value(columns[-1]):
         columns.pop()
     good = [len(columns) == 1 or has_value(row) for row in rows[1:]]
-    for number in itertools.compress(numbers[1:], map(operator.not_, good)):
+    for number in itertools.compress(numbers[1:], [not one for one in good]):
         bad.empty(name, number)
     return (pa.Table.from_arrays([sheet_column([*itertools.compress(values, good)]) for _, *values in columns],
                                  [plain_text(header).strip() for header, *_ in columns]),
@@ -836,11 +586,11 @@ def read_labelled(path, bad, form=None):
             opened = open_columns(stream, path, bad)
             found = read_columns(opened, path, require_columns(opened[0].names, path, names, names), bad)
         else:
-            blocks = line_blocks(files.decoded(stream, encoding, path), path)
+            blocks = line_blocks(files.decoded(stream, encoding, path), path, bad)
             head = next(blocks, (1, b""))
-            first, delimiter, behind = take_header(itertools.chain([head], blocks), path)
+            first, behind = take_header(itertools.chain([head], blocks), path)
             if (kind := format_of(first)) == "text":
-                table = read_table(first, path, names, names, delimiter)
+                table = read_table(first, path, names, names)
                 require_columns(table.header, path, names, names, f"{first[:80]!r} (JSON lines and fastText's "
                                 "__label__ lines are read too)")
                 # The names as this header spells them: rows that repeat it are told by these.
@@ -855,13 +605,15 @@ def read_labelled(path, bad, form=None):
 
 
 def has_categories(path, form=None):
-    """Whether the rows of a file have a category, by its first line."""
+    """Whether the rows of a file have a category, by its first line or its schema."""
     names, encoding = form or Format()
-    first = first_line(path, encoding)
-    if first.encode() in (PARQUET, ZIP):
-        with open(path, "rb") as raw, files.archive_errors(path):
-            schema, *_ = open_columns(files.decompressed(raw), path, BadRows(0))
+    files.require_file(path)
+    with open(path, "rb") as raw, files.archive_errors(path):
+        stream = files.decompressed(raw)
+        if has_columns(stream):
+            schema, *_ = open_columns(stream, path, BadRows(0))
             return "category" in locate(schema.names, ("category",), names)
+        first, _ = take_header(line_blocks(files.decoded(stream, encoding, path), path), path)
 
     # That the name occurs is enough here; whether the line is sound shows when the rows are read.
     if format_of(first) == "json":
@@ -894,17 +646,17 @@ def clean(block, numbers, path, bad, header):
             names = encoded.dictionary.to_pylist()
             text = pa.array([tidy(name) for name in names], pa.string()).take(encoded.indices)
             if column == "category":
-                cleaned["spelling"] = pa.array([re.sub("[ \t\n\v\f\r]*[\t\n\v\f\r][ \t\n\v\f\r]*", " ", name).strip(
-                    " ") for name in names], pa.string()).take(encoded.indices)
+                cleaned["spelling"] = pa.array([re.sub(r"(?a)\s*[\t-\r]\s*", " ", name).strip(" ") for name in names],
+                                               pa.string()).take(encoded.indices)
         cleaned[column] = pc.utf8_trim_whitespace(text)
 
         # Without a title or a category, a row teaches nothing.
         if column in ("title", "category"):
-            refuse(as_mask(pc.equal(cleaned[column], "")), f"no {column}")
+            refuse(np.asarray(pc.equal(cleaned[column], "")), f"no {column}")
 
     # Files put together from several keep the header of each.
     if header:
-        refuse(np.logical_and(*(as_mask(pc.equal(cleaned[column], tidy(header[column])))
+        refuse(np.logical_and(*(np.asarray(pc.equal(cleaned[column], tidy(header[column])))
                                 for column in ("title", "category"))), "repeats the header")
     cleaned["line"] = pa.array(numbers)
     return cleaned if good.all() else filtered(cleaned, good)
@@ -920,12 +672,7 @@ def as_text(values, errors):
     except pa.ArrowInvalid:
         text = pa.array([value.decode("utf-8", errors) for value in values.to_pylist()], pa.string())
         # Decoding drops or replaces what is not UTF-8, so a value that it changes was broken.
-        return text, as_mask(pc.not_equal(text.cast(pa.binary()), values))
-
-
-def as_mask(values):
-    """An Arrow array of booleans as [n] bool."""
-    return values.to_numpy(zero_copy_only=False)
+        return text, np.asarray(pc.not_equal(text.cast(pa.binary()), values))
 
 
 def filtered(block, mask):
@@ -941,7 +688,7 @@ def given_quality(path, values):
     wrong = [value for value in lowered.unique().to_pylist() if value not in ("", "reliable", "unreliable")]
     if wrong:
         raise UserError(f"{path}: label_quality says {wrong[0]!r}; use reliable or unreliable")
-    return as_mask(pc.equal(lowered, "reliable"))
+    return np.asarray(pc.equal(lowered, "reliable"))
 
 
 # --- titles to classify -----------------------------------------------------------------------------------------------
@@ -973,54 +720,43 @@ def read_text_titles(stream, name, bad, form, keep):
     """As `read_titles`, of a stream of text."""
     # What the first lines show decides how the rest is read.
     (names, encoding), wait = form, files.is_patient(stream)
-    marked = encoding == "utf-16" and stream.peek(2).startswith(b"\xfe\xff")
     stream = files.decoded(stream, encoding, name)
     start = stream.peek(4)
-    blocks = line_blocks(stream, name, wait, wait or keep)
+    blocks = line_blocks(stream, name, bad, wait, wait or keep)
     head = next(blocks, (1, b""))
-    lines = head[1].decode("utf-8", "replace").replace("\r", " ").split("\n")[:classify.SNIFFED]
-
-    # Lines of these formats would pass for titles, and get categories that mean nothing.
-    if classify.NOT_TITLES.match(lines[0]):
-        raise UserError(f"{name}:1: JSON, XML or labels; give titles, one a line, or CSV with a title column")
+    lines = head[1].decode("utf-8", "replace").split("\n")[:classify.SNIFFED]
 
     # A table is told by a title column. With `keep` columns go by their position, for a header may name two alike.
-    first, delimiter, behind = take_header(itertools.chain([head], blocks))
-    table = read_table(first, name, ("title", "id", *data.COLUMNS), names, delimiter)
+    first, behind = take_header(itertools.chain([head], blocks))
+    table = read_table(first, name, ("title", "id", *data.COLUMNS), names)
     if "title" in table.columns:
         kept = [("id", "id")] if "id" in table.columns else []
         if keep:
             kept = [(column, position) for position, column in enumerate(table.header)]
             table = table._replace(columns=table.columns | {position: position for _, position in kept})
         # The header may be in quotes where rows are not, as numbers are not to all programs.
-        field = r'"(?:[^"]++|"")*+"'
-        quoted = re.compile(f"{field}(?:{re.escape(table.delimiter)}{field})*+")
-        lines = first, *lines[1 + bool(delimiter):][:1]
-        dialect = Dialect(
-            table.delimiter, all(quoted.fullmatch(line.strip()) for line in lines if line),
-            "\r\n" if start.partition(b"\n")[0].endswith(b"\r") else "\n", "utf-16-be" if marked else encoding,
-            start.startswith(MARK) or marked, bool(delimiter))
+        field = r'"(?:[^"]|"")*+"'
+        quoted = re.compile(f"{field}({table.delimiter}{field})*+")
+        dialect = Dialect(table.delimiter, all(quoted.fullmatch(line.strip()) for line in lines[:2] if line),
+                          "\r\n" if start.partition(b"\n")[0].endswith(b"\r") else "\n", encoding,
+                          start.startswith(MARK))
         return ([column for column, _ in kept] or None, decoded_titles(read_csv(behind, table, bad), name, bad, kept),
                 dialect)
 
-    # Without one these are titles, unless the user, the file's name or the lines speak for a table.
+    # Without one these are titles, unless the user or the lines speak for a table.
     asked = [*map(len, names["title"])] == [1]  # what a flag says is one name, and no other serves
-    if asked or re.search(r"\.[ct]sv(\.|$)", str(name), re.IGNORECASE) or looks_like_a_table(lines):
-        raise UserError(f"{name}:1: no title (or text) column in the header ({first[:80]}); name the column of titles "
-                        "with --title-column")
-    if keep:
-        raise UserError(f"{name}: a list of titles; --keep goes with a table, whose header names the column of titles")
-    listed = list_titles(itertools.chain([head] if head[1] else [], blocks), name, bad)
+    try:
+        classify.require_list(lines, name, asked or keep)
+    except classify.ModelError as error:
+        raise UserError(str(error)) from None
+    listed = list_titles(itertools.chain([head] if head[1] else [], blocks))
     return None, decoded_titles(listed, name, bad, []), Dialect()
 
 
-def list_titles(blocks, name, bad):
+def list_titles(blocks):
     """Yield ({"title": Arrow array of bytes}, line numbers) for blocks of a list. Every line is a title as it stands,
     the first one, too: quotes and delimiters mean nothing."""
     for number, block in blocks:
-        if times := block.count(b"\r"):
-            note_spaces(name, number + block.count(b"\n", 0, block.index(b"\r")), bad, times)
-            block = block.replace(b"\r", b" ")
         lines = block.split(b"\n")[:-1]
         yield {"title": data.binary_array(lines)}, np.arange(number, number + len(lines))
 
@@ -1042,19 +778,3 @@ def decoded_titles(found, name, bad, kept):
             table = pa.Table.from_arrays([decoded(block[key], numbers) for _, key in kept], [one for one, _ in kept])
         columns = {column: decoded(block[column], numbers).to_pylist() for column in data.COLUMNS if column in block}
         yield data.Rows(decoded(block["title"], numbers).to_pylist(), data.read_columns(columns, name)), table
-
-
-def looks_like_a_table(lines):
-    """Whether lines are rows of a table rather than titles: the first names columns that we know, or all have as many
-    fields as it has, and there are some."""
-    lines = [line for line in lines if line.strip()]
-
-    # Bars, and above all commas, occur in titles, too, so they must divide more fields or lines.
-    for delimiter, least_fields, least_lines in (("\t", 2, 2), (";", 2, 2), ("|", 3, 2), (",", 3, 3)):
-        fields = [quoted_fields(line, delimiter) for line in lines]
-        names = {name.strip().lower() for name in fields[0]} if lines else set()
-        if len(names) > 1 and names & {"id", "label_quality", *COLUMNS["category"]}:
-            return True
-        if len(lines) >= least_lines and len(fields[0]) >= least_fields and len({*map(len, fields)}) == 1:
-            return True
-    return False

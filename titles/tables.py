@@ -61,7 +61,7 @@ def file_format(args, classifier, file):
     """The sources.Format of the file to read: what flags say, and where they say nothing what the data of the run was
     prepared with, if it lies in --data and where that fits. file: what is read, open in binary."""
     remembered = {}
-    with suppress(UserError):  # a run needs no data to classify
+    with suppress(UserError, OSError):  # a run needs no data to classify
         if data.fingerprint_of(args.data) == classifier.config["fingerprint"]:
             folder = args.data if isinstance(args.data, Path) else args.data[0]
             remembered = files.read_json(folder / "meta.json")["options"]
@@ -117,9 +117,7 @@ def answer_writer(args, out, header, dialect, labels):
         answer = [*zip(names, [pa.string(), pa.float64()] * pairs, strict=True)]
         if args.explain:
             answer.append((classify.free_name("explanation", taken), pa.string()))
-        dialect = written_dialect(args, dialect)
-        require_writable(labels, dialect.encoding)
-        with writer(out, dialect, header, answer) as write:
+        with writer(out, written_dialect(args, dialect), header, answer) as write:
             yield write
         return
 
@@ -175,7 +173,7 @@ def text(file, path, names, dialect, schema):
         file.flush()
 
     try:
-        out.write("\ufeff" * dialect.mark + f"sep={dialect.separator}{dialect.line_end}" * dialect.told)
+        out.write("\ufeff" * dialect.mark)
         rows.writerow(names)
         yield write
     except UnicodeEncodeError as error:  # also of rows, which are written meanwhile
@@ -183,16 +181,6 @@ def text(file, path, names, dialect, schema):
                         "--out-encoding utf-8") from None
     finally:
         out.detach()  # standard output stays open
-
-
-def require_writable(names, encoding):
-    """Raise UserError unless names of categories can be written in an encoding."""
-    for name in names:
-        try:
-            name.encode(encoding)
-        except UnicodeEncodeError:
-            raise UserError(f"--keep: {encoding} lacks characters of the category {name}; add --out-encoding utf-8"
-                            ) from None
 
 
 @contextmanager
@@ -289,8 +277,7 @@ def python_values(values):
 def for_json(values):
     """A chunked array as values of JSON."""
     if pa.types.is_floating(values.type):
-        return [float(text) if text and text.lstrip("-") not in ("nan", "inf") else {"nan": None, "": None}.get(
-            text, text) for text in as_text(values)]
+        return [text or None if text.lstrip("-") in ("", "inf") else float(text) for text in as_text(values)]
     return [finite(value) for value in python_values(values)]
 
 
