@@ -902,6 +902,13 @@ def fail(message):
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
+    def parse_known_args(self, args=None, namespace=None):
+        # argparse takes `--` out of the values of a flag, before Python 3.13, and fails where none is left.
+        for word in sys.argv[1:] if args is None else args:
+            if re.fullmatch("--[^=]+=--", word):
+                self.error(f"{word}: -- is no value")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message):
         fail(f"{message}; see {self.prog} --help")
 
@@ -1142,6 +1149,8 @@ def parse_args():
         parser.error("--top: wanted 1 or more")
     if args.threshold and args.precision:
         parser.error("--threshold and --precision: give one")
+    if sys.stdin is None or sys.stdout is None:
+        parser.error("standard input or output is closed")
     return args
 
 

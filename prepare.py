@@ -40,6 +40,7 @@ import shlex
 import signal
 import sys
 import time
+import unicodedata
 from collections import Counter
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -63,6 +64,10 @@ from titles.cli import UserError, readable
 # --- knobs ------------------------------------------------------------------------------------------------------------
 RAW = Path("data/raw")      # where --download writes and where data is looked for without --data
 TEST_SHARE = 0.2            # of the rows, where the source gives no test split
+# fastText files may not mean what they say. A warning comes where so many labels begin alike before a comma (or all
+# labels have one), and where a category has so many titles, and so large a share of its titles' first words is its own.
+GLUED = 12
+CUT_TITLES, CUT_SHARE = 8, 0.95
 PIECE_ROWS = 8192           # titles that a process cuts into pieces at a time
 LEFT_OUT = len(SPLITS)      # the split of rows that go to none (--like)
 NEAR_ROWS, NEAR_SHARE = 5000, 0.25  # of so many test titles, the share that is near a training title, for a hint
@@ -375,6 +380,45 @@ def number_categories(rows, base, bad):
     number = {sources.tidy(name): i for i, name in enumerate(names)}
     of_spelling = [number[sources.tidy(name)] for name in index]
     return names, np.array(of_spelling, data.smallest_uint(len(names) - 1))[rows.spelling]
+
+
+def note_similar_names(names, bad):
+    """Note in `bad` which categories differ in case, accents or HTML entities only: seldom are they meant to be two."""
+    plain = {}
+    for name in names:
+        folded = unicodedata.normalize("NFKD", data.decode_entities(name).casefold())
+        folded = "".join(c for c in folded if not unicodedata.combining(c))
+        plain.setdefault(" ".join(folded.split()), []).append(name)
+    for same in plain.values():
+        if len(same) > 1:
+            bad.note(f"category {same[0]}", None, f"differs from {same[1]} in case, accents or HTML entities "
+                     "only; are they one?")
+
+
+def note_misread_labels(rows, names, label, bad):
+    """Note in `bad` which labels of fastText files seem joined by commas, or cut at a space."""
+    # `__label__a,b` is one label to fastText.
+    before = Counter(name.partition(",")[0] for name in names if "," in name)
+    for prefix, count in before.most_common(1):
+        if count >= GLUED or sum(before.values()) == len(names):
+            bad.note(f"category {prefix}", None, f"{count} categories begin with this and a comma, as if several "
+                     "labels were joined; keep one label a line")
+
+    # `__label__Home Decor lamp` is a title "Decor lamp" to fastText. Then few words begin all titles of a category,
+    # and stand nowhere else.
+    lengths = np.concatenate([block.lengths for block in rows.blocks]).astype(np.int64)
+    numbers = np.concatenate([block.numbers for block in rows.blocks])
+    begun = np.flatnonzero(lengths)
+    first = numbers[(np.cumsum(lengths) - lengths)[begun]]
+    often = np.bincount(numbers)
+    pairs, counts = np.unique(label[begun].astype(np.int64) * len(often) + first, return_counts=True)
+    category, word = np.divmod(pairs, len(often))
+    exclusive = np.where(counts >= CUT_SHARE * often[word], counts, 0)  # titles that begin with such a word
+    words, titles, exclusive = (np.bincount(category, weights, len(names)) for weights in (None, counts, exclusive))
+    cut = (titles >= CUT_TITLES) & (words <= titles / 4) & (exclusive >= CUT_SHARE * titles)
+    for name in np.array(names, object)[cut]:
+        bad.note(f"category {name}", None, "all its titles begin with a few words that stand nowhere else, as if the "
+                 "label had been cut at a space; write labels without spaces")
 
 
 # --- rows -> splits ---------------------------------------------------------------------------------------------------
@@ -695,6 +739,10 @@ def prepare(args):
         made.labels, made.label = number_categories(rows, base, bad)
         made.split = split_rows(rows, made.label, args, base)
         require_splits(rows, made.split, args, base)
+        if not base:
+            note_similar_names(made.labels, bad)
+            if any(sources.format_of(sources.first_line(path, args.encoding)) == "fasttext" for path, _ in chosen):
+                note_misread_labels(rows, made.labels, made.label, bad)
         note_split_groups(rows, made.split, chosen, bad)
         made.words = choose_words(rows, made.split, args, base)
 

@@ -245,7 +245,8 @@ def test_answers_on_the_command_line(exported, tmp_path):
     (tmp_path / "titles.txt").write_bytes(b"mesa\r\nsi\xfflla")
     assert answers(folder, "", tmp_path / "titles.txt").stdout.startswith("MESAS\t")
     assert answers(folder, "", tmp_path / "titles.txt").stdout.count("\n") == 2
-    for args in (["--top", 0], ["--threshold", 2], ["--precision", 95], ["--nonsense"], [tmp_path / "none.txt"]):
+    for args in (["--top", 0], ["--threshold", 2], ["--precision", 95], ["--nonsense"], ["--top=--"],
+                 [tmp_path / "none.txt"]):
         assert_one_line_error(answers(folder, "mesa\n", *args, check=False), str(args[-2:][0]))
     done = answers(folder, "mesa\n", "--precision", 0.9, "--threshold", 0.9, check=False)
     assert_one_line_error(done, "give one")

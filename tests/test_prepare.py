@@ -503,6 +503,36 @@ def test_a_title_with_two_categories_is_counted(prep):
     assert "conflicting" not in prep("--data", "titles.csv").stdout and meta()["conflicting_rows"] == 0
 
 
+def labelled_as(*names, separator=","):
+    """fastText lines under these labels in turn, whose titles share their words."""
+    words = ("roja", "azul", "nueva", "grande")
+    return "".join(f"__label__{names[i % len(names)]}{separator}{words[i % 4]} {words[i // 4 % 4]} x{i}\n"
+                   for i in range(240))
+
+
+DOUBTS = {  # what stands in the file -> what the first warning says, or None
+    "accents": (labelled_as("Sofás", "Sofas", "Mesas", separator=" "), "category Sofas: differs from Sofás in case"),
+    "case": (labelled_as("CAMAS", "camas", "Camas", separator=" "), "category CAMAS: differs from Camas in case"),
+    "entities": (labelled_as("M&amp;M", "M&M", separator=" "), "category M&M: differs from M&amp;M in case"),
+    "glued": (labelled_as(*(f"Hogar,{i}" for i in range(12)), "Mesas", separator=" "),
+              "category Hogar: 12 categories begin with this and a comma"),
+    "all glued": (labelled_as("Sillas", "Mesas", separator=","), "categories begin with this and a comma"),
+    "cut": (labelled_as("Home Decor", "Home Linen", "Mesas", separator=" "),
+            "category Home: all its titles begin with a few words that stand nowhere else"),
+    "a few commas": (labelled_as("Sillas,2", "Sillas,4", "Mesas", separator=" "), None),
+    "clean": (labelled_as("Sillas", "Mesas", "Home", separator=" "), None),
+}
+
+
+@pytest.mark.parametrize("name", DOUBTS)
+def test_categories_that_look_wrongly_read_are_warned_of(prep, name):
+    content, expected = DOUBTS[name]
+    save("titles.txt", content)
+    errors = prep("--data", "titles.txt").stderr
+    assert errors == "" if expected is None else errors.startswith("warning: category ") and expected in errors
+    assert errors.count("warning: category") <= 1
+
+
 def test_one_file_is_not_read_twice(tmp_path):
     """A file and its compressed twin, or what a killed unpacking left, never double the rows in silence."""
     save(tmp_path / "raw/train.csv", as_csv(ROWS))
