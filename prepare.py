@@ -741,7 +741,7 @@ def prepare(args):
         require_splits(rows, made.split, args, base)
         if not base:
             note_similar_names(made.labels, bad)
-            if any(sources.format_of(sources.first_line(path, args.encoding)) == "fasttext" for path, _ in chosen):
+            if any((sources.first_line(path, args.encoding) or "").startswith("__label__") for path, _ in chosen):
                 note_misread_labels(rows, made.labels, made.label, bad)
         note_split_groups(rows, made.split, chosen, bad)
         made.words = choose_words(rows, made.split, args, base)

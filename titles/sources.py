@@ -604,21 +604,28 @@ def read_labelled(path, bad, form=None):
             yield clean(block, numbers, path, bad, header)
 
 
-def has_categories(path, form=None):
-    """Whether the rows of a file have a category, by its first line or its schema."""
-    names, encoding = form or Format()
+def first_line(path, encoding="utf-8"):
+    """The first line of a file, as text, which tells the format; None where it is Parquet or a workbook."""
     files.require_file(path)
     with open(path, "rb") as raw, files.archive_errors(path):
         stream = files.decompressed(raw)
         if has_columns(stream):
-            schema, *_ = open_columns(stream, path, BadRows(0))
+            return None
+        return take_header(line_blocks(files.decoded(stream, encoding, path), path), path)[0]
+
+
+def has_categories(path, form=None):
+    """Whether the rows of a file have a category, by its first line or its schema."""
+    names, encoding = form or Format()
+    if (first := first_line(path, encoding)) is None:
+        with open(path, "rb") as raw, files.archive_errors(path):
+            schema, *_ = open_columns(files.decompressed(raw), path, BadRows(0))
             return "category" in locate(schema.names, ("category",), names)
-        first, _ = take_header(line_blocks(files.decoded(stream, encoding, path), path), path)
 
     # That the name occurs is enough here; whether the line is sound shows when the rows are read.
     if format_of(first) == "json":
         return any(f'"{name}"' in first for known in names["category"] for name in known)
-    return first.startswith("__label__") or "category" in read_table(first, path, names, names).columns
+    return format_of(first) == "fasttext" or "category" in read_table(first, path, names, names).columns
 
 
 def clean(block, numbers, path, bad, header):
