@@ -80,10 +80,9 @@ def temporary_path(path):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from None
     temporary = path.with_name(f"{path.name}.tmp-{secrets.token_hex(8)}")
     with locked(path):
-        for stale in path.parent.glob(f"{glob.escape(path.name)}.tmp-*"):
-            # `.tmp-old` stays: it may be the only copy, see `atomic_folder`.
-            if TEMPORARY.fullmatch(ending := stale.name.removeprefix(path.name)) and ending != ".tmp-old":
-                remove(stale)
+        # `.tmp-old` stays: it may be the only copy, see `atomic_folder`.
+        for stale in path.parent.glob(f"{glob.escape(path.name)}.tmp-{'[0-9a-f]' * 16}"):
+            remove(stale)
         try:
             yield temporary
         except OSError as error:
@@ -339,7 +338,7 @@ def write_lines(path, lines):
 # --- downloads --------------------------------------------------------------------------------------------------------
 
 def download(url, path, size=None):
-    """Fetch `url` to `path` through `path`.part, going on where a broken download stopped. Returns `path`.
+    """Fetch `url` to `path`, whole or not at all, unless it is there. Returns `path`.
 
     Raises UserError when the server cannot be reached, or when what came has not the announced (or given) size.
     """
@@ -350,33 +349,18 @@ def download(url, path, size=None):
     from tqdm import tqdm
     if path.exists():
         return path
-    # What came before a break is kept, and the server asked for the rest.
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    have = part.stat().st_size if part.exists() else 0
+    advice = f"try again, or put the file into {path.parent}/ yourself"
     try:
-        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            have = have if answer.status == 206 else 0  # the server may send the whole file again
-            # The length that the server names is that of the rest.
-            length = answer.headers.get("Content-Length")
-            total = have + int(length) if length else size
-            with open(part, "ab" if have else "wb") as file, tqdm(
-                    desc=path.name, total=total, initial=have, unit="B", unit_scale=True, disable=None) as bar:
-                while block := answer.read(1 << 20):
-                    file.write(block)
-                    bar.update(len(block))
+        with urllib.request.urlopen(url, timeout=60) as answer, atomic_write(path, "wb") as file:
+            announced = answer.headers.get("Content-Length")
+            total = int(announced) if announced else size
+            with tqdm.wrapattr(answer, "read", total, desc=path.name, disable=None) as stream:
+                shutil.copyfileobj(stream, file)
+            for expected in (total, size):
+                if expected is not None and file.tell() != expected:
+                    raise UserError(f"{url}: {file.tell():,} bytes instead of {expected:,}; {advice}")
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ValueError) as error:
-        over = f"delete {part} to start over, " if have else ""
-        raise UserError(f"{url}: cannot be fetched ({error}); try again, {over}or put the file into {path.parent}/ "
-                        "yourself") from None
-
-    # Only a file of the right size takes the name.
-    for expected in (total, size):
-        if expected is not None and part.stat().st_size != expected:
-            raise UserError(f"{part}: {part.stat().st_size:,} bytes instead of {expected:,}; run again to go on, or "
-                            "delete it to start over")
-    rename(part, path)
+        raise UserError(f"{url}: cannot be fetched ({error}); {advice}") from None
     return path
 
 
