@@ -2,16 +2,16 @@
 
 Modules take word vectors and weights, not word ids, and the data.Batch that these are made of, which has what else
 there is of the rows. They return logits, or those of several heads, whose losses are averaged in training, their
-log-probabilities in prediction. A word's vector is made of rows of the table: its own and
-those of its hashed character n-grams, weighted by inverse document frequency (the n-grams' times --character-weight)
-and divided by the norm of the weights, which is the word's weight. The table is no Flax parameter: `lookup` gathers
-the rows that a batch needs, the gradient is taken with respect to the words' vectors, and `update` adds to the rows in
-place, so a step costs the same however large the table is.
-
-An encoder (titles/encoder.py) reads pieces of words instead: words without n-grams, with weight 1.
+log-probabilities in prediction. A word's vector is made of rows of the table: its own and those of its hashed character
+n-grams, weighted by inverse document frequency (the n-grams' times --character-weight) and divided by the norm of the
+weights, which is the word's weight. The table is no Flax parameter: `lookup` gathers the rows that a batch needs, the
+gradient is taken with respect to the words' vectors, and `update` adds to the rows in place, so a step costs the same
+however large the table is. An encoder (titles/encoder.py) reads pieces of words instead: words without n-grams, with
+weight 1.
 
 To add a model, write a module with the same call, and name it in MODELS here and in train.py. A field of it that has no
-default is a Setting of train.py.
+default is a Setting of train.py, which has the defaults; a run's configuration keeps them, and prediction reads them
+there.
 """
 import dataclasses
 import functools
@@ -34,8 +34,6 @@ PARTS = 1024  # of equally many rows, in which a table with --shard-table is dra
 QUICK_COMPILE = {"xla_cpu_use_fusion_emitters": False} if jax.__version__.startswith("0.10.") else {}
 
 # --- modules ----------------------------------------------------------------------------------------------------------
-# Fields have no defaults: SETTINGS of train.py has them, a run's configuration keeps them, and prediction reads them
-# there.
 
 class Head(nn.Module):
     """Hidden layers (none: a linear classifier) and logits, which start at zero: the first loss is ln C. Hidden layers
@@ -86,8 +84,8 @@ def part(module, kind, **changes):
 
 
 class TwoHeads(MLP):
-    """Two classifiers that share the vectors and are trained together: a dense layer on features that know the order
-    of the words, with the bag of words beside them; and a linear MLP."""
+    """Two classifiers that share the vectors and are trained together: a dense layer on features that know the order of
+    the words, with the bag of words beside them; and a linear MLP."""
     word_ngrams: int
 
     @nn.compact

@@ -10,7 +10,7 @@
     python -c "import mlflow; print(mlflow.search_runs(experiment_names=['titles']))"   # all runs as a pandas table
 
 All devices that JAX sees share every batch; JAX_NUM_CPU_DEVICES=4 makes four of a processor, to try that. Several
-processes, also of several machines, train as one with --coordinator (see titles/devices.py), and several prepared
+processes, also of several machines, train as one with --coordinator (see docs/cluster.md), and several prepared
 folders (prepare.py --like) with --data A B C.
 
 Reads data/prepared/ (prepare.py writes it). Writes runs/NAME/ (its files are described in titles/runs.py) and a run in
@@ -18,8 +18,6 @@ MLflow (sqlite:///mlflow.db, or MLFLOW_TRACKING_URI). The checkpoint `best` is t
 accuracy on the validation split; the test split is never looked at. Ctrl-C saves `latest` and says how to go on. A
 refit trains for as many epochs as the best checkpoint had, and keeps its temperature; nothing is left to choose an
 epoch by, so its checkpoint is the last one. `evaluate.py --ckpt best` takes the refit where the best run has one.
-On two cores the built-in SYNTHETIC set takes the bag 28 s and the CNN 75 s, start-up included; balanced accuracy on its
-validation split is about 0.83 and 0.86.
 
 Where to edit: SETTINGS, `schedule`, `make_optimizer` and `loss_of` here; modules and their pooling in model.py; the
 tokenizer in classify.py. A Setting is a flag, and config["its_name"] everywhere.
@@ -115,7 +113,7 @@ SETTINGS = {
         Setting("accumulator", cli.not_negative(float), None, "where Adagrad's sums of squares begin",
                 f"0.01, less below {FEW:,} rows", needs=("table",)),
         Setting("shard_table", bool, None, "give each device a part of the table of vectors instead of all of it",
-                needs=("large table",))],
+                needs=("words",))],
 }
 
 
@@ -136,7 +134,6 @@ def size_rule(rows, epochs, dropout, vocabulary):
             "epochs": max(3, round(epochs * shrink)), "dropout": round(dropout * shrink, 3),
             "character_weight": round(shrink, 3), "buckets": buckets,
             "accumulator": 0.01 * min(1, rows / FEW) ** 2}
-
 
 
 def parse_args(argv=None):
@@ -348,12 +345,11 @@ def calibrate(predictor, rows):
 
 class Ready(NamedTuple):
     """What the loop needs beside the state."""
-    programs: dict   # of `compile_chunks`
-    groups: list     # of data.length_groups
-    rows: dict       # {what they are for: rows}, of `scored_rows`
-    features: dict
-    frozen: dict
-    go_on: str       # the command that goes on with this run
+    programs: dict      # of `compile_chunks`
+    groups: list        # of data.length_groups
+    rows: dict          # {what they are for: rows}, of `scored_rows`
+    predictor: object   # function of the state: a predict.Predictor
+    go_on: str          # the command that goes on with this run
 
 
 def train(args):
@@ -365,13 +361,8 @@ def train(args):
     # MLflow takes seconds to connect; meanwhile the loop is compiled.
     connecting = cli.in_background(tracking.mlflow_client) if devices.is_first() else None
     state, features, frozen, arrays = start.begin(plan, make_optimizer(config), runs.former(plan, args.runs, is_new))
-    groups, programs = data.length_groups(arrays["train"]["titles"], config["batch_size"]), {}
-    if not is_new and runs.is_finished(folder, config):
-        print(f"run {folder.name} has been trained to its end, all {config['epochs']} epochs or as --patience said: "
-              "nothing is left to train")
-    else:
-        rows = training_arrays(config, features, arrays["train"], frozen)
-        programs = compile_chunks(config, state, rows, groups)
+    groups = data.length_groups(arrays["train"]["titles"], config["batch_size"])
+    programs = compile_chunks(config, state, training_arrays(config, features, arrays["train"], frozen), groups)
     mlflow = connecting and connecting.result()
 
     # Only now, with all compiled, a new run gets its folder: what fails before this leaves none behind.
@@ -379,22 +370,21 @@ def train(args):
         folder = runs.create(folder, config, plan.meta, plan.trained, named=bool(args.name or args.refit))
     if is_new:
         folder = Path(devices.from_first(str(folder)))
-    ready = Ready(programs, groups, scored_rows(config, arrays), features, frozen,
+    ready = Ready(programs, groups, scored_rows(config, arrays),
+                  lambda state: predict.make_predictor(config, state["variables"] | frozen, features),
                   f"{cli.listed(Path(sys.argv[0]))} --resume {folder.name}{runs.other_folders(args)}")
-    plan = arrays = rows = None  # the devices have all training rows
+    plan = arrays = None  # the devices have all training rows
 
-    sizes = sizes_of(state["variables"] | frozen)
-    with runs.training_lock(folder):
-        # A resumed run goes on from its latest checkpoint. A kill may have kept its last epochs from being logged.
-        manager = runs.checkpoint_manager(folder)
+    # A resumed run goes on from its latest checkpoint. A kill may have kept its last epochs from being logged.
+    with runs.training_lock(folder), contextlib.ExitStack() as stack:
+        manager, sizes = runs.checkpoint_manager(folder), sizes_of(state["variables"] | frozen)
         state, history = runs.restore_latest(manager, state)
         before = history[-1]["seconds"] if history else 0  # that the trainings took which this one goes on from
-        with contextlib.ExitStack() as stack:
-            tracker = mlflow and stack.enter_context(tracking.Tracker(mlflow, folder, config, sizes, STARTED - before))
-            saves = stack.enter_context(runs.Saves(manager, folder, tracker, args.save_seconds))
-            saves.log_again(history)
-            introduce(folder.name, config, sizes)
-            history = loop(config, ready, state, saves, history)
+        tracker = mlflow and stack.enter_context(tracking.Tracker(mlflow, folder, config, sizes, STARTED - before))
+        saves = stack.enter_context(runs.Saves(manager, folder, tracker, args.save_seconds))
+        saves.log_again(history)
+        introduce(folder.name, config, sizes)
+        history = loop(config, ready, state, saves, history)
 
     if "refit" in config:
         said = f"trained on {config['rows']:,} rows for {config['epochs']} epochs, as was best for {config['refit']}"
@@ -415,19 +405,21 @@ def loop(config, ready, state, saves, history):
 
     # From here on Ctrl-C only asks: the loop ends after a chunk and saves a checkpoint. A signal to one process ends
     # all at the same step, for they must go on together.
-    stop, progress = stop_signals(), Progress(config, RATES, schedule, step)
+    stop, progress = [], Progress(config, RATES, schedule, step)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: stop.append(number))
 
     # What comes before the first step: scores by chance, or what a former run's knowledge is worth here.
     if step == 0 and not is_refit:
-        print_epoch({"epoch": 0} | evaluate_rows(predictor_of(config, ready, state), ready.rows["valid"], "valid"))
+        print_epoch({"epoch": 0} | evaluate_rows(ready.predictor(state), ready.rows["valid"], "valid"))
     print(f"ready after {time.time() - STARTED:.1f} s (reading, compiling)")
+    if runs.is_over(config, history):
+        print("all epochs are done, or --patience has ended them: nothing is left to train")
 
-    for epoch in range(step // epoch_steps, config["epochs"]):
-        if runs.is_over(config, history):
-            break
-
+    while not runs.is_over(config, history):
         # Train on every row once. Chunks that were done before this run was resumed are left out.
-        begun, done, chunks = time.time(), epoch * epoch_steps, []
+        begun, epoch, chunks = time.time(), len(history), []
+        done = epoch * epoch_steps
         for width, order in data.batches(ready.groups, config["batch_size"], config["seed"], epoch):
             done += len(order)
             chunks += [(ready.programs[width], order)] if done > step else []
@@ -437,7 +429,7 @@ def loop(config, ready, state, saves, history):
         seconds = time.time() - begun
 
         # Calibrate: a checkpoint holds what its probabilities mean.
-        predictor = predictor_of(config, ready, state)
+        predictor = ready.predictor(state)
         if not is_refit:
             validation = calibrate(predictor, ready.rows["calibration"])
         if step < done:  # a signal came
@@ -476,14 +468,9 @@ def scored_rows(config, arrays):
             "valid": valid, "calibration": {kind: array[drawn] for kind, array in valid.items()}}
 
 
-def predictor_of(config, ready, state):
-    return predict.make_predictor(config, state["variables"] | ready.frozen, ready.features)
-
-
 def compile_chunks(config, state, arrays, groups):
     """{width of a group: (state, order) -> (state, loss)}: the compiled loop for each group of titles."""
     train_chunk = make_train_chunk(config)
-
     parted = devices.parted(config["batch_size"], axis=1)  # steps come first
 
     def compiled(group):
@@ -518,14 +505,6 @@ def check_finite(values, name, config, step):
     if not all(math.isfinite(float(value)) for value in values):
         rates = " or ".join(f"{settings.flag_of(rate)} (now {config[rate]})" for rate in RATES if rate in config)
         raise UserError(f"the loss is no longer finite at step {step:,} of run {name}; try a lower {rates}")
-
-
-def stop_signals():
-    """A list that gets the number of every SIGINT and SIGTERM from now on; the loop looks at it after each chunk."""
-    stop = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: stop.append(number))
-    return stop
 
 
 def asked(stop):

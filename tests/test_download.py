@@ -1,4 +1,4 @@
-"""Downloads that break and go on, archives that reach outside, and the public data sets, from a server of our own."""
+"""Downloads that break, archives that reach outside, and the public data sets, from a server of our own."""
 import bz2
 import gzip
 import http.server
@@ -6,7 +6,6 @@ import io
 import json
 import lzma
 import random
-import re
 import socket
 import tarfile
 import threading
@@ -22,36 +21,29 @@ from titles.cli import UserError
 
 
 class Server:
-    """An HTTP server on this machine that can lack ranges, break off, or announce too much."""
+    """An HTTP server on this machine that can break off, or announce too much."""
 
     def __init__(self):
         server = self
-        self.files, self.ranges, self.cut, self.announce, self.chunked, self.asked = {}, True, None, 0, False, []
-        self.knows_size = True
+        self.files, self.cut, self.announce, self.chunked, self.asked = {}, None, 0, False, []
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self):
-                server.asked.append((self.path.lstrip("/"), self.headers["Range"]))
+                server.asked.append(self.path.lstrip("/"))
                 self.close_connection = True
                 body = server.files.get(self.path.lstrip("/"))
                 if body is None:
                     return self.send_error(404)
-                start = int(re.search(r"\d+", self.headers["Range"] or "0").group()) if server.ranges else 0
-                if start and start >= len(body):
-                    self.send_response(416)
-                    self.send_header("Content-Range", f"bytes */{len(body) if server.knows_size else '*'}")
-                    self.send_header("Content-Length", "0")
-                    return self.end_headers()
-                self.send_response(206 if start else 200)
+                self.send_response(200)
                 if server.chunked:
                     self.send_header("Transfer-Encoding", "chunked")
                     self.end_headers()
                     return self.wfile.write(b"%x\r\n" % len(body) + body[:server.cut])
-                self.send_header("Content-Length", str(len(body) - start + server.announce))
+                self.send_header("Content-Length", str(len(body) + server.announce))
                 self.end_headers()
-                self.wfile.write(body[start:server.cut])
+                self.wfile.write(body[:server.cut])
 
             def log_message(self, *args):
                 pass
@@ -82,55 +74,38 @@ def test_download_fetches_a_whole_file_once(server, tmp_path, capsys):
     assert files.download(f"{server.url}/x", path, len(BODY)) == path
     assert path.read_bytes() == BODY and list(path.parent.iterdir()) == [path]
     files.download(f"{server.url}/x", path)
-    assert server.asked == [("x", None)] and capsys.readouterr().err == ""
+    assert server.asked == ["x"] and capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("ranges", [True, False])
-def test_a_connection_that_breaks_loses_nothing(server, tmp_path, ranges):
-    server.files["x"], server.cut, server.ranges = BODY, 20_000, ranges
-    path = tmp_path / "x"
-    with pytest.raises(UserError, match=r"x\.part: 20,000 bytes instead of 50,000; run again to go on"):
-        files.download(f"{server.url}/x", path)
-    assert not path.exists() and (tmp_path / "x.part").read_bytes() == BODY[:20_000]
+def test_a_connection_that_breaks_leaves_nothing(server, tmp_path):
+    server.files["x"], server.cut = BODY, 20_000
+    with pytest.raises(UserError, match=f"{server.url}/x: 20,000 bytes instead of 50,000; try again"):
+        files.download(f"{server.url}/x", tmp_path / "x")
+    assert not list(tmp_path.iterdir())
     server.cut = None
-    files.download(f"{server.url}/x", path, len(BODY))
-    assert path.read_bytes() == BODY and server.asked == [("x", None), ("x", "bytes=20000-")]
-    assert [file.name for file in tmp_path.iterdir()] == ["x"]
+    files.download(f"{server.url}/x", tmp_path / "x", len(BODY))
+    assert (tmp_path / "x").read_bytes() == BODY
 
 
 def test_a_connection_that_breaks_without_an_announced_length(server, tmp_path):
     server.files["x"], server.cut, server.chunked = BODY, 20_000, True
     with pytest.raises(UserError, match=f"{server.url}/x: cannot be fetched"):
         files.download(f"{server.url}/x", tmp_path / "x")
-    assert not (tmp_path / "x").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_sizes_must_be_those_that_are_announced_and_known(server, tmp_path):
     server.files["x"], server.announce = BODY, 7
-    with pytest.raises(UserError, match=r"x\.part: 50,000 bytes instead of 50,007"):
+    with pytest.raises(UserError, match=r"x: 50,000 bytes instead of 50,007"):
         files.download(f"{server.url}/x", tmp_path / "x")
     server.announce = 0
-    with pytest.raises(UserError, match=r"y\.part: 50,000 bytes instead of 49,999"):
+    with pytest.raises(UserError, match=r"x: 50,000 bytes instead of 49,999"):
         files.download(f"{server.url}/x", tmp_path / "y", len(BODY) - 1)
-    assert {path.name for path in tmp_path.iterdir()} == {"x.part", "y.part"}
-
-
-def test_a_complete_part_takes_its_name_and_a_longer_one_does_not(server, tmp_path):
-    server.files["x"] = BODY
-    save(tmp_path / "x.part", BODY)
-    files.download(f"{server.url}/x", tmp_path / "x", len(BODY))
-    assert (tmp_path / "x").read_bytes() == BODY
-    save(tmp_path / "y.part", BODY + b"?")
-    with pytest.raises(UserError, match=r"y\.part: 50,001 bytes instead of 50,000; .* delete it to start over"):
-        files.download(f"{server.url}/x", tmp_path / "y")
-    assert not (tmp_path / "y").exists()
-    server.knows_size = False
-    with pytest.raises(UserError, match=r"x: has nothing behind byte 50,001; delete .*y\.part to start over"):
-        files.download(f"{server.url}/x", tmp_path / "y")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_server_that_has_not_the_file_or_is_none(server, tmp_path):
-    with pytest.raises(UserError, match=f"{server.url}/x: the server says 404"):
+    with pytest.raises(UserError, match=f"{server.url}/x: cannot be fetched .*404"):
         files.download(f"{server.url}/x", tmp_path / "x")
     with socket.create_server(("127.0.0.1", 0)) as closed:
         nobody = f"http://127.0.0.1:{closed.getsockname()[1]}/x"
@@ -232,7 +207,7 @@ def test_the_course_is_fetched_unpacked_and_prepared(prep, server):
         f"meli-challenge-2019/{name}": gzip.compress(content.encode()) for name, content in contents.items()}))
     server.cut = 1000
     done = prep("--download", "course", "--mirror", server.url, check=False)
-    assert_one_line_error(done, "data/raw/course/meli-challenge-2019.tar.bz2.part: 1,000 bytes", "run again to go on")
+    assert_one_line_error(done, "/meli-challenge-2019.tar.bz2: 1,000 bytes instead of ", "try again")
     server.cut = None
     unpacked = set()
     for _ in range(2):  # the second time nothing is fetched or unpacked again
@@ -240,7 +215,7 @@ def test_the_course_is_fetched_unpacked_and_prepared(prep, server):
         for split, part in zip(SPLITS, parts.values(), strict=True):
             assert texts(split) == [row[0] for row in part]
         unpacked |= {(path, path.stat().st_mtime_ns) for path in Path("data/raw/course/unpacked").iterdir()}
-    assert [span for _, span in server.asked] == [None, "bytes=1000-"] and len(unpacked) == 1
+    assert len(server.asked) == 2 and len(unpacked) == 1
     prep()  # finds it in data/raw
     assert {path.name for path in Path("data/raw/course").iterdir()} == {"meli-challenge-2019.tar.bz2", "unpacked"}
 
@@ -251,7 +226,7 @@ def test_the_challenge_is_fetched_and_its_size_checked(prep, server, monkeypatch
                      "sample_submission.csv": b"id,category\n0,SILLAS\n"}
     assert prepare.DOWNLOADS["meli"][1]["train.csv.gz"] == 691_651_384
     done = prep("--download", "meli", "--mirror", server.url, check=False)
-    assert_one_line_error(done, "data/raw/meli/train.csv.gz.part", f"{len(content):,} bytes instead of 691,651,384")
+    assert_one_line_error(done, "/train.csv.gz: ", f"{len(content):,} bytes instead of 691,651,384")
     assert not Path("data/prepared").exists() and not Path("data/raw/meli/train.csv.gz").exists()
     monkeypatch.setitem(prepare.DOWNLOADS, "meli", (prepare.MELI, {
         "train.csv.gz": len(content), "test.csv": None, "sample_submission.csv": None}))

@@ -319,7 +319,7 @@ def test_titles_of_pieces_that_training_never_saw(encoded, monkeypatch):
 def test_a_new_run_begins_with_what_a_former_one_knows(encoded, name):
     """On the same data it begins where the best checkpoint was."""
     done = run_here("train", "--init-from", name, "--name", f"after-{name}", "--epochs", 1, cwd=encoded)
-    best = runs.best_of(encoded / "runs" / name)["valid_balanced_accuracy"]
+    best = runs.best_epoch(runs.read_metrics(encoded / "runs" / name))["valid_balanced_accuracy"]
     assert f"balanced accuracy {best:.4f} valid" in next(
         line for line in done.stdout.splitlines() if line.startswith("epoch   0"))
 

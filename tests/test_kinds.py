@@ -30,7 +30,6 @@ def expected(trained):
 @pytest.mark.parametrize(("name", "value", "word"), [
     ("JAX_PLATFORMS", "cuda", "no device to compute on with JAX_PLATFORMS=cuda"),
     ("JAX_PLATFORMS", "abacus", "no device to compute on with JAX_PLATFORMS=abacus"),
-    ("XLA_FLAGS", "--xla_make_coffee=1", "XLA_FLAGS=--xla_make_coffee=1: JAX does not start with it"),
     ("JAX_LOG_COMPILES", "perhaps", "JAX does not start (invalid truth value 'perhaps'"),
     ("JAX_TRACEBACK_FILTERING", "7", "JAX does not start (")])
 def test_what_the_environment_forbids_is_not_blamed_on_the_data(trained, name, value, word):
@@ -52,11 +51,6 @@ def test_results_do_not_depend_on_jax_variables(trained, tmp_path, expected):
     shutil.copytree(trained / "data", tmp_path / "data")
     done = run_script("train", "--name", "bag", "--epochs", 4, "--dim", 16, cwd=tmp_path, env=STRICT)
     assert_same_run(trained / "runs/bag", tmp_path / "runs/bag")
-
-
-def test_flags_that_xla_knows_are_taken(trained, expected):
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    assert predicted(trained, "-", stdin="".join(f"{title}\n" for title in TITLES), env=flags).stdout == expected
 
 
 def test_scripts_find_their_modules_on_a_safe_path(trained, tmp_path, expected):

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import WORD_MODELS, config_of, run_here
+from conftest import WORD_MODELS, assert_one_line_error, config_of, run_here
 
 import data
 from titles import page, report, runs, settings
@@ -274,12 +274,15 @@ def test_promises_confusions_and_suspects_are_listed(tmp_path):
                          f"a <b>.csv:{suspects['line'][i]}"] for i in range(3)]
 
 
-def test_a_damaged_metrics_csv_costs_the_curves_alone(trained, tmp_path):
+def test_a_damaged_metrics_csv_is_refused_and_a_missing_one_costs_the_curves_alone(trained, tmp_path):
     shutil.copytree(trained / "runs/bag", tmp_path / "bag")
-    for content in ("epoch,train_loss\n1,much\n", "a,b\n1,2\n", "epoch,train_loss\n1,nan\n2,inf\nnan,1\n", "\0"):
+    for content in ("epoch,train_loss\n1,much\n", "a,b\n1,2\n", "epoch,train_loss\n1,nan\n2,inf\nnan,1\n"):
         (tmp_path / "bag/metrics.csv").write_text(content)
-        run_here("evaluate", "--ckpt", tmp_path / "bag", cwd=trained)
-        assert_sound((tmp_path / "bag/test-best/report.html").read_text(encoding="utf-8"))
+        done = run_here("evaluate", "--ckpt", tmp_path / "bag", cwd=trained, check=False)
+        assert_one_line_error(done, "bag/metrics.csv: not what train.py wrote; remove it")
+    (tmp_path / "bag/metrics.csv").unlink()
+    run_here("evaluate", "--ckpt", tmp_path / "bag", cwd=trained)
+    assert_sound((tmp_path / "bag/test-best/report.html").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("model", WORD_MODELS)

@@ -198,7 +198,7 @@ def test_what_a_kill_between_two_renames_left_is_settled(prep, new):
     assert snapshot("data") == before
 
 
-@pytest.mark.parametrize("when", ["prepare.read_rows", "prepare.write_titles", "files.replace_folder"])
+@pytest.mark.parametrize("when", ["prepare.read_rows", "prepare.write_titles", "files.rename"])
 def test_a_kill_leaves_the_former_result_and_the_next_run_tidies_up(prep, tiny, tmp_path, when):
     save("good.csv", GOOD)
     shutil.copytree(tiny / "data", "data")

@@ -32,7 +32,7 @@ from titles.cli import UserError
 
 def test_a_name_taken_meanwhile(tmp_path):
     meta, config = {"vocab": ["a"], "labels": ["A", "B"]}, {"model": "mlp"}
-    (tmp_path / "mlp-1").mkdir()
+    (tmp_path / "mlp-1/source").mkdir(parents=True)
     assert runs.create(tmp_path / "mlp-1", config, meta, np.zeros(0, np.uint64), named=False) == tmp_path / "mlp-2"
     with pytest.raises(UserError, match="a run of this name is there"):
         runs.create(tmp_path / "mlp-2", config, meta, np.zeros(0, np.uint64))
@@ -40,15 +40,14 @@ def test_a_name_taken_meanwhile(tmp_path):
     assert files.read_lines(tmp_path / "mlp-2/labels.txt") == ["A", "B"]
 
 
-@pytest.mark.parametrize("name", ["best", "latest", "", ".", "-x", "a/b", "../a", "a:b", "a b", "a.", "--",
-                                  "NUL", "con", "Aux.txt", "com1", "lpt9.x.y"])
+@pytest.mark.parametrize("name", ["best", "latest", "", ".", "-x", "a/b", "../a", "a:b", "a b", "a.", "--"])
 def test_names_that_no_folder_should_have(tmp_path, name):
     with pytest.raises(UserError, match="--name"):
         runs.new_folder(tmp_path, name, "mlp")
 
 
 def test_a_run_may_have_most_names(tmp_path):
-    for name in ("ñandú-1", "a.b", "console", "com10", "nul_", "7"):
+    for name in ("ñandú-1", "a.b", "7"):
         assert runs.new_folder(tmp_path, name, "mlp") == tmp_path / name
 
 
@@ -332,7 +331,6 @@ def test_bad_input(trained, tmp_path):
     fails("--model", "cnn", "--widths", "2", "3", "2", words=["--widths 2 3 2", "the same width twice"])
     fails("--buckets", "0", words=["--buckets"])
     fails("--buckets", "5000000000", words=["--buckets 5000000000"])
-    fails("--epochs", "1000000000000", words=["--epochs 1000000000000"])
     assert not list((trained / "runs").glob(".*"))
     shutil.copytree(trained / "data", tmp_path / "data")
     labels = tmp_path / "data/prepared/train_labels.npy"

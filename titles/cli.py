@@ -18,9 +18,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 
-# --- the system -------------------------------------------------------------------------------------------------------
 WINDOWS = os.name == "nt"
-OPEN_FILES = 128  # that a process must be allowed to have open: a training has about 50, with more cores more
 
 
 # --- errors and exit codes --------------------------------------------------------------------------------------------
@@ -35,6 +33,12 @@ def run(main):
     Errors that the user can put right (UserError, OSError, no memory) end in one line on standard error and status 2;
     Ctrl-C in status 130; a reader of our output that has left in status 1. Defects keep their traceback.
     """
+    # Libraries fail in many ways where few files may be open, and systems begin with fewer than they permit.
+    with suppress(ImportError, ValueError, OSError):  # Windows has no such limit
+        import resource
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
     # Output must not fail for a closed stream, or for a terminal that lacks a character.
     signal.signal(signal.SIGINT, interrupt)
     if sys.stdout is None:
@@ -58,36 +62,13 @@ def run(main):
             exit_with(1)
         # JAX reports "no memory on the device" as a RuntimeError; any other RuntimeError is a defect.
         said = error
-        if is_of_open_files(error):
-            said = too_few_open_files()
-        elif isinstance(error, OSError) and error.strerror:
+        if isinstance(error, OSError) and error.strerror:
             said = f"{error.filename or 'input/output'}: {error.strerror}"
         elif not isinstance(error, (UserError, OSError, MemoryError)) and not (
                 isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)):
             raise
         print("error:", " ".join(str(said).split()) or "out of memory", file=sys.stderr)
         exit_with(2)
-
-
-def is_of_open_files(error):
-    """Whether an exception comes of too many open files, whatever libraries have made of it."""
-    return error is not None and (getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE)
-                                  or is_of_open_files(error.__cause__ or error.__context__))
-
-
-def too_few_open_files():
-    """What to say where this process may not open enough files."""
-    return f"a process may have only {open_files()} files open here, too few; run `ulimit -n 1024` first"
-
-
-def open_files():
-    """How many files this process may have open; Windows has no such limit."""
-    try:
-        import resource
-    except ImportError:
-        return float("inf")
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return float("inf") if limit == resource.RLIM_INFINITY else limit
 
 
 def interrupt(number, frame):
@@ -176,38 +157,18 @@ def clean_environment():
 def require_device():
     """The device that JAX computes on. Raises UserError where there is none, so that nothing else, such as a
     checkpoint, is blamed for it later."""
-    import subprocess
-
-    # XLA ends the program where it does not know a flag, so a process of its own tries them.
-    if os.environ.get("XLA_FLAGS"):
-        probe = subprocess.run([sys.executable, "-c", "import jax; jax.devices()"], capture_output=True, text=True)
-        if probe.returncode:
-            last = next((line for line in reversed(probe.stderr.split("\n")) if line.strip()), "")
-            raise UserError(f"XLA_FLAGS={os.environ['XLA_FLAGS']}: JAX does not start with it ({last[-200:]})")
     import jax
     try:
         return jax.devices()[0]
     except Exception as error:  # JAX raises RuntimeError, and AssertionError for a platform without its plugin
-        asked = os.environ.get("JAX_PLATFORMS")
-        raise UserError("JAX finds no device to compute on" + (f" with JAX_PLATFORMS={asked}" if asked else "")
-                        + (f": {error}" if str(error) else "")) from None
+        raise UserError("JAX finds no device to compute on with "
+                        f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')} ({error})") from None
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, as all others are."""
-
-    def parse_known_args(self, args=None, namespace=None):
-        # argparse of Python 3.11 and 3.12 takes `--` out of the values of a flag, and fails where none is left.
-        for word in sys.argv[1:] if args is None else args:
-            if re.fullmatch("--[^=]+=--", word):
-                self.error(f"{word}: -- is no value")
-        parsed = super().parse_known_args(args, namespace)
-        # Where files cannot be opened, libraries print tracebacks of their threads or fail while they are imported.
-        if open_files() < OPEN_FILES:
-            raise UserError(too_few_open_files())
-        return parsed
 
     stray = None  # see `argument_parser`
 

@@ -9,7 +9,7 @@ config.json of a run holds the settings that it uses (each by the name that trai
     pretrained_vectors  whether the words' vectors began as pretrained ones
     training_rows       [C] training rows of each category
     calibration_rows    validation rows that a checkpoint keeps logits of
-    best                which score told the best epoch, see runs.told_by
+    best                which score told the best epoch, see runs.TOLD_BY
     columns             what it reads of a row beside the title, names of data.COLUMNS
     refit               the run that it is a refit of
     init_from, earlier_rows    the checkpoint that it began from, and the rows that had trained it
@@ -20,7 +20,6 @@ config.json of a run holds the settings that it uses (each by the name that trai
     format, created, checksum    of this file: the version of its form, seconds since 1970, its own checksum
 """
 import dataclasses
-import json
 import sys
 import time
 from pathlib import Path
@@ -33,15 +32,6 @@ import model
 from titles import calibration, cli, devices, encoder, files, runs
 from titles.cli import UserError
 from titles.settings import all_of, default_of, flag_of, typed
-
-# What a setting may need, and why nothing uses it where that is not met.
-NEEDS = {"field": "{model} has no such setting", "pieces": "{model} has no such setting",
-         "words": "{model} reads pieces of words, which have vectors of their own",
-         "large table": "the table of pieces is small, so every device has all of it",
-         "layers": "--freeze-layers makes a title's vector only once",
-         "characters": "--maxn 0 leaves no character n-grams", "n-grams": "there are no n-grams",
-         "table": "--freeze-embeddings leaves the table as it is",
-         "quality": "the prepared data says of no row how reliable its label is"}
 
 
 class Plan(NamedTuple):
@@ -72,20 +62,20 @@ def configure(table, args, meta, titles, former=None):
     """
     given = typed(table.settings, args)
     config = chosen(table, given, meta, len(titles), former or {})
-    fields = model.fields(config["model"])
 
     # What nothing would use is left out, and refused if it was asked for.
-    reasons = {setting.name: unused(setting, config, fields, meta) for setting in all_of(table.settings)}
-    for name, reason in reasons.items():
-        if reason and name in given and (name, given[name]) != ("minn", 0):  # fastText's way to have none
-            raise UserError(f"{flag_of(name)}: {reason}; leave it out")
-    config = {name: value for name, value in config.items() if value is not None and not reasons.get(name)}
-    config["settings"] = [name for name in reasons if name in config]
+    used = {setting.name: is_used(setting, config, meta) for setting in all_of(table.settings)}
+    for name, value in given.items():
+        if not used[name] and (name, value) != ("minn", 0):  # fastText's way to have none
+            raise UserError(f"{flag_of(name)}: nothing uses it with --model {config['model']}, the other settings and "
+                            "these data; leave it out")
+    config = {name: value for name, value in config.items() if value is not None and used.get(name, True)}
+    config["settings"] = [name for name in used if name in config]
     if "encoder" not in config:
         config.setdefault("buckets", 0)  # the size of the table is asked for even where there are no n-grams
 
     # A module's own fields that are no settings.
-    for name, value in fields.items():
+    for name, value in model.fields(config["model"]).items():
         if name not in config and name != "classes":
             if value is dataclasses.MISSING:
                 raise UserError(f"train.py: SETTINGS has no {name}, which the module of {config['model']} needs")
@@ -97,7 +87,7 @@ def configure(table, args, meta, titles, former=None):
         config["earlier_rows"] = former["rows"] + former.get("earlier_rows", 0)
     if data.COLUMNS:
         config["columns"] = [*data.COLUMNS]
-    config |= {"best": runs.told_by(), "synthetic": meta["synthetic"], "fingerprint": meta["fingerprint"],
+    config |= {"best": runs.TOLD_BY, "synthetic": meta["synthetic"], "fingerprint": meta["fingerprint"],
                "data": data.described(meta), "format": runs.FORMAT,
                "files": {name: meta["files"][name] for name in ("vocab.txt", "labels.txt")},
                "source": runs.source_checksums(), "versions": runs.versions()}
@@ -131,17 +121,16 @@ def chosen(table, given, meta, rows, former):
 def model_of(table, given, former):
     """The model that was typed, else that of the former run, else the default."""
     default = next(setting.default for setting in all_of(table.settings) if setting.name == "model")
-    return given.get("model") or (former or {}).get("model", default)
+    return given.get("model", former.get("model", default))
 
 
-def unused(setting, config, fields, meta):
-    """Why nothing uses a setting, or None. fields: of the model's module."""
-    words = "encoder" not in config
-    met = {"field": setting.name in fields, "words": words, "large table": words, "pieces": not words,
-           "layers": not config["freeze_layers"], "characters": config["maxn"] > 0,
-           "n-grams": config["maxn"] > 0 or config["word_ngrams"] > 1, "table": not config["freeze_embeddings"],
-           "quality": meta["reliable_share"] is not None}
-    return next((NEEDS[need].format(model=config["model"]) for need in setting.needs if not met[need]), None)
+def is_used(setting, config, meta):
+    """Whether all is there that a setting is of no use without."""
+    words, ngrams = "encoder" not in config, config["maxn"] > 0 or config["word_ngrams"] > 1
+    met = {"field": setting.name in model.fields(config["model"]), "words": words,
+           "pieces": not words, "layers": not config["freeze_layers"], "characters": config["maxn"] > 0,
+           "n-grams": ngrams, "table": not config["freeze_embeddings"], "quality": meta["reliable_share"] is not None}
+    return all(met[need] for need in setting.needs)
 
 
 def sizes(config, meta, titles):
@@ -158,7 +147,7 @@ def sizes(config, meta, titles):
 
 
 def require_sound(config, meta):
-    """Raise UserError where a configuration cannot be trained, or written."""
+    """Raise UserError where a configuration cannot be trained."""
     if len(set(config.get("widths", []))) < len(config.get("widths", [])):
         raise UserError(f"--widths {' '.join(map(str, config['widths']))}: the same width twice")
     if config.get("minn", 0) > config.get("maxn", 0):
@@ -167,19 +156,9 @@ def require_sound(config, meta):
         raise UserError(f"--dim {config['dim']}: the prepared vectors have {meta['vectors'].shape[1]} numbers; leave "
                         "--dim out, or run prepare.py without --vectors")
 
-    # Steps and rows of the table are numbered in int32.
-    if config["steps"] >= 1 << 31:
-        raise UserError(f"--epochs {config['epochs']}: more than 2^31 steps")
+    # Rows of the table are numbered in int32.
     if len(meta["vocab"]) + config.get("buckets", 0) + model.PARTS > 1 << 31:
         raise UserError(f"--buckets {config['buckets']}: a table of more than 2^31 rows")
-
-    # Refused here, by name, and not when the folder of the run is being written.
-    for name, value in config.items():
-        try:
-            json.dumps(value)
-        except TypeError:
-            raise UserError(f"train.py: {name} is {value!r}, which config.json cannot hold; use numbers, text or lists"
-                            ) from None
 
 
 # --- which run --------------------------------------------------------------------------------------------------------
@@ -194,19 +173,20 @@ def plan(table, args):
         return plan_refit(table, args, meta, arrays)
     if args.resume is not None:
         return plan_resumed(table, args, meta, arrays)
-    given, former = typed(table.settings, args), None
+    given, former, before = typed(table.settings, args), {}, []
     if args.init_from:
-        # A resumed run must begin with the same checkpoint, whatever best and latest of all runs are by then.
         path, which = runs.find(args.init_from, args.runs)
         former, _, _ = runs.load(path, model.MODELS)
         require_shapes(table, given, former, path)
+        before = [runs.trained_titles(path)]
     name = model_of(table, given, former)
     folder = runs.new_folder(args.runs, args.name, name)
     meta, arrays = read_as(name, args.data, meta, arrays)
-    trained = np.unique(np.concatenate([arrays["train"]["keys"], *([runs.trained_titles(path)] if former else [])]))
+    trained = np.unique(np.concatenate([arrays["train"]["keys"], *before]))
     meta, arrays = without_trained(args.data, meta, arrays, trained, bool(former))
     config = configure(table, args, meta, arrays["train"]["titles"], former)
     if former:
+        # A resumed run must begin with the same checkpoint, whatever best and latest of all runs are by then.
         config["init_from"] = f"{runs.short_name(path, args.runs)}/{which}"
     return Plan(folder, finished(config, trained), meta, arrays, trained)
 

@@ -1,9 +1,5 @@
-"""The devices that share every batch: all of one process, or of several processes that train together.
-
-    python train.py                                                            # all devices of this machine
-    python train.py --coordinator 10.0.0.1:1234 --processes 2 --process 0      # on the machine of that address
-    python train.py --coordinator 10.0.0.1:1234 --processes 2 --process 1      # on the other one
-    srun python train.py --coordinator auto      # as Slurm, Open MPI, Kubernetes or a TPU pod tells JAX
+"""The devices that share every batch: all of one process, or of several processes that train together, which
+docs/cluster.md shows.
 
 All processes get the same flags and see the same folders. Each looks at all rows once (checksums, counts) and keeps
 those that its own devices hold. The first one prints, writes reports and logs to MLflow; all write checkpoints. One
@@ -79,7 +75,14 @@ def join(args):
     sys.excepthook = leave_with_traceback
     address = None if args.coordinator == "auto" else args.coordinator
     if address and args.process == 0:
-        require_free(int(match[1]))
+        # JAX would crash where the port is taken.
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", int(match[1])))
+            except OSError as error:
+                raise UserError(f"--coordinator: port {match[1]} of this machine cannot be used ({error.strerror}); "
+                                "choose another") from None
 
     # Where JAX's own patience ends it aborts the program. Until then Ctrl-C would not be heard.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -104,17 +107,6 @@ def join(args):
     os.close(kept)
     if not is_first():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
-
-
-def require_free(port):
-    """Raise UserError where a port of this machine is taken: JAX would crash."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            raise UserError(f"--coordinator: port {port} of this machine cannot be used ({error.strerror}); choose "
-                            "another") from None
 
 
 def give_up(coordinator):

@@ -80,10 +80,9 @@ def temporary_path(path):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from None
     temporary = path.with_name(f"{path.name}.tmp-{secrets.token_hex(8)}")
     with locked(path):
-        for stale in path.parent.glob(f"{glob.escape(path.name)}.tmp-*"):
-            # `.tmp-old` stays: it may be the only copy, see `replace_folder`.
-            if TEMPORARY.fullmatch(ending := stale.name.removeprefix(path.name)) and ending != ".tmp-old":
-                remove(stale)
+        # `.tmp-old` stays: it may be the only copy, see `atomic_folder`.
+        for stale in path.parent.glob(f"{glob.escape(path.name)}.tmp-{'[0-9a-f]' * 16}"):
+            remove(stale)
         try:
             yield temporary
         except OSError as error:
@@ -133,31 +132,24 @@ def atomic_write(path, mode="w"):
 @contextmanager
 def atomic_folder(folder):
     """A new folder to fill in the block; it takes the place of `folder` only when the block ends without an error.
-    Where `folder` is a link, what it points to is replaced."""
+    Where `folder` is a link, what it points to is replaced. A process killed between the two renames leaves
+    `folder`.tmp-old, which `recover_folder` brings back."""
     folder = Path(folder).resolve()
     with temporary_path(folder) as temporary:
-        # If another process was killed while it replaced this folder, the former content comes back first, and leaves
-        # the name free that `replace_folder` needs.
         settle(folder)
         temporary.mkdir()
         yield temporary
-        replace_folder(temporary, folder)
-
-
-def replace_folder(new, folder):
-    """Rename the finished folder `new` to `folder`, whose lock is held. A process killed between the two renames leaves
-    `folder`.tmp-old, which `recover_folder` brings back."""
-    # Folders cannot be exchanged in one step everywhere, so the former one makes room first.
-    if folder.exists():
-        rename(folder, f"{folder}.tmp-old")
-    try:
-        rename(new, folder)
-    finally:
-        settle(folder)
+        try:
+            # Folders cannot be exchanged in one step everywhere, so the former one makes room first.
+            if folder.exists():
+                rename(folder, f"{folder}.tmp-old")
+            rename(temporary, folder)
+        finally:
+            settle(folder)
 
 
 def settle(folder):
-    """Finish what was begun in `replace_folder`: bring the former folder back, or remove it. Its lock is held."""
+    """Finish what `atomic_folder` began: bring the former folder back, or remove it. Its lock is held."""
     old = Path(f"{folder}.tmp-old")
     if old.exists():
         # No folder: it ended between the renames. A folder: it ended behind both, and only this is missing.
@@ -165,7 +157,7 @@ def settle(folder):
 
 
 def recover_folder(folder):
-    """Settle what a process killed in `replace_folder` began; one that lives does so itself, in a moment."""
+    """Settle what a process killed in `atomic_folder` began; one that lives does so itself, in a moment."""
     folder = Path(folder).resolve()  # `.` has no name
     while Path(f"{folder}.tmp-old").exists():
         with suppress(BlockingIOError), locked(folder, wait=False):
@@ -174,42 +166,6 @@ def recover_folder(folder):
 
 
 # --- compressed and unknown input -------------------------------------------------------------------------------------
-
-class CountingStream(io.RawIOBase):
-    """A readable stream that counts the bytes read from `stream`; `check` is called after each read and may raise."""
-
-    def __init__(self, stream, check=lambda: None):
-        self.stream, self.check, self.size = stream, check, 0
-
-    def readable(self):
-        return True
-
-    def readinto(self, buffer):
-        read = self.stream.readinto(buffer)
-        self.size += read
-        self.check()
-        return read
-
-
-def decompressed(file):
-    """A readable stream over a buffered binary file: gzip, bzip2, xz or plain by its first bytes, whatever its name.
-    Its reads raise UserError when the output exceeds 64 MB and 100 times what was read of the file (a decompression
-    bomb)."""
-    def check():
-        # Asked at every read, so a bomb is found long before it fills the memory.
-        if content.size > max(FREE_EXPANSION, MAX_EXPANSION * packed.size):
-            raise UserError(f"{getattr(file, 'name', 'input')}: grows more than {MAX_EXPANSION}-fold when "
-                            "decompressed; unpack it first if that is meant")
-
-    # The compressed side is counted, too, for its size on disk is not known of a pipe.
-    start = file.peek(6)
-    for magic, opener in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open)):
-        if start.startswith(magic):
-            packed = CountingStream(file)
-            content = CountingStream(opener(packed, "rb"), check)
-            return io.BufferedReader(content, 1 << 18)
-    return file
-
 
 class ChunkStream(io.RawIOBase):
     """A readable stream over an iterator of bytes, none of them empty."""
@@ -227,6 +183,31 @@ class ChunkStream(io.RawIOBase):
         return len(content)
 
 
+def buffered(chunks):
+    return io.BufferedReader(ChunkStream(chunks), 1 << 18)
+
+
+def decompressed(file):
+    """A readable stream over a buffered binary file: gzip, bzip2, xz or plain by its first bytes, whatever its name.
+    Its reads raise UserError when the output exceeds 64 MB and 100 times what was read of the file (a decompression
+    bomb)."""
+    def counted(stream, side):
+        while content := stream.read1(1 << 18):
+            sizes[side] += len(content)
+            # Asked at every read, so a bomb is found long before it fills the memory.
+            if sizes["unpacked"] > max(FREE_EXPANSION, MAX_EXPANSION * sizes["packed"]):
+                raise UserError(f"{getattr(file, 'name', 'input')}: grows more than {MAX_EXPANSION}-fold when "
+                                "decompressed; unpack it first if that is meant")
+            yield content
+
+    # The compressed side is counted, too, for its size on disk is not known of a pipe.
+    start, sizes = file.peek(6), {"packed": 0, "unpacked": 0}
+    for magic, opener in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open)):
+        if start.startswith(magic):
+            return buffered(counted(opener(ChunkStream(counted(file, "packed"))), "unpacked"))
+    return file
+
+
 def decoded(stream, encoding, name):
     """A buffered stream of UTF-8 over a buffered binary stream; its reads raise UserError where the content is not in
     this encoding. UTF-8 itself is left as it is, so that single rows of it can be at fault."""
@@ -237,7 +218,7 @@ def decoded(stream, encoding, name):
         except UnicodeError as error:
             raise UserError(f"{name}: not text in {encoding} ({error})") from None
 
-    return stream if encoding == "utf-8" else io.BufferedReader(ChunkStream(chunks()), 1 << 18)
+    return stream if encoding == "utf-8" else buffered(chunks())
 
 
 def is_patient(file):
@@ -252,18 +233,12 @@ def read_ready(stream, size):
     """Up to `size` bytes of a buffered binary stream: those that have come, without waiting for more than the first."""
     content = new = stream.read1(size)
     # The first read may give only what a look at the first bytes left in the buffer, so more is taken if it is there.
-    while new and len(content) < size and gives_more(stream):
-        new = stream.read1(size)
-        content += new
+    # Of decompressed content nobody can say whether it is, nor can Windows of files and pipes.
+    with suppress(OSError, AttributeError):
+        while new and len(content) < size and select.select([stream.fileno()], [], [], 0)[0]:
+            new = stream.read1(size)
+            content += new
     return content
-
-
-def gives_more(stream):
-    """Whether more has come of a stream, or its end."""
-    try:
-        return bool(select.select([stream.fileno()], [], [], 0)[0])
-    except (OSError, AttributeError):  # of decompressed content nobody can say, nor can Windows of files and pipes
-        return False
 
 
 @contextmanager
@@ -363,7 +338,7 @@ def write_lines(path, lines):
 # --- downloads --------------------------------------------------------------------------------------------------------
 
 def download(url, path, size=None):
-    """Fetch `url` to `path` through `path`.part, going on where a broken download stopped. Returns `path`.
+    """Fetch `url` to `path`, whole or not at all, unless it is there. Returns `path`.
 
     Raises UserError when the server cannot be reached, or when what came has not the announced (or given) size.
     """
@@ -374,40 +349,18 @@ def download(url, path, size=None):
     from tqdm import tqdm
     if path.exists():
         return path
-    # What came before a break is kept, and the server asked for the rest.
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    have = part.stat().st_size if part.exists() else 0
+    advice = f"try again, or put the file into {path.parent}/ yourself"
     try:
-        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            have = have if answer.status == 206 else 0  # the server may send the whole file again
-            # The length that the server names is that of the rest.
-            length = answer.headers.get("Content-Length")
-            total = have + int(length) if length else size
-            with open(part, "ab" if have else "wb") as file, tqdm(
-                    desc=path.name, total=total, initial=have, unit="B", unit_scale=True, disable=None) as bar:
-                while block := answer.read(1 << 20):
-                    file.write(block)
-                    bar.update(len(block))
-    except urllib.error.HTTPError as error:
-        # 416 means that nothing is left to send: .part is complete, or not this file. Its size decides.
-        if error.code != 416:
-            raise UserError(f"{url}: the server says {error.code} {error.reason}") from None
-        told = re.search("/([0-9]+)$", error.headers.get("Content-Range") or "")
-        if told is None:
-            raise UserError(f"{url}: has nothing behind byte {have:,}; delete {part} to start over") from None
-        total = int(told[1])
+        with urllib.request.urlopen(url, timeout=60) as answer, atomic_write(path, "wb") as file:
+            announced = answer.headers.get("Content-Length")
+            total = int(announced) if announced else size
+            with tqdm.wrapattr(answer, "read", total, desc=path.name, disable=None) as stream:
+                shutil.copyfileobj(stream, file)
+            for expected in (total, size):
+                if expected is not None and file.tell() != expected:
+                    raise UserError(f"{url}: {file.tell():,} bytes instead of {expected:,}; {advice}")
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ValueError) as error:
-        raise UserError(f"{url}: cannot be fetched ({getattr(error, 'reason', error)}); try again, or put the file "
-                        f"into {path.parent}/ yourself") from None
-
-    # Only a file of the right size takes the name.
-    for expected in (total, size):
-        if expected is not None and part.stat().st_size != expected:
-            raise UserError(f"{part}: {part.stat().st_size:,} bytes instead of {expected:,}; run again to go on, or "
-                            "delete it to start over")
-    rename(part, path)
+        raise UserError(f"{url}: cannot be fetched ({error}); {advice}") from None
     return path
 
 

@@ -16,6 +16,7 @@ What is computed in a training or an evaluation does not belong here, nor what M
 """
 import ast
 import csv
+import itertools
 import math
 import os
 import re
@@ -37,12 +38,13 @@ from titles.settings import command as training_command
 # EDIT: what tells the best epoch and the best run: a column of metrics.csv, and whether its largest value (max) or its
 # smallest (min) is best. All that says "best" asks `rank`.
 BEST, BETTER = "valid_balanced_accuracy", max
+TOLD_BY = f"{BETTER.__name__} {BEST}"  # what config.json says of that
 
 FORMAT = 5  # of a run's folder: raise it when its files change their meaning
 DATA_FILE = 8 << 20  # bytes of a file with a large table, about: Orbax keeps what it has encoded until a file is full
 BOOKKEEPING = ("checksum", "created", "files", "trained", "source", "versions", "format", "training_rows",
                "fingerprint", "calibration_rows", "data", "synthetic", "settings", "best")  # no setting, no size
-DEVICES = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9\u00b9\u00b2\u00b3])(\..*)?", re.IGNORECASE)  # no names of files
+NO_METRICS = "{path}: not what train.py wrote; remove it to do without its scores"
 TAKEN = "{folder}: a run of this name is there; choose another --name, or go on with --resume {folder.name}"
 
 
@@ -50,9 +52,7 @@ TAKEN = "{folder}: a run of this name is there; choose another --name, or go on 
 
 def free_name(runs, model):
     """The first of MODEL-1, MODEL-2, ... that no run in the folder `runs` has."""
-    taken = {path.name for path in runs.iterdir()} if runs.exists() else set()
-    # Of one name more than are taken, one is free.
-    return next(name for i in range(1, len(taken) + 2) if (name := f"{model}-{i}") not in taken)
+    return next(name for i in itertools.count(1) if not (runs / (name := f"{model}-{i}")).exists())
 
 
 def new_folder(runs, name, model):
@@ -60,11 +60,10 @@ def new_folder(runs, name, model):
     if name is None:
         return runs / free_name(runs, model)
 
-    # A name becomes a folder and a word of --ckpt, where best and latest mean something else. Windows keeps some names
-    # for devices and drops a dot at the end; a run's folder may go there.
-    if not re.fullmatch(r"\w([\w.-]*[\w-])?", name) or name in ("best", "latest") or DEVICES.fullmatch(name):
-        raise UserError(f"--name {name}: use letters, digits, '-', '_' and '.' within, and not best, latest or a name "
-                        "that Windows has for a device")
+    # A name becomes a folder and a word of --ckpt, where best and latest mean something else; Windows drops a dot at
+    # the end.
+    if not re.fullmatch(r"\w([\w.-]*[\w-])?", name) or name in ("best", "latest"):
+        raise UserError(f"--name {name}: use letters, digits, '-', '_' and '.' within, and not best or latest")
     if (runs / name).exists():
         raise UserError(TAKEN.format(folder=runs / name))
     return runs / name
@@ -73,9 +72,8 @@ def new_folder(runs, name, model):
 def create(folder, config, meta, trained, named=True):
     """Make the folder of a new run, whole or not at all, and return it.
 
-    meta: of the prepared data, as from data.load_prepared; trained: the content of trained.npy, of which the
-    configuration has the checksum. named: whether the user chose the name; if not, and another
-    training has taken it meanwhile, the next free one is used.
+    meta: of the prepared data, as from data.load_prepared; trained: the content of trained.npy. named: whether the user
+    chose the name; if not, and another training has taken it meanwhile, the next free one is used.
     """
     # A name that begins with a dot is no run: --ckpt passes over a folder that is being made.
     with files.temporary_path(folder.with_name(f".{folder.name}")) as temporary:
@@ -90,24 +88,30 @@ def create(folder, config, meta, trained, named=True):
         for name, content in SOURCE.items():
             (temporary / "source" / name).write_bytes(content)
 
-        # Another training may take the name between the look and the rename.
-        while folder.exists() or not renamed(temporary, folder):
+        # Another training may have taken the name. Systems differ in the error that this is, so what is there decides.
+        while True:
+            try:
+                files.rename(temporary, folder)
+                return folder
+            except OSError:
+                if not folder.exists():
+                    raise
             if named:
                 raise UserError(TAKEN.format(folder=folder))
             folder = folder.parent / free_name(folder.parent, config["model"])
-        return folder
 
 
-def renamed(source, target):
-    """Rename a folder; False where the target is there."""
-    try:
-        files.rename(source, target)
-    except OSError:
-        # Systems differ in the error that this is, so what is there decides.
-        if not target.exists():
-            raise
-        return False
-    return True
+def config_of(folder):
+    """The configuration of a run's folder; an empty one where that is none, or one of another format."""
+    config = files.read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    return config if config.get("format") == FORMAT else {}
+
+
+def all_runs(runs, fingerprint=None):
+    """[(folder, configuration)] of all runs, or of those on the data with this fingerprint."""
+    found = [(folder, config_of(folder)) for folder in sorted(Path(runs).glob("[!.]*"))]
+    return [(folder, config) for folder, config in found
+            if config and fingerprint in (None, config.get("fingerprint"))]
 
 
 def find(ckpt, runs, fingerprint=None):
@@ -120,22 +124,24 @@ def find(ckpt, runs, fingerprint=None):
     runs, ckpt = Path(runs), str(Path(ckpt))  # without a slash at its end
     if ckpt in ("best", "latest"):
         found = []
-        # Folders of other formats, on other data, or without a checkpoint yet are passed over.
-        for folder in sorted(runs.glob("[!.]*")):
-            config = files.read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-            if config.get("format") != FORMAT or fingerprint not in (None, config.get("fingerprint")):
-                continue
+        for folder, config in all_runs(runs, fingerprint):
             # A refit has no validation scores: it is chosen by those of the run that it was made of.
-            if (ckpt == "best" and "refit" not in config and is_told_alike(config)
-                    and (folder / "metrics.csv").is_file()):
-                found += [(rank(best), folder)] if (best := best_of(folder)) else []
+            is_judged = "refit" not in config and is_told_alike(config)
+            if ckpt == "best" and is_judged and (best := best_epoch(read_metrics(folder))):
+                if BEST not in best:
+                    raise UserError(NO_METRICS.format(path=folder / "metrics.csv"))
+                found.append((rank(best), folder))
             # Only a checkpoint that is whole has nothing but a number for a name.
             if ckpt == "latest" and any(path.name.isdigit() for path in (folder / "checkpoints").glob("*")):
                 found.append((config.get("created", 0), folder))
         if not found:
             raise UserError(f"{runs}: no trained run here{' on this data' if fingerprint else ''}; run train.py first")
         folder = max(found, key=lambda item: item[0])[1]
-        return (finished_refit(folder) or folder) if ckpt == "best" else folder, ckpt
+        # A refit that came to its end has left a checkpoint of its last step.
+        refit = folder.with_name(f"{folder.name}-refit")
+        config = config_of(refit)
+        is_refit = config.get("refit") == folder.name and (refit / f"checkpoints/{config.get('steps')}").is_dir()
+        return refit if ckpt == "best" and is_refit else folder, ckpt
 
     # The name of a run, or a path to its folder.
     path, which = Path(ckpt), "best"
@@ -156,26 +162,22 @@ def show_all(runs, fingerprint):
     """Print a line for each run on the data with this fingerprint, the best by its validation score first; a refit,
     which has none, behind the run that it comes from."""
     found = []
-    for folder in Path(runs).glob("[!.]*"):
-        config = files.read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-        if config.get("format") == FORMAT and config.get("fingerprint") == fingerprint:
-            base = folder.with_name(config.get("refit", folder.name))
-            best = best_epoch(history) if (history := history_of(base)) else {}
-            found.append((-rank(best), base, "refit" in config, folder, config, best.get(BEST)))
+    for folder, config in all_runs(runs, fingerprint):
+        base = folder.with_name(config.get("refit", folder.name))
+        best = best_epoch(read_metrics(base))
+        found.append((-rank(best), base, "refit" in config, folder, config, best.get(BEST)))
 
-    print(f"{'run':24} {'model':12} {'validation':>10} {'test':>8} {'seconds':>8} {'MB':>6}  begun")
+    line = "{:24} {:12} {:>10} {:>8} {:>8} {:>6}  {}".format
+    print(line("run", "model", "validation", "test", "seconds", "MB", "begun"))
     for _, _, is_refit, folder, config, score in sorted(found, key=lambda row: row[:4]):
         # What is not known yet, such as the test score of a run that was never evaluated, is a dash.
         report = folder / "test-best/report.json"
         test = files.read_json(report).get("balanced_accuracy") if report.is_file() else None
-        history = history_of(folder)
-        seconds = history[-1].get("seconds") if history else None
+        seconds = (read_metrics(folder) or [{}])[-1].get("seconds")
         size = sum(path.stat().st_size for path in (folder / "checkpoints").rglob("*") if path.is_file()) / 1e6
-        columns = [f"{score:.4f}" if score and not is_refit else "-", f"{test:.4f}" if test else "-",
-                   f"{seconds:.0f}" if seconds else "-", f"{size:.1f}"]
-        begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(config["created"]))
-        print(f"{folder.name:24} {config['model']:12} {columns[0]:>10} {columns[1]:>8} {columns[2]:>8} {columns[3]:>6}"
-              f"  {begun}")
+        print(line(folder.name, config["model"], f"{score:.4f}" if score and not is_refit else "-",
+                   f"{test:.4f}" if test else "-", f"{seconds:.0f}" if seconds else "-", f"{size:.1f}",
+                   time.strftime("%Y-%m-%d %H:%M", time.localtime(config["created"]))))
 
 
 def other_folders(args):
@@ -188,17 +190,6 @@ def other_folders(args):
 def settings(config):
     """The settings and sizes of a configuration, which a person would compare."""
     return {key: value for key, value in config.items() if key not in BOOKKEEPING}
-
-
-def finished_refit(folder):
-    """The folder of a run's refit that has been trained to its end, or None."""
-    refit = folder.with_name(f"{folder.name}-refit")
-    config = files.read_json(refit / "config.json") if (refit / "config.json").is_file() else {}
-
-    # A training that came to its end has left a checkpoint of its last step.
-    done = config.get("format") == FORMAT and config.get("refit") == folder.name and (
-        refit / f"checkpoints/{config['steps']}").is_dir()
-    return refit if done else None
 
 
 def load(folder, models):
@@ -260,13 +251,19 @@ def write_metrics(folder, history):
 
 
 def read_metrics(folder):
-    """What `write_metrics` wrote: a dictionary of numbers for every epoch."""
+    """What `write_metrics` wrote: a dictionary of numbers for every epoch; nothing where no epoch has ended."""
+    path = folder / "metrics.csv"
+    if not path.exists():
+        return []
     try:
-        with open(folder / "metrics.csv", encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8", newline="") as file:
             # A score that an epoch does not have is an empty field.
-            return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+            history = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+        if not all("epoch" in row and all(map(math.isfinite, row.values())) for row in history):
+            raise ValueError
+        return history
     except (ValueError, TypeError, csv.Error):
-        raise UserError(f"{folder}/metrics.csv: not what train.py wrote; name a run with --ckpt") from None
+        raise UserError(NO_METRICS.format(path=path)) from None
 
 
 def rank(row):
@@ -278,17 +275,8 @@ def rank(row):
 
 def best_epoch(history):
     """The row of the best epoch. Of several equally good ones it is the last, whose checkpoint Orbax keeps. A refit has
-    no validation scores: then it is the last epoch."""
-    return max(reversed(history), key=rank)
-
-
-def best_of(folder):
-    """The row of a run's best epoch, from its metrics.csv; None where that has no row. Raises UserError where it has no
-    such score."""
-    history = read_metrics(folder)
-    if any(BEST not in row for row in history):
-        raise UserError(f"{folder}/metrics.csv: not what train.py wrote; name a run with --ckpt")
-    return best_epoch(history) if history else None
+    no validation scores: then it is the last epoch. Before the first epoch it is empty."""
+    return max(reversed(history), key=rank, default={})
 
 
 def best_said(history):
@@ -297,14 +285,9 @@ def best_said(history):
     return f"best epoch {best['epoch']}: {BEST.replace('valid_', 'validation ').replace('_', ' ')} {best[BEST]:.4f}"
 
 
-def told_by():
-    """What config.json keeps of how the best epoch was told."""
-    return f"{BETTER.__name__} {BEST}"
-
-
 def is_told_alike(config):
     """Whether the best epoch of a run was told as these scripts tell it; older ones did not say it."""
-    return config.get("best", "max valid_balanced_accuracy") == told_by()
+    return config.get("best", "max valid_balanced_accuracy") == TOLD_BY
 
 
 def epochs_since_best(history):
@@ -318,22 +301,6 @@ def is_over(config, history):
         "patience" in config and epochs_since_best(history) >= config["patience"])
 
 
-def is_finished(folder, config):
-    """Whether the latest checkpoint of a run is that of its last epoch."""
-    manager = checkpoint_manager(folder, read_only=True)
-    step = manager.latest_step()
-    return step is not None and is_over(config, restore_checkpoint(manager, step, history=None)["history"])
-
-
-def history_of(folder):
-    """What `read_metrics` returns; nothing where metrics.csv is missing or damaged, for the run can be used all the
-    same."""
-    try:
-        return [row for row in read_metrics(folder) if "epoch" in row and all(map(math.isfinite, row.values()))]
-    except (OSError, UserError):
-        return []
-
-
 def training_of(folder, others=""):
     """(name, commands that train it again, configuration, rows of metrics.csv) of a run; others: as from
     `other_folders`."""
@@ -343,7 +310,7 @@ def training_of(folder, others=""):
     if "refit" in config and (base / "config.json").is_file():
         found.append(training_command(base.name, files.read_json(base / "config.json")))
     found.append(training_command(folder.name, config))
-    return folder.name, [one + others for one in found if one], config, history_of(folder)
+    return folder.name, [one + others for one in found if one], config, read_metrics(folder)
 
 
 def loss_figure(history, title):
@@ -384,15 +351,14 @@ def source_checksums():
 
 
 def changed_source(folder, config):
-    """Names of the scripts that this process and the training of a run both use, but whose code differs. Comments and
-    docstrings are no code. A copy that is not what the run has kept cannot tell, so its script counts as changed."""
+    """Names of the scripts that this process and the training of a run both use, but whose code differs. Comments
+    are no code. A copy that is not what the run has kept cannot tell, so its script counts as changed."""
     changed = []
     for name, checksum in source_checksums().items():
-        kept = folder / "source" / name
-        intact = kept.is_file() and files.checksum(kept) == config["source"].get(name)
         # A script that the run has not loaded counts as unchanged.
-        if checksum != config["source"].get(name, checksum) and not (
-                intact and code_of(kept.read_bytes()) == code_of(SOURCE[name])):
+        kept, known = folder / "source" / name, config["source"].get(name, checksum)
+        if checksum != known and not (kept.is_file() and files.checksum(kept) == known
+                                      and code_of(kept.read_bytes()) == code_of(SOURCE[name])):
             changed.append(name)
     return changed
 
@@ -404,16 +370,8 @@ def versions():
 
 
 def code_of(content):
-    """The syntax tree of a script without its docstrings, as text; None where it is broken."""
-    try:
-        tree = ast.parse(content)
-    except (ValueError, SyntaxError):
-        return None
-    # Syntax trees know no comments; docstrings are their first statements.
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False):
-            node.body = node.body[1:]
-    return ast.dump(tree)
+    """The syntax tree of a script, which knows no comments, as text."""
+    return ast.dump(ast.parse(content))
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
@@ -430,11 +388,10 @@ def verify_checkpoint(step, part=""):
     every change. A save that was killed at its very end has no sums.json, and is whole."""
     if not (step / "sums.json").exists():
         return
-    wanted, found = files.read_json(step / "sums.json"), file_checksums(step, part)
-
     # The names of both, so that a file too many or too few shows as well.
-    for name in sorted(found.keys() | {name for name in wanted if not part or name.startswith(f"{part}/")}):
-        if found.get(name) != wanted.get(name):
+    wanted, found = files.read_json(step / "sums.json"), file_checksums(step, part)
+    for name in sorted(found.keys() | wanted.keys()):
+        if name.startswith(part) and found.get(name) != wanted.get(name):
             raise UserError(f"{step / name}: not what train.py saved (cut short, changed or missing); remove {step} to "
                             "do without this checkpoint")
 
@@ -485,22 +442,20 @@ def save_checkpoint(manager, step, state, history, metrics=None):
         even = large and all(len(x) % model.PARTS == 0 for x in large)
         return ocp.args.PyTreeSave(tree, ocdbt_target_data_file_size=DATA_FILE if even else None)
 
-    # Orbax's threads print tracebacks on a full disk, so look before.
-    need = 1.1 * sum(x.nbytes for x in jax.tree.leaves(state)) + (1 << 20)
-    free = shutil.disk_usage(manager.directory).free
-    saved, failure = False, None if free >= need else f"needs {need / 1e6:.1f} MB of disk, {free / 1e6:.1f} MB are free"
     try:
-        saved = not failure and manager.save(step, metrics=metrics, force=True, args=ocp.args.Composite(
+        # Orbax's threads print tracebacks on a full disk, so look before.
+        need = 1.1 * sum(x.nbytes for x in jax.tree.leaves(state)) + (1 << 20)
+        if (free := shutil.disk_usage(manager.directory).free) < need:
+            raise OSError(f"needs {need / 1e6:.1f} MB of disk, {free / 1e6:.1f} MB are free")
+        manager.save(step, metrics=metrics, force=True, args=ocp.args.Composite(
             history=ocp.args.JsonSave(history), **{part: in_files(tree) for part, tree in state.items()}))
-        if saved and devices.is_first():
+        if devices.is_first():
             # Here Orbax has given the checkpoint its name; killed before the next line, it stays without checksums.
             folder = Path(manager.directory) / str(step)
             files.write_json(folder / "sums.json", file_checksums(folder))
     except (OSError, ValueError) as error:  # TensorStore raises ValueError where it cannot write
-        failure = str(error)[:200]
-    if not saved:
-        raise UserError(f"{manager.directory}: {devices.possible_cause()}step {step} is not saved ({failure}); mend "
-                        f"that, then go on with train.py --resume {manager.directory.parent.name}")
+        raise UserError(f"{manager.directory}: {devices.possible_cause()}step {step} is not saved ({str(error)[:200]})"
+                        f"; mend that, then go on with train.py --resume {manager.directory.parent.name}") from None
 
 
 def restore_checkpoint(manager, step, **targets):
@@ -541,7 +496,7 @@ def restore(folder, which):
     config, vocab, labels = load(folder, model.MODELS)
     if which == "best" and not is_told_alike(config):
         raise UserError(f"{folder}: its best epoch was told by {config.get('best', 'another score')}, now it would be "
-                        f"by {told_by()}; name {folder.name}/latest, or change runs.BEST back")
+                        f"by {TOLD_BY}; name {folder.name}/latest, or change runs.BEST back")
     if "encoder" in config:
         encoder.require(config["encoder"], folder)
     if changed := changed_source(folder, config):

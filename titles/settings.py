@@ -16,28 +16,21 @@ class Setting(NamedTuple):
     default: object          # a value, `by_model`, or None where train.size_rule or the data say it
     help: str
     more: str = ""           # behind the default in the help, or instead of it
-    needs: tuple = ()        # of configuration.NEEDS: where one is not met, nothing uses the setting
+    needs: tuple = ()        # where one is not met, nothing uses the setting, see configuration.is_used
     shapes: object = False   # whether it gives arrays their shape or rows their meaning; "pieces": with an encoder
     several: str = None      # "+" or "*" for a list of values
     metavar: str = None
 
 
-class ByModel(dict):
-    """{model: default}, and the default of all others."""
-
-
 def by_model(others, **models):
-    """A default that is another one for some models."""
-    found = ByModel(models)
-    found.others = others
-    return found
+    """A default that is another one for some models: {model: default}, that of all others by None."""
+    return {None: others} | models
 
 
 def default_of(setting, model):
     """The default of a setting for a model."""
-    if isinstance(setting.default, ByModel):
-        return setting.default.get(model, setting.default.others)
-    return setting.default
+    default = setting.default
+    return default.get(model, default[None]) if isinstance(default, dict) else default
 
 
 def all_of(table):
@@ -51,17 +44,13 @@ def flag_of(name):
 
 def help_of(setting):
     """The help of a setting's flag, with its default."""
-    values = [setting.default]
-    if isinstance(setting.default, ByModel):
-        known = [f"{model} {shown(value)}" for model, value in setting.default.items() if value is not None]
-        values = [setting.default.others, *known]
-    said = [shown(value) for value in values if value is not None and value is not False] + [setting.more] * bool(
-        setting.more)
+    said = []
+    for model, value in (setting.default if isinstance(setting.default, dict) else {None: setting.default}).items():
+        if value is not None and value is not False:
+            value = " ".join(map(str, value)) or "none" if isinstance(value, list) else value
+            said.append(f"{model} {value}" if model else f"{value}")
+    said += [setting.more] if setting.more else []
     return setting.help + (f" (default: {', '.join(said)})" if said else "").replace("%", "%%")
-
-
-def shown(value):
-    return " ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
 
 
 def add_flags(parser, table):
@@ -71,9 +60,7 @@ def add_flags(parser, table):
         for setting in settings:
             how = {"action": "store_true"} if setting.kind is bool else {
                 "choices": setting.kind} if isinstance(setting.kind, tuple) else {
-                "type": setting.kind, "metavar": setting.metavar}
-            if setting.several:
-                how["nargs"] = setting.several
+                "type": setting.kind, "metavar": setting.metavar, "nargs": setting.several}
             add(flag_of(setting.name), help=help_of(setting), default=argparse.SUPPRESS, **how)
 
 

@@ -3,7 +3,6 @@
 A state is {"variables": all that prediction needs, "optimizer": the rest}, two trees of arrays.
 """
 import re
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,17 +13,14 @@ import model
 from titles import devices, encoder, predict
 
 
-class Start(NamedTuple):
-    """What a training begins with, on the devices but for the rows."""
-    state: dict
-    features: dict   # of words, as from model.feature_tables; of an encoder nothing
-    frozen: dict     # variables that no step changes, which are not in the state
-    arrays: dict     # {split: rows}; with frozen layers titles are [N, 1], the row of their vector
-
-
 def begin(plan, optimizer, former=None):
-    """The Start of a configuration.Plan. optimizer: as from train.make_optimizer; former: as from runs.restore, a run
-    whose knowledge it begins with; a line says how much of it there is."""
+    """What a training begins with: (state; `features` of words, as from model.feature_tables; `frozen` variables, which
+    no step changes and the state has not; {split: rows}), on the devices but for the rows. With frozen layers titles
+    are [N, 1], the row of their vector.
+
+    plan: a configuration.Plan; optimizer: as from train.make_optimizer; former: as from runs.restore, a run whose
+    knowledge it begins with; a line says how much of it there is.
+    """
     config, meta, arrays = plan.config, plan.meta, plan.arrays
     features, frozen = {}, {}
     if "encoder" in config:
@@ -38,7 +34,7 @@ def begin(plan, optimizer, former=None):
         state, said = with_knowledge(state, config, meta, former)
         print(f"begins with what {config['init_from']} knows: {said}")
     state = devices.put(state, model.shardings(config, state))
-    return Start(state, *devices.put((features, frozen), devices.whole()), arrays)
+    return state, *devices.put((features, frozen), devices.whole()), arrays
 
 
 def random_state(config, optimizer):
