@@ -162,7 +162,7 @@ def model_arrays(classifier, dtype):
         members.append(settings)
 
         # A refit has no validation scores, nor has a run that was stopped in its first epoch.
-        history = runs.read_metrics(folder) or [{}]
+        history = runs.history_of(folder) or [{}]
         row = runs.best_epoch(history) if which == "best" else history[-1]
         provenance.append({"run": folder.name, "checkpoint": which, "step": step, "prior": config["prior"],
                            "refit": config.get("refit"),

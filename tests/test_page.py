@@ -274,15 +274,12 @@ def test_promises_confusions_and_suspects_are_listed(tmp_path):
                          f"a <b>.csv:{suspects['line'][i]}"] for i in range(3)]
 
 
-def test_a_damaged_metrics_csv_is_refused_and_a_missing_one_costs_the_curves_alone(trained, tmp_path):
+def test_a_damaged_metrics_csv_costs_the_curves_alone(trained, tmp_path):
     shutil.copytree(trained / "runs/bag", tmp_path / "bag")
-    for content in ("epoch,train_loss\n1,much\n", "a,b\n1,2\n", "epoch,train_loss\n1,nan\n2,inf\nnan,1\n"):
+    for content in ("epoch,train_loss\n1,much\n", "a,b\n1,2\n", "epoch,train_loss\n1,nan\n2,inf\nnan,1\n", "\0"):
         (tmp_path / "bag/metrics.csv").write_text(content)
-        done = run_here("evaluate", "--ckpt", tmp_path / "bag", cwd=trained, check=False)
-        assert_one_line_error(done, "bag/metrics.csv: not what train.py wrote; remove it")
-    (tmp_path / "bag/metrics.csv").unlink()
-    run_here("evaluate", "--ckpt", tmp_path / "bag", cwd=trained)
-    assert_sound((tmp_path / "bag/test-best/report.html").read_text(encoding="utf-8"))
+        run_here("evaluate", "--ckpt", tmp_path / "bag", cwd=trained)
+        assert_sound((tmp_path / "bag/test-best/report.html").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("model", WORD_MODELS)

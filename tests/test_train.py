@@ -185,7 +185,7 @@ def test_fastTexts_way_to_have_no_ngrams():
 
 
 def test_a_weight_for_unreliable_rows_needs_label_quality():
-    with pytest.raises(UserError, match=r"--unreliable-weight: .*these data; leave it out"):
+    with pytest.raises(UserError, match=r"--unreliable-weight: .*how reliable its label is"):
         config_of("--unreliable-weight", 0.5, meta={"reliable_share": None})
     assert "unreliable_weight" not in config_of(meta={"reliable_share": None})
 

@@ -169,8 +169,14 @@ def require_device():
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, as all others are."""
-
     stray = None  # see `argument_parser`
+
+    def parse_known_args(self, args=None, namespace=None):
+        # argparse of Python 3.11 and 3.12 takes `--` out of the values of a flag, and fails where none is left.
+        for word in sys.argv[1:] if args is None else args:
+            if re.fullmatch("--[^=]+=--", word):
+                self.error(f"{word}: -- is no value")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message):
         # What is left over is a flag that is spelled otherwise, or a word whose flag was forgotten.

@@ -33,6 +33,14 @@ from titles import calibration, cli, devices, encoder, files, runs
 from titles.cli import UserError
 from titles.settings import all_of, default_of, flag_of, typed
 
+# What a setting may need, and why nothing uses it where that is not met.
+NEEDS = {"field": "{model} has no such setting", "pieces": "{model} has no such setting",
+         "words": "{model} reads pieces of words, which have vectors of their own",
+         "layers": "--freeze-layers makes a title's vector only once",
+         "characters": "--maxn 0 leaves no character n-grams", "n-grams": "there are no n-grams",
+         "table": "--freeze-embeddings leaves the table as it is",
+         "quality": "the prepared data says of no row how reliable its label is"}
+
 
 class Plan(NamedTuple):
     """The run to begin, to resume or to refit, and what it trains on."""
@@ -64,13 +72,12 @@ def configure(table, args, meta, titles, former=None):
     config = chosen(table, given, meta, len(titles), former or {})
 
     # What nothing would use is left out, and refused if it was asked for.
-    used = {setting.name: is_used(setting, config, meta) for setting in all_of(table.settings)}
+    lacks = {setting.name: lacking(setting, config, meta) for setting in all_of(table.settings)}
     for name, value in given.items():
-        if not used[name] and (name, value) != ("minn", 0):  # fastText's way to have none
-            raise UserError(f"{flag_of(name)}: nothing uses it with --model {config['model']}, the other settings and "
-                            "these data; leave it out")
-    config = {name: value for name, value in config.items() if value is not None and used.get(name, True)}
-    config["settings"] = [name for name in used if name in config]
+        if lacks[name] and (name, value) != ("minn", 0):  # fastText's way to have none
+            raise UserError(f"{flag_of(name)}: {NEEDS[lacks[name]].format(model=config['model'])}; leave it out")
+    config = {name: value for name, value in config.items() if value is not None and not lacks.get(name)}
+    config["settings"] = [name for name in lacks if name in config]
     if "encoder" not in config:
         config.setdefault("buckets", 0)  # the size of the table is asked for even where there are no n-grams
 
@@ -124,13 +131,13 @@ def model_of(table, given, former):
     return given.get("model", former.get("model", default))
 
 
-def is_used(setting, config, meta):
-    """Whether all is there that a setting is of no use without."""
+def lacking(setting, config, meta):
+    """What is not there and a setting is of no use without, one of NEEDS, or None."""
     words, ngrams = "encoder" not in config, config["maxn"] > 0 or config["word_ngrams"] > 1
     met = {"field": setting.name in model.fields(config["model"]), "words": words,
            "pieces": not words, "layers": not config["freeze_layers"], "characters": config["maxn"] > 0,
            "n-grams": ngrams, "table": not config["freeze_embeddings"], "quality": meta["reliable_share"] is not None}
-    return all(met[need] for need in setting.needs)
+    return next((need for need in setting.needs if not met[need]), None)
 
 
 def sizes(config, meta, titles):

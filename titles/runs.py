@@ -44,7 +44,7 @@ FORMAT = 5  # of a run's folder: raise it when its files change their meaning
 DATA_FILE = 8 << 20  # bytes of a file with a large table, about: Orbax keeps what it has encoded until a file is full
 BOOKKEEPING = ("checksum", "created", "files", "trained", "source", "versions", "format", "training_rows",
                "fingerprint", "calibration_rows", "data", "synthetic", "settings", "best")  # no setting, no size
-NO_METRICS = "{path}: not what train.py wrote; remove it to do without its scores"
+NO_METRICS = "{path}: not what train.py wrote; name a run with --ckpt"
 TAKEN = "{folder}: a run of this name is there; choose another --name, or go on with --resume {folder.name}"
 
 
@@ -164,7 +164,7 @@ def show_all(runs, fingerprint):
     found = []
     for folder, config in all_runs(runs, fingerprint):
         base = folder.with_name(config.get("refit", folder.name))
-        best = best_epoch(read_metrics(base))
+        best = best_epoch(history_of(base))
         found.append((-rank(best), base, "refit" in config, folder, config, best.get(BEST)))
 
     line = "{:24} {:12} {:>10} {:>8} {:>8} {:>6}  {}".format
@@ -173,7 +173,7 @@ def show_all(runs, fingerprint):
         # What is not known yet, such as the test score of a run that was never evaluated, is a dash.
         report = folder / "test-best/report.json"
         test = files.read_json(report).get("balanced_accuracy") if report.is_file() else None
-        seconds = (read_metrics(folder) or [{}])[-1].get("seconds")
+        seconds = (history_of(folder) or [{}])[-1].get("seconds")
         size = sum(path.stat().st_size for path in (folder / "checkpoints").rglob("*") if path.is_file()) / 1e6
         print(line(folder.name, config["model"], f"{score:.4f}" if score and not is_refit else "-",
                    f"{test:.4f}" if test else "-", f"{seconds:.0f}" if seconds else "-", f"{size:.1f}",
@@ -266,6 +266,14 @@ def read_metrics(folder):
         raise UserError(NO_METRICS.format(path=path)) from None
 
 
+def history_of(folder):
+    """What `read_metrics` returns; nothing where it is damaged, for the run can be used all the same."""
+    try:
+        return read_metrics(folder)
+    except UserError:
+        return []
+
+
 def rank(row):
     """What is larger the better an epoch is, of its row of metrics.csv; of one without such a score, as of a refit, it
     is the least."""
@@ -310,7 +318,7 @@ def training_of(folder, others=""):
     if "refit" in config and (base / "config.json").is_file():
         found.append(training_command(base.name, files.read_json(base / "config.json")))
     found.append(training_command(folder.name, config))
-    return folder.name, [one + others for one in found if one], config, read_metrics(folder)
+    return folder.name, [one + others for one in found if one], config, history_of(folder)
 
 
 def loss_figure(history, title):

@@ -16,7 +16,7 @@ class Setting(NamedTuple):
     default: object          # a value, `by_model`, or None where train.size_rule or the data say it
     help: str
     more: str = ""           # behind the default in the help, or instead of it
-    needs: tuple = ()        # where one is not met, nothing uses the setting, see configuration.is_used
+    needs: tuple = ()        # of configuration.NEEDS: where one is not met, nothing uses the setting
     shapes: object = False   # whether it gives arrays their shape or rows their meaning; "pieces": with an encoder
     several: str = None      # "+" or "*" for a list of values
     metavar: str = None
