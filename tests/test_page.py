@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import WORD_MODELS, assert_one_line_error, config_of, run_here
+from conftest import WORD_MODELS, config_of, run_here
 
 import data
 from titles import page, report, runs, settings
