@@ -28,6 +28,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 if sys.flags.safe_path:  # PYTHONSAFEPATH keeps Python from looking for modules beside the script
     sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -221,7 +223,6 @@ def mistype(text, rng):
 def written_forms(fragments):
     """Every fragment as it may be written: a flat pyarrow string array [case (title, lower, upper) x spelling x
     fragment]."""
-    import pyarrow as pa
     # A fragment is misspelt in five ways at most: people make the same mistakes, and a model can learn them.
     rng = random.Random(0)
     texts = [text for text, _ in fragments]
@@ -239,8 +240,6 @@ def written_forms(fragments):
 def build_world(tables, categories):
     """All that does not depend on the seed: the fragments and their forms, how frequent categories and languages are.
     Arrays over categories are in the order of `names`, in which families stand together, as `sibling` needs them."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
     n = len(categories)
     categories = sorted(categories, key=lambda category: category.family)
     names = [PREFIX + category.name for category in categories]
@@ -401,8 +400,6 @@ def order_fields(draw, fields, shown):
 
 def write_titles(world, draw, fragments):
     """Titles (pyarrow strings) of these fragments [rows, fragments]: cut to length, with a case and a spelling each."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
     # Most sellers stop at the fragment that no longer fits; a few go on and are cut off in the middle of a word.
     limit = np.where(draw.chance(SHORT), 12 + 48 * np.sqrt(draw.uniform()), 60 + 8 * draw.chance(TOO_LONG))
     mid_word = draw.chance(MID_WORD)
@@ -430,8 +427,6 @@ def write_titles(world, draw, fragments):
 
 def csv_chunk(world, seed, chunk, rows):
     """The lines of a chunk as one buffer. Whole-array operations release the interpreter lock, so threads help."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
     draw = Draw(np.random.default_rng([seed, chunk]), rows)
     titles, _, label, language, reliable = generate(world, draw)
     # Only the few titles with a comma or a quotation mark are quoted.
