@@ -320,7 +320,7 @@ def log(folder, run_folder, register=None, alias=None):
     # Model.log takes store and experiment from MLflow's global settings, not from a client.
     mlflow.set_tracking_uri(tracking.mlflow_uri())
     mlflow.environment_variables.MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)
-    run_id = (run_folder / "mlflow.txt").read_text(encoding="utf-8").strip()
+    run_id = tracking.run_id_of(run_folder)
     try:
         if not tracking.artifacts_are_here(client, run_id):
             raise UserError(f"{run_folder}: MLflow keeps its files elsewhere, see above; export with --out alone")
