@@ -163,13 +163,6 @@ def test_of_more_categories_the_worst_are_listed(tmp_path):
     assert ends == sorted(ends) and len(rows) == 2000
 
 
-def test_numbers_of_categories_at_one_place_stand_apart():
-    table = {"category": np.array([*"abcde"]), "recall": np.zeros(5), "support": np.full(5, 9),
-             "training_rows": np.full(5, 3)}
-    numbers = report.recall_figure(table, "of a run").axes[0].texts
-    assert [number.get_text() for number in numbers] == [*"12345"] and len({number.xyann for number in numbers}) == 5
-
-
 def test_a_long_name_keeps_its_leaf(tmp_path):
     names = [f"{'Hogar y cocina > ' * 9}{leaf}" for leaf in ("Cuchillos", "Ollas")]
     parsed = Parsed(write(tmp_path / "long", names))

@@ -225,13 +225,14 @@ def recall_figure(categories, title):
     axes.xaxis.set_minor_formatter("")
     axes.grid(alpha=0.3)
 
-    # Names stand beside the figure, where they hide no dots; a number stands further from its dot than the one before.
+    # Names stand beside the figure, where they hide no dots, and numbers at the upper ends of intervals.
     named = []
     for number, i in enumerate(order[:WORST], 1):
+        low, high = wilson_interval(recall[i], support[i])
         named.append(axes.vlines(
-            size[i], *wilson_interval(recall[i], support[i]), color="tab:red", linewidth=1,
+            size[i], low, high, color="tab:red", linewidth=1,
             label=f"{number} {plain_name(categories['category'][i], NAME)}: {recall[i]:.2f} of {support[i]:,}"))
-        axes.annotate(str(number), (size[i], recall[i]), (7 * number, 3), textcoords="offset points", color="tab:red")
+        axes.annotate(str(number), (size[i], high), (3, -3), textcoords="offset points", color="tab:red")
     figure.legend(handles=named, loc="outside right upper", fontsize=7, handlelength=0, handletextpad=0,
                   title="lowest recall (of so many rows), by\nthe upper end of its 95 % interval", title_fontsize=7)
     return figure
