@@ -157,8 +157,7 @@ def test_scores_suspects_and_confusions_by_hand():
                "calibrated_loss": np.full(7, np.nan), "brier": np.array([0, 0, 0, 0, 0, 0, np.nan])}
     scores = report.summarize(rows.labels, result)
     assert (scores["accuracy"], scores["top5_accuracy"], scores["loss"]) == (2 / 7, 4 / 7, 3.5)
-    axes = report.confusion_figure(rows.labels, result["prediction"], rows.names, report.confusions(
-        rows.labels, result["prediction"]), "").axes[0]
+    axes = report.confusion_figure(rows.labels, result["prediction"], rows.names, "").axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["A", "B", "C", "NEW"]
     np.testing.assert_allclose(axes.images[0].get_array(), [[0, 2 / 3, 0, 0], [1 / 2, 0, 0, 0], [1, 0, 0, 0],
                                                             [0, 0, 1, 0]])
@@ -222,8 +221,8 @@ def test_the_figure_of_confusions_counts_errors_alone():
     names = [f"category {i} " + "x" * 100 for i in range(6)]
     rows, result, _ = made_up(names, ["title"])
     wrong = rows.labels != result["prediction"]
-    pairs = report.confusions(rows.labels, result["prediction"])
-    axes = report.confusion_figure(rows.labels, result["prediction"], names, pairs, "of a run").axes[0]
+    pairs = [*zip(*report.confusions(rows.labels, result["prediction"]), strict=True)]
+    axes = report.confusion_figure(rows.labels, result["prediction"], names, "of a run").axes[0]
     shown = [int(label.get_text().split()[1]) for label in axes.get_yticklabels()]
     counts = {(shown[round(cell.get_position()[1])], shown[round(cell.get_position()[0])]): int(cell.get_text())
               for cell in axes.texts}

@@ -136,12 +136,12 @@ def slices(rows):
 
 
 def confusions(labels, predictions):
-    """The most frequent wrong answers: [(true, predicted, how often)], most frequent first."""
+    """The most frequent wrong answers, most frequent first: true [K], predicted [K], how often [K]."""
     wrong = labels != predictions
     # Pairs come out sorted, and a stable sort keeps that order among equals: the report is the same every time.
     pairs, count = np.unique(np.stack([labels[wrong], predictions[wrong]]), axis=1, return_counts=True)
     order = np.argsort(-count, kind="stable")[:CONFUSIONS]
-    return [(int(pairs[0, i]), int(pairs[1, i]), int(count[i])) for i in order]
+    return *pairs[:, order], count[order]
 
 
 def score_rows(classifier, rows):
@@ -238,12 +238,13 @@ def recall_figure(categories, title):
     return figure
 
 
-def confusion_figure(labels, predictions, names, pairs, title):
+def confusion_figure(labels, predictions, names, title):
     """The categories of the largest confusions against each other: counts, coloured by their rates of the true
     category. What is right is left out, or it would hide the errors."""
     from matplotlib.colors import PowerNorm
     from sklearn.metrics import confusion_matrix
-    shown = list(dict.fromkeys(category for true, taken, _ in pairs for category in (true, taken)))
+    true, taken, _ = confusions(labels, predictions)
+    shown = list(dict.fromkeys(np.stack([true, taken], 1).ravel().tolist()))
     # Rates are of all rows of the true category, also of those taken for a category that is not shown.
     counts = confusion_matrix(labels, predictions, labels=shown)
     np.fill_diagonal(counts, 0)
@@ -282,8 +283,8 @@ def make_figures(rows, categories, result, title):
     """The figures of a report: {file: figure}; categories as from `make_tables`."""
     figures = {"recall.png": recall_figure(categories, title),
                "reliability.png": reliability_figure(result["probability"], result["prediction"] == rows.labels, title)}
-    if found := confusions(rows.labels, result["prediction"]):
-        figures["confusions.png"] = confusion_figure(rows.labels, result["prediction"], rows.names, found, title)
+    if (rows.labels != result["prediction"]).any():
+        figures["confusions.png"] = confusion_figure(rows.labels, result["prediction"], rows.names, title)
     return figures
 
 
@@ -316,8 +317,8 @@ def make_tables(rows, training_rows, result):
     support = np.bincount(labels, minlength=len(names))  # scikit-learn's are no integers where no row is right
 
     # A confusion is easier to understand with a few of its titles.
-    found, titles = confusions(labels, predictions), np.array(rows.inputs.titles, object)
-    examples = [" | ".join(titles[(labels == true) & (predictions == wrong)][:3]) for true, wrong, _ in found]
+    titles, (true, taken, count) = np.array(rows.inputs.titles, object), confusions(labels, predictions)
+    examples = [" | ".join(titles[(labels == i) & (predictions == j)][:3]) for i, j in zip(true, taken, strict=True)]
 
     # Labels that the model finds least likely, where it knows them and is of another opinion.
     is_known = labels < len(training_rows)
@@ -337,11 +338,8 @@ def make_tables(rows, training_rows, result):
         "predictions.csv": table(slice(None), "title", "category", "predicted", "probability", *place),
         "categories.csv": {"category": names, "precision": precision, "recall": recall, "f1": f1, "support": support,
                            "training_rows": np.pad(training_rows, (0, len(names) - len(training_rows)))},
-        "confusions.csv": {"category": [names[true] for true, _, _ in found],
-                           "predicted": [names[wrong] for _, wrong, _ in found],
-                           "rows": [count for _, _, count in found],
-                           "share_of_category": [count / support[true] for true, _, count in found],
-                           "examples": examples},
+        "confusions.csv": {"category": names[true], "predicted": names[taken], "rows": count,
+                           "share_of_category": count / support[true], "examples": examples},
         "suspects.csv": table(suspect, *place, *columns),
         "unknown.csv": table(~is_known, *place, "category", "predicted", "probability", "title")}
 
@@ -408,7 +406,7 @@ def show(scores, found):
         print(note)
 
     # The first few with one title each; confusions.csv has more.
-    if found["rows"]:
+    if found["examples"]:
         print("most frequent confusions:")
     for true, wrong, count, rate, examples in itertools.islice(zip(*found.values(), strict=True), 8):
         print(f"  {count:>5} x {true} taken for {wrong} ({rate:.0%} of its rows), such as: "
