@@ -47,6 +47,7 @@ requirements-encoder.txt); best and latest are of the runs on --data, where that
 answered as it comes.
 """
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -303,8 +304,9 @@ def write_report(args, classifier, made, name):
             page.write(temporary, made, members, command(args, classifier))
         return folder
     except OSError as error:  # of a read-only folder, or a full disk; the scores can be told all the same
-        print(f"warning: {folder}: the report is not written there ({error.strerror or error}), only its scores are "
-              "shown and logged", file=sys.stderr)
+        why = os.strerror(error.errno) if error.errno else error
+        print(f"warning: {folder}: the report is not written there ({why}), only its scores are shown and logged",
+              file=sys.stderr)
         return None
 
 
