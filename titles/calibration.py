@@ -62,13 +62,7 @@ def pooled_loss(weights, logits, labels):
 def minimized(function, start, bounds, *arrays):
     """Where `function(values, *arrays)`, which returns value and gradient, is least within the bounds of each value."""
     from scipy.optimize import minimize
-
-    # SciPy computes in float64, JAX in float32.
-    def in_float64(values):
-        value, gradient = function(values.astype(np.float32), *arrays)
-        return float(value), np.asarray(gradient, np.float64)
-
-    return minimize(in_float64, start, jac=True, method="L-BFGS-B", bounds=bounds).x
+    return minimize(function, start, arrays, jac=True, method="L-BFGS-B", bounds=bounds).x
 
 
 def fit(logits, labels):
@@ -76,8 +70,8 @@ def fit(logits, labels):
     logits [N, C] float32 of rows with these labels [N]; see `calibration_loss`. NumPy arrays."""
     # A few rows without a mistake do not prove that there are none: targets are a little off 0 and 1, as in Platt 1999.
     right = logits.argmax(1) == labels
-    rows = np.array([(~right).sum(), right.sum()])
-    right = np.where(right, (rows[1] + 1) / (rows[1] + 2), 1 / (rows[0] + 2)).astype(np.float32)
+    hits, errors = right.sum(), (~right).sum()
+    right = np.where(right, (hits + 1) / (hits + 2), 1 / (errors + 2)).astype(np.float32)
 
     # Few rows may drive both without end, hence bounds: temperatures of 0.05 to 55, and half at most to be spread.
     below = logits - logits.max(1, keepdims=True)
@@ -104,9 +98,7 @@ def fit_weights(logits, labels):
     gain = before - after
     if gain.mean() <= gain.std() / np.sqrt(len(gain)):
         return even
-
-    # Other titles than these rows may suit another member: on them equal weights are hard to beat.
-    return (best / best.sum() + even) / 2
+    return (best / best.sum() + even) / 2  # other titles than these rows may suit another member
 
 
 # --- promises ---------------------------------------------------------------------------------------------------------
@@ -114,11 +106,9 @@ def fit_weights(logits, labels):
 def promises(confidence, right):
     """[(share of the rows that a threshold lets through, that threshold, the least precision among them)] of at most
     STEPS thresholds, from all rows to the fewest; classify.BaseClassifier.threshold takes the first that suffices.
-
-    confidence [N] of validation rows, right [N] bool. The precision is a lower bound, exact for a binomial share
-    (Clopper and Pearson 1934). It holds with a certainty of 99 % and not the usual 95 %, because the best of twenty is
-    taken.
-    """
+    confidence [N] of validation rows, right [N] bool."""
+    # A lower bound, exact for a binomial share (Clopper and Pearson 1934), with a certainty of 99 % and not the usual
+    # 95 %, because the best of twenty is taken.
     from scipy.stats import beta
     order = np.argsort(-confidence, kind="stable")
     sorted_right = np.cumsum(right[order])

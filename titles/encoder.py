@@ -9,17 +9,17 @@ their encoder as `describe` does. To add an encoder, name it in ENCODERS here an
 package (and works without the other scripts), and write a module in model.py that says whose it is.
 """
 import functools
-import importlib.metadata
-import importlib.util
 import multiprocessing
 import os
 import signal
 import threading
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+import classify
 import data
 from titles import files
 from titles.cli import UserError
@@ -42,38 +42,28 @@ ENCODERS = {"use": Encoder(
     128_010)}
 
 
-def reader(name):
-    """The functions of classify.py that read the package of an encoder. They are imported here, so that runs without
-    an encoder do not depend on that script."""
-    import classify
-    return classify.ENCODERS[name]
-
-
 @functools.cache
 def installed(name):
     """(Encoder, folder of its module). Raises UserError where its package is missing, or is not the one that
     requirements-encoder.txt pins."""
     encoder, install = ENCODERS[name], "pip install -r requirements-encoder.txt"
-
     # Found without importing it, so that a wrong version is told before any of its code runs.
-    found = importlib.util.find_spec(encoder.module)
-    if found is None:
-        raise UserError(f"encoder {name}: needs the package {encoder.package}, which is not installed; {install}")
     try:
-        version = importlib.metadata.version(encoder.package)
-    except importlib.metadata.PackageNotFoundError:
-        version = "without a version"
-    if version != encoder.version:
-        raise UserError(f"encoder {name}: {encoder.package} {version} is installed, {encoder.version} is needed; "
+        found = distribution(encoder.package)
+    except PackageNotFoundError:
+        raise UserError(f"encoder {name}: needs the package {encoder.package}, which is not installed; {install}"
+                        ) from None
+    if found.version != encoder.version:
+        raise UserError(f"encoder {name}: {encoder.package} {found.version} is installed, {encoder.version} is needed; "
                         f"{install}")
 
     # With other weights or pieces nothing would fail, but what a run has learned on top of them would be worthless.
-    folder = Path(found.submodule_search_locations[0])
+    folder = Path(found.locate_file(encoder.module))
     for file, checksum in encoder.files.items():
         files.require_file(folder / file)
         if files.checksum(folder / file) != checksum:
-            raise UserError(f"{folder / file}: not the file of {encoder.package} {version} (changed or cut short); "
-                            f"{install} --force-reinstall")
+            raise UserError(f"{folder / file}: not the file of {encoder.package} {encoder.version} (changed or cut "
+                            f"short); {install} --force-reinstall")
     return encoder, folder
 
 
@@ -101,7 +91,7 @@ def require_pieces(config, meta, run, where):
 @functools.cache
 def tokenizer(name):
     encoder, folder = installed(name)
-    return reader(name).tokenizer(folder)
+    return classify.ENCODERS[name].tokenizer(folder)
 
 
 def dtype(name):
@@ -111,15 +101,12 @@ def dtype(name):
 
 def pieces(name, titles, max_len):
     """Titles (sequence of str) -> [N, max_len] ids of pieces, see classify.piece_ids."""
-    import classify
     return classify.piece_ids(tokenizer(name), titles, max_len).astype(dtype(name))
 
 
 def begin_worker():
-    """Make a process of a pool end with the one that began it, however that ends, and leave Ctrl-C to it."""
+    """Make a process of a pool end with the one that began it, also where that is killed, and leave Ctrl-C to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    # A process that is killed cannot end its pool, so each process of the pool watches it.
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
@@ -130,9 +117,9 @@ def pretrained(name, ids=None):
     ids = np.arange(encoder.pieces + 1) if ids is None else ids.astype(np.int64)
     with np.load(folder / next(iter(encoder.files)), allow_pickle=False) as weights:
         # Padding is no piece of the package: another row stands in for it, and is then set to zero.
-        table = reader(name).table(weights, np.maximum(ids - 1, 0))
+        table = classify.ENCODERS[name].table(weights, np.maximum(ids - 1, 0))
         table[ids == 0] = 0
-        return table, reader(name).layers(weights)
+        return table, classify.ENCODERS[name].layers(weights)
 
 
 def complete(config, variables):

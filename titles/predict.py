@@ -111,6 +111,9 @@ def combined(ensemble, batches):
 
 @functools.partial(jax.jit, compiler_options=model.QUICK_COMPILE)
 def score_batch(ensemble, batches, labels):
+    """`prediction`, its `probability`, `given_probability` of the label and its `rank` (0 = first), `calibrated_loss`
+    (cross-entropy, nats) and `brier` score of the probabilities, `loss` without temperatures, factors and smoothing, as
+    in training."""
     z, raw = combined(ensemble, batches)
     probabilities = calibration.smoothed(z, ensemble.smoothing)
 
@@ -139,6 +142,7 @@ def top_batch(ensemble, batches, top):
 
 @functools.partial(jax.jit, compiler_options=model.QUICK_COMPILE)
 def score_promised(promising, ensemble, batches, labels):
+    """The same, and what the Ensemble that promises a precision predicts, with its probability."""
     evaluated = score_batch.__wrapped__  # programs with options cannot be a part of others
     promised = evaluated(promising.replace(predictors=ensemble.predictors), batches, labels)
     return evaluated(ensemble, batches, labels) | {
@@ -194,12 +198,8 @@ def in_batches(function, batches, *others, largest):
 
 
 def score(ensemble, batches, labels):
-    """Evaluate an Ensemble on every row once: a dictionary of [N] arrays.
-
-    `prediction`, its `probability`, `given_probability` of the label and its `rank` (0 = first), `calibrated_loss`
-    (cross-entropy, nats) and `brier` score of the probabilities, `loss` without temperatures, factors and smoothing, as
-    in training. batches: a data.Batch for each Predictor; labels [N].
-    """
+    """Evaluate an Ensemble on every row once: a dictionary of [N] arrays. batches: a data.Batch for each Predictor;
+    labels [N]."""
     return in_batches(lambda parts, y: score_batch(ensemble, parts, y), batches, labels.astype(np.int32),
                       largest=largest_batch_of(ensemble.predictors))
 
@@ -242,8 +242,8 @@ class Classifier(classify.BaseClassifier):
         """checkpoints: [(folder of a run, "best" or "latest")]; prior: "equal", "training", or None for the first
         run's own. Raises UserError where they do not go together."""
         # The first run gives its folder to the report, and its name, with the others' behind it.
-        (self.folder, self.which), *others = self.checkpoints = checkpoints
-        self.name = "+".join([self.which, *(f"{folder.name}-{which}" for folder, which in others)])
+        (self.folder, which), *others = self.checkpoints = checkpoints
+        self.name = "+".join([which, *(f"{folder.name}-{which}" for folder, which in others)])
         self.folders = [*{folder.resolve(): folder for folder, _ in checkpoints}.values()]
         self.members, self.steps, self.validation = [], [], []
         for folder, which in checkpoints:
@@ -291,9 +291,9 @@ class Classifier(classify.BaseClassifier):
         self.smoothing, self.weights = self.validation[0]["smoothing"], np.ones(1)
         if len(own) > 1:
             # By cross-entropy on rows whose categories are as frequent as in training, so under that prior.
-            self.weights = calibration.fit_weights(np.stack([
-                self.kept_logits(i, log_prior if one == "equal" else 0) / self.temperatures[i]
-                for i, one in enumerate(own)]), labels)
+            shifts = [log_prior if one == "equal" else 0 for one in own]
+            self.weights = calibration.fit_weights(np.stack([*map(
+                np.divide, self.kept_logits(shifts), self.temperatures)]), labels)
         self.factors = (self.weights / self.temperatures).astype(np.float32)
         if len(own) > 1 or prior != own[0]:
             temperature, self.smoothing = calibration.fit(self.combined_kept(), labels)
@@ -319,14 +319,13 @@ class Classifier(classify.BaseClassifier):
         return self.prior, [(config["created"], step)
                             for (config, _), step in zip(self.members, self.steps, strict=True)]
 
-    def kept_logits(self, member, shift):
-        """The logits of a member on the validation rows that its checkpoint keeps [n, C], shifted."""
-        return self.validation[member]["logits"].astype(np.float32) + shift
+    def kept_logits(self, shifts):
+        """The logits of each member on the validation rows that its checkpoint keeps [n, C], shifted."""
+        return [kept["logits"].astype(np.float32) + shift for kept, shift in zip(self.validation, shifts, strict=True)]
 
     def combined_kept(self):
         """The logits of all members together on these rows [n, C]."""
-        return sum(factor * self.kept_logits(i, shift)
-                   for i, (factor, shift) in enumerate(zip(self.factors, self.shifts, strict=True)))
+        return sum(map(np.multiply, self.factors, self.kept_logits(self.shifts)))
 
     @functools.cached_property
     def validated(self):
@@ -412,8 +411,7 @@ class Classifier(classify.BaseClassifier):
 
     def score(self, rows, labels, promised=False):
         """What `score_batch` says of rows (data.Rows, or list of titles) with labels [N], ids of categories; the
-        probability is 0 where nothing of a title is known. With `promised`, `promised_prediction` and
-        `promised_probability` are those of the classifier that promises a precision."""
+        probability is 0 where nothing of a title is known. promised: also `score_promised`."""
         function = score_batch
         if promised:  # it shares all but a few numbers, so one pass does for both
             function = functools.partial(score_promised, self.promising.ensemble.replace(predictors=()))
@@ -441,29 +439,27 @@ class Classifier(classify.BaseClassifier):
         # Each title and, behind it, the title without each of its words: all are scored at once.
         rows = data.rows_of(rows)
         words = [data.tokenize(title)[:EXPLAINED_OF] for title in rows.titles]
-        variants, labels = [], []
-        for title, category in zip(words, categories, strict=True):
-            variants += [" ".join(title), *(" ".join(title[:i] + title[i + 1:]) for i in range(len(title)))]
-            labels += [category] * (len(title) + 1)
-        if not labels:
+        variants = [" ".join(title[:i] + title[i + 1:]) for title in words for i in (len(title), *range(len(title)))]
+        if not variants:
             return []
-
         sizes = [len(title) + 1 for title in words]
         columns = {name: np.repeat(values, sizes, 0) for name, values in rows.columns.items()}
-        found, ends, result = self.score(data.Rows(variants, columns), np.array(labels)), np.cumsum(sizes), []
-        for title, losses, known in zip(words, *(
-                np.split(found[name], ends[:-1]) for name in ("calibrated_loss", "known")), strict=True):
-            gains = zip(title, (losses[1:] - losses[0]).tolist(), strict=True) if known[0] else ()  # else it is a guess
-            result.append(sorted((item for item in gains if item[1] > 0), key=lambda item: -item[1])[:EXPLAINED])
+        found = self.score(data.Rows(variants, columns), np.repeat(categories, sizes))
+
+        result, ends = [], np.cumsum(sizes)
+        for title, end, size in zip(words, ends, sizes, strict=True):
+            losses = found["calibrated_loss"][end - size:end]
+            gains = zip(title, (losses[1:] - losses[0]).tolist(), strict=True)
+            # Of a title of which nothing is known the category is a guess.
+            gains = [item for item in gains if item[1] > 0 and found["known"][end - size]]
+            result.append(sorted(gains, key=lambda item: -item[1])[:EXPLAINED])
         return result
 
 
 def load(*ckpt, folder="runs", prior=None, fingerprint=None):
     """The Classifier of one or several checkpoints, named as for --ckpt ("cnn-1", "cnn-1/latest"; "best" if none is).
-
     folder: of all runs; fingerprint: of the prepared data that `best` and `latest` must have been trained on, or None.
-    Raises UserError where a checkpoint cannot be found or read, or where they do not go together.
-    """
+    Raises UserError where a checkpoint cannot be found or read, or where they do not go together."""
     cli.require_device()
     ckpt = [os.fspath(name) for name in ckpt or ["best"]]
     found = [runs.find(name, folder, fingerprint) for name in ckpt]

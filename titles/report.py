@@ -5,7 +5,6 @@ here.
 """
 import itertools
 import re
-import sys
 import warnings
 from typing import NamedTuple
 
@@ -55,8 +54,7 @@ class Labelled(NamedTuple):
     trained: np.ndarray   # [N] bool, whether a title has trained the run
     file: list            # where each row comes from, ...
     line: np.ndarray      # ... and [N] its line there
-    split: str            # test, valid, train, or the name of a file, ...
-    place: str            # ... and what a report on it is called
+    split: str            # test, valid, train, or the name of a file
     source: dict          # `data` of report.json
     id: list = None       # what a column of this name says of each row
     language: np.ndarray = None  # [N] numbers of `languages`
@@ -74,11 +72,8 @@ def recall_interval(right, size, seed=0, resamples=RESAMPLES):
     no row need be drawn (Efron and Tibshirani 1993, percentile method). It is drawn with recall
     (right + 1/2) / (n + 1), so that a small category without a mistake is not taken to be perfect; the deviations are
     added to the recall measured."""
-    recall = (right + 0.5) / (size + 1)
-    draw, block = np.random.default_rng(seed), max(1, 1_000_000 // len(size))  # of as many at once as memory has room
-    draws = np.concatenate([
-        np.mean(draw.binomial(size, recall, (min(block, resamples - done), len(size))) / size - recall, axis=1)
-        for done in range(0, resamples, block)])
+    recall, draw = (right + 0.5) / (size + 1), np.random.default_rng(seed)
+    draws = np.mean(draw.binomial(size, recall, (resamples, len(size))) / size - recall, axis=1)
     return [float(x) for x in np.clip(np.mean(right / size) + np.quantile(draws, [0.025, 0.975]), 0, 1)]
 
 
@@ -141,12 +136,12 @@ def slices(rows):
 
 
 def confusions(labels, predictions):
-    """The most frequent wrong answers: [(true, predicted, how often)], most frequent first."""
+    """The most frequent wrong answers, most frequent first: true [K], predicted [K], how often [K]."""
     wrong = labels != predictions
     # Pairs come out sorted, and a stable sort keeps that order among equals: the report is the same every time.
     pairs, count = np.unique(np.stack([labels[wrong], predictions[wrong]]), axis=1, return_counts=True)
     order = np.argsort(-count, kind="stable")[:CONFUSIONS]
-    return [(int(pairs[0, i]), int(pairs[1, i]), int(count[i])) for i in order]
+    return *pairs[:, order], count[order]
 
 
 def score_rows(classifier, rows):
@@ -212,19 +207,6 @@ def plain_name(name, limit):
     return plain(name, limit, limit // 2)
 
 
-def label_heights(x, y, width=0.04, height=0.06):
-    """Where labels of points [n] stand so that none covers another: their heights [n]. An axis has length 1. Those
-    that would cover a lower one are raised, and lowered again where that leads out of the figure."""
-    raised, lowest_first = np.array(y, float), np.argsort(y, kind="stable")
-    for sign, order in ((1, lowest_first), (-1, lowest_first[::-1])):
-        for place, i in enumerate(order):
-            raised[i] = raised[i] if sign == 1 else min(raised[i], 1)
-            for j in order[:place]:
-                if abs(x[i] - x[j]) < width and sign * (raised[i] - raised[j]) < height:
-                    raised[i] = raised[j] + sign * height
-    return raised
-
-
 def recall_figure(categories, title):
     """Recall of each category over its number of training rows, as a larger dot where more rows tell it; the worst
     have a number, an interval and a name."""
@@ -234,42 +216,35 @@ def recall_figure(categories, title):
     # A logarithmic axis has no 0, so categories without training rows stand at a half.
     size = np.maximum(categories["training_rows"], 0.5)
     axes.scatter(size[order], recall[order], s=4 * support[order] ** 0.45, alpha=0.5, linewidths=0)
-    # From a power of ten to another, for these alone have numbers.
+    # From a power of ten to another, for these alone have numbers, which are not written as formulas.
     low = np.floor(np.log10(size[order].min()))
     high = max(low + 1, np.ceil(np.log10(size[order].max())))
     axes.set(xscale="log", xlabel="training rows of the category", ylabel="recall", title=title, ylim=(-0.03, 1.03),
              xlim=(0.8 * 10 ** low, 1.25 * 10 ** high))
-    axes.grid(alpha=0.3)
-    # Left alone, the axis would write its powers of ten as formulas.
     axes.xaxis.set_major_formatter("{x:,g}")
     axes.xaxis.set_minor_formatter("")
+    axes.grid(alpha=0.3)
 
-    # What the sizes mean.
-    sizes = [axes.scatter([], [], s=4 * rows ** 0.45, color="C0", alpha=0.5, linewidths=0, label=f"{rows:,}")
-             for rows in (1, 10, 100, 1000) if rows <= support.max()]
-    figure.legend(handles=sizes, loc="outside right lower", fontsize=7, title="rows", title_fontsize=7)
-
-    # Names stand beside the figure, where they hide neither dots nor each other.
-    named, worst = [], order[:WORST]
-    heights = label_heights((np.log10(size[worst]) - low) / (high - low), recall[worst])
-    for number, (i, up) in enumerate(zip(worst, heights, strict=True), 1):
+    # Names stand beside the figure, where they hide no dots, and numbers at the upper ends of intervals.
+    named = []
+    for number, i in enumerate(order[:WORST], 1):
+        low, high = wilson_interval(recall[i], support[i])
         named.append(axes.vlines(
-            size[i], *wilson_interval(recall[i], support[i]), color="tab:red", linewidth=1,
+            size[i], low, high, color="tab:red", linewidth=1,
             label=f"{number} {plain_name(categories['category'][i], NAME)}: {recall[i]:.2f} of {support[i]:,}"))
-        axes.annotate(str(number), (size[i], up), (3, 3), textcoords="offset points", color="tab:red")
+        axes.annotate(str(number), (size[i], high), (3, -3), textcoords="offset points", color="tab:red")
     figure.legend(handles=named, loc="outside right upper", fontsize=7, handlelength=0, handletextpad=0,
                   title="lowest recall (of so many rows), by\nthe upper end of its 95 % interval", title_fontsize=7)
     return figure
 
 
-def confusion_figure(labels, predictions, names, pairs, title):
-    """The categories of the largest confusions against each other, those in most errors first: counts, coloured by
-    their rates of the true category. What is right is left out, or it would hide the errors."""
+def confusion_figure(labels, predictions, names, title):
+    """The categories of the largest confusions against each other: counts, coloured by their rates of the true
+    category. What is right is left out, or it would hide the errors."""
     from matplotlib.colors import PowerNorm
     from sklearn.metrics import confusion_matrix
-    wrong = labels != predictions
-    errors = np.bincount(np.concatenate([labels[wrong], predictions[wrong]]), minlength=len(names))
-    shown = sorted({category for true, taken, _ in pairs for category in (true, taken)}, key=lambda i: (-errors[i], i))
+    true, taken, _ = confusions(labels, predictions)
+    shown = list(dict.fromkeys(np.stack([true, taken], 1).ravel().tolist()))
     # Rates are of all rows of the true category, also of those taken for a category that is not shown.
     counts = confusion_matrix(labels, predictions, labels=shown)
     np.fill_diagonal(counts, 0)
@@ -297,11 +272,10 @@ def reliability_figure(confidence, right, title):
     confidences, accuracies, _ = zip(*calibration.reliability(confidence, right), strict=True)
     figure = new_figure(4.5, 4.5)
     axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color="gray", linewidth=1, label="as it should be")
-    axes.plot(confidences, accuracies, "o-", label="found")
+    axes.plot([0, 1], [0, 1], color="gray", linewidth=1)
+    axes.plot(confidences, accuracies, "o-")
     axes.set(xlabel="probability of the category", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1), title=title)
     axes.grid(alpha=0.3)
-    axes.legend()
     return figure
 
 
@@ -309,8 +283,8 @@ def make_figures(rows, categories, result, title):
     """The figures of a report: {file: figure}; categories as from `make_tables`."""
     figures = {"recall.png": recall_figure(categories, title),
                "reliability.png": reliability_figure(result["probability"], result["prediction"] == rows.labels, title)}
-    if found := confusions(rows.labels, result["prediction"]):
-        figures["confusions.png"] = confusion_figure(rows.labels, result["prediction"], rows.names, found, title)
+    if (rows.labels != result["prediction"]).any():
+        figures["confusions.png"] = confusion_figure(rows.labels, result["prediction"], rows.names, title)
     return figures
 
 
@@ -343,11 +317,10 @@ def make_tables(rows, training_rows, result):
     support = np.bincount(labels, minlength=len(names))  # scikit-learn's are no integers where no row is right
 
     # A confusion is easier to understand with a few of its titles.
-    found, titles = confusions(labels, predictions), np.array(rows.inputs.titles, object)
-    examples = [" | ".join(titles[(labels == true) & (predictions == wrong)][:3]) for true, wrong, _ in found]
+    titles, (true, taken, count) = np.array(rows.inputs.titles, object), confusions(labels, predictions)
+    examples = [" | ".join(titles[(labels == i) & (predictions == j)][:3]) for i, j in zip(true, taken, strict=True)]
 
-    # Labels that the model finds least likely, where it knows them and is of another opinion. Rows whose category the
-    # run does not know are a table of their own.
+    # Labels that the model finds least likely, where it knows them and is of another opinion.
     is_known = labels < len(training_rows)
     suspect = np.flatnonzero(is_known & (predictions != labels))
     suspect = suspect[np.argsort(result["given_probability"][suspect], kind="stable")]
@@ -365,11 +338,8 @@ def make_tables(rows, training_rows, result):
         "predictions.csv": table(slice(None), "title", "category", "predicted", "probability", *place),
         "categories.csv": {"category": names, "precision": precision, "recall": recall, "f1": f1, "support": support,
                            "training_rows": np.pad(training_rows, (0, len(names) - len(training_rows)))},
-        "confusions.csv": {"category": [names[true] for true, _, _ in found],
-                           "predicted": [names[wrong] for _, wrong, _ in found],
-                           "rows": [count for _, _, count in found],
-                           "share_of_category": [count / support[true] for true, _, count in found],
-                           "examples": examples},
+        "confusions.csv": {"category": names[true], "predicted": names[taken], "rows": count,
+                           "share_of_category": count / support[true], "examples": examples},
         "suspects.csv": table(suspect, *place, *columns),
         "unknown.csv": table(~is_known, *place, "category", "predicted", "probability", "title")}
 
@@ -393,15 +363,14 @@ def write(folder, report):
             frame = pd.DataFrame(columns).round(6 if "probability" in columns else 4)
             pa.csv.write_csv(pa.Table.from_pandas(frame, preserve_index=False), folder / file)
     for file, figure in report.figures.items():
-        # Categories may be in a script that the font lacks, or break it: that costs a warning, never the tables.
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                figure.savefig(folder / file, dpi=120)
-        except Exception as error:
-            if isinstance(error, OSError):
-                raise
-            print(f"warning: {file} could not be drawn ({' '.join(str(error).split())[:200]})", file=sys.stderr)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of scripts that the font lacks
+            figure.savefig(folder / file, dpi=120)
+
+
+def frequent(scores):
+    """How frequent predictions take all categories to be, as a text."""
+    return "equally frequent" if scores["prior"] == "equal" else "as frequent as in training"
 
 
 def notes(scores):
@@ -420,9 +389,8 @@ def show(scores, found):
         print(f"  {name:<22}{row['rows']:>10,}{loss:>8}{row['accuracy']:>10.4f}"
               f"{row['balanced_accuracy']:>10.4f}{f'{low:.4f} to {high:.4f}':>18}{row['macro_f1']:>10.4f}"
               f"{row['top5_accuracy']:>8.4f}")
-    print("predictions take all categories to be "
-          + ("equally frequent" if scores["prior"] == "equal" else "as frequent as in training")
-          + f" (see --prior); calibration error of their probabilities {scores['expected_calibration_error']:.4f}")
+    print(f"predictions take all categories to be {frequent(scores)} (see --prior); calibration error of their "
+          f"probabilities {scores['expected_calibration_error']:.4f}")
 
     # What validation rows promised beside what came true on these rows.
     if scores["promising_prior"] != scores["prior"]:
@@ -438,7 +406,7 @@ def show(scores, found):
         print(note)
 
     # The first few with one title each; confusions.csv has more.
-    if found["rows"]:
+    if found["examples"]:
         print("most frequent confusions:")
     for true, wrong, count, rate, examples in itertools.islice(zip(*found.values(), strict=True), 8):
         print(f"  {count:>5} x {true} taken for {wrong} ({rate:.0%} of its rows), such as: "

@@ -1,6 +1,7 @@
 """What MLflow gets of trainings and reports, at MLFLOW_TRACKING_URI or in mlflow.db where a command is run.
 
-A training is an MLflow run, and so is what several runs say together. Its metrics:
+A training is an MLflow run, to which reports are added, those of several runs together to the first one's. Its
+metrics:
 
     train/loss, train/balanced_accuracy, ...    after every epoch, of a sample of the training rows;
     train/step_loss                             of every chunk of steps
@@ -9,8 +10,6 @@ A training is an MLflow run, and so is what several runs say together. Its metri
     valid_loss, valid_balanced_accuracy, ...    single values, of the best epoch
     test_balanced_accuracy, test_accuracy, ...  single values of reports, by split or file: those of the best
                                                 checkpoint; test-latest_loss, test-best-training_loss (--prior)
-    system/...                                  of the machine, every ten seconds, if the environment variable
-                                                MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING is true
 
 MLflow's page draws groups (what stands before a slash) first, by name, so it begins with the curves; single values are
 bars behind them. Its table of runs shows no metric by itself, so `experiment_page` leads to a view that does.
@@ -26,12 +25,10 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import data
-from titles import devices, files, runs, settings
+from titles import devices, files, report, runs
 from titles.cli import UserError, public
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
-SCORES = ("balanced_accuracy", "accuracy", "macro_f1", "top5_accuracy", "loss", "calibrated_loss", "brier",
-          "expected_calibration_error")  # of report.json that are MLflow metrics
 VIEW = "scores"  # a view of MLflow's table of runs, which has these ...
 COLUMNS = ("attributes.`Created`", "attributes.`Duration`", "attributes.`Dataset`", f"metrics.`{runs.BEST}`",
            "metrics.`test_balanced_accuracy`", "metrics.`test_accuracy`", "params.`model`")  # ... columns
@@ -65,9 +62,8 @@ def mlflow_client():
             found = experiment.experiment_id if experiment else client.create_experiment(name, artifact_location=beside)
             # As MLflow's page itself keeps a view that somebody shares.
             if not experiment or f"mlflow.sharedViewState.{VIEW}" not in experiment.tags:
-                with mlflow_warnings():
-                    client.set_experiment_tag(found, f"mlflow.sharedViewState.{VIEW}", json.dumps({
-                        "selectedColumns": COLUMNS, "orderByKey": COLUMNS[3], "orderByAsc": runs.BETTER is min}))
+                client.set_experiment_tag(found, f"mlflow.sharedViewState.{VIEW}", json.dumps({
+                    "selectedColumns": COLUMNS, "orderByKey": COLUMNS[3], "orderByAsc": runs.BETTER is min}))
             return client, found
     except Exception as error:
         raise mlflow_error(error) from None
@@ -84,7 +80,7 @@ def mlflow_warnings():
     try:
         yield
     except Exception as error:
-        print(f"warning: not logged to MLflow ({public(' '.join(str(error).split()))[:200]})", file=sys.stderr)
+        print(f"warning: not logged to {mlflow_error(error)}", file=sys.stderr)
 
 
 def log_metrics(client, run_id, metrics):
@@ -93,35 +89,14 @@ def log_metrics(client, run_id, metrics):
         client.log_batch(run_id, metrics=metrics[start:start + 1000])
 
 
-def score(name, value, milliseconds):
-    """A single value as MLflow metric: at step 0 the page draws it as a bar."""
+def log_report(client, run_id, name, scores, folder):
+    """Log a report of this name, such as test-best: its scores and, unless its folder is None, its files."""
     from mlflow.entities import Metric
-    return Metric(name, value, milliseconds, 0)
-
-
-@contextmanager
-def run_of(client, members):
-    """The id of the MLflow run that gets a report: of the training, or of several members [(folder, "best" or
-    "latest")] a run of their own, which ends with each report."""
-    run_id = ensemble_run(client, members) if len(members) > 1 else member_run(members[0][0])
-    yield run_id
-    if len(members) > 1:
-        client.set_terminated(run_id)
-
-
-def log_scores(client, run_id, name, scores, command):
-    """Log the SCORES of a report of this name, such as test-best; command: the one that makes it."""
-    # MLflow takes few characters besides letters and digits, and no more than 250.
+    # MLflow takes few characters besides letters and digits, and no more than 250. A single value, at step 0, is a bar
+    # on its page.
     prefix, now = re.sub(r"[^\w.-]", "_", name.removesuffix("-best"))[-200:], int(time.time() * 1000)
-    log_metrics(client, run_id, [score(f"{prefix}_{key}", scores[key], now) for key in SCORES
+    log_metrics(client, run_id, [Metric(f"{prefix}_{key}", scores[key], now, 0) for key in report.SCORES
                                  if scores[key] is not None])
-    trained = f", but {scores['trained_rows']} of {scores['rows']} rows trained it" if scores["trained_rows"] else ""
-    describe(client, run_id, **{name: f"balanced accuracy {scores['balanced_accuracy']:.4f}, "
-                                      f"accuracy {scores['accuracy']:.4f}{trained}, by `{command}`"})
-
-
-def log_files(client, run_id, folder):
-    """Log the files of a report's folder, unless that is None."""
     if folder and artifacts_are_here(client, run_id):
         client.log_artifacts(run_id, str(folder), folder.name)
 
@@ -154,44 +129,9 @@ def training_sets(config):
     return [split_set(config["data"], split, context) for split, context in contexts.items() if "data" in config]
 
 
-def member_run(folder):
-    """The id of a training's MLflow run."""
+def run_id_of(folder):
+    """The id of the MLflow run of a training, in whose folder it stands."""
     return (folder / "mlflow.txt").read_text(encoding="utf-8").strip()
-
-
-def ensemble_run(client, members):
-    """The id of the MLflow run of several checkpoints together: the one that an earlier report began, or a new one,
-    which links its members."""
-    from mlflow.entities import Param
-    # A tag of all members, which finds the run again.
-    ids = [member_run(folder) for folder, _ in members]
-    key = " ".join(f"{run_id}/{which}" for run_id, (_, which) in zip(ids, members, strict=True))
-    experiment = client.get_run(ids[0]).info.experiment_id
-    if begun := client.search_runs([experiment], f"tags.ensemble = '{key}'"):
-        return begun[0].info.run_id
-    names = [f"{folder.name}/{which}" for folder, which in members]
-    run_id = client.create_run(experiment, run_name=" + ".join(names), tags=origin() | {"ensemble": key}).info.run_id
-    client.log_batch(run_id, params=[Param("model", "several runs averaged"), Param("members", " ".join(names)[:6000])])
-    describe(client, run_id, Members=", ".join(
-        f"[{name}](#/experiments/{experiment}/runs/{run})" for name, run in zip(names, ids, strict=True)))
-    return run_id
-
-
-def origin():
-    """{tag: value}: who began this process, which script, and its git commit, as MLflow itself finds them."""
-    from mlflow.tracking.context.registry import resolve_tags
-    # The address of a repository may hold a password.
-    return {name: value for name, value in resolve_tags().items() if not name.endswith("repoURL")}
-
-
-def describe(client, run_id, **said):
-    """Write lines "- NAME: text" into the description of a run, in place of those that bear these names; what a person
-    has written there stays. Where it would be longer than MLflow takes, it is left as it is."""
-    lines = client.get_run(run_id).data.tags.get("mlflow.note.content", "").splitlines()
-    for name, text in said.items():
-        lines = [line for line in lines if not line.startswith(f"- {name}: ")] + [f"- {name}: {text}"]
-    if len(note := "\n".join(lines)) <= 8000:
-        client.set_tag(run_id, "mlflow.note.content", note)
 
 
 def artifacts_are_here(client, run_id):
@@ -203,9 +143,8 @@ def artifacts_are_here(client, run_id):
         return True
     # The files of a run lie in ROOT/mlruns/..., and ROOT is another project where it has a database of that name.
     path = Path(local_file_uri_to_path(location))
-    at = len(path.parts) - path.parts[::-1].index("mlruns") - 1 if "mlruns" in path.parts else len(path.parts) - 3
-    root = Path(*path.parts[:at])
-    if root == database.parent or (root.is_dir() and not (root / database.name).exists()):
+    root = next((folder.parent for folder in path.parents if folder.name == "mlruns"), None)
+    if root in (None, database.parent) or (root.is_dir() and not (root / database.name).exists()):
         return True
     print(f"warning: not logged to MLflow: its database {database} keeps files in {root}/, as if it had been copied or "
           "moved from there", file=sys.stderr)
@@ -238,16 +177,20 @@ class Tracker:
         """Start the MLflow run, or go on with the one that this training has in this store: it is found by its tag,
         even if the training was killed just after it began the run. store: as from `mlflow_client`; sizes: {name:
         number} of the model; started: the time at which the seconds of its history are 0."""
+        from mlflow.entities import Param, RunTag
+        from mlflow.tracking.context.registry import resolve_tags
         client, experiment = store
         self.client, self.folder, self.config, self.started = client, folder, config, started
-        self.history, self.losses, self.logged, self.keeps_files, self.monitor = [], [], -1, True, None
+        self.history, self.losses, self.logged, self.keeps_files = [], [], -1, True
 
-        # The tag is written with the run, so a training killed just after finds it again.
+        # Who began this process, which script, and its git commit, as MLflow itself finds them; the address of a
+        # repository may hold a password. Tags are written with the run, so a training killed just after finds it again.
         key = f"{folder.name} {config['created']}"
+        tags = {name: value for name, value in resolve_tags().items() if not name.endswith("repoURL")}
         try:
             begun = client.search_runs([experiment], f"tags.training = '{key}'")
             self.run_id = (begun[0] if begun else client.create_run(
-                experiment, int(1000 * started), origin() | {"training": key}, folder.name)).info.run_id
+                experiment, int(1000 * started), tags | {"training": key}, folder.name)).info.run_id
         except Exception as error:
             raise mlflow_error(error) from None
         with files.atomic_write(folder / "mlflow.txt") as file:
@@ -255,36 +198,19 @@ class Tracker:
 
         # What this store already has is not logged again.
         with mlflow_warnings():
-            from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
             client.update_run(self.run_id, "RUNNING")
             logged = client.get_metric_history(self.run_id, "train/loss")
             self.logged = max((m.step for m in logged), default=-1)
             if not client.get_run(self.run_id).data.params:
-                self.introduce(sizes)
+                # Parameters are what a person would compare; config.json, an artifact, has the rest.
+                params = [Param(name, str(value)[:6000]) for name, value in (runs.settings(config) | sizes).items()]
+                client.log_batch(self.run_id, params=params, tags=[
+                    RunTag("data", "synthetic" if config["synthetic"] else "real"), RunTag("device", devices.names())])
+                client.log_inputs(self.run_id, training_sets(config))
             self.keeps_files = artifacts_are_here(client, self.run_id)
             if self.keeps_files and not client.list_artifacts(self.run_id, "source"):
                 client.log_artifact(self.run_id, str(folder / "config.json"))
                 client.log_artifacts(self.run_id, str(folder / "source"), "source")
-            if MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
-                self.monitor = system_monitor(self.run_id)
-
-    def introduce(self, sizes):
-        """Log what is known before the first step: parameters, sizes, the data sets and a description."""
-        from mlflow.entities import Param, RunTag
-        config = self.config
-
-        # Parameters are what a person would compare; config.json, an artifact, has the rest.
-        self.client.log_batch(
-            self.run_id, tags=[RunTag("data", "synthetic" if config["synthetic"] else "real"),
-                               RunTag("device", devices.names())],
-            params=[Param(name, str(value)[:6000]) for name, value in (runs.settings(config) | sizes).items()])
-
-        used = training_sets(config)
-        self.client.log_inputs(self.run_id, used)
-        describe(
-            self.client, self.run_id, Data=f"{used[0].dataset.name}, {config['rows']:,} training rows, "
-            f"{config['classes']:,} categories{' (SYNTHETIC)' * config['synthetic']}", Model=config["model"],
-            Command=f"`{settings.command(self.folder.name, config)}`")
 
     def log(self, history, losses):
         """Log the epochs not yet logged, and the training loss [(step, loss, time)] of chunks since the last call; the
@@ -292,12 +218,13 @@ class Tracker:
         from mlflow.entities import Metric
         self.history, self.losses = history, [*self.losses, *losses]
         # Epochs and chunks stand at their last step, and at the time at which they were done.
-        metrics = [Metric(grouped(key), value, int(1000 * (self.started + row["seconds"])), row["step"])
+        metrics = [Metric(re.sub("^(train|valid)_", r"\1/", key), value, int(1000 * (self.started + row["seconds"])),
+                          row["step"])
                    for row in history if row["step"] > self.logged
                    for key, value in row.items() if key not in ("epoch", "step")]
         best = runs.best_epoch(history) if history else {"step": -1}
-        metrics += [score(key, value, int(1000 * time.time())) for key, value in best.items()
-                    if best["step"] > self.logged and key.removeprefix("valid_") in SCORES]
+        metrics += [Metric(key, value, int(1000 * time.time()), 0) for key, value in best.items()
+                    if best["step"] > self.logged and key.removeprefix("valid_") in report.SCORES]
         metrics += [Metric("train/step_loss", float(loss), int(1000 * at), step) for step, loss, at in self.losses]
         with mlflow_warnings():
             # Where this fails, what follows is not reached, and the next epoch tries again.
@@ -310,8 +237,6 @@ class Tracker:
     def __exit__(self, kind, error, traceback):
         # Also after an error: what came before it is worth a look.
         with mlflow_warnings():
-            if self.monitor:
-                self.monitor.finish()
             if self.history:
                 figure = runs.loss_figure(
                     self.history, f"{'SYNTHETIC data, ' if self.config['synthetic'] else ''}{self.folder.name}")
@@ -319,23 +244,7 @@ class Tracker:
                     figure.savefig(file, format="png", dpi=120)
                 if self.keeps_files:
                     self.client.log_artifact(self.run_id, str(self.folder / "loss.png"))
-                if runs.BEST in self.history[-1]:
-                    describe(self.client, self.run_id, Validation=f"{runs.best_said(self.history)}, of "
-                             f"{len(self.history)} epochs")
         with mlflow_warnings():
             # In a block of its own: a figure that fails must not leave the run as running.
             self.client.set_terminated(self.run_id, "FINISHED" if kind is None else "KILLED" if kind in (
                 SystemExit, KeyboardInterrupt) else "FAILED")
-
-
-def grouped(key):
-    """The MLflow metric for a column of metrics.csv."""
-    return key.replace("_", "/", 1) if key.startswith(("train_", "valid_")) else key
-
-
-def system_monitor(run_id):
-    """MLflow's own thread that logs the load of processors, memory and disk until its `finish`."""
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-    monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=mlflow_uri())
-    monitor.start()
-    return monitor
