@@ -76,6 +76,7 @@ import flax
 import jax
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 import classify
 import data
@@ -216,9 +217,16 @@ def sample_titles(classifier, folders):
 
 @functools.partial(jax.jit, compiler_options=model.QUICK_COMPILE)
 def computed(ensemble, batches):
-    """Of titles: logits and probabilities of all members together."""
-    z, _ = predict.combined(ensemble, batches)
-    return z, calibration.smoothed(z, ensemble.smoothing)
+    """Of titles, step by step: [(vectors and weights that a module takes, logits that it gives)] of all modules, and
+    the probabilities of all together."""
+    of_modules = [(*predict.inputs(predictor, batch.ids), predict.forward(predictor, batch))
+                  for predictor, batch in zip(ensemble.predictors, batches, strict=True)]
+    return of_modules, calibration.smoothed(predict.combined(ensemble, batches)[0], ensemble.smoothing)
+
+
+def summed(vectors, weights):
+    """[B, P, D], [B, P] -> [B, D + 1], sums that do not ask where the padding is."""
+    return np.concatenate([(weights[:, None] @ vectors)[:, 0], weights.sum(1, keepdims=True)], 1)
 
 
 def require_equal(found, wanted, tolerance, what, titles):
@@ -226,32 +234,54 @@ def require_equal(found, wanted, tolerance, what, titles):
     apart = np.abs(found - wanted).max(1)
     if not (apart <= tolerance * max(1, np.abs(wanted).max())).all():
         raise UserError(f"not exported: {what}, by up to {apart.max():.2g}, such as of {titles[apart.argmax()]!r}; "
-                        "make the same change in classify.py as in model.py, or in data.py")
+                        "make the same change in classify.py as in model.py")
 
 
-def require_same_answers(classifier, exact, titles):
-    """Raise UserError unless a classify.Classifier of float32 computes of titles what a predict.Classifier does.
-    Returns the probabilities [N, C]."""
+def require_same_words(titles):
+    """Raise UserError unless the tokenizer of classify.py cuts titles as that of all other scripts does."""
+    for title in titles:
+        codes, words, _ = data.bulk_tokenize(pa.array([title], pa.string()))
+        if (found := classify.tokenize(title)) != (wanted := [words[code] for code in codes]):
+            raise UserError(f"not exported: the tokenizer of classify.py cuts {title!r} into {found}, bulk_tokenize in "
+                            f"data.py into {wanted}; ASCII other than letters and digits must separate in both")
+
+
+def require_same_network(classifier, exact, titles):
+    """Raise UserError unless a classify.Classifier of float32 computes of titles what a predict.Classifier does, at
+    each step. Returns the probabilities [N, C]."""
     ensemble, batches, known = classifier.read(titles)
     # A GPU multiplies matrices less exactly unless it is asked to.
     with jax.default_matmul_precision("highest"):
-        logits, chances = jax.device_get(computed(ensemble, batches))
-    who = f"{' and '.join(folder.name for folder in classifier.folders)}: classify.py"
-    network = f"the network {' or '.join(dict.fromkeys(config['model'] for config, _ in classifier.members))}"
+        of_modules, chances = jax.device_get(computed(ensemble, batches))
+    positions, _ = exact.encode(titles)
+    hashes = exact.hashes[positions]
 
-    z, answers, answered = np.zeros_like(logits), np.zeros_like(chances), np.zeros(len(titles))
-    try:
-        for rows, found, is_known in exact.in_blocks(titles):
-            z[rows], answers[rows], answered[rows] = found, exact.probabilities(found), is_known
-    except (LookupError, TypeError, ValueError) as error:
-        raise UserError(f"not exported: {who} fails in {network} ({error!r}); make the same change there as in model.py"
-                        ) from None
-    require_equal(z, logits, EXACTLY, f"{who} computes other logits in {network}: its words and n-grams, pooling or "
-                  "head", titles)
-    require_equal(answers, chances, EXACTLY * max(1, np.abs(logits).max()),
-                  f"{who} makes other probabilities of the same logits", titles)
-    require_equal(answered[:, None], known[:, None], 0,
-                  f"{who} says otherwise whether anything of a title is known", titles)
+    for (config, _), (folder, _), member, (vectors, weights, z), shift in zip(
+            classifier.members, classifier.checkpoints, exact.members, of_modules, classifier.shifts, strict=True):
+        who = f"{folder.name}: classify.py"
+        try:
+            if "encoder" in config:
+                found, _ = member.logits(titles)
+            else:
+                inputs = member.inputs(positions, hashes)
+                require_equal(summed(inputs.vectors, inputs.weights), summed(vectors, weights), EXACTLY,
+                              f"{who} makes other vectors or weights of words and n-grams", titles)
+                found = member.logits(positions, hashes)
+        except (LookupError, TypeError, ValueError) as error:
+            raise UserError(f"not exported: {who} fails in the network {config['model']} ({error!r}); make the same "
+                            "change there as in model.py") from None
+        require_equal(found, z + shift, EXACTLY, f"{who} computes other logits in the network {config['model']}, its "
+                      "pooling or head", titles)
+
+    # What is left is how several runs go together, temperatures, and whether anything of a title is known.
+    answers, answered = np.zeros_like(chances), np.zeros_like(known)
+    for rows, z, is_known in exact.in_blocks(titles):
+        answers[rows], answered[rows] = exact.probabilities(z), is_known
+    largest = classifier.factors.sum() * max(np.abs(z).max() for *_, z in of_modules)
+    require_equal(answers, chances, EXACTLY * max(1, largest),
+                  "classify.py makes other probabilities of the same logits", titles)
+    require_equal(answered[:, None].astype(int), known[:, None].astype(int), 0,
+                  "classify.py says otherwise whether anything of a title is known", titles)
     return chances
 
 
@@ -326,7 +356,8 @@ def main(args):
                         "classify.py does not; predict with evaluate.py")
     if args.out or args.log or args.register:
         arrays, titles = model_arrays(classifier, "float32"), sample_titles(classifier, args.data)
-        chances = require_same_answers(classifier, classify.Classifier(arrays), titles)
+        require_same_words(titles)
+        chances = require_same_network(classifier, classify.Classifier(arrays), titles)
         arrays = model_arrays(classifier, args.dtype)
     if args.vectors:
         words, vectors = classifier.word_vectors()
