@@ -17,9 +17,9 @@ to open: scores, figures, worst categories, mistakes, commands), report.json, pr
 among its first rows), unknown.csv (rows of categories that the run does not know; they count as wrong), recall.png,
 confusions.png and reliability.png. Rows have the file and the line that they come from and, where the file has a column
 `id`, that. The report is added to the training's MLflow run. Of several runs it goes to the first one's, as
-SPLIT-WHICH+OTHER..., with --prior to SPLIT-WHICH-PRIOR, with --test to FILE-WHICH. Where it cannot be written, a
-warning says so, and the scores are shown all the same. The interval of the balanced accuracy is a bootstrap within
-categories.
+SPLIT-WHICH+OTHER..., with --prior to SPLIT-WHICH-PRIOR, with --test to FILE-WHICH (of a second file of that name, to
+FILE-DIGEST-WHICH). Where it cannot be written, a warning says so, and the scores are shown all the same. The interval
+of the balanced accuracy is a bootstrap within categories.
 
 The probability of the likeliest category is the chance that it is right, for titles like the validation rows. The
 report says from which probability on 90, 95 and 99 % of the categories should be right (a bound that holds with a
@@ -176,7 +176,7 @@ def evaluate(args):
         return
 
     made = report.make_report(classifier, rows, result)
-    name = "-".join([rows.split, classifier.name, *([args.prior] if args.prior else [])])
+    name = report_name(args, classifier, rows)
     folder = write_report(args, classifier, made, name)
     if args.json:
         print(json.dumps(made.scores))
@@ -276,6 +276,18 @@ def read_columns(args, classifier):
     if bad.count:
         print(f"warning: {bad.count:,} bad rows left out, first {bad.first}", file=sys.stderr)
     return found
+
+
+def report_name(args, classifier, rows):
+    """The name of a report and its folder: of its rows, the checkpoints and, where it was asked for, the prior. Where
+    another file of this name has that report, a digest of the path stands behind the name."""
+    def name(place):
+        return "-".join([place, classifier.name, *([args.prior] if args.prior else [])])
+
+    with contextlib.suppress(OSError, UserError):
+        if rows.path and files.read_json(classifier.folder / name(rows.split) / "report.json").get("file") != rows.path:
+            return name(f"{rows.split}-{files.checksum_of(rows.path.encode())[:6]}")
+    return name(rows.split)
 
 
 def command(args, classifier):

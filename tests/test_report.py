@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import assert_one_line_error, run_here, run_script, save, tiny_rows, write_csv
+from mlflow import MlflowClient
 from test_page import HOSTILE, PROMISES, assert_sound, made_up
 
 import data
@@ -25,7 +26,7 @@ def scores_of(folder, *flags):
 
 
 def report_of(folder, name):
-    """The folder of the report on a file of this name."""
+    """The folder of the report on the first file of this name."""
     return folder / f"runs/filters/{name}-best"
 
 
@@ -59,6 +60,23 @@ def test_a_file_named_like_a_split_replaces_no_report(trained, tmp_path):
     run_here("evaluate", "--ckpt", "filters", "--test", tmp_path / "test", cwd=trained)
     assert (trained / "runs/filters/test-best/report.json").read_bytes() == before
     assert files.read_json(report_of(trained, "file-test") / "report.json")["rows"] == 1
+
+
+def test_files_of_one_name_have_reports_of_their_own(trained, tmp_path):
+    """The same file has the same one again; in MLflow, too, each is a group of its own."""
+    run_id = (trained / "runs/filters/mlflow.txt").read_text().strip()
+
+    def reports():
+        metrics = MlflowClient(f"sqlite:///{trained}/mlflow.db").get_run(run_id).data.metrics
+        return ({path.name for path in (trained / "runs/filters").glob("twin.csv-*")},
+                {name.replace("_balanced_accuracy", "-best") for name in metrics
+                 if name.startswith("twin.csv") and "balanced" in name})
+
+    for place, others in (("a", 0), ("b", 1)):
+        path = save(tmp_path / place / "twin.csv", "title,category\nmesa,MESAS\n")
+        for _ in range(2):
+            assert scores_of(trained, "--ckpt", "filters", "--test", path)["split"] == "twin.csv"
+            assert len(reports()[0]) == 1 + others and reports()[0] == reports()[1]
 
 
 def test_categories_that_the_run_does_not_know_are_wrong_and_listed(trained, tmp_path):

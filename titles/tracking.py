@@ -62,8 +62,9 @@ def mlflow_client():
             found = experiment.experiment_id if experiment else client.create_experiment(name, artifact_location=beside)
             # As MLflow's page itself keeps a view that somebody shares.
             if not experiment or f"mlflow.sharedViewState.{VIEW}" not in experiment.tags:
-                client.set_experiment_tag(found, f"mlflow.sharedViewState.{VIEW}", json.dumps({
-                    "selectedColumns": COLUMNS, "orderByKey": COLUMNS[3], "orderByAsc": runs.BETTER is min}))
+                with mlflow_warnings():
+                    client.set_experiment_tag(found, f"mlflow.sharedViewState.{VIEW}", json.dumps({
+                        "selectedColumns": COLUMNS, "orderByKey": COLUMNS[3], "orderByAsc": runs.BETTER is min}))
             return client, found
     except Exception as error:
         raise mlflow_error(error) from None
