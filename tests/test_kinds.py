@@ -152,7 +152,8 @@ def test_columns_of_training_data_may_be_named_or_numbered(tmp_path):
                           "titles.parquet:1: the header needs one column title or text, and says Name, Kind")
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", pytest.param("utf-16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
 def test_what_data_was_prepared_with_serves_its_runs(tmp_path, encoding):
     """Column flags and encoding, where they fit the file; then nothing is said."""
     content = "".join(f"{row[0]};5;{row[3]}\n" for row in tiny_rows(200))

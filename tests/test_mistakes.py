@@ -95,6 +95,7 @@ def test_6_no_word_list_of_another_language():
     assert data.tokenize(title) == title.split()
 
 
+@pytest.mark.slow
 def test_7_the_logged_settings_are_the_used_ones(tiny):
     run_here("train", "--name", "odd", "--model", "cnn", "--epochs", 2, "--batch-size", 33, "--dim", 12,
              "--filters", 7, "--widths", 2, 4, "--hidden", 9, "--lr", 0.002, "--dropout", 0.25, "--seed", 5, cwd=tiny)

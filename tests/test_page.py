@@ -174,6 +174,7 @@ def test_a_long_name_keeps_its_leaf(tmp_path):
     assert report.plain_name("x" * 10**6 + " end", 9) == "xxxx… end" and report.plain_name("short", 5) == "short"
 
 
+@pytest.mark.slow
 def test_several_runs_are_headed_by_what_they_are(trained):
     run_here("evaluate", "--ckpt", "bag", "filters", cwd=trained)
     parsed = assert_sound((trained / "runs/bag/test-best+filters-best/report.html").read_text(encoding="utf-8"))

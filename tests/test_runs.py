@@ -132,6 +132,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tiny, long_run, number):
     assert len(runs) == 1 and runs[0].info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_quick_epochs_are_saved_together(tiny, long_run, tmp_path):
     """Two saves at most instead of twenty; the best and the latest epoch are the same, and what is told of all."""
     shutil.copytree(tiny / "data", tmp_path / "data")

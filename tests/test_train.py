@@ -288,6 +288,7 @@ def test_more_epochs_compile_nothing_more(tiny, tmp_path):
                                           "calibration_loss", "score_batch"]  # once for few rows, once for many
 
 
+@pytest.mark.slow
 def test_hidden_layers_learn_what_a_linear_classifier_does():
     """At the default settings, on titles of categories with 6 rows: two words of the category's own four, two that say
     nothing. A linear classifier finds all; two hidden layers without norm or way around them found a third."""
