@@ -191,7 +191,7 @@ def evaluate(args):
         client, _ = connecting.result()
         run_id = tracking.run_id_of(classifier.folder)
         client.log_inputs(run_id, [*tracking.training_sets(classifier.config), data_set(args, rows)])
-        tracking.log_report(client, run_id, name, made.scores, folder)
+        tracking.log_report(client, run_id, name, {key: made.scores[key] for key in report.SCORES}, folder)
 
 
 def read_split(args):
@@ -337,6 +337,9 @@ def predict(args):
     is_input = args.predict == "-"
     if is_input and (sys.stdin is None or jax.process_count() > 1):
         raise UserError("--predict -: standard input is closed, or one process's alone; name a file that all can read")
+    if " " in args.predict and not Path(args.predict).exists():
+        raise UserError(f"--predict {args.predict}: no such file; to classify a title, pipe it: echo "
+                        f"{cli.quoted([args.predict])} | python evaluate.py --predict -")
     out = args.out if devices.is_first() else None  # what the others print goes nowhere
     classifier, threshold = load_named(args), args.threshold
     devices.require_same([classifier.identity, args.predict, args.top, args.explain, args.precision, args.threshold])

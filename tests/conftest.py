@@ -46,6 +46,7 @@ def pytest_collection_finish():
     """What is imported by now stays, so that no collection of garbage goes through it again."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(*forks.FEW_COLLECTIONS)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,6 +55,9 @@ def released():
     yield
     if jax := sys.modules.get("jax"):
         jax.clear_caches()
+    if data := sys.modules.get("data"):
+        data.tokenize_chunk.cache_clear()
+        data.classify.PLAIN.clear()
     gc.collect()
     if sys.platform == "linux":  # else malloc keeps hundreds of megabytes for itself
         ctypes.CDLL(None).malloc_trim(0)

@@ -71,8 +71,7 @@ FULL = {
     "timing": 0.5, "fixed": 10}                      # seconds of one measurement, and of a training in `learning`
 REHEARSAL = FULL | {
     "small": (1000, 10), "large": (1000, 10), "models": ("mlp",), "tables": (500, 20_000), "scatters": (32, 128),
-    "trained": {"mlp": (), "mlp, words alone": WORDS_ALONE, "cnn": (
-        "--model", "cnn", "--filters", 8, "--widths", 1, 2)},
+    "trained": {"mlp": (), "cnn": ("--model", "cnn", "--filters", 8, "--widths", 1, 2)},
     "batches": (64, 256), "chunks": (8, 16), "profiles": (64,), "timing": 0.05, "fixed": 0.5}
 
 
@@ -168,8 +167,8 @@ def run(out, rehearse):
     files.write_json(out, result)  # what cannot be written is known before the work
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as pool:
         # The processes of the parts inherit these.
-        os.environ |= {"JAX_COMPILATION_CACHE_DIR": str(Path(folder) / "compiled"),
-                       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(folder) / "compiled"))
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         for name, (module, limit, needs) in PARTS.items():
             part, started = result["parts"].setdefault(name, {}), time.time()
             deadline = min(started + limit, begun + TOTAL)

@@ -50,6 +50,7 @@ def test_a_grown_file_leaves_nothing_out(month):
     assert report_of(done)["trained_rows"] == 0 and "warning" not in done.stderr
 
 
+@pytest.mark.slow
 def test_other_splits_are_found_out(month):
     """With another seed, rows that trained the former run are drawn for validation and test."""
     run_here("prepare", "--data", "new.csv", "--seed", 1, "--out", "data/seed", cwd=month)
@@ -169,7 +170,7 @@ def test_the_story_of_a_month(tmp_path):
     (tmp_path / "grown.csv").write_text(grown)
     for name, file, flags in (("a", "0.csv", ("--epochs", 8)), ("b", "grown.csv", ("--epochs", 3, "--init-from", "a"))):
         run_here("prepare", "--data", file, "--out", name, cwd=tmp_path)
-        run_here("train", "--data", name, "--name", name, *flags, cwd=tmp_path)
+        run_here("train", "--data", name, "--name", name, "--dim", 32, *flags, cwd=tmp_path)
     found = report_of(run_here("evaluate", "--data", "b", "--ckpt", "best", "--json", cwd=tmp_path))
     fresh = report_of(run_here("evaluate", "--data", "b", "--ckpt", "b", "--test", "2.csv", "--json", cwd=tmp_path))
     assert found["run"] == "b" and found["trained_rows"] == 0 and fresh["trained_rows"] < 60  # some titles come again

@@ -44,6 +44,7 @@ STRICT = {"JAX_ENABLE_X64": "1", "JAX_NUMPY_RANK_PROMOTION": "raise", "JAX_TRANS
           "JAX_NUMPY_DTYPE_PROMOTION": "strict", "JAX_DEFAULT_PRNG_IMPL": "rbg", "JAX_DEBUG_NANS": "1"}
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_jax_variables(trained, tmp_path, expected):
     warnings = sorted(f"warning: {name} is ignored, so that results do not depend on it" for name in STRICT)
     done = predicted(trained, "-", stdin="".join(f"{title}\n" for title in TITLES), env=STRICT)

@@ -125,6 +125,7 @@ def test_titles_on_the_disk_are_those_in_memory(parts):
     assert data.length_groups(disk, 8, 4)[0].width == data.length_groups(memory, 8, 4)[0].width
 
 
+@pytest.mark.slow
 def test_parts_train_in_any_order_to_the_same_bits(parts):
     orders = (["base", "one", "two"], ["two", "base", "one"])
     for order, run in zip(orders, "ab", strict=True):

@@ -336,6 +336,7 @@ def test_in_batches_gives_every_row_its_own_result(rows):
     assert widths & {(1 if rows == 1 else 64, -(-ids.shape[1] // 2)), (1 if rows == 1 else 64, ids.shape[1])}
 
 
+@pytest.mark.slow
 def test_a_gpu_is_given_more_titles_at_a_time(monkeypatch):
     bag = random_predictor("mlp")
     on_cpu = predict.largest_batch(True), predict.largest_batch_of((bag,))

@@ -265,6 +265,7 @@ def test_a_file_that_cannot_grow_ends_in_one_line_and_nothing_is_lost(tiny, tmp_
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_memory_for_a_row_has_a_bound(tmp_path):
     """20 million titles of usual length are to need about 4 GB: 200 bytes a row; twice that are allowed here."""
     draw, words = random.Random(0), [f"word{i}" for i in range(20_000)]

@@ -155,6 +155,7 @@ def test_quick_epochs_are_saved_together(tiny, long_run, tmp_path):
         {k: v for k, v in row.items() if k not in clocks} for row in two]
 
 
+@pytest.mark.slow
 def test_an_error_does_not_lose_the_best_epoch(tiny, long_run, tmp_path):
     shutil.copytree(tiny / "data", tmp_path / "data")
     fit, calls = calibration.fit, []
@@ -182,6 +183,7 @@ def test_an_error_does_not_lose_the_best_epoch(tiny, long_run, tmp_path):
     assert len(steps) == len(set(steps)) > 0
 
 
+@pytest.mark.slow
 def test_a_signal_while_an_epoch_waits_to_be_saved(tiny, long_run, tmp_path):
     """It ends the next epoch, after a save."""
     shutil.copytree(tiny / "data", tmp_path / "data")
@@ -204,6 +206,7 @@ def test_a_signal_while_an_epoch_waits_to_be_saved(tiny, long_run, tmp_path):
     assert_same_run(long_run, tmp_path / "runs/late")
 
 
+@pytest.mark.slow
 def test_same_command_same_bits(tiny, long_run, tmp_path):
     """And the epochs that it calls the best are those that were no worse than all before."""
     shutil.copytree(tiny / "data", tmp_path / "data")

@@ -25,7 +25,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import data
-from titles import devices, files, report, runs
+from titles import devices, files, runs
 from titles.cli import UserError, public
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
@@ -91,13 +91,14 @@ def log_metrics(client, run_id, metrics):
 
 
 def log_report(client, run_id, name, scores, folder):
-    """Log a report of this name, such as test-best: its scores and, unless its folder is None, its files."""
+    """Log a report of this name, such as test-best: scores {name: number or None} and, unless its folder is None, its
+    files."""
     from mlflow.entities import Metric
     # MLflow takes few characters besides letters and digits, and no more than 250. A single value, at step 0, is a bar
     # on its page.
     prefix, now = re.sub(r"[^\w.-]", "_", name.removesuffix("-best"))[-200:], int(time.time() * 1000)
-    log_metrics(client, run_id, [Metric(f"{prefix}_{key}", scores[key], now, 0) for key in report.SCORES
-                                 if scores[key] is not None])
+    log_metrics(client, run_id, [Metric(f"{prefix}_{key}", value, now, 0) for key, value in scores.items()
+                                 if value is not None])
     if folder and artifacts_are_here(client, run_id):
         client.log_artifacts(run_id, str(folder), folder.name)
 
@@ -225,7 +226,7 @@ class Tracker:
                    for key, value in row.items() if key not in ("epoch", "step")]
         best = runs.best_epoch(history) if history else {"step": -1}
         metrics += [Metric(key, value, int(1000 * time.time()), 0) for key, value in best.items()
-                    if best["step"] > self.logged and key.removeprefix("valid_") in report.SCORES]
+                    if best["step"] > self.logged and re.match("valid_(?!reliable)", key)]
         metrics += [Metric("train/step_loss", float(loss), int(1000 * at), step) for step, loss, at in self.losses]
         with mlflow_warnings():
             # Where this fails, what follows is not reached, and the next epoch tries again.
