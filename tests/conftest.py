@@ -42,6 +42,18 @@ def pytest_configure(config):
                    "TF_CPP_MIN_LOG_LEVEL": "3"}  # XLA takes hints that it compiled with for unknown processors
 
 
+def pytest_addoption(parser):
+    parser.addoption("--third", type=int, choices=(0, 1, 2), help="one of three parts of the tests, as .ci/run takes them")
+
+
+@pytest.hookimpl(trylast=True)  # of those that -m leaves
+def pytest_collection_modifyitems(config, items):
+    """Neighbours, which often take equally long, are in different parts."""
+    if (third := config.getoption("--third")) is not None:
+        config.hook.pytest_deselected(items=[item for i, item in enumerate(items) if i % 3 != third])
+        items[:] = items[third::3]
+
+
 def pytest_collection_finish():
     """What is imported by now stays, so that no collection of garbage goes through it again."""
     gc.collect()
