@@ -43,7 +43,7 @@ def pytest_configure(config):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--third", type=int, choices=(0, 1, 2), help="one of three parts of the tests, as .ci/run takes them")
+    parser.addoption("--third", type=int, choices=(0, 1, 2), help="one of three parts of the tests, as in .ci/run")
 
 
 @pytest.hookimpl(trylast=True)  # of those that -m leaves

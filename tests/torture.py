@@ -1,5 +1,5 @@
 """Kill the scripts at random moments or take their disk away, go on, and compare with what was never disturbed. pytest
-runs a few rounds of it (test_faults.py); this is the long form:
+runs a round of it (test_faults.py); this is the long form:
 
     python tests/torture.py --rounds 100           # about 25 minutes on two cores
     python tests/torture.py --rounds 100 --seed 7
