@@ -1,6 +1,7 @@
 """Runs that come from others: train.py --refit, on training and validation rows together, and --init-from."""
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -54,6 +55,17 @@ def test_a_refit_trains_on_both_splits_with_the_settings_of_the_run(refit):
     metrics = (refit / "runs/bag-refit/metrics.csv").read_text().splitlines()
     assert len(metrics) == 1 + again["epochs"] and "valid" not in metrics[0]
     assert (refit / "runs/bag-refit/loss.png").is_file()
+
+
+def test_a_refit_has_as_many_epochs_as_the_best_checkpoint(refit, tmp_path, monkeypatch):
+    """Which is the second of four here."""
+    shutil.copytree(refit / "runs/bag", tmp_path / "bag")
+    config = files.read_json(tmp_path / "bag/config.json")
+    second = SimpleNamespace(best_step=lambda: 2 * config["steps"] // config["epochs"])
+    monkeypatch.setattr(runs, "checkpoint_manager", lambda *args, **options: second)
+    monkeypatch.chdir(refit)
+    plan = configuration.plan(train.TABLE, train.parse_args(["--refit", "bag", "--runs", str(tmp_path)]))
+    assert config["epochs"] == 4 and plan.config["epochs"] == 2
 
 
 def test_what_probabilities_mean_comes_from_the_run_before(refit):
