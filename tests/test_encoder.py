@@ -339,7 +339,7 @@ def test_what_a_former_run_trained_is_trained_again(encoded):
 # --- exported ---------------------------------------------------------------------------------------------------------
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", [["whole"], ["head"], ["bag", "head"]], ids="+".join)
+@pytest.mark.parametrize("names", [["whole"], ["head"], ["bag", "layers"]], ids="+".join)
 def test_an_exported_encoder_says_what_the_run_says(encoded, names, tmp_path):
     run = evaluate.load(*names, folder=encoded / "runs")
     titles = [title for title in TITLES if "\ud800" not in title] + [row[0] for row in tiny_rows(12, seed=2)]
