@@ -243,3 +243,9 @@ def test_calibration_error_equals_plain_python(n):
         start += len(part)
         error += abs(math.fsum(c for c, _ in part) - sum(hit for _, hit in part)) / n
     assert calibration.expected_error(confidence, right) == pytest.approx(error)
+
+
+def test_a_promise_that_is_just_kept_suffices():
+    classifier = classify.BaseClassifier()
+    classifier.promises = 100, [(1.0, 0.2, 0.5), (0.5, 0.7, 0.9)]
+    assert [classifier.threshold(precision) for precision in (0.4, 0.5, 0.6, 0.9, 0.91)] == [0.2, 0.2, 0.7, 0.7, np.inf]
