@@ -483,3 +483,10 @@ def test_the_order_is_a_function_of_seed_and_epoch():
     assert len({str(sorted(order)) for order in orders.values()}) == len(orders)
     widths = {tuple(width for width, _ in order) for order in orders.values()}
     assert len(widths) > 1 and all({*mixed[:len(mixed) // 2]} == {3, 9} for mixed in widths)  # long among short
+
+
+def test_ngrams_come_from_the_beginning_of_a_word():
+    """Else a title of a megabyte without a space would have millions."""
+    begun = "".join(map(chr, range(97, 97 + classify.NGRAM_CHARACTERS)))
+    (start, long), (_, short) = (classify.character_ngrams([word], 3, 5, 1000) for word in (begun + "z" * 99, begun))
+    assert np.array_equal(long, short) and start[-1] == sum(len(begun) + 3 - size for size in (3, 4, 5))
