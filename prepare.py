@@ -741,7 +741,8 @@ def prepare(args):
         require_splits(rows, made.split, args, base)
         if not base:
             note_similar_names(made.labels, bad)
-            if any((sources.first_line(path, args.encoding) or "").startswith("__label__") for path, _ in chosen):
+            firsts = [sources.first_line(path, args.encoding) or "" for path, _ in chosen]
+            if "fasttext" in map(sources.format_of, firsts):
                 note_misread_labels(rows, made.labels, made.label, bad)
         note_split_groups(rows, made.split, chosen, bad)
         made.words = choose_words(rows, made.split, args, base)

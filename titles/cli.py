@@ -161,8 +161,9 @@ def require_device():
     try:
         return jax.devices()[0]
     except Exception as error:  # JAX raises RuntimeError, and AssertionError for a platform without its plugin
-        raise UserError("JAX finds no device to compute on with "
-                        f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')} ({error})") from None
+        asked = os.environ.get("JAX_PLATFORMS")
+        raise UserError("JAX finds no device to compute on" + (f" with JAX_PLATFORMS={asked}" if asked else "")
+                        + f" ({error})") from None
 
 
 # --- the command line -------------------------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ def require_pieces(config, meta, run, where):
 
 @functools.cache
 def tokenizer(name):
-    encoder, folder = installed(name)
+    _, folder = installed(name)
     return classify.ENCODERS[name].tokenizer(folder)
 
 
