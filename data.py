@@ -13,10 +13,11 @@ The prepared folder (`data/prepared/`), for each split `train`, `valid`, `test`:
     {split}_pieces.npy    [N, max_len of meta["encoder"]] ids of pieces of words   (after `prepare.py --encoder`)
     {split}_line.npy      [N] lines of the source files, from 1; of a Parquet file rows (smallest unsigned type). The
                           rows of a file follow one another, and meta["source"] says how many each has in which split
-    {split}_NAME.npy      [N, ...] numbers of the source's column NAME, for each in COLUMNS
+    {split}_columns.npy   [N, K] ids of the values of columns (smallest unsigned type), 0 = nothing (after --columns)
     {split}_id.txt        what the source's column `id` says of each row, one a line     (where a source has one)
     vocab.txt, labels.txt one entry a line, line number = id, from 0
     oov.txt               the other words: cut by --vocab or --min-count, or not in training at all
+    columns.txt           a line for each column, see classify.Column                     (after `prepare.py --columns`)
     vectors.npy           [V, dim] float32, zero where not found     (after `prepare.py --vectors`)
     meta.json             command, sources, options, counts, format version, checksum of every file, fingerprint of all
                           that decides what is learned
@@ -37,14 +38,23 @@ import numpy as np
 import pyarrow as pa
 
 import classify
-from classify import SPECIALS, UNKNOWN, decode_entities, tokenize, word_hashes, word_ngram_hashes  # noqa: F401
-from titles import cli, files
+from classify import (  # noqa: F401
+    BORDER,
+    SPECIALS,
+    UNKNOWN,
+    Rows,
+    decode_entities,
+    tokenize,
+    word_hashes,
+    word_ngram_hashes,
+)
+from titles import files
 from titles.cli import UserError
 
 FORMAT = 5  # of the prepared folder: raise it when its files change their meaning
 SPLITS = ("train", "valid", "test")
 DESCRIBED = ("command", "source", "fingerprint", "synthetic", "categories", "vocabulary", "languages", "reliable_share",
-             "unknown_share", "mean_words", "cut_share")  # what a run keeps of meta.json, for its reports
+             "unknown_share", "mean_words", "cut_share", "title_columns")  # what a run keeps of meta.json
 MAX_STEPS = 8  # of a chunk, which is one call of the compiled loop; titles of a chunk are all short or all long
 NUMBER = re.compile(r"[-+]?\d*\.?\d+([eE][-+]?\d+)?")  # in files of word vectors
 
@@ -54,8 +64,9 @@ NUMBER = re.compile(r"[-+]?\d*\.?\d+([eE][-+]?\d+)?")  # in files of word vector
 TOKENIZER = files.checksum_of(
     Path(classify.__file__).read_bytes().partition(b"# --- tokenizer -")[2].partition(b"# --- ")[0])
 
-# ASCII letters and digits in lower case, other ASCII as spaces, bytes of other characters as they are.
-PLAIN_BYTES = bytes(byte if byte > 127 or chr(byte).isalnum() else ord(" ") for byte in bytes(range(256)).lower())
+# ASCII letters and digits in lower case, other ASCII but for BORDER as spaces, bytes of other characters as they are.
+PLAIN_BYTES = bytes(byte if byte > 127 or chr(byte).isalnum() or chr(byte) == BORDER else ord(" ")
+                    for byte in bytes(range(256)).lower())
 
 tokenize_chunk = functools.lru_cache(1 << 18)(tokenize)  # most chunks come again and again
 
@@ -133,12 +144,13 @@ def tokenize_list(titles):
 def encode(titles, index, max_len):
     """Titles (list of str) -> ([N, max_len] uint32 word ids, list of the words that have none in `index`).
 
-    index: a dictionary from word to id, 0 to len(index) - 1; other words get the ids behind them.
+    index: a dictionary from word to id, 0 to len(index) - 1; other words get the ids behind them, and the empty ones of
+    a BORDER 0.
     """
     # Each distinct word is looked up once.
     codes, words, lengths = tokenize_list(titles)
     others = {}
-    ids = np.array([index[word] if word in index else others.setdefault(word, len(index) + len(others))
+    ids = np.array([index[word] if word in index else others.setdefault(word, len(index) + len(others)) if word else 0
                     for word in words], np.uint32)
     return pad(ids[codes] if len(codes) else ids, lengths, max_len), list(others)
 
@@ -248,11 +260,11 @@ def load_prepared(folders, splits=SPLITS, text=None, on_disk=(), ids=True):
 
     Args: folders, a path or a list of paths; text, the split whose titles are wanted as they came, or None; on_disk,
     splits whose titles stay there, as Titles; ids, False where `titles` and `pieces` are not wanted, nor read.
-    Returns: (meta, arrays). meta: the content of meta.json with `vocab`, `words` (vocab, then oov.txt), `labels` and
-    `vectors` (or None) added. arrays[split][kind]: `titles` [N, L] ids in `words`, columns that are padding in every
-    row cut off; `labels`; `keys`; where there are any `groups`, `language`, `reliable` and `pieces` (of one folder left
-    on the disk); with `text` lists of str: the titles, the `file` that each comes from and, where all have one, its
-    `id`; and its `line` there [N].
+    Returns: (meta, arrays). meta: the content of meta.json with `vocab`, `words` (vocab, then oov.txt), `labels`, the
+    lines of columns.txt as `columns`, and `vectors` (or None). arrays[split][kind]: `titles` [N, L] ids in `words`,
+    columns that are padding in every row cut off; `labels`; `keys`; where there are any `groups`, `language`,
+    `reliable`, `columns` and `pieces` (of one folder left on the disk); with `text` lists of str: the titles, the
+    `file` that each comes from and, where all have one, its `id`; and its `line` there [N].
     Raises UserError where a folder holds no prepared data, or not what prepare.py wrote, or where they do not go
     together.
     """
@@ -288,9 +300,6 @@ def load_prepared(folders, splits=SPLITS, text=None, on_disk=(), ids=True):
                 values = [part[kind] for part in parts]
                 arrays[split][kind] = values[0] if len(parts) == 1 else (
                     [*itertools.chain(*values)] if isinstance(values[0], list) else np.concatenate(values))
-        if lacking := COLUMNS.keys() - arrays[split].keys():
-            raise UserError(f"{cli.listed(folders)}: was prepared without the column {min(lacking)}, which "
-                            "data.COLUMNS reads; run prepare.py again")
     return meta, arrays
 
 
@@ -309,7 +318,7 @@ def require_alike(found):
     """Raise UserError unless what was prepared in these folders can be used as one: found, [(folder, meta.json)]."""
     (folder, meta), *others = found
     for other, its in others:
-        different = [name for name in ("vocab.txt", "labels.txt", "vectors.npy")
+        different = [name for name in ("vocab.txt", "labels.txt", "columns.txt", "vectors.npy")
                      if its["files"].get(name) != meta["files"].get(name)]
         different += [name for name in ("tokenizer", "max_len", "encoder") if its[name] != meta[name]]
         if different:
@@ -372,7 +381,7 @@ def read_prepared(folder, splits, text=None, ids=True):
     if not (folder / "meta.json").is_file():
         raise UserError(f"{folder}: no prepared data here; run prepare.py, whose --data takes titles, or name the "
                         "folder that it wrote with --data")
-    meta = files.read_verified_json(folder / "meta.json", FORMAT, again)
+    meta = {"title_columns": []} | files.read_verified_json(folder / "meta.json", FORMAT, again)  # or older scripts'
     if meta["tokenizer"] != TOKENIZER:
         print(f"warning: {folder}: was prepared with another classify.py; if its tokenizer was changed, {again}",
               file=sys.stderr)
@@ -399,6 +408,7 @@ def read_prepared(folder, splits, text=None, ids=True):
                          if f"{text}_{kind}.txt" in meta["files"]}
         arrays[text]["file"] = [one["file"] for one in meta["source"] for _ in range(one["rows"][text])]
     lists = {name: files.read_lines(verified(f"{name}.txt")) for name in ("vocab", "oov", "labels")}
+    lists["columns"] = files.read_lines(verified("columns.txt")) if "columns.txt" in meta["files"] else []
     vectors = load_array(verified("vectors.npy")) if "vectors.npy" in meta["files"] else None
     return meta | lists | {"vectors": vectors}, arrays
 
@@ -478,59 +488,22 @@ def read_vectors(path, vocab, bad):
 
 # --- batches ----------------------------------------------------------------------------------------------------------
 
-# EDIT: what a model gets of a row beside its title: {column of the source: function of its texts, a list of str -> an
-# array [N, ...] of numbers}. prepare.py keeps these numbers, and a module finds them in batch.columns.
-COLUMNS = {}
-
-
 class Batch(NamedTuple):
     """What a model gets of rows, wherever they come from: made by `batch_of` alone, and passed on whole."""
-    ids: np.ndarray    # [N, L] ids of words or of pieces of words, 0 behind the last one
-    columns: dict = {}  # {name: [N, ...]}, those of COLUMNS
+    # EDIT: what a model gets of rows. A kind of input more is an array here, and what model.py makes of it.
+    ids: np.ndarray     # [N, L] ids of words or of pieces of words, 0 behind the last one and between parts of a title
+    values: np.ndarray  # [N, K] ids of the values of those columns that the model reads
 
 
 def batch_of(rows):
-    """The Batch of rows: {kind: array [N, ...]}, in which `titles` are the ids."""
-    return Batch(rows["titles"], {name: rows[name] for name in COLUMNS})
-
-
-class Rows(NamedTuple):
-    """Rows as a file has them."""
-    titles: list        # of str
-    columns: dict = {}  # {name: array [N, ...]}, as from `read_columns`
-
-    def part(self, chosen):
-        """The rows of a slice."""
-        return Rows(self.titles[chosen], {name: values[chosen] for name, values in self.columns.items()})
-
-
-def rows_of(titles):
-    """Rows, or a list of titles as Rows. Raises UserError where COLUMNS ask for more than titles."""
-    return titles if isinstance(titles, Rows) else Rows(titles, read_columns({}, "titles alone"))
-
-
-def read_columns(table, where):
-    """{name: array [N, ...]} of COLUMNS, from {name: list of str}. Raises UserError, which begins with `where`, where
-    one is missing or cannot be read."""
-    found = {}
-    for name, read in COLUMNS.items():
-        if name not in table:
-            raise UserError(f"{where}: has no column {name}, which data.COLUMNS reads")
-        try:
-            found[name] = np.asarray(read(table[name]))
-        except ValueError as error:
-            raise UserError(f"{where}: the column {name} cannot be read ({error})") from None
-    return found
-
-
-def example(width):
-    """A Batch of one empty title of so many ids, which tells shapes and types."""
-    return Batch(np.zeros((1, width), np.int32), read_columns(dict.fromkeys(COLUMNS, [""]), "data.py"))
+    """The Batch of rows: {kind: array [N, ...]}, in which `titles` are the ids and `columns`, if any, those of
+    values."""
+    return Batch(rows["titles"], rows.get("columns", np.zeros((len(rows["titles"]), 0), np.uint8)))
 
 
 def chosen(batch, rows, width=None):
     """The Batch of these rows [B] of another; of their ids the first `width`. NumPy or JAX arrays."""
-    return Batch(batch.ids[rows, :width], {name: values[rows] for name, values in batch.columns.items()})
+    return Batch(batch.ids[rows, :width], batch.values[rows])
 
 
 class LengthGroup(NamedTuple):

@@ -14,12 +14,13 @@
 The report goes to runs/NAME/SPLIT-WHICH/ (such as test-best), in place of an earlier one there: report.html (the page
 to open: scores, figures, worst categories, mistakes, commands), report.json, predictions.csv, categories.csv
 (precision, recall, F1 and support of each), confusions.csv with example titles, suspects.csv (wrong labels are likely
-among its first rows), unknown.csv (rows of categories that the run does not know; they count as wrong), recall.png,
-confusions.png and reliability.png. Rows have the file and the line that they come from and, where the file has a column
-`id`, that. The report is added to the training's MLflow run. Of several runs it goes to the first one's, as
-SPLIT-WHICH+OTHER..., with --prior to SPLIT-WHICH-PRIOR, with --test to FILE-WHICH (of a second file of that name, to
-FILE-DIGEST-WHICH). Where it cannot be written, a warning says so, and the scores are shown all the same. The interval
-of the balanced accuracy is a bootstrap within categories.
+among its first rows), unknown.csv (rows of categories that the run does not know; they count as wrong), values.csv (of
+a run that reads columns the values with the most mistakes), recall.png, confusions.png and reliability.png. Rows have
+the file and the line that they come from and, where the file has a column `id`, that. The report is added to the
+training's MLflow run. Of several runs it goes to the first one's, as SPLIT-WHICH+OTHER..., with --prior to
+SPLIT-WHICH-PRIOR, with --test to FILE-WHICH (of a second file of that name, to FILE-DIGEST-WHICH). Where it cannot be
+written, a warning says so, and the scores are shown all the same. The interval of the balanced accuracy is a bootstrap
+within categories.
 
 The probability of the likeliest category is the chance that it is right, for titles like the validation rows. The
 report says from which probability on 90, 95 and 99 % of the categories should be right (a bound that holds with a
@@ -32,8 +33,9 @@ categories have more: where --prior says nothing, --precision and the promises o
 thresholds are of --prior training, too).
 
 --predict reads a title a line, or a CSV, Parquet or Excel file with a `title` (or `text`) column, plain or compressed,
-`-` for standard input; --title-column says which column it is, --encoding what is not UTF-8 (cp1252 is what Excel's CSV
-has). For runs on --data both are as that was prepared, where it fits the file.
+`-` for standard input; columns that the run reads beside it (prepare.py --columns) are found by their names, and where
+one is lacking a warning says so. --title-column says which column it is, or which several, --encoding what is not UTF-8
+(cp1252 is what Excel's CSV has). For runs on --data both are as that was prepared, where it fits the file.
 It writes a line for each title, in order: category TAB probability, K times with --top K. A table with an `id` column,
 such as the challenge's test.csv, gives `id,category` instead; --keep gives all columns of a table, then category and
 probability: as Parquet, JSON lines or Excel where --out ends in .parquet, .jsonl or .xlsx, else as CSV with the
@@ -107,7 +109,7 @@ def make_parser():
         help="with --keep: of CSV, such as ';' or tab (default: as the table's own)")
 
     add = parser.add_argument_group("files of --predict and --test").add_argument
-    add("--title-column", metavar="C", help="name or number (from 1) of the column of titles")
+    add("--title-column", nargs="+", metavar="C", help="name or number (from 1) of the column of titles, or of several")
     add("--encoding", type=cli.encoding, default="utf-8", help="of the file, such as cp1252, utf-16")
 
     add = parser.add_argument_group("other").add_argument
@@ -211,7 +213,8 @@ def read_split(args):
                         "--like with it")
     found = arrays[args.split]
     return classifier, report.Labelled(
-        inputs=data.Rows(found["text"], {name: found[name] for name in data.COLUMNS}),
+        inputs=data.Rows(found["text"], data.batch_of({"titles": found["text"]} | found).values[
+            :, classifier.column_numbers]),
         labels=found["labels"].astype(np.int64), names=classifier.labels,
         trained=classifier.has_trained_on(found["keys"]), language=found.get("language"), languages=meta["languages"],
         reliable=found.get("reliable"), file=found["file"], line=found["line"], id=found.get("id"), split=args.split,
@@ -240,16 +243,12 @@ def read_file(args):
     language = languages and np.array([languages.index(name or "unknown") for name in found["language"]])
     reliable = np.array([quality.lower() == "reliable" for quality in found["quality"]])
 
-    # What else a model reads is told to be missing where all of it is.
-    columns = {name: found[name] for name in data.COLUMNS if any(found[name])}
-    columns = data.read_columns(columns, cli.readable(args.test))
-
     # A file may be named like a split.
     split = re.sub(r"[^\w.-]", "_", args.test.name)[:60]
     split = f"file-{split}" if split in data.SPLITS else split
     file = {"file": cli.readable(args.test), "rows": len(labels), "checksum": files.checksum(args.test)}
     return classifier, report.Labelled(
-        inputs=data.Rows(found["title"], columns), labels=labels, names=names,
+        inputs=data.Rows(found["title"], found["values"]), labels=labels, names=names,
         trained=classifier.has_trained_on(data.keys_of(found["title"])), language=language, languages=languages,
         reliable=reliable if any(found["quality"]) else None, file=[file["file"]] * len(labels),
         line=np.array(found["line"]), id=found["id"] if any(found["id"]) else None, split=split,
@@ -258,17 +257,20 @@ def read_file(args):
 
 
 def read_columns(args, classifier):
-    """{column: list} of a labelled file; "" for what it does not have."""
+    """{column: list} of a labelled file; "" for what it does not have; `values` [N, K] ids of the columns that the
+    classifier reads."""
     bad = sources.BadRows(MAX_BAD_ROWS, "mend them")
-    found = {column: [] for column in ("title", "category", "spelling", "language", "quality", "id", "line",
-                                       *data.COLUMNS)}
+    found = {column: [] for column in ("title", "category", "spelling", "language", "quality", "id", "line", *(
+        sources.value_key(column.name) for column in classifier.columns))}
     with open(args.test, "rb") as file:
         form = tables.file_format(args, classifier, file)
     for block in sources.read_labelled(args.test, bad, form):
         # Called for its check alone: marks other than reliable and unreliable are refused.
         sources.given_quality(args.test, block.get("quality", pa.array([], pa.string())))
         for column, values in found.items():
-            values += block[column].to_pylist() if column in block else [""] * len(block["title"])
+            lacking = None if sources.is_value(column) else ""
+            values += block[column].to_pylist() if column in block else [lacking] * len(block["title"])
+    found["values"] = sources.value_ids(classifier.columns, found, found["line"], args.test, bad)
     bad.check(len(found["title"]))
     bad.warn()
     if not found["title"]:
@@ -297,7 +299,7 @@ def command(args, classifier):
     for name, usual in {"split": "test", "test": None, "prior": None, "title_column": None, "category_column": None,
                         "encoding": "utf-8"}.items():
         if (value := getattr(args, name)) is not None and str(value) != usual:
-            words += [f"--{name.replace('_', '-')}", str(value)]
+            words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
     return cli.quoted(words) + runs.other_folders(args)
 
 
@@ -358,7 +360,8 @@ def predict(args):
     with source as file, files.archive_errors(args.predict):
         tables.require_other_file(file, out)
         form = tables.file_format(args, classifier, file)
-        header, blocks, dialect = sources.read_titles(files.decompressed(file), args.predict, bad, form, args.keep)
+        header, blocks, dialect = sources.read_titles(
+            files.decompressed(file), args.predict, bad, form, args.keep, classifier.columns)
         with tables.answer_writer(args, out, header, dialect, classifier.labels) as write:
             # What comes from a terminal or a pipe is answered at once.
             answer = functools.partial(answered, args, classifier, threshold)

@@ -20,7 +20,8 @@ that, and made-up ones. Where the two part, because model.py was edited and clas
 
 --log adds the same two files to the training's MLflow run (of several: the first one's) as a model of MLflow, and
 --register also makes it the next version of a registered model. Such a model takes titles as JSON (text/csv is
-refused), as a list or as the column `title` of a table, and the parameters top, threshold and precision. It answers in
+refused), as a list or as the column `title` of a table (one that reads columns beside titles only as a table, which may
+lack these), and the parameters top, threshold and precision. It answers in
 the columns of evaluate.py --predict: category, probability, category_2 and so on, or with a threshold or a precision
 category, probability, candidate_1 and so on; with nulls where a title is null.
 """
@@ -112,17 +113,33 @@ def member_arrays(config, variables, shift, dtype):
     else:
         scale = np.ones(len(table), np.float16)
 
+    settings, of_values = value_arrays(config, variables, dtype)
+
     # What the module is made with, and what makes features of titles: a run without character n-grams has no settings
     # for these, and gets zeros.
-    settings = {name: config[name] for name in sorted(model.fields(config["model"]).keys() | {
+    settings |= {name: config[name] for name in sorted(model.fields(config["model"]).keys() | {
         "model", "max_len", "word_ngrams", "maxn", "buckets"})}
     settings |= {name: config[name] if config["maxn"] else 0 for name in ("minn", "character_weight")}
 
     # A file of arrays has no tree, so parameters are named by their paths.
     params = flax.traverse_util.flatten_dict({"params": variables["params"]}, sep="/")
     return settings, {"table": table, "scale": scale, "weights": weights, "used": np.packbits(used),
-                      "shift": np.asarray(shift, np.float32)} | {
+                      "shift": np.asarray(shift, np.float32)} | of_values | {
                           name: np.asarray(value, np.float32) for name, value in params.items()}
+
+
+def value_arrays(config, variables, dtype):
+    """(settings, {name: array}) of the columns that a run reads, as classify.Values takes them; nothing where it reads
+    none."""
+    if not config.get("columns"):
+        return {}, {}
+    weights = np.asarray(variables["value_weights"])
+    table = np.where(weights[:, None] > 0, np.asarray(variables["values"]), 0)
+    scale = np.ones(len(table), np.float16)
+    if dtype == "int8":
+        table, scale = quantized(table, np.full(len(table), np.inf))
+    settings = {name: config[name] for name in ("columns", "value_weight") if name in config}
+    return settings, {"values": table, "value_scale": scale, "value_weights": weights}
 
 
 def encoder_arrays(config, variables, shift, dtype):
@@ -140,10 +157,12 @@ def encoder_arrays(config, variables, shift, dtype):
                for name, layer in layers.items() for kind, array in layer.items()):
         params["layers"] = jax.tree.map(lambda array: np.asarray(array, number), variables["params"]["layers"])
     package = encoder.ENCODERS[config["encoder"]["name"]]
-    settings = {"model": config["model"], "scale": config["scale"], "encoder": config["encoder"] | {
+    settings, of_values = value_arrays(config, variables, dtype)
+    settings |= {"model": config["model"], "scale": config["scale"], "encoder": config["encoder"] | {
         "package": package.package, "module": package.module, "file": next(iter(package.files))}}
-    return settings, {"pieces": pieces, "table": change, "scale": scale, "shift": np.asarray(shift, np.float32)} | {
-        name: np.asarray(array) for name, array in flax.traverse_util.flatten_dict({"params": params}, sep="/").items()}
+    params = flax.traverse_util.flatten_dict({"params": params}, sep="/")
+    return settings, {"pieces": pieces, "table": change, "scale": scale, "shift": np.asarray(shift, np.float32)} | (
+        of_values) | {name: np.asarray(array) for name, array in params.items()}
 
 
 def model_arrays(classifier, dtype):
@@ -175,13 +194,16 @@ def model_arrays(classifier, dtype):
 
     settings = {
         "format": classify.FORMAT, "members": members, **together(classifier), "promising": together(promising),
+        "title_columns": classifier.title_columns,
         "provenance": provenance, "fingerprint": classifier.config["fingerprint"],
         "synthetic": classifier.config["synthetic"]}
 
     # Text goes in as bytes: NumPy's own arrays of text take four bytes a character, or need pickle.
-    for name, text in (("settings", json.dumps(settings)), ("labels", "\n".join(classifier.labels)),
-                       ("vocabulary", "\n".join(classifier.vocab))):
-        arrays[name] = np.frombuffer(text.encode(), np.uint8)
+    lists = {"settings": [json.dumps(settings)], "labels": classifier.labels, "vocabulary": classifier.vocab,
+             "columns": [column.line for column in classifier.prepared if classifier.columns]}
+    for name, lines in lists.items():
+        if lines:  # most have no columns
+            arrays[name] = np.frombuffer("\n".join(lines).encode(), np.uint8)
     return arrays | {"digest": classify.digest(arrays)}
 
 
@@ -198,9 +220,10 @@ ODD = ["", " ", "qwzzk", "???", "Teléfono ÑANDÚ coraça\u0303o", "M&amp;M caf
        "手机壳 カメラ 한국", "ΟΔΟΣ Σ", "rojo😀azul tele\u00advisor", "c++ 1.500,50 100% wi-fi a/b x_y", "x" * 300]
 
 
-def sample_titles(classifier, folders):
-    """Titles to compare on: of the validation split, where the prepared data of the run is in these folders; made of
-    words of its vocabulary, changed, glued together and with marks; and ODD."""
+def sample_rows(classifier, folders):
+    """Rows to compare on, with values drawn from those of all columns: titles of the validation split, where the
+    prepared data of the run is in these folders; made of words of its vocabulary, changed, glued together and with
+    marks; and ODD."""
     size = SAMPLE_OF_ENCODER if any("encoder" in config for config, _ in classifier.members) else SAMPLE
     titles, draw, folder = [], random.Random(0), folders if isinstance(folders, Path) else folders[0]
     with contextlib.suppress(OSError, UserError):  # a run needs no data to be exported
@@ -212,14 +235,17 @@ def sample_titles(classifier, folders):
         words[0] = draw.choice([str.upper, str.title, lambda word: word[::-1], lambda word: f"{word}s"])(words[0])
         marks = draw.choices(["", " ", "-", ".", "é ", "/12 ", "+"], (1, 9, 1, 1, 1, 1, 1), k=len(words))
         titles.append("".join(map("{}{}".format, words, marks)))
-    return [*titles, " ".join(titles[-20:]), *ODD]
+    titles = [*titles, " ".join(titles[-20:]), classify.BORDER.join(titles[-2:]), *ODD]
+    values = [[draw.choice([0, draw.randrange(column.first, column.behind)]) for column in classifier.columns]
+              for _ in titles]
+    return data.Rows(titles, np.array(values, int).reshape(len(titles), -1))
 
 
 @functools.partial(jax.jit, compiler_options=model.QUICK_COMPILE)
 def computed(ensemble, batches):
-    """Of titles, step by step: [(vectors and weights that a module takes, logits that it gives)] of all modules, and
-    the probabilities of all together."""
-    of_modules = [(*predict.inputs(predictor, batch.ids), predict.forward(predictor, batch))
+    """Of rows, step by step: [(vectors, weights and those of values that a module takes, logits that it gives)] of all
+    modules, and the probabilities of all together."""
+    of_modules = [(*predict.inputs(predictor, batch), predict.forward(predictor, batch))
                   for predictor, batch in zip(ensemble.predictors, batches, strict=True)]
     return of_modules, calibration.smoothed(predict.combined(ensemble, batches)[0], ensemble.smoothing)
 
@@ -231,8 +257,8 @@ def summed(vectors, weights):
 
 def require_equal(found, wanted, tolerance, what, titles):
     """Raise UserError, which says what differs, unless arrays [N, ...] of N titles are equal but for rounding."""
-    apart = np.abs(found - wanted).max(1)
-    if not (apart <= tolerance * max(1, np.abs(wanted).max())).all():
+    apart = np.abs(found - wanted).max(1, initial=0)
+    if not (apart <= tolerance * np.abs(wanted).max(initial=1)).all():
         raise UserError(f"not exported: {what}, by up to {apart.max():.2g}, such as of {titles[apart.argmax()]!r}; "
                         "make the same change in classify.py as in model.py")
 
@@ -246,27 +272,30 @@ def require_same_words(titles):
                             f"data.py into {wanted}; ASCII other than letters and digits must separate in both")
 
 
-def require_same_network(classifier, exact, titles):
-    """Raise UserError unless a classify.Classifier of float32 computes of titles what a predict.Classifier does, at
+def require_same_network(classifier, exact, rows):
+    """Raise UserError unless a classify.Classifier of float32 computes of rows what a predict.Classifier does, at
     each step. Returns the probabilities [N, C]."""
-    ensemble, batches, known = classifier.read(titles)
+    titles, (ensemble, batches, known) = rows.titles, classifier.read(rows)
     # A GPU multiplies matrices less exactly unless it is asked to.
     with jax.default_matmul_precision("highest"):
         of_modules, chances = jax.device_get(computed(ensemble, batches))
     positions, _ = exact.encode(titles)
     hashes = exact.hashes[positions]
 
-    for (config, _), (folder, _), member, (vectors, weights, z), shift in zip(
+    for (config, _), (folder, _), member, (vectors, weights, of_values, z), shift in zip(
             classifier.members, classifier.checkpoints, exact.members, of_modules, classifier.shifts, strict=True):
         who = f"{folder.name}: classify.py"
         try:
+            if config.get("columns"):
+                require_equal(summed(*member.values.vectors(rows.values)), summed(*of_values), EXACTLY,
+                              f"{who} makes other vectors or weights of the values of columns", titles)
             if "encoder" in config:
-                found, _ = member.logits(titles)
+                found, _ = member.logits(*rows)
             else:
-                inputs = member.inputs(positions, hashes)
+                inputs = member.inputs(positions, hashes, rows.values)
                 require_equal(summed(inputs.vectors, inputs.weights), summed(vectors, weights), EXACTLY,
                               f"{who} makes other vectors or weights of words and n-grams", titles)
-                found = member.logits(positions, hashes)
+                found = member.logits(positions, hashes, rows.values)
         except (LookupError, TypeError, ValueError) as error:
             raise UserError(f"not exported: {who} fails in the network {config['model']} ({error!r}); make the same "
                             "change there as in model.py") from None
@@ -275,8 +304,8 @@ def require_same_network(classifier, exact, titles):
 
     # What is left is how several runs go together, temperatures, and whether anything of a title is known.
     answers, answered = np.zeros_like(chances), np.zeros_like(known)
-    for rows, z, is_known in exact.in_blocks(titles):
-        answers[rows], answered[rows] = exact.probabilities(z), is_known
+    for numbers, z, is_known in exact.in_blocks(rows):
+        answers[numbers], answered[numbers] = exact.probabilities(z), is_known
     largest = classifier.factors.sum() * max(np.abs(z).max() for *_, z in of_modules)
     require_equal(answers, chances, EXACTLY * max(1, largest),
                   "classify.py makes other probabilities of the same logits", titles)
@@ -297,20 +326,25 @@ def require_near(found, wanted, titles):
                         f"{titles[apart.argmax()]!r}; export it with --dtype float32")
 
 
-def write(folder, arrays, titles, chances):
+def write(folder, arrays, rows, chances):
     """Write model.npz and classify.py into a folder, and raise UserError unless the one answers with the other what the
-    run says of titles, probabilities [N, C]. Returns the bytes of the first."""
+    run says of rows, probabilities [N, C]. Returns the bytes of the first."""
     np.savez_compressed(folder / "model.npz", **arrays)
     # The script as it was when this process began, which is the one that these arrays were made for.
     (folder / "classify.py").write_bytes(runs.SOURCE["classify.py"])
     written = runpy.run_path(str(folder / "classify.py"))
-    require_near(written["Classifier"](folder / "model.npz").predict_proba(titles), chances, titles)
+    answers = np.zeros_like(chances)
+    exported = written["Classifier"](folder / "model.npz")
+    for numbers, z, _ in exported.in_blocks(written["Rows"](*rows)):
+        answers[numbers] = exported.probabilities(z)
+    require_near(answers, chances, rows.titles)
     return (folder / "model.npz").stat().st_size
 
 
-def log(folder, run_folder, register=None, alias=None):
+def log(folder, run_folder, columns, register=None, alias=None):
     """Log what `write` wrote as a model of the training in `run_folder`, and register it under a name and an alias.
-    Returns its address in MLflow."""
+    columns: names of those that rows have, of which only the first, the title, must be there. Returns its address in
+    MLflow."""
     client, _ = tracking.mlflow_client()  # first: its errors are one line
     import mlflow
     from mlflow.models import Model, ModelSignature
@@ -331,12 +365,13 @@ def log(folder, run_folder, register=None, alias=None):
             python_model=str(folder / "classify.py"), artifacts={"model": str(folder / "model.npz")},
             signature=ModelSignature(
                 # As text, MLflow would make the word None of a null, and words of numbers.
-                Schema([ColSpec(AnyType(), "title")]),
+                Schema([ColSpec(AnyType(), name, required=not i) for i, name in enumerate(columns)]),
                 Schema([ColSpec("string", "category", required=False),
                         ColSpec("float", "probability", required=False)]),
                 ParamSchema([ParamSpec("top", "long", 1), ParamSpec("threshold", "double", None),
                              ParamSpec("precision", "double", None)])),
-            input_example=pd.DataFrame({"title": ["zapatillas running talle 42", "funda celular silicona"]}),
+            input_example=pd.DataFrame({columns[0]: ["zapatillas running talle 42", "funda celular silicona"]} | {
+                name: ["", ""] for name in columns[1:]}),
             pip_requirements=[f"numpy=={np.__version__}"])
         if alias:
             client.set_registered_model_alias(register, alias, logged.registered_model_version)
@@ -351,13 +386,10 @@ def main(args):
             not args.out.is_dir() or {path.name for path in args.out.iterdir()} - CONTENT):
         raise UserError(f"{args.out}: holds other things than an exported model; name a new folder with --out")
     classifier = load_named(args)
-    if data.COLUMNS:
-        raise UserError(f"the run reads {', '.join(data.COLUMNS)} of a row beside its title (data.COLUMNS), which "
-                        "classify.py does not; predict with evaluate.py")
     if args.out or args.log or args.register:
-        arrays, titles = model_arrays(classifier, "float32"), sample_titles(classifier, args.data)
-        require_same_words(titles)
-        chances = require_same_network(classifier, classify.Classifier(arrays), titles)
+        arrays, rows = model_arrays(classifier, "float32"), sample_rows(classifier, args.data)
+        require_same_words(rows.titles)
+        chances = require_same_network(classifier, classify.Classifier(arrays), rows)
         arrays = model_arrays(classifier, args.dtype)
     if args.vectors:
         words, vectors = classifier.word_vectors()
@@ -368,15 +400,20 @@ def main(args):
         print(f"{args.vectors}: {len(words):,} words, {vectors.shape[1]} numbers each")
     if args.out:
         with files.atomic_folder(args.out) as folder:
-            size = write(folder, arrays, titles, chances)
+            size = write(folder, arrays, rows, chances)
         print(f"{args.out}/model.npz: {size / 1e6:.1f} MB, {len(classifier.vocab):,} words, "
               f"{len(classifier.labels):,} categories\n"
               f"try it: echo zapatillas running | python {args.out}/classify.py {args.out}/model.npz --top 3")
     if args.log or args.register:
         # MLflow keeps copies, so these files are needed for a moment only.
         with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder), arrays, titles, chances)
-            address = log(Path(folder), classifier.folder, args.register, args.alias)
+            write(Path(folder), arrays, rows, chances)
+            names = classifier.title_columns if len(classifier.title_columns) > 1 else ["title"]
+            columns = [*names, *(column.name for column in classifier.columns)]
+            if len({*columns}) < len(columns):
+                raise UserError(f"{', '.join(columns)}: two columns of one name, which MLflow cannot tell apart; use "
+                                "--out")
+            address = log(Path(folder), classifier.folder, columns, args.register, args.alias)
         print(f"{address}\nserve it: MLFLOW_TRACKING_URI={tracking.public(tracking.mlflow_uri())} mlflow models serve "
               f"-m {address} --env-manager local")
 

@@ -1,13 +1,14 @@
 """The Flax modules and the sparse embedding table: arrays in, logits out. No files, no flags.
 
-Modules take word vectors and weights, not word ids, and the data.Batch that these are made of, which has what else
-there is of the rows. They return logits, or those of several heads, whose losses are averaged in training, their
-log-probabilities in prediction. A word's vector is made of rows of the table: its own and those of its hashed character
-n-grams, weighted by inverse document frequency (the n-grams' times --character-weight) and divided by the norm of the
-weights, which is the word's weight. The table is no Flax parameter: `lookup` gathers the rows that a batch needs, the
-gradient is taken with respect to the words' vectors, and `update` adds to the rows in place, so a step costs the same
-however large the table is. An encoder (titles/encoder.py) reads pieces of words instead: words without n-grams, with
-weight 1.
+Modules take word vectors and weights, not word ids, and vectors and weights of the values of columns. They return
+logits, or those of several heads, whose losses are averaged in training, their log-probabilities in prediction. A
+word's vector is made of rows of the table: its own and those of its hashed character n-grams, weighted by inverse
+document frequency (the n-grams' times --character-weight) and divided by the norm of the weights, which is the word's
+weight. The table is no Flax parameter: `lookup` gathers the rows that a batch needs, the gradient is taken with respect
+to the words' vectors, and `update` adds to the rows in place, so a step costs the same however large the table is. An
+encoder (titles/encoder.py) reads pieces of words instead: words without n-grams, with weight 1. Values of columns (a
+brand, a price) have a table of their own, whose rows are gathered and updated as a word's are; their vectors have no
+place among the words, so no pair and no filter sees them.
 
 To add a model, write a module with the same call, and name it in MODELS here and in train.py. A field of it that has no
 default is a Setting of train.py, which has the defaults; a run's configuration keeps them, and prediction reads them
@@ -24,11 +25,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import classify
 import data
 from titles import devices
 
 NGRAM_SAMPLES = 4  # of a word's character n-grams, in a training step; prediction uses all
 LARGE, BLOCK = 1 << 19, 1 << 16  # rows of a table from which on it is drawn in blocks, and rows of a block
+VALUE_DIM = 100  # numbers in the vector of a column's value beside an encoder; else as many as in a word's
 PARTS = 1024  # of equally many rows, in which a table with --shard-table is drawn; its divisors of devices can share it
 # On a CPU this takes half the time; only training gets slower. Other releases may not know it and refuse.
 QUICK_COMPILE = {"xla_cpu_use_fusion_emitters": False} if jax.__version__.startswith("0.10.") else {}
@@ -65,16 +68,22 @@ class MLP(nn.Module):
     scale: float                                                        # length of the weight vector of a title
 
     @nn.compact
-    def __call__(self, vectors, weights, batch, train=False):           # [B, P, D], [B, P] -> [B, C]
+    def __call__(self, vectors, weights, values, train=False):          # [B, P, D], [B, P], values -> [B, C]
         # EDIT: the pooling of the bag, also of the second classifier of cnn, rnn and transformer (what their first one
         # sees is in TwoHeads). Padding has weight 0 and must not count. A field that is added here is theirs, too.
-        x = self.scale * bag(vectors, weights)
+        x = self.scale * bag(*with_values(vectors, weights, values))
         return Head(self.classes, self.hidden, self.dropout)(x, train)
 
 
 def bag(vectors, weights):
     """[B, P, D], [B, P] -> [B, D], the weighted sum, divided by the norm of the weights; 0 where there are none."""
     return jnp.einsum("bpd,bp->bd", vectors, weights / jnp.sqrt(jnp.sum(weights ** 2, -1, keepdims=True) + 1e-12))
+
+
+def with_values(vectors, weights, values):
+    """Vectors [B, P, D] and weights [B, P] with those of K columns, a pair of [B, K, D] and [B, K], behind them. In one
+    bag a column says the more the less is known of the title, and a title alone is as without columns."""
+    return tuple(jnp.concatenate(both, 1) for both in zip((vectors, weights), values, strict=True))
 
 
 def part(module, kind, **changes):
@@ -85,15 +94,15 @@ def part(module, kind, **changes):
 
 class TwoHeads(MLP):
     """Two classifiers that share the vectors and are trained together: a dense layer on features that know the order of
-    the words, with the bag of words beside them; and a linear MLP."""
+    the words, with the bag of words and the columns beside them; and a linear MLP."""
     word_ngrams: int
 
     @nn.compact
-    def __call__(self, x, vectors, weights, batch, train):              # [B, F], [B, P, D], [B, P] -> [2, B, C]
-        x = jnp.concatenate([x, bag(*words_alone(self, vectors, weights))], -1)
+    def __call__(self, x, vectors, weights, values, train):             # [B, F], [B, P, D], ... -> [2, B, C]
+        x = jnp.concatenate([x, bag(*with_values(*words_alone(self, vectors, weights), values))], -1)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return jnp.stack([Head(self.classes, self.hidden, self.dropout)(x, train),
-                          part(self, MLP, hidden=(), dropout=0.0)(vectors, weights, batch, train)])
+                          part(self, MLP, hidden=(), dropout=0.0)(vectors, weights, values, train)])
 
 
 def words_alone(module, vectors, weights):
@@ -110,7 +119,7 @@ class CNN(TwoHeads):
     widths: Sequence[int]                                               # in words
 
     @nn.compact
-    def __call__(self, vectors, weights, batch, train=False):           # [B, P, D], [B, P] -> [2, B, C]
+    def __call__(self, vectors, weights, values, train=False):          # [B, P, D], [B, P], values -> [2, B, C]
         # Only the words of a title count: what has no weight is zero, as if nothing stood there.
         words, word = words_alone(self, vectors, weights)
         word = (word > 0)[..., None]                                    # [B, L, 1]
@@ -127,7 +136,7 @@ class CNN(TwoHeads):
                 windows += ahead @ kernel[offset]                       # [B, L, F]
             pooled.append(jnp.where(word, nn.relu(windows), 0).max(1))  # relu >= 0: an empty title pools to 0
         x = jnp.concatenate(pooled, -1)
-        return part(self, TwoHeads)(x, vectors, weights, batch, train)
+        return part(self, TwoHeads)(x, vectors, weights, values, train)
 
 
 class RNN(TwoHeads):
@@ -136,14 +145,14 @@ class RNN(TwoHeads):
     units: int                                                          # in each direction
 
     @nn.compact
-    def __call__(self, vectors, weights, batch, train=False):           # [B, P, D], [B, P] -> [2, B, C]
+    def __call__(self, vectors, weights, values, train=False):          # [B, P, D], [B, P], values -> [2, B, C]
         # The last word that counts ends the title, so the backward direction begins there and not in the padding.
         words, word = words_alone(self, vectors, weights)
         word = word > 0
         length = (word * jnp.arange(1, word.shape[1] + 1)).max(1)
         directions = nn.Bidirectional(nn.RNN(nn.GRUCell(self.units)), nn.RNN(nn.GRUCell(self.units)))
         x = masked_max(directions(words * word[..., None], seq_lengths=length), word)
-        return part(self, TwoHeads)(x, vectors, weights, batch, train)
+        return part(self, TwoHeads)(x, vectors, weights, values, train)
 
 
 class Transformer(TwoHeads):
@@ -153,7 +162,7 @@ class Transformer(TwoHeads):
     heads: int
 
     @nn.compact
-    def __call__(self, vectors, weights, batch, train=False):           # [B, P, D], [B, P] -> [2, B, C]
+    def __call__(self, vectors, weights, values, train=False):          # [B, P, D], [B, P], values -> [2, B, C]
         words, word = words_alone(self, vectors, weights)
         word, dim = word > 0, words.shape[-1]
 
@@ -169,7 +178,7 @@ class Transformer(TwoHeads):
             x += drop(attention(nn.LayerNorm()(x), mask=nn.make_attention_mask(word, word)))
             x += drop(nn.Dense(dim)(nn.gelu(nn.Dense(4 * dim)(nn.LayerNorm()(x)))))
         x = masked_max(nn.LayerNorm()(x), word)
-        return part(self, TwoHeads)(x, vectors, weights, batch, train)
+        return part(self, TwoHeads)(x, vectors, weights, values, train)
 
 
 def masked_max(x, word):
@@ -229,8 +238,10 @@ class Encoder(nn.Module):
     encoder, below, dim = "use", SentenceEncoder, 512                   # its name, layers and numbers of a piece
 
     @nn.compact
-    def __call__(self, vectors, weights, batch, train=False):           # [B, P, D], [B, P] -> [B, C]
+    def __call__(self, vectors, weights, values, train=False):          # [B, P, D], [B, P], values -> [B, C]
         x = vectors[:, 0] if self.freeze_layers else self.below(name="layers")(vectors, weights)
+        if values[0].shape[1]:
+            x = jnp.concatenate([x, bag(*values)], -1)
         x = nn.Dropout(self.dropout, deterministic=not train)(self.scale * x)
         return Head(self.classes, (), 0.0, name="head")(x)
 
@@ -278,19 +289,29 @@ def shardings(config, tree):
 
 def init(config, key):
     """All that prediction needs, from random numbers: {"params", "table" [V, D], "weights" [V] of the table's rows}. Of
-    an encoder what training changes: "params", and "table" with the "pieces" [V] of its rows, unless it is frozen."""
+    an encoder what training changes: "params", and "table" with the "pieces" [V] of its rows, unless it is frozen. Of
+    one that reads columns also the table of their "values" [W, D], and the "value_weights" [W] of its rows."""
     table_key, key = jax.random.split(key)
+    of_values, read = {}, len(config.get("columns", []))
+    if read:
+        table = init_table(jax.random.fold_in(key, 1), config["values"], value_dim(config))
+        of_values = {"values": table, "value_weights": jnp.ones(len(table)).at[0].set(0)}
+    values = jnp.zeros((1, read, value_dim(config))), jnp.zeros((1, read))
     if "encoder" in config:
         vectors = jnp.zeros((1, config["encoder"]["max_len"], MODELS[config["model"]].dim))
-        batch = data.example(vectors.shape[1])
-        variables = {"params": build(config).init(key, vectors, vectors[..., 0], batch)["params"]}
+        variables = {"params": build(config).init(key, vectors, vectors[..., 0], values)["params"]} | of_values
         return variables if config["freeze_embeddings"] else variables | {
             "table": jnp.zeros((config["pieces"], vectors.shape[-1])),
             "pieces": jnp.zeros(config["pieces"], jnp.int32)}
     table = init_table(table_key, table_rows(config), config["dim"], config.get("shard_table", False))
     vectors = jnp.zeros((1, config["max_len"] * config["word_ngrams"], config["dim"]))
-    params = build(config).init(key, vectors, vectors[..., 0], data.example(config["max_len"]))["params"]
-    return {"params": params, "table": table, "weights": jnp.ones(len(table)).at[0].set(0)}
+    params = build(config).init(key, vectors, vectors[..., 0], values)["params"]
+    return {"params": params, "table": table, "weights": jnp.ones(len(table)).at[0].set(0)} | of_values
+
+
+def value_dim(config):
+    """Numbers in the vector of a column's value."""
+    return config.get("dim", VALUE_DIM)
 
 
 def init_table(key, rows, dim, parted=False):
@@ -338,11 +359,13 @@ def feature_tables(config, words, known=None):
 
 def word_ngrams(features, ids, longest):
     """Table rows of the n-grams of 2 to `longest` words of each title: [B, L] ids -> [B, (longest - 1) L], 0 where the
-    title has ended. NumPy or JAX arrays."""
+    title, or a part of it, has ended. NumPy or JAX arrays."""
     xp, rows = jnp if isinstance(ids, jax.Array) else np, [ids[:, :0].astype(np.int32)]
+    inside = ids > 0
     for ahead, value in enumerate(data.word_ngram_hashes(features["hashes"][ids], longest), 1):
         found = (value % features["buckets"]).astype(np.int32) + features["first"]
-        found = xp.where(ids[:, ahead:] > 0, found, 0)
+        inside = inside[:, :-1] & (ids[:, ahead:] > 0)
+        found = xp.where(inside, found, 0)
         rows.append(xp.pad(found, ((0, 0), (0, min(ahead, ids.shape[1])))))
     return xp.concatenate(rows, 1)
 
@@ -384,6 +407,23 @@ def draw_pieces(config, ids, key):
     of a title, so that one stays."""
     keep = jax.random.bernoulli(key, 1 - config.get("piece_dropout", 0.0), ids.shape).at[:, 0].set(True)
     return [(ids[..., None], jnp.where(keep & (ids > 0), 1.0, 0.0)[..., None])]
+
+
+def value_features(config, columns):
+    """The rows of the table of values, and the factors on their weights, that make each value of these
+    classify.Columns."""
+    rows, factors = classify.value_rows(columns)
+    return {"value_rows": rows, "value_factors": factors * np.float32(config.get("value_weight", 1))}
+
+
+def draw_values(features, weights, ids, key=None, dropout=0.0):
+    """The same as `draw_features` for ids [B, K] of values, all of which are left out of a row together, with the
+    probability `dropout`. weights [V] of the rows of their table."""
+    rows = features["value_rows"][ids]
+    weights = weights[rows] * features["value_factors"][ids]
+    if key is not None:
+        weights = jnp.where(jax.random.bernoulli(key, 1 - dropout, (len(ids), 1, 1)), weights, 0)
+    return [(rows, weights)]
 
 
 class Gathered(NamedTuple):
@@ -488,6 +528,13 @@ def row_weights(config, features, titles):
         total += np.bincount(word_ngrams(features, titles[block], config["word_ngrams"]).ravel(), minlength=rows)
     total[0] = 0
     return idf(np.minimum(total, len(titles)), len(titles))
+
+
+def value_weights(columns, values):
+    """Weight of each row of the table of values, as of words: columns [N, K] of ids of the training rows."""
+    count = np.bincount(columns.ravel(), minlength=values)
+    count[0] = 0
+    return idf(count, len(columns))
 
 
 def document_frequency(titles, words):

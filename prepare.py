@@ -6,6 +6,7 @@
     python prepare.py --download course                 # fetch the course's Spanish and Portuguese files first
     python prepare.py --data titles.csv --encoder use   # for train.py --model encoder, too; requirements-encoder.txt
     python prepare.py --data export.csv --title-column Name --category-column 5 --encoding cp1252
+    python prepare.py --data shop.csv --columns brand price         # a row is more than its title
     python prepare.py --data titles.csv --group-column product_id   # no product stands on two sides of a split
     python prepare.py --data more.csv --like data/prepared --out data/more      # then train.py --data with both folders
 
@@ -16,6 +17,11 @@ Reads, plain or compressed (gzip, bzip2, xz), told apart by content:
     files (`__label__x some text`)
   - a folder of such files whose names say train, valid or test
 Writes data/prepared/ (its files are described in data.py); a failed run leaves what was there before.
+--columns are read beside the title: words, such as a brand, each a feature of its own, in any case and accents, and
+numbers, such as a price, in steps of equally many training rows. Which of the two a column is is told by what stands in
+it, and said; brand:word, price:number or, with a decimal comma, price:number, decide it. Numbers are read as people
+write them (1.234,56, $ 1,299.00, 12 €).
+Several title columns, such as title and description, are one text whose parts stay apart.
 Categories whose names look the same are one, which labels.txt writes as most rows do.
 Splits that the source does not give are drawn: 20 % test, then --valid of the rest. Where a title goes depends on its
 words and --seed alone, so next month's file, which has these rows and more, keeps all of them where they were; equal
@@ -33,6 +39,8 @@ labels are reliable and these rows do not say it, they are not.
 import argparse
 import contextlib
 import itertools
+import json
+import math
 import multiprocessing
 import os
 import re
@@ -55,6 +63,7 @@ if sys.flags.safe_path:  # PYTHONSAFEPATH keeps Python from looking for modules 
 import numpy as np
 import pyarrow as pa
 
+import classify
 import data
 import synthetic
 from data import SPLITS
@@ -70,6 +79,9 @@ GLUED = 12
 CUT_TITLES, CUT_SHARE = 8, 0.95
 PIECE_ROWS = 8192           # titles that a process cuts into pieces at a time
 LEFT_OUT = len(SPLITS)      # the split of rows that go to none (--like)
+STEPS = 16                  # that the numbers of a column are cut into, of equally many training rows
+NUMBERS = 0.8               # of a column's values, the share that tells that it has numbers
+CODE = 9                    # digits from which on whole numbers are names, such as those of bar codes
 NEAR_ROWS, NEAR_SHARE = 5000, 0.25  # of so many test titles, the share that is near a training title, for a hint
 SYNTHETIC_ROWS = 100_000    # size of the built-in set, unless --rows is given
 SYNTHETIC_CATEGORIES = 120
@@ -205,13 +217,15 @@ def read_rows(args, chosen, bad, base):
     """Read every file once. base: the folder of --like, as from `read_base`, or None.
 
     Returns a namespace: `where` rows come from, for messages; a list of `blocks`; the Codes of `words`, of `spellings`
-    of categories and of `languages`; `word_keys`, the keys of the words; arrays with one entry a row, `spelling`,
-    `language`, `id` (Arrow strings) and those of `columns_of`, but None for what is OPTIONAL and no row has; the number
-    of rows `of_file` each, of words before titles are cut, and of titles that are `cut`. Raises UserError where rows or
-    words are missing, or too many rows are bad.
+    of categories and of `languages`, and a list of those of the `texts` of --columns; `word_keys`, the keys of the
+    words; arrays with one entry a row, `spelling`, `language`, `values` [N, K] (codes of texts), `id` (Arrow strings)
+    and those of `columns_of`, but None for what is OPTIONAL and no row has; the number of rows `of_file` each, of words
+    before titles are cut, and of titles that are `cut`. Raises UserError where rows or words are missing, or too many
+    rows are bad.
     """
     import pyarrow.compute as pc
     words, spellings, languages, word_keys = Codes(), Codes(), Codes(), np.zeros(0, np.uint64)
+    texts = [Codes() for _ in args.columns]
     blocks, columns, had, of_file = [], [], set(), Counter()
     count = read = word_count = cut = 0
     for path, split, block, found, codes, distinct, lengths in tokenized_blocks(args, chosen, bad, base):
@@ -230,7 +244,8 @@ def read_rows(args, chosen, bad, base):
         # What else the rows have. A column that a file lacks is empty.
         block = dict.fromkeys(("split", *OPTIONAL.values()), pa.repeat("", len(lengths))) | block
         columns.append(columns_of(block, path, split, data.title_keys(word_keys[numbers], lengths)) | {
-            "spelling": spellings(block["spelling"]), "language": languages(block["language"]), "id": block["id"]})
+            "spelling": spellings(block["spelling"]), "language": languages(block["language"]), "id": block["id"],
+            "values": values_of(block, args.columns, texts)})
         if len(languages.index) > 256:
             raise UserError(f"{path}: more than 256 languages; rename the column if it holds something else")
         had.update(name for name, column in OPTIONAL.items() if pc.any(pc.not_equal(block[column], "")).as_py())
@@ -249,7 +264,7 @@ def read_rows(args, chosen, bad, base):
     arrays = {name: (pa.chunked_array if name == "id" else np.concatenate)([part[name] for part in columns])
               for name in columns[0] if name not in OPTIONAL or name in had}
     return SimpleNamespace(where=where, blocks=blocks, words=words, spellings=spellings, languages=languages,
-                           word_keys=word_keys, word_count=word_count, cut=cut,
+                           texts=texts, word_keys=word_keys, word_count=word_count, cut=cut,
                            of_file=[of_file[one] for one in chosen], **dict.fromkeys(OPTIONAL) | arrays)
 
 
@@ -270,9 +285,9 @@ def chosen_blocks(args, chosen, bad, categories):
     that --languages and --rows let through. Rows of others than these categories, if given, go to `bad`."""
     import pyarrow.compute as pc
     # --rows is about training data: test files are read whole.
-    left = args.rows
+    left, form = args.rows, sources.format_from(args, values=[name for name, _ in args.columns])
     for path, split in chosen:
-        for block in sources.read_labelled(path, bad, sources.format_from(args)):
+        for block in sources.read_labelled(path, bad, form):
             read = len(block["title"])
             if args.languages:
                 if "language" not in block:
@@ -297,14 +312,27 @@ def chosen_blocks(args, chosen, bad, categories):
 def columns_of(block, path, split, keys):
     """What a block says of each of its rows [n]: {`given`: the split that its file or its column `split` gives; `key`:
     as from data.title_keys, `keys`; `group`: the key of its group, or of the title where it has none; `reliable`;
-    `line`: of its file; and data.COLUMNS}."""
+    `line`: of its file}."""
     lines, groups = block["line"].to_numpy(), block["group"].dictionary_encode()
     names, at = groups.dictionary.to_pylist(), groups.indices.to_numpy()
     group = np.where(np.array([name == "" for name in names], bool)[at], keys, data.text_keys(names)[at])
-    beside = data.read_columns({name: block[name].to_pylist() for name in data.COLUMNS if name in block}, path)
     return {"given": given_split(path, split, block["split"]), "key": keys, "group": group,
             "reliable": sources.given_quality(path, block["quality"]),
-            "line": lines.astype(data.smallest_uint(lines.max(initial=0))), **beside}
+            "line": lines.astype(data.smallest_uint(lines.max(initial=0)))}
+
+
+def values_of(block, columns, texts):
+    """The codes of a block's values of --columns [n, K]: texts, their Codes, in which None stands for a value of a file
+    that has no such column."""
+    codes = []
+    for (name, _), of_column in zip(columns, texts, strict=True):
+        values = block.get(sources.value_key(name), pa.nulls(len(block["title"]), pa.string()))
+        lacking, mine = np.asarray(values.is_null()), np.empty(len(values), np.int32)
+        if lacking.any():
+            mine[lacking] = of_column.number([None])
+        mine[~lacking] = of_column(values.drop_null())
+        codes.append(mine)
+    return classify.stacked(codes, len(block["title"]))
 
 
 def title_lines(titles):
@@ -333,7 +361,8 @@ def given_split(path, split, values):
 
 # --- the folder of --like ---------------------------------------------------------------------------------------------
 
-OF_BASE = ("vocab", "min_count", "max_len", "fold", "valid", "seed", "vectors", "encoder", "max_pieces")
+OF_BASE = ("vocab", "min_count", "max_len", "fold", "valid", "seed", "vectors", "encoder", "max_pieces", "columns",
+           "value_min_count")
 CHOSEN = ("languages", "title_column", "category_column", "group_column", "max_bad_rows")  # or as a part asks
 
 
@@ -357,7 +386,8 @@ def read_base(args):
         encoder.require(described, args.like)
     held_out = [rows[kind] for rows in arrays.values() for kind in ("keys", "groups") if kind in rows]
     return (argparse.Namespace(**vars(args) | taken | {"fold": None}),  # no split is drawn
-            SimpleNamespace(vocab=meta["vocab"], labels=meta["labels"], held_out=np.concatenate(held_out),
+            SimpleNamespace(vocab=meta["vocab"], labels=meta["labels"], columns=meta["columns"],
+                            held_out=np.concatenate(held_out),
                             vectors=meta["vectors"], knows_quality=meta["reliable_share"] is not None))
 
 
@@ -514,6 +544,8 @@ def choose_words(rows, split, args, base):
 
     # A stable sort by count keeps equals in alphabetical order, so the vocabulary does not depend on the rows' order.
     names, ranks = rows.words.alphabetical()
+    if "" in rows.words.index:  # of a BORDER, which has the id of padding
+        counts[rows.words.index[""]], used[rows.words.index[""]] = 0, False
     count, used_names, ids = np.empty_like(counts), np.empty_like(used), np.full(len(names), -1)
     count[ranks], used_names[ranks] = counts, used
     if base:
@@ -530,7 +562,101 @@ def choose_words(rows, split, args, base):
     oov = np.flatnonzero(used_names & (ids < 0))
     ids[oov] = len(vocab) + np.arange(len(oov))
     ids[ids < 0] = data.UNKNOWN
+    ids[:names[0] == ""] = 0
     return SimpleNamespace(vocab=vocab, oov=[names[i] for i in oov.tolist()], ids=ids[ranks])
+
+
+# --- training rows -> values of columns -------------------------------------------------------------------------------
+
+def choose_columns(rows, split, chosen, args, base, bad):
+    """(lines of columns.txt, those of the base or made of the training rows; [N, K] the id of each value). What is odd
+    about a column is noted in `bad`, or raises UserError."""
+    lines, ids = [], []
+    for i, ((name, kind), texts) in enumerate(zip(args.columns, rows.texts, strict=True)):
+        # Distinct texts, how many rows have each, and how many of these train; one that is missing tells nothing.
+        found, codes = [*texts.index], rows.values[:, i]
+        times, train = (np.bincount(mine, minlength=len(found)) for mine in (codes, codes[split == 0]))
+        told = [(text, n) for text, n in zip(found, train.tolist(), strict=True) if text and n]
+        if not (told or base):
+            header = sources.header_names(chosen[0][0], sources.format_from(args))
+            raise UserError(f"--columns {name}: no training row has a value there" + (
+                "" if any(text is not None for text in found) else
+                f", or {chosen[0][0]} has no such column, or several: {', '.join(header)[:200]}"))
+        lines.append(base.columns[i] if base else column_line(name, kind, told, args.value_min_count, bad))
+        *_, column = classify.columns_of(lines)
+        of_text = column.ids([classify.ABSENT if text is None else text for text in found])
+        ids.append(of_text[codes])
+
+        # What is no number among numbers is missing.
+        wrong = np.array([bool(text) for text in found], bool) & (of_text == column.first)
+        if column.kind == "number" and wrong.any():
+            row = int(np.argmax(wrong[codes]))
+            file = int(np.searchsorted(np.cumsum(rows.of_file), row, "right"))
+            bad.note(chosen[file][0], int(rows.line[row]), sources.NO_NUMBER.format(name, found[codes[row]][:40]),
+                     int(times[wrong].sum()))
+        if len(told) == 1:
+            bad.note(f"--columns {name}", None, "all training rows that have a value have the same; that says nothing")
+        if column.kind == "word" and not column.values:
+            bad.note(f"--columns {name}", None, f"no value has {args.value_min_count} training rows; all are unknown")
+    largest = max([0, *(int(one.max(initial=0)) for one in ids)])
+    return lines, classify.stacked(ids, len(rows.key)).astype(data.smallest_uint(largest)) if ids else None
+
+
+def column_line(name, kind, told, min_count, bad):
+    """The line of columns.txt of a column with this name and kind (None: told by its values; number. and number, say
+    the decimal sign, too), whose training rows have these values: [(text, number of rows)]."""
+    texts, times = zip(*told, strict=True)
+    times, numbers = np.array(times), np.full(len(texts), np.nan)
+    if kind != "word":
+        decimal = kind[len("number"):] if kind else ""
+        decimal = decimal or column_decimal(name, told, bad)
+        numbers = np.array([classify.number_of(text, decimal) for text in texts])
+    is_number = ~np.isnan(numbers)
+    if kind is None:
+        is_code = np.array([text.isdecimal() and (len(text) >= CODE or (len(text) > 1 and text[0] == "0"))
+                            for text in texts])
+        share = times[is_number & ~is_code].sum() / times.sum()
+        kind = "number" if share >= NUMBERS else "word"
+    if kind != "word":
+        kind = "number"
+        if not is_number.any():
+            raise UserError(f"--columns {name}: no training row has a number there, but such as {texts[0][:40]!r}")
+        values = np.repeat(numbers[is_number], times[is_number])
+        borders = np.unique(np.quantile(values, np.arange(1, STEPS) / STEPS, method="higher"))
+        borders = borders[borders > values.min()]  # below the least there is nothing
+        return json.dumps({"name": name, "kind": kind, "decimal": decimal, "borders": borders.tolist()})
+
+    # Spellings of one value count together.
+    count = Counter()
+    for text, n in told:
+        count[classify.word_key(text)] += n
+    known = sorted((key for key, n in count.items() if n >= min_count and key), key=lambda key: (-count[key], key))
+    return json.dumps({"name": name, "kind": kind, "values": known}, ensure_ascii=False)
+
+
+def column_decimal(name, told, bad):
+    """The decimal sign of a column of numbers, by those of its values [(text, number of rows)] that tell it. Where none
+    does, a sign before three digits is more often between thousands; then a note in `bad` says so."""
+    certain, likely = Counter(), Counter()
+    for text, n in told:
+        sign, is_certain = classify.decimal_sign(text)
+        if sign and not math.isnan(classify.number_of(text, sign)):
+            (certain if is_certain else likely)[sign if is_certain else ".,".replace(sign, "")] += n
+    decimal = max(certain or likely, key=(certain or likely).get, default=".")
+    if likely and not certain:
+        bad.note(f"--columns {name}", None, "nothing tells whether the sign before three digits, as in 1.299, stands "
+                 f"before a fraction; it is taken to divide thousands; {name}:number. or {name}:number, names the "
+                 "decimal sign")
+    return decimal
+
+
+def said_of(line):
+    """A column as a text, for people."""
+    column = classify.Column(line, 1)
+    if column.kind == "word":
+        return f"{column.name}: words, {len(column.values):,} values"
+    sign = "point" if column.decimal == "." else "comma"
+    return f"{column.name}: numbers (decimal {sign}), {len(column.borders) + 1} steps"
 
 
 # --- arrays and lists -------------------------------------------------------------------------------------------------
@@ -578,14 +704,13 @@ def array_file(path, dtype, rows, columns):
     return file
 
 
-def write_columns(folder, rows, split, label):
+def write_columns(folder, rows, split, label, columns):
     """Write what else there is of each row: {split}_labels.npy and so on, and {split}_id.txt. Returns the names of the
     languages, or None."""
     names, ranks = rows.languages.alphabetical()
     language = None if rows.language is None else ranks[rows.language].astype(np.uint8)
     for kind, values in (("labels", label), ("keys", rows.key), ("groups", rows.group), ("language", language),
-                         ("reliable", rows.reliable), ("line", rows.line),
-                         *((name, getattr(rows, name)) for name in data.COLUMNS)):
+                         ("reliable", rows.reliable), ("line", rows.line), ("columns", columns)):
         for s, name in enumerate(SPLITS if values is not None else ()):
             np.save(folder / f"{name}_{kind}.npy", values[split == s])
     for s, name in enumerate(SPLITS if rows.id else ()):
@@ -650,6 +775,7 @@ def write_pieces(folder, args, sizes):
 #   also_in_train             {valid, test}, of rows whose title trains, too
 #   near_equal_share          of test titles that differ in one word from a training title, or null if not drawn here
 #   vectors_found             of words that have a pretrained vector, or null
+#   title_columns, columns    names of those that make a title, if not the usual ones; what is said of the others
 #   encoder, full_share       name, version, weights and max_len of the encoder, or null; of titles that fill that
 #   files, fingerprint        {file: checksum}; a digest of those that decide what is learned
 #   checksum                  of meta.json itself
@@ -688,7 +814,16 @@ def describe(args, chosen, rows, made, bad):
                           for name, keys in held_out.items()},
         "near_equal_share": near_equal_share(rows, made.split) if drawn else None,
         "vectors_found": made.vectors_found, "encoder": made.encoder,
+        "title_columns": title_names(args, chosen),
+        "columns": [*map(said_of, made.columns)],
     }
+
+
+def title_names(args, chosen):
+    """The names of the columns that --title-column means; those that it numbers are named by the first file."""
+    names = sources.named(args.title_column)
+    header = sources.header_names(chosen[0][0], sources.format_from(args)) if {int} & {*map(type, names)} else []
+    return [header[name - 1] if isinstance(name, int) and name <= len(header) else str(name) for name in names]
 
 
 def near_equal_share(rows, split):
@@ -723,6 +858,9 @@ def prepare(args):
     """What main does with the arguments. Files become rows, rows get splits, training rows give the vocabulary, and all
     of it becomes arrays."""
     started = time.time()
+    keys = [classify.name_key(name) for name, _ in args.columns]
+    if twice := [name for (name, _), key in zip(args.columns, keys, strict=True) if keys.count(key) > 1]:
+        raise UserError(f"--columns {' '.join(twice)}: the same column twice")
     args, base = read_base(args) if args.like else (args, None)
     described = args.encoder and encoder.describe(args.encoder, args.max_pieces)  # a missing package shows at once
     chosen = choose_files(args)
@@ -746,11 +884,14 @@ def prepare(args):
                 note_misread_labels(rows, made.labels, made.label, bad)
         note_split_groups(rows, made.split, chosen, bad)
         made.words = choose_words(rows, made.split, args, base)
+        made.columns, values = choose_columns(rows, made.split, chosen, args, base, bad)
 
         made.unknown_share = write_titles(folder, rows, made.split, made.words, args)
-        made.languages = write_columns(folder, rows, made.split, made.label)
-        for name, lines in (("vocab", made.words.vocab), ("oov", made.words.oov), ("labels", made.labels)):
-            files.write_lines(folder / f"{name}.txt", lines)
+        made.languages = write_columns(folder, rows, made.split, made.label, values)
+        for name, lines in (("vocab", made.words.vocab), ("oov", made.words.oov), ("labels", made.labels),
+                            ("columns", made.columns)):
+            if lines or name != "columns":
+                files.write_lines(folder / f"{name}.txt", lines)
         made.vectors_found = None
         if args.vectors:
             vectors = base.vectors if base else data.read_vectors(args.vectors, made.words.vocab,
@@ -809,6 +950,7 @@ def report(meta, out, written, seconds):
         "reliable labels": "not given" if meta["reliable_share"] is None else percent(meta["reliable_share"]),
         "vocabulary": f"{meta['vocabulary']:,} words, from the training split alone",
         "unknown words": ", ".join(f"{name} {percent(meta['unknown_share'][name])}" for name in SPLITS[1:]),
+        "columns": "; ".join(meta["columns"]),
         "words a title": f"{meta['mean_words']:.1f}; {percent(meta['cut_share'])} of titles cut at "
                          f"{meta['max_len']} words",
         "conflicting labels": meta["conflicting_rows"] and f"{meta['conflicting_rows']:,} rows have a title that comes "
@@ -838,6 +980,15 @@ def report(meta, out, written, seconds):
 
 # --- command line -----------------------------------------------------------------------------------------------------
 
+def column_flag(text):
+    """An argparse type: (name, "word", "number", "number.", "number," or None) of a column."""
+    name, _, kind = text.rpartition(":")
+    name, kind = (name, kind) if kind in ("word", "number", "number.", "number,") and name else (text, None)
+    if not name.strip():
+        raise argparse.ArgumentTypeError(f"{text!r}: wanted the name of a column")
+    return readable(name).strip(), kind
+
+
 def main():
     parser = cli.argument_parser(__doc__, stray=lambda word: "--data")
     add = parser.add_argument
@@ -859,7 +1010,14 @@ def main():
     add("--vectors", type=Path, help="pretrained vectors: word2vec, GloVe or fastText text file, plain or compressed")
     add("--encoder", choices=encoder.ENCODERS, help="also cut titles into pieces for this pretrained encoder")
     add("--max-pieces", type=cli.positive(int), default=28, help="with --encoder: pieces of a title, marks included")
-    add("--title-column", metavar="C", help="name or number (from 1) of the column of titles (default: title or text)")
+    add("--title-column", nargs="+", metavar="C",
+        help="name or number (from 1) of the column of titles (default: title or text), or of several, which are one "
+        "text whose parts stay apart")
+    add("--columns", nargs="+", type=column_flag, default=[], metavar="C",
+        help="names of columns that are read beside the title, such as brand and price; :word or :number behind a name "
+        "says what the column has")
+    add("--value-min-count", type=cli.positive(int), default=1, metavar="N",
+        help="values of --columns in fewer training rows are unknown")
     add("--category-column", metavar="C", help="the same of categories (default: category or label)")
     add("--group-column", metavar="C",
         help="name or number of a column, such as the product or seller; its rows stay on one side of a drawn split")

@@ -65,6 +65,8 @@ SETTINGS = {
                 needs=("words",), shapes=True),
         Setting("scale", cli.positive(float), by_model(5.0, encoder=16.0), "length of the vector that a linear "
                 "classifier gets of a title", needs=("field",), shapes=True),
+        Setting("columns", str, None, "columns beside the title that are read; no name: none", "all that were prepared",
+                needs=("columns",), shapes="pieces", several="*"),
         Setting("freeze_embeddings", bool, False, "leave the word vectors as they are at the start", shapes="pieces"),
         Setting("seed", cli.seed, 0, "decides every random number")],
     "training": [
@@ -80,6 +82,10 @@ SETTINGS = {
                 "Adagrad's rate for vectors of words or pieces, falling to 0", needs=("table",)),
         Setting("dropout", cli.fraction_or_zero, by_model(0.3, mlp=0.5, cnn=0.4, rnn=0.4),
                 "share of features left out in training", LESS),
+        Setting("value_weight", cli.positive(float), 4.0, "factor on the weights of values of columns beside words",
+                needs=("words", "values")),
+        Setting("column_dropout", cli.fraction_or_zero, 0.5, "share of rows whose columns are left out in training, so "
+                "that titles alone are answered as well", needs=("columns", "values")),
         Setting("weight_decay", cli.not_negative(float), 0.0, "L2 penalty on all but the word vectors"),
         Setting("balance", tuple(PRIOR), "logit", "logit: for balanced accuracy, by adding the log prior to the logits "
                 "in training; weights: for the same, by weights on the loss; none: for accuracy"),
@@ -255,7 +261,7 @@ def make_train_chunk(config):
     `order` have at most `width` words. The state is donated: parameters and table change in place. What is drawn
     depends on seed and step alone."""
     module, optimizer, factor = model.build(config), make_optimizer(config), schedule(config, "table_lr")
-    pieces, parted = "encoder" in config, config.get("shard_table", False)
+    pieces, parted, has_columns = "encoder" in config, config.get("shard_table", False), bool(config.get("columns"))
 
     @functools.partial(jax.jit, donate_argnums=0, static_argnames="width")
     def train_chunk(state, arrays, order, width):
@@ -274,31 +280,43 @@ def make_train_chunk(config):
                 config, arrays["features"], variables["weights"], ids, key)
             vectors, weights, gathered = model.lookup((arrays["frozen"] | variables)["table"], drawn_rows, parted)
 
+            # The values of its columns have a table of their own.
+            values, value_weights = jnp.zeros((len(ids), 0, vectors.shape[-1])), jnp.zeros((len(ids), 0))
+            if has_columns:
+                values, value_weights, gathered_values = model.lookup(variables["values"], model.draw_values(
+                    arrays["features"], variables["value_weights"], batch.values.astype(jnp.int32),
+                    jax.random.fold_in(key, 2), config["column_dropout"]))
+
             # The loss, and its gradient with respect to the parameters and to the vectors, not to the table.
-            def mean_loss(params, vectors):
+            def mean_loss(params, vectors, values):
                 dropout = {"dropout": jax.random.fold_in(key, 1)}
-                logits = module.apply({"params": params}, vectors, weights, batch, train=True, rngs=dropout)
+                logits = module.apply({"params": params}, vectors, weights, (values, value_weights), train=True,
+                                      rngs=dropout)
                 logits += arrays["shift"]
                 loss = loss_of(config, logits, jnp.broadcast_to(labels, logits.shape[:-1]))
                 return jnp.mean(arrays["row_weight"][rows] * loss)  # of several heads their mean
 
-            loss, (gradient, vector_gradient) = jax.value_and_grad(mean_loss, (0, 1))(variables["params"], vectors)
+            loss, (gradient, vector_gradient, value_gradient) = jax.value_and_grad(mean_loss, (0, 1, 2))(
+                variables["params"], vectors, values)
 
             # The update: dense parameters by optax, rows of the table in place.
             updates, dense = optimizer.update(gradient, optimizer_state["dense"], variables["params"])
             variables = variables | {"params": optax.apply_updates(variables["params"], updates)}
             optimizer_state = optimizer_state | {"dense": dense, "step": number + 1}
-            if not config["freeze_embeddings"]:
+            changes = [] if config["freeze_embeddings"] else [("table", "accumulator", gathered, vector_gradient)]
+            if has_columns:
+                changes.append(("values", "value_sums", gathered_values, value_gradient))
+            for table, sums, gathered, table_gradient in changes:
                 # Every device does the whole update, so they exchange row numbers and the gradients of the batch's
                 # vectors: never a table, nor a gradient for every n-gram.
-                *exchanged, vector_gradient = jax.lax.with_sharding_constraint(
-                    (gathered.rows, gathered.weights, vector_gradient), devices.whole())
+                *exchanged, table_gradient = jax.lax.with_sharding_constraint(
+                    (gathered.rows, gathered.weights, table_gradient), devices.whole())
                 gathered = model.Gathered(*exchanged, gathered.positions)
                 # The mean over the batch is undone, so that a title's gradient counts in full: where Adagrad's sums
                 # begin (--accumulator) then means the same for every batch size.
-                rate = config["table_lr"] * factor(number)
-                variables["table"], optimizer_state["accumulator"] = model.update(
-                    variables["table"], optimizer_state["accumulator"], gathered, vector_gradient * len(labels), rate)
+                variables[table], optimizer_state[sums] = model.update(
+                    variables[table], optimizer_state[sums], gathered, table_gradient * len(labels),
+                    config["table_lr"] * factor(number))
             return {"variables": variables, "optimizer": optimizer_state}, loss
 
         # Python and transfers take their time once a chunk, not once a step.

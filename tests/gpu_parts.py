@@ -471,7 +471,8 @@ def step_until(problem, last, width, i, state, inputs, order):
         return vectors, weights, rows, shares
 
     def loss(params, vectors):
-        z = model.build(config).apply({"params": params}, vectors, weights, None, train=True, rngs={"dropout": key})
+        none = vectors[:, :0], weights[:, :0]
+        z = model.build(config).apply({"params": params}, vectors, weights, none, train=True, rngs={"dropout": key})
         return train.loss_of(config, z, jnp.broadcast_to(y, z.shape[:-1])).mean()
 
     gradient, vector_gradient = jax.grad(loss, (0, 1))(variables["params"], vectors)

@@ -91,7 +91,7 @@ def classifier(monkeypatch):
                             "smoothing": np.float32(0.3)}
         monkeypatch.setattr(runs, "restore", lambda folder, which: (
             {"files": {}, "prior": priors[int(folder.name)], "training_rows": COUNT.tolist()}, [], [],
-            {"variables": None, "validation": kept[folder.name]}, 1))
+            {"variables": None, "validation": kept[folder.name], "columns": []}, 1))
         return (predict.Classifier([(Path(name), "best") for name in kept], prior),
                 [np.float64(run["logits"]) for run in kept.values()], labels)
 

@@ -92,7 +92,8 @@ def test_tokenizer_equals_one_plain_expression(title):
 def test_tokenizer_equals_it_on_every_character():
     for code in range(0x110000):
         title = f"a{chr(code)}b\u0301{chr(code)}"
-        assert classify.tokenize(title) == plain_words(title), hex(code)
+        if chr(code) != classify.BORDER:  # see test_columns.py
+            assert classify.tokenize(title) == plain_words(title), hex(code)
 
 
 def test_bulk_tokenizer_on_cases_written_by_hand():

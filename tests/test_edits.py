@@ -20,20 +20,21 @@ FOCAL_LOSS = """
 ATTENTION_POOLING = """
 --- model.py
 @@
--        x = self.scale * bag(vectors, weights)
+-        x = self.scale * bag(*with_values(vectors, weights, values))
 +        score = jnp.where(weights > 0, nn.Dense(1)(vectors)[..., 0], -1e9)
-+        x = self.scale * bag(vectors, weights * jax.nn.softmax(score))
++        x = self.scale * bag(*with_values(vectors, weights * jax.nn.softmax(score), values))
 """
 POOLINGS = ["""
 --- model.py
 @@
--        x = self.scale * bag(vectors, weights)
-+        x = self.scale * bag(vectors, jnp.minimum(weights, 2))
+-        x = self.scale * bag(*with_values(vectors, weights, values))
++        x = self.scale * bag(*with_values(vectors, jnp.minimum(weights, 2), values))
 """, """
 --- classify.py
 @@
--    return head(p["Head_0"], s["scale"] * bag(inputs.vectors, inputs.weights))
-+    return head(p["Head_0"], s["scale"] * bag(inputs.vectors, np.minimum(inputs.weights, 2)))
+-    return head(p["Head_0"], s["scale"] * bag(*with_values(inputs.vectors, inputs.weights, inputs.values)))
++    weights = np.minimum(inputs.weights, 2)
++    return head(p["Head_0"], s["scale"] * bag(*with_values(inputs.vectors, weights, inputs.values)))
 """]
 COMMENT = """
 --- model.py

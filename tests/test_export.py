@@ -20,6 +20,7 @@ import sklearn.metrics
 from conftest import ROOT, assert_documented, assert_one_line_error, run_here, run_script, snapshot, texts
 
 import classify
+import data
 import evaluate
 import export
 import model
@@ -207,8 +208,8 @@ def test_integers_that_are_too_coarse_are_refused():
 
 def test_titles_to_compare_are_those_of_the_data_where_it_is_there(trained, tmp_path):
     run, valid = evaluate.load("bag", folder=trained / "runs"), texts("valid", trained / "data/prepared")
-    titles, made_up = (export.sample_titles(run, folder) for folder in (trained / "data/prepared", tmp_path))
-    assert titles[:len(valid)] == valid and titles[len(valid):-len(export.ODD) - 1] == made_up[:-len(export.ODD) - 1]
+    titles, made_up = (export.sample_rows(run, folder).titles for folder in (trained / "data/prepared", tmp_path))
+    assert titles[:len(valid)] == valid and titles[len(valid):-len(export.ODD) - 2] == made_up[:-len(export.ODD) - 2]
     assert set(export.ODD) < set(made_up) and len(set(made_up)) > export.SAMPLE
     known = run.read(made_up)[2]
     assert known.any() and not known.all()
@@ -367,10 +368,10 @@ def test_titles_from_python(exported):
 # --- files ------------------------------------------------------------------------------------------------------------
 
 def test_every_key_of_the_model_file_is_documented(random_run):
-    """All that models of words have; tests/test_encoder.py does it for encoders."""
+    """All that models of words have; tests/test_encoder.py does it for encoders, tests/test_shop.py for columns."""
     keys = assert_documented(export.model_arrays(random_run(*classify.NETWORKS), "int8"))
-    of_encoders = {"pieces", "encoder"}
-    assert [*map(set, keys)] == [set(documented) - of_encoders for documented in (
+    others = {"pieces", "encoder", "columns", "values", "value_scale", "value_weights"}
+    assert [*map(set, keys)] == [set(documented) - others for documented in (
         classify.ARRAYS, classify.ARRAYS_OF_RUN, classify.SETTINGS, classify.SETTINGS_OF_RUN)]
 
 
@@ -474,7 +475,8 @@ def test_vectors_are_those_the_model_reads(trained, tmp_path):
     ids, ensemble = classifier.index, classifier.ensemble
     for line in lines[:3]:
         word, *numbers = line.split(" ")
-        vectors, weights = predict.inputs(ensemble.predictors[0], np.array([[ids[word]]], np.int32))
+        batch = data.batch_of({"titles": np.array([[ids[word]]], np.int32)})
+        vectors, *_ = predict.inputs(ensemble.predictors[0], batch)
         np.testing.assert_allclose([float(number) for number in numbers], vectors[0, 0], rtol=1e-5)
 
 

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import assert_one_line_error, copy_scripts, run_script, write_csv
+from conftest import assert_one_line_error, copy_scripts, run_script
 from test_edits import apply, train_and_evaluate
 
 # An exponent of the weights, as a setting of its own: a line in the table of settings, a field, a use.
@@ -20,21 +20,8 @@ POWER = """
      scale: float                                                        # length of the weight vector of a title
 +    power: float
 @@
--        x = self.scale * bag(vectors, weights)
-+        x = self.scale * bag(vectors, weights ** self.power)
-"""
-
-# A price beside the title: a column and how it is read, and what the module makes of it.
-PRICE = """
---- data.py
-@@
--COLUMNS = {}
-+COLUMNS = {"price": lambda texts: np.array([float(text or 0) for text in texts], np.float32)}
---- model.py
-@@
--        x = self.scale * bag(vectors, weights)
-+        x = self.scale * bag(vectors, weights)
-+        x = jnp.concatenate([x, jnp.log1p(batch.columns["price"])[:, None] - 5], -1)
+-        x = self.scale * bag(*with_values(vectors, weights, values))
++        x = self.scale * bag(*with_values(vectors, weights ** self.power, values))
 """
 
 # The best epoch by another score.
@@ -67,42 +54,6 @@ def test_a_pooling_with_a_setting_of_its_own(copy, model):
     assert config["power"] == 0.25 and "power" in config["settings"]
     assert_one_line_error(run(copy, "export", "--ckpt", "edited", "--out", "out", check=False), model, "classify.py")
     assert not (copy / "out").exists()
-
-
-@pytest.mark.slow
-def test_a_price_beside_the_title(tmp_path):
-    """Two categories that nothing but the price tells apart."""
-    copy_scripts(tmp_path)
-    apply(PRICE, tmp_path)
-    assert PRICE.count("@@") <= 3
-    draw = np.random.default_rng(0)
-    rows = [(f"{draw.choice(['mesa', 'silla'])} x{i}", str(price), "CHEAP" if price < 100 else "DEAR")
-            for i, price in enumerate(draw.choice([10.5, 20, 4000, 9000.25], 400))]
-    write_csv(tmp_path / "tiny.csv", rows, "title,price,category")
-    run(tmp_path, "prepare", "--data", "tiny.csv")
-    assert np.load(tmp_path / "data/prepared/train_price.npy").dtype == np.float32
-    run(tmp_path, "prepare", "--data", "tiny.csv")  # a folder with an array more may be replaced
-    run(tmp_path, "train", "--name", "priced", "--epochs", 20, "--dim", 8, "--lr", 0.05)
-    assert json.loads((tmp_path / "runs/priced/config.json").read_text())["columns"] == ["price"]
-    scores = json.loads(run(tmp_path, "evaluate", "--ckpt", "priced", "--json").stdout)
-    assert scores["balanced_accuracy"] > 0.95
-
-    # New rows: a table has the column, a list of titles has not.
-    write_csv(tmp_path / "new.csv", [("mesa", "12"), ("mesa", "7000"), ("silla", "15")], "title,price")
-    kept = run(tmp_path, "evaluate", "--ckpt", "priced", "--predict", "new.csv", "--keep").stdout
-    assert [row["category"] for row in csv.DictReader(kept.splitlines())] == ["CHEAP", "DEAR", "CHEAP"]
-    plain = run(tmp_path, "evaluate", "--ckpt", "priced", "--predict", "new.csv").stdout.splitlines()
-    assert [line.partition("\t")[0] for line in plain] == ["CHEAP", "DEAR", "CHEAP"]
-    done = run(tmp_path, "evaluate", "--ckpt", "priced", "--predict", "-", stdin="mesa\n", check=False)
-    assert_one_line_error(done, "price")
-    done = run(tmp_path, "export", "--ckpt", "priced", "--out", "out", check=False)
-    assert_one_line_error(done, "price")
-
-    # Without the edit neither the run nor a table without the column passes.
-    write_csv(tmp_path / "plain.csv", [row[::2] for row in rows], "title,category")
-    assert_one_line_error(run(tmp_path, "prepare", "--data", "plain.csv", check=False), "plain.csv", "price")
-    done = run_script("evaluate", "--ckpt", "priced", "--predict", "new.csv", cwd=tmp_path, check=False)
-    assert_one_line_error(done, "priced", "price", "source")
 
 
 @pytest.mark.slow

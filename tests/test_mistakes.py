@@ -24,12 +24,11 @@ from titles import files, predict, runs
 @pytest.mark.parametrize("name", WORD_MODELS)
 def test_1_dropout_is_off_in_evaluation_and_on_in_training(name):  # of rows of the table, too: see test_model
     ready = random_predictor(name)
-    vectors, weights = jax.jit(predict.inputs)(ready, random_titles(50))
+    inputs = jax.jit(predict.inputs)(ready, data.batch_of({"titles": random_titles(50)}))
 
     @functools.partial(jax.jit, static_argnums=1)
     def logits(key, train_mode):
-        return ready.module.apply({"params": ready.params}, vectors, weights, None, train=train_mode,
-                                  rngs={"dropout": key})
+        return ready.module.apply({"params": ready.params}, *inputs, train=train_mode, rngs={"dropout": key})
 
     for train_mode, same in ((False, True), (True, False)):
         first, second = (logits(jax.random.key(seed), train_mode) for seed in (1, 2))
@@ -47,7 +46,7 @@ def test_3_balanced_accuracy_is_not_averaged_over_batches():
     ready = random_predictor("mlp")
     ids = random_titles(3000)
     labels = np.sort(np.random.default_rng(0).choice(5, 3000, p=[0.6, 0.2, 0.1, 0.07, 0.03]))
-    predictions = predict.score(predict.Ensemble((ready,)), (data.Batch(ids),), labels)["prediction"]
+    predictions = predict.score(predict.Ensemble((ready,)), (data.batch_of({"titles": ids}),), labels)["prediction"]
     exact = balanced_accuracy_score(labels, predictions)
     by_batch = [predict.balanced_accuracy(labels[i:i + 1024], predictions[i:i + 1024]) for i in (0, 1024, 2048)]
     assert abs(predict.balanced_accuracy(labels, predictions) - exact) < 1e-12
@@ -59,7 +58,7 @@ def test_4_padding_is_never_pooled(name):
     """A huge vector in the place of padding changes nothing, neither the logits nor their gradient."""
     ready = random_predictor(name)
     ids = random_titles(40)
-    vectors, weights = jax.jit(predict.inputs)(ready, ids)
+    vectors, weights, values = jax.jit(predict.inputs)(ready, data.batch_of({"titles": ids}))
     padding = np.asarray(weights == 0)
     assert padding[:, :ids.shape[1]].sum() >= (ids == 0).sum()
     wild = jnp.where(padding[..., None], 1e6, vectors)
@@ -67,7 +66,7 @@ def test_4_padding_is_never_pooled(name):
     @jax.jit
     @jax.value_and_grad
     def loss(vectors):
-        return ready.module.apply({"params": ready.params}, vectors, weights, None)[..., 0].sum()
+        return ready.module.apply({"params": ready.params}, vectors, weights, values)[..., 0].sum()
 
     (one, gradient), (two, wild_gradient) = map(loss, (vectors, wild))
     assert one == two
@@ -140,10 +139,10 @@ def test_9_every_row_is_judged_once(rows):
     """Whatever the batch size leaves over: the result of row i is that of row i judged alone."""
     ready = random_predictor("mlp")
     ids, labels = random_titles(rows, seed=rows), np.random.default_rng(rows).integers(0, 5, rows)
-    result = predict.score(predict.Ensemble((ready,)), (data.Batch(ids),), labels)
+    result = predict.score(predict.Ensemble((ready,)), (data.batch_of({"titles": ids}),), labels)
     assert {len(values) for values in result.values()} == {rows}
-    np.testing.assert_array_equal(result["prediction"], predict.logits(ready, data.Batch(ids)).argmax(1))
-    last = predict.score(predict.Ensemble((ready,)), (data.Batch(ids[-1:]),), labels[-1:])
+    np.testing.assert_array_equal(result["prediction"], predict.logits(ready, data.batch_of({"titles": ids})).argmax(1))
+    last = predict.score(predict.Ensemble((ready,)), (data.batch_of({"titles": ids[-1:]}),), labels[-1:])
     np.testing.assert_allclose(result["loss"][-1], last["loss"][0], rtol=1e-5)
 
 

@@ -93,7 +93,7 @@ def test_mlp_equals_numpy():
     ready = random_predictor("mlp")
     ids = random_titles(20)
     expected = dense_head(np.stack([5 * bag_of(ready, title) for title in ids]), ready.params["Head_0"])
-    np.testing.assert_allclose(predict.logits(ready, data.Batch(ids)), expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(predict.logits(ready, data.batch_of({"titles": ids})), expected, rtol=1e-3, atol=1e-3)
 
 
 def log_softmax(z):
@@ -119,15 +119,17 @@ def test_cnn_equals_numpy():
     head = params["TwoHeads_0"]["MLP_0"]["Head_0"]["Dense_0"]
     other = 5 * np.stack([bag_of(ready, title) for title in ids]) @ np.float64(head["kernel"]) + head["bias"]
     expected = (log_softmax(filters) + log_softmax(other)) / 2
-    np.testing.assert_allclose(predict.logits(ready, data.Batch(ids)), expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(predict.logits(ready, data.batch_of({"titles": ids})), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_cnn_equals_convolution():
     """The shifted matrix products against XLA's convolution."""
     ready = random_predictor("cnn", pairs=False)
     vectors = jax.random.normal(jax.random.key(1), (3, 7, 6))
-    _, state = ready.module.apply({"params": ready.params}, vectors, jnp.ones((3, 7)), None, mutable=["intermediates"],
-                            capture_intermediates=lambda mdl, _: mdl.path == ("TwoHeads_0", "Head_0"))
+    _, state = ready.module.apply(
+        {"params": ready.params}, vectors, jnp.ones((3, 7)), (jnp.zeros((3, 0, 6)), jnp.zeros((3, 0))),
+        mutable=["intermediates"],
+        capture_intermediates=lambda mdl, _: mdl.path == ("TwoHeads_0", "Head_0"))
     parts = [jax.lax.conv_general_dilated(vectors, ready.params[f"filters_{width}"], (1,), [(0, width - 1)],
                                           dimension_numbers=("NWC", "WIO", "NWC"))
              + ready.params[f"bias_{width}"] for width in (1, 2, 3)]
@@ -141,9 +143,9 @@ def test_cnn_equals_convolution():
 def test_prediction_depends_on_nothing_but_the_title(name):
     ready = random_predictor(name)
     ids = random_titles(30)
-    together = predict.logits(ready, data.Batch(ids))
-    alone = jnp.concatenate([predict.logits(ready, data.Batch(ids[i:i + 1])) for i in range(30)])
-    padded = predict.logits(ready, data.Batch(np.pad(ids, ((0, 0), (0, 9)))))
+    together = predict.logits(ready, data.batch_of({"titles": ids}))
+    alone = jnp.concatenate([predict.logits(ready, data.batch_of({"titles": ids[i:i + 1]})) for i in range(30)])
+    padded = predict.logits(ready, data.batch_of({"titles": np.pad(ids, ((0, 0), (0, 9)))}))
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(together, padded, rtol=1e-4, atol=1e-5)
 
@@ -152,7 +154,7 @@ def test_word_order_matters_to_all_but_a_bag_of_words():
     ids = np.array([[3, 4, 5, 0, 0, 0, 0], [5, 4, 3, 0, 0, 0, 0]], np.uint16)
     for name, pairs, same in (("mlp", False, True), ("mlp", True, False), ("cnn", False, False)):
         ready = random_predictor(name, pairs=pairs)
-        first, second = predict.logits(ready, data.Batch(ids))
+        first, second = predict.logits(ready, data.batch_of({"titles": ids}))
         assert np.allclose(first, second, atol=1e-5) == same
 
 
@@ -172,8 +174,8 @@ def test_words_added_later_are_like_words_known_before():
     short = predict.make_predictor(config, variables, model.feature_tables(config, WORDS[:50]))
     ids = random_titles(30).astype(np.uint32)  # as data.encode gives them
     assert (ids >= 50).any()
-    np.testing.assert_allclose(predict.logits(predict.extended(config, short, WORDS[50:]), data.Batch(ids)),
-                               predict.logits(ready, data.Batch(ids)), rtol=1e-4, atol=1e-4)
+    batch, longer = data.batch_of({"titles": ids}), predict.extended(config, short, WORDS[50:])
+    np.testing.assert_allclose(predict.logits(longer, batch), predict.logits(ready, batch), rtol=1e-4, atol=1e-4)
 
 
 def test_drawn_features_are_those_of_the_words():
@@ -282,7 +284,7 @@ def test_gradients_equal_finite_differences(name, monkeypatch):
     """Of the loss with respect to all parameters and to the vectors, in float64 along random directions."""
     monkeypatch.setattr(model.nn, "GRUCell", functools.partial(model.nn.GRUCell, param_dtype=jnp.float64))
     ready = random_predictor(name)
-    vectors, weights = predict.inputs(ready, jnp.asarray(random_titles(12)))
+    vectors, weights, values = predict.inputs(ready, data.batch_of({"titles": jnp.asarray(random_titles(12))}))
     labels, draw = np.random.default_rng(1).integers(0, 5, 12), np.random.default_rng(2)
     with jax.enable_x64(True):
         point = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64) * 0.3, (ready.params, vectors))
@@ -290,7 +292,7 @@ def test_gradients_equal_finite_differences(name, monkeypatch):
 
         @jax.jit
         def loss(point):
-            z = jax.nn.log_softmax(ready.module.apply({"params": point[0]}, point[1], weights, None))
+            z = jax.nn.log_softmax(ready.module.apply({"params": point[0]}, point[1], weights, values))
             return -z[..., np.arange(12), labels].mean()
 
         gradient = jax.grad(loss)(point)
@@ -327,12 +329,12 @@ def test_in_batches_gives_every_row_its_own_result(rows):
         widths.add(ids.shape)
         return {"sum": ids.sum(1), "other": others}
 
-    result = predict.in_batches(function, (data.Batch(ids),), np.arange(rows), largest=8)
+    result = predict.in_batches(function, (data.batch_of({"titles": ids}),), np.arange(rows), largest=8)
     np.testing.assert_array_equal(result["sum"], ids.sum(1))
     np.testing.assert_array_equal(result["other"], np.arange(rows))
     size = 1 if rows == 1 else 8
     assert widths <= {(size, -(-ids.shape[1] // 2)), (size, ids.shape[1])}
-    predict.in_batches(function, (data.Batch(ids),), np.arange(rows), largest=1024)
+    predict.in_batches(function, (data.batch_of({"titles": ids}),), np.arange(rows), largest=1024)
     assert widths & {(1 if rows == 1 else 64, -(-ids.shape[1] // 2)), (1 if rows == 1 else 64, ids.shape[1])}
 
 
@@ -349,8 +351,8 @@ def test_a_gpu_is_given_more_titles_at_a_time(monkeypatch):
 def test_score_equals_float64_and_scikit_learn():
     ready = random_predictor("mlp")
     ids, labels = random_titles(2500), np.random.default_rng(1).choice([0, 1, 3, 4], 2500)  # 2 is absent
-    result = predict.score(predict.Ensemble((ready,)), (data.Batch(ids),), labels)
-    logits = np.asarray(predict.logits(ready, data.Batch(ids)), np.float64)
+    result = predict.score(predict.Ensemble((ready,)), (data.batch_of({"titles": ids}),), labels)
+    logits = np.asarray(predict.logits(ready, data.batch_of({"titles": ids})), np.float64)
     shares = np.exp(logits - logits.max(1, keepdims=True))
     shares /= shares.sum(1, keepdims=True)
     np.testing.assert_array_equal(result["prediction"], logits.argmax(1))
@@ -365,7 +367,7 @@ def test_score_equals_float64_and_scikit_learn():
     np.testing.assert_allclose(result["probability"], shares.max(1), rtol=1e-5)
     order = np.argsort(-logits, 1)
     np.testing.assert_array_equal(result["rank"], np.argmax(order == labels[:, None], 1))
-    mixed = predict.score(predict.Ensemble((ready,)).replace(smoothing=0.3), (data.Batch(ids),), labels)
+    mixed = predict.score(predict.Ensemble((ready,)).replace(smoothing=0.3), (data.batch_of({"titles": ids}),), labels)
     np.testing.assert_allclose(mixed["given_probability"], 0.7 * shares[np.arange(2500), labels] + 0.06, rtol=1e-4)
     np.testing.assert_allclose(mixed["calibrated_loss"], -np.log(mixed["given_probability"]), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(mixed["loss"], result["loss"], rtol=1e-5, atol=1e-5)

@@ -69,7 +69,7 @@ def made_up(names, titles, rows=200, languages=("es", "pt")):
     labels = np.concatenate([np.arange(len(names)), draw.integers(0, len(names), rows)])
     count = len(labels)
     texts = [titles[i % len(titles)] for i in range(count)]
-    made = SimpleNamespace(names=list(names), labels=labels, inputs=data.Rows(texts),
+    made = SimpleNamespace(names=list(names), labels=labels, inputs=data.Rows(texts, np.zeros((count, 0), int)),
                            file=["a <b>.csv"] * count, line=np.arange(1, count + 1), id=None,
                            language=draw.integers(0, len(languages), count), languages=list(languages),
                            reliable=draw.random(count) < 0.5, trained=np.zeros(count, bool))

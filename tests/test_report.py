@@ -159,7 +159,8 @@ def test_scores_suspects_and_confusions_by_hand():
     """The least likely labels first, wherever the model is of another opinion on a category that it knows; a confusion
     is a share of its true category."""
     rows = SimpleNamespace(names=["A", "B", "C", "NEW"], labels=np.array([0, 0, 0, 1, 1, 2, 3]),
-                           inputs=data.Rows([*"abcdefg"]), file=["x"] * 7, line=np.arange(2, 9), id=None)
+                           inputs=data.Rows([*"abcdefg"], np.zeros((7, 0), int)), file=["x"] * 7,
+                           line=np.arange(2, 9), id=None)
     result = {"prediction": np.array([0, 1, 1, 1, 0, 0, 2]),
               "given_probability": np.array([0.9, 0.3, 0.1, 0.8, 0.2, 0.05, 0.01]),
               "probability": np.array([0.9, 0.6, 0.7, 0.8, 0.75, 0.9, 0.5])}

@@ -182,8 +182,10 @@ def test_dropout_of_an_encoder_is_of_the_titles_vector():
     params = {"head": {"Dense_0": {"kernel": np.eye(40, dtype=np.float32), "bias": np.zeros(40, np.float32)}}}
     vectors = np.random.default_rng(0).uniform(1, 2, (50, 1, 40)).astype(np.float32)
 
+    none = np.zeros((50, 0, 40)), np.zeros((50, 0))
+
     def logits(**how):
-        return np.asarray(module.apply({"params": params}, vectors, np.ones((50, 1)), None, **how)) / vectors[:, 0]
+        return np.asarray(module.apply({"params": params}, vectors, np.ones((50, 1)), none, **how)) / vectors[:, 0]
 
     np.testing.assert_allclose(logits(), 3, rtol=1e-5)
     found = logits(train=True, rngs={"dropout": jax.random.key(0)})
@@ -292,6 +294,6 @@ def test_what_is_kept_to_calibrate_with(monkeypatch):
     z = np.array([[2000, 2000.25, 1990], [-3000, -3000.5, -3001]], np.float32)
     monkeypatch.setattr(predict, "in_batches", lambda *_, **__: {"logits": z})
     monkeypatch.setattr(calibration, "fit", lambda logits, labels: (logits.min(), len(labels)))
-    kept = train.calibrate(SimpleNamespace(module=None), {"titles": None, "labels": np.array([1, 2], np.uint8)})
+    kept = train.calibrate(SimpleNamespace(module=None), {"titles": np.zeros((2, 1)), "labels": np.array([1, 2])})
     assert kept["logits"].dtype == np.float16 and kept["logits"].tolist() == [[-0.25, 0, -10.25], [0, -0.5, -1]]
     assert kept["labels"].tolist() == [1, 2] and (kept["temperature"], kept["smoothing"]) == (-10.25, 2)

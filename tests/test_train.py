@@ -219,7 +219,7 @@ def documented_keys():
 def test_the_keys_of_a_configuration_are_documented(name, trained):
     config = config_of("--model", name)
     written = files.read_json(trained / "runs/bag/config.json").keys() - {"created", "checksum", "trained"}
-    others = {"encoder", "pieces", "refit", "init_from", "earlier_rows", "columns", "created", "checksum", "trained"}
+    others = {"encoder", "pieces", "refit", "init_from", "earlier_rows", "values", "created", "checksum", "trained"}
     assert config.keys() - config["settings"] - model.fields(name).keys() | others | {"classes"} == documented_keys()
     assert name != "mlp" or written == config.keys()
 

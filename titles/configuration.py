@@ -10,12 +10,12 @@ config.json of a run holds the settings that it uses (each by the name that trai
     training_rows       [C] training rows of each category
     calibration_rows    validation rows that a checkpoint keeps logits of
     best                which score told the best epoch, see runs.TOLD_BY
-    columns             what it reads of a row beside the title, names of data.COLUMNS
+    values              ids of the values of all columns that were prepared, whichever it reads
     refit               the run that it is a refit of
     init_from, earlier_rows    the checkpoint that it began from, and the rows that had trained it
     trained             the checksum of trained.npy
     data, fingerprint, synthetic, files    of the prepared data: data.described, its identity, whether it is made by
-                        rules, checksums of vocab.txt and labels.txt
+                        rules, checksums of runs.LISTS
     source, versions    checksums of the scripts that train.py had loaded; versions of libraries that compute
     format, created, checksum    of this file: the version of its form, seconds since 1970, its own checksum
 """
@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+import classify
 import data
 import model
 from titles import calibration, cli, devices, encoder, files, runs
@@ -38,8 +39,10 @@ NEEDS = {"field": "{model} has no such setting", "pieces": "{model} has no such 
          "words": "{model} reads pieces of words, which have vectors of their own",
          "layers": "--freeze-layers makes a title's vector only once",
          "characters": "--maxn 0 leaves no character n-grams", "n-grams": "there are no n-grams",
-         "table": "--freeze-embeddings leaves the table as it is",
-         "quality": "the prepared data says of no row how reliable its label is"}
+         "table": "--freeze-embeddings leaves the table as it is, and no column has another",
+         "quality": "the prepared data says of no row how reliable its label is",
+         "columns": "the prepared data has no columns beside the titles; run prepare.py again, with --columns",
+         "values": "no column is read"}
 
 
 class Plan(NamedTuple):
@@ -92,11 +95,9 @@ def configure(table, args, meta, titles, former=None):
     config |= {"prior": table.prior[config["balance"]]} | sizes(config, meta, titles)
     if former:
         config["earlier_rows"] = former["rows"] + former.get("earlier_rows", 0)
-    if data.COLUMNS:
-        config["columns"] = [*data.COLUMNS]
     config |= {"best": runs.TOLD_BY, "synthetic": meta["synthetic"], "fingerprint": meta["fingerprint"],
                "data": data.described(meta), "format": runs.FORMAT,
-               "files": {name: meta["files"][name] for name in ("vocab.txt", "labels.txt")},
+               "files": {name: meta["files"][name] for name in runs.LISTS if name in meta["files"]},
                "source": runs.source_checksums(), "versions": runs.versions()}
     require_sound(config, meta)
     return config
@@ -117,12 +118,35 @@ def chosen(table, given, meta, rows, former):
     for name, value in table.size_rule(rows, epochs, config["dropout"], len(meta["vocab"])).items():
         if name not in given and name not in kept and (usual[name] is None or name in ("epochs", "dropout")):
             config[name] = value
+    config["columns"] = chosen_columns(given.get("columns"), meta, former)
     config["batch_size"] = min(config["batch_size"], rows)
     config["dim"] = config["dim"] or (meta["vectors"].shape[1] if meta["vectors"] is not None else 100)
 
     # With frozen layers titles become vectors before the training begins, so the table cannot change either.
     config["freeze_embeddings"] |= config["freeze_layers"]
     return config
+
+
+def chosen_columns(asked, meta, former):
+    """The names of the columns that a run reads, of those that were prepared and in their order: those that are asked
+    for; those that the former run read, where it begins from one; or all. Raises UserError where one is not there, but
+    where a former run alone asks for it: then a warning says so."""
+    there = [column.name for column in classify.columns_of(meta["columns"])]
+    wanted = asked if asked is not None else former.get("columns", []) if former else there
+    names = [name for name in there if classify.meant(wanted, name) is not None]
+    if asked and not there:
+        raise UserError(f"--columns: {NEEDS['columns']}")
+    if len(names) == len(wanted):
+        return names
+    if asked is not None:
+        raise UserError(f"--columns {cli.quoted(asked)}: was prepared with {cli.quoted(there)}; name some of these, "
+                        "each once")
+    if "encoder" in former:
+        raise UserError(f"--init-from: the former run reads {cli.quoted(wanted)}, and the data was prepared with "
+                        f"{cli.quoted(there) or 'none'}; prepare it with the same --columns")
+    print(f"warning: the former run reads {cli.quoted(wanted)}; of these the data was prepared with "
+          f"{cli.quoted(names) or 'none'}", file=sys.stderr)
+    return names
 
 
 def model_of(table, given, former):
@@ -136,7 +160,8 @@ def lacking(setting, config, meta):
     words, ngrams = "encoder" not in config, config["maxn"] > 0 or config["word_ngrams"] > 1
     met = {"field": setting.name in model.fields(config["model"]), "words": words,
            "pieces": not words, "layers": not config["freeze_layers"], "characters": config["maxn"] > 0,
-           "n-grams": ngrams, "table": not config["freeze_embeddings"], "quality": meta["reliable_share"] is not None}
+           "n-grams": ngrams, "table": not config["freeze_embeddings"] or config["columns"],
+           "quality": meta["reliable_share"] is not None, "columns": meta["columns"], "values": config["columns"]}
     return next((need for need in setting.needs if not met[need]), None)
 
 
@@ -147,6 +172,8 @@ def sizes(config, meta, titles):
     else:
         found = {"vocabulary": len(meta["vocab"]), "max_len": meta["max_len"],
                  "pretrained_vectors": meta["vectors"] is not None}
+    if config.get("columns"):
+        found["values"] = classify.columns_of(meta["columns"])[-1].behind
     titles = titles[:, :1] if config.get("freeze_layers") else titles  # then a title is one vector
     return found | {"classes": len(meta["labels"]), "rows": len(titles), "training_rows": meta["training_rows"],
                     "calibration_rows": min(calibration.ROWS, meta["rows"]["valid"]),
@@ -162,6 +189,10 @@ def require_sound(config, meta):
     if config.get("pretrained_vectors") and config["dim"] != meta["vectors"].shape[1]:
         raise UserError(f"--dim {config['dim']}: the prepared vectors have {meta['vectors'].shape[1]} numbers; leave "
                         "--dim out, or run prepare.py without --vectors")
+
+    if max(config.get("widths", [0])) > classify.GAP + 1 and len(meta.get("title_columns", [])) > 1:
+        raise UserError(f"--widths {max(config['widths'])}: such a filter would reach from one column of a title into "
+                        f"the next; {classify.GAP + 1} at most")
 
     # Rows of the table are numbered in int32.
     if len(meta["vocab"]) + config.get("buckets", 0) + model.PARTS > 1 << 31:
@@ -192,6 +223,7 @@ def plan(table, args):
     trained = np.unique(np.concatenate([arrays["train"]["keys"], *before]))
     meta, arrays = without_trained(args.data, meta, arrays, trained, bool(former))
     config = configure(table, args, meta, arrays["train"]["titles"], former)
+    arrays = read_columns(config, meta, arrays)
     if former:
         # A resumed run must begin with the same checkpoint, whatever best and latest of all runs are by then.
         config["init_from"] = f"{runs.short_name(path, args.runs)}/{which}"
@@ -215,6 +247,7 @@ def plan_resumed(table, args, meta, arrays):
         print(f"warning: {folder}: was begun with {config['versions']}, and goes on with {now}: its bits may differ",
               file=sys.stderr)
     meta, arrays = read_as(config["model"], args.data, meta, arrays)
+    arrays = read_columns(config, meta, arrays)
     trained = runs.trained_titles(folder)
     if "refit" in config:
         arrays = with_validation_rows(arrays)
@@ -236,7 +269,7 @@ def plan_refit(table, args, meta, arrays):
     # A checkpoint's name is its step, and all epochs have equally many steps; more rows make more of them.
     epochs = best * config["epochs"] // config["steps"]
     meta, arrays = read_as(config["model"], args.data, meta, arrays)
-    arrays = with_validation_rows(arrays)
+    arrays = with_validation_rows(read_columns(config, meta, arrays))
     rows = arrays["train"]
     trained = np.unique(np.concatenate([rows["keys"], runs.trained_titles(folder)]))
     config = {name: value for name, value in config.items() if name != "patience"} | {
@@ -293,6 +326,14 @@ def read_as(name, folders, meta, arrays):
     arrays = {split: {kind: array for kind, array in rows.items() if kind != "pieces"} | {"titles": mine}
               for (split, rows), mine in zip(arrays.items(), ids, strict=True)}
     return meta | {"pieces": known}, arrays
+
+
+def read_columns(config, meta, arrays):
+    """The arrays, with those columns alone that a run of this configuration reads."""
+    chosen = [i for i, column in enumerate(classify.columns_of(meta["columns"]))
+              if column.name in config.get("columns", [])]
+    return {split: rows | ({"columns": rows["columns"][:, chosen]} if "columns" in rows else {})
+            for split, rows in arrays.items()}
 
 
 def without_trained(folders, meta, arrays, trained, has_former):

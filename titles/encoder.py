@@ -132,4 +132,6 @@ def complete(config, variables):
         table[np.asarray(variables["pieces"])] = variables["table"]
 
     # A run with frozen layers trained on ready vectors of titles; new titles have none yet and go through the layers.
-    return config | {"freeze_layers": False}, {"params": {"layers": layers} | variables["params"], "table": table}
+    variables = {name: value for name, value in variables.items() if name != "pieces"}
+    return config | {"freeze_layers": False}, variables | {"params": {"layers": layers} | variables["params"],
+                                                           "table": table}

@@ -112,6 +112,15 @@ def slices(scores):
          row["macro_f1"]] for name, row in {"all": scores, **scores["slices"]}.items()])
 
 
+def columns(worth, values):
+    """What columns are worth, and their values with the most mistakes."""
+    rows = [[*row] for row in zip(*([*values[name][:SUSPECTS]] for name in ("value", "column", "rows", "wrong")),
+                                  strict=True)]
+    return table("What the columns are worth", ("rows are read", "accuracy", "balanced accuracy"), [
+        [name, row["accuracy"], row["balanced_accuracy"]] for name, row in worth.items()]) + table(
+            "Values with the most mistakes", ("value", "column", "rows", "wrong"), rows)
+
+
 def recalls(categories, path):
     """The figure, and a table of all categories."""
     # The page stays small whatever the number of categories: the worst are listed, the figure has all.
@@ -162,6 +171,7 @@ def write(folder, made, members, command):
         "Data": origin(scores),
         "Probabilities": probabilities(scores, folder / "reliability.png"),
         "Slices": slices(scores),
+        **({"Columns": columns(scores["columns"], tables["values.csv"])} if "columns" in scores else {}),
         "Categories": recalls(tables["categories.csv"], folder / "recall.png"),
         "Mistakes": mistakes(tables["confusions.csv"], tables["suspects.csv"]),
         "Training": "".join(training(run, name, config, history)

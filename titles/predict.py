@@ -39,20 +39,26 @@ class Predictor:
     words: tuple            # of all words the vectors [W, D] and their weights [W]
     further: tuple | None   # the same of words behind those, see `extended`
     features: dict          # `hashes` of words, `first` row and number of `buckets` for word n-grams
+    values: tuple | None    # of a run with columns: the table of values [V, D], its weights [V], model.value_features
 
 
 def make_predictor(config, variables, features):
-    """The Predictor of a run's configuration, its variables as from model.init, and model.feature_tables of words. An
-    encoder's variables are the whole "params" and "table"; the features are not used."""
+    """The Predictor of a run's configuration, its variables as from model.init, and model.feature_tables of words with
+    model.value_features of columns. An encoder's variables are the whole "params" and "table"; it needs no features of
+    words."""
+    features, values = devices.put(features, devices.whole()), None
+    if config.get("columns"):
+        values = (variables["values"], variables["value_weights"],
+                  {name: features[name] for name in ("value_rows", "value_factors")})
     if "encoder" in config:
         table = jnp.asarray(variables["table"])
         weights = jnp.ones(len(table)).at[0].set(0)
-        return Predictor(model.build(config), 1, variables["params"], table, weights, (table, weights), None, {})
-    features = devices.put(features, devices.whole())
+        return Predictor(model.build(config), 1, variables["params"], table, weights, (table, weights), None, {},
+                         values)
     words = model.compose(variables["table"], variables["weights"], features, config.get("shard_table", False))
     kept = {name: features[name] for name in ("hashes", "first", "buckets")}
     return Predictor(model.build(config), config["word_ngrams"], variables["params"], variables["table"],
-                     variables["weights"], words, None, kept)
+                     variables["weights"], words, None, kept, values)
 
 
 def extended(config, predictor, words):
@@ -66,8 +72,15 @@ def extended(config, predictor, words):
                              features=predictor.features | {"hashes": hashes})
 
 
-def inputs(predictor, ids):
-    """What a module takes, for [B, L] word ids: vectors [B, P, D], weights [B, P]; as in training, without dropout."""
+def inputs(predictor, batch):
+    """What a module takes, for a data.Batch: vectors [B, P, D], weights [B, P] and both of values [B, K, D], [B, K]; as
+    in training, without dropout."""
+    ids = batch.ids
+    values = jnp.zeros((len(ids), 0, predictor.table.shape[1])), jnp.zeros((len(ids), 0))
+    if predictor.values:
+        table, value_weights, features = predictor.values
+        drawn = model.draw_values(features, value_weights, batch.values.astype(jnp.int32))
+        *values, _ = model.lookup(table, drawn)
     vectors, weights = (of_all[ids] for of_all in predictor.words)
     if predictor.further:
         # Looked up apart: to append them to the vectors of all words would copy these.
@@ -79,12 +92,12 @@ def inputs(predictor, ids):
         rows = model.word_ngrams(predictor.features, ids, predictor.word_ngrams)
         vectors = jnp.concatenate([vectors, predictor.table[rows]], 1)
         weights = jnp.concatenate([weights, predictor.row_weights[rows]], 1)
-    return vectors, weights
+    return vectors, weights, values
 
 
 def forward(predictor, batch):
     """A data.Batch -> [B, C] logits; of several heads the mean of their log-probabilities."""
-    z = predictor.module.apply({"params": predictor.params}, *inputs(predictor, batch.ids), batch)
+    z = predictor.module.apply({"params": predictor.params}, *inputs(predictor, batch))
     return z if z.ndim == 2 else jax.nn.log_softmax(z).mean(0)
 
 
@@ -227,7 +240,7 @@ def title_vectors(config, table, layers, ids):
         return {"vectors": module.apply({"params": layers}, table[ids], (ids > 0).astype(jnp.float32))}
 
     table, layers = devices.put((table, layers), devices.whole())
-    return in_batches(lambda batches: vectors(table, layers, batches[0].ids), (data.Batch(ids),),
+    return in_batches(lambda batches: vectors(table, layers, batches[0].ids), (data.batch_of({"titles": ids}),),
                       largest=largest_batch(True))["vectors"]
 
 
@@ -250,7 +263,9 @@ class Classifier(classify.BaseClassifier):
             config, vocab, labels, saved, step = runs.restore(folder, which)
             if not self.members:
                 self.config, self.vocab, self.labels = config, vocab, labels
-            # With the same vocab.txt and labels.txt, ids mean the same to all members.
+                self.prepared, self.title_columns = saved["columns"], config.get("data", {}).get(
+                    "title_columns", [])
+            # With the same lists, ids mean the same to all members.
             if config["files"] != self.config["files"]:
                 raise UserError(f"{folder}: has another vocabulary or other labels than {self.folder}; average runs on "
                                 "the same prepared data")
@@ -261,12 +276,18 @@ class Classifier(classify.BaseClassifier):
                                 "the same prepared data, which --init-from has left none of out")
             self.steps.append(step)
 
+        # Of the columns that were prepared those that some member reads, and their numbers.
+        self.column_numbers = [i for i, column in enumerate(self.prepared)
+                               if any(column.name in config.get("columns", []) for config, _ in self.members)]
+        self.columns = [self.prepared[i] for i in self.column_numbers]
+
         # Made where they are first asked for, and the same under any prior: the vectors of all words; hashes of all
         # character n-grams of the vocabulary, for `knows`. They do not hold the classifier, so that its memory is free
         # as soon as nobody has it.
-        members, vocab = self.members, self.vocab
+        members, vocab, prepared = self.members, self.vocab, self.prepared
         self.predictors = functools.cache(lambda: tuple(
-            make_predictor(config, variables, None if "encoder" in config else model.feature_tables(config, vocab))
+            make_predictor(config, variables, model.value_features(config, prepared) | (
+                {} if "encoder" in config else model.feature_tables(config, vocab)))
             for config, variables in members))
         self.ngrams = functools.cache(
             lambda minn, maxn: np.unique(data.character_ngrams(vocab, minn, maxn, classify.HASHES)[1]))
@@ -360,7 +381,7 @@ class Classifier(classify.BaseClassifier):
         """Call `function(ensemble, batches, *others)` on rows (data.Rows, or list of titles) and arrays that go with
         them, by `in_batches`. Returns its dictionary of results, with `known` as from `knows`."""
         # A part at a time, so that memory does not grow with the titles.
-        found, rows = [], data.rows_of(rows)
+        found, rows = [], self.rows(rows)
         for start in range(0, len(rows.titles), PREDICT_ROWS):
             part = slice(start, start + PREDICT_ROWS)
             ensemble, batches, known = self.read(rows.part(part))
@@ -373,7 +394,7 @@ class Classifier(classify.BaseClassifier):
         """(an Ensemble that knows all words of some rows (data.Rows, or list of titles), a tuple of the data.Batch that
         each member reads, whether anything of a title is known [N])."""
         # To models of words those out of vocabulary get vectors from their n-grams, for these titles.
-        ensemble, rows = self.ensemble, data.rows_of(rows)
+        ensemble, rows = self.ensemble, self.rows(rows)
         titles, predictors, batches = rows.titles, [], []
         known = np.zeros(len(titles), bool)
         words = functools.cache(lambda max_len: data.encode(titles, self.index, max_len))
@@ -385,7 +406,8 @@ class Classifier(classify.BaseClassifier):
                 mine, others = words(config["max_len"])
                 known |= self.knows(config, mine, others)
             predictors.append(extended(config, predictor, others) if others else predictor)
-            batches.append(data.batch_of({"titles": mine} | rows.columns))
+            read = [i for i, column in enumerate(self.columns) if column.name in config.get("columns", [])]
+            batches.append(data.batch_of({"titles": mine, "columns": rows.values[:, read]}))
         return ensemble.replace(predictors=tuple(predictors)), tuple(batches), known
 
     def knows(self, config, ids, words):
@@ -423,33 +445,42 @@ class Classifier(classify.BaseClassifier):
         """Whether titles, given by data.title_keys [N], have trained any of the runs: [N] bool."""
         return np.isin(keys, np.concatenate([runs.trained_titles(folder) for folder in self.folders]))
 
-    def predict_proba(self, titles):
-        """The probability of every category, in the order of `labels`: [N, C] float32; NaN for missing titles. Titles
+    def predict_proba(self, rows):
+        """The probability of every category, in the order of `labels`: [N, C] float32; NaN for missing titles. Rows
         are as for `predict`. Where training has seen no word and no n-gram of a title, `predict` names no category;
         here it has the probabilities that the network gives to a title without words."""
-        titles, present = classify.check_titles(titles)
-        result = np.full((len(titles), len(self.labels)), np.nan, np.float32)
+        number, present, rows = self.present(rows)
+        result = np.full((number, len(self.labels)), np.nan, np.float32)
         if present:
-            result[present] = self.in_parts(all_batch, [titles[i] for i in present])["probability"]
+            result[present] = self.in_parts(all_batch, rows)["probability"]
         return result
 
     def explain(self, rows, categories):
         """For each row (data.Rows, or list of titles) the words that speak most for its category (ids [N]): a list of
-        (word, by how much the logarithm of the probability falls without it), the largest first."""
-        # Each title and, behind it, the title without each of its words: all are scored at once.
-        rows = data.rows_of(rows)
-        words = [data.tokenize(title)[:EXPLAINED_OF] for title in rows.titles]
-        variants = [" ".join(title[:i] + title[i + 1:]) for title in words for i in (len(title), *range(len(title)))]
-        if not variants:
+        (word, by how much the logarithm of the probability falls without it), the largest first; a value of a column is
+        one of them, as `brand=acme`."""
+        # Each row and, behind it, the row without each of its words and values: all are scored at once. A BORDER
+        # between the parts of a title, which is empty words, stays.
+        rows, titles, values, features = self.rows(rows), [], [], []
+        for title, of_row in zip(rows.titles, rows.values, strict=True):
+            words = data.tokenize(title)[:EXPLAINED_OF]
+            words = [word or data.BORDER for before, word in zip(["", *words], words, strict=False) if before or word]
+            at = [i for i, word in enumerate(words) if word != data.BORDER]
+            told = [i for i in range(len(self.columns)) if of_row[i]]
+            whole = " ".join(words)
+            titles += [whole, *(" ".join(words[:i] + words[i + 1:]) for i in at), *[whole] * len(told)]
+            values += [of_row] * (1 + len(at)) + [np.where(np.arange(len(of_row)) == i, 0, of_row) for i in told]
+            features.append([words[i] for i in at] + [
+                f"{self.columns[i].name}={self.columns[i].text(of_row[i])}".replace(" ", "_") for i in told])
+        if not titles:
             return []
-        sizes = [len(title) + 1 for title in words]
-        columns = {name: np.repeat(values, sizes, 0) for name, values in rows.columns.items()}
-        found = self.score(data.Rows(variants, columns), np.repeat(categories, sizes))
+        sizes = [len(row) + 1 for row in features]
+        found = self.score(data.Rows(titles, np.stack(values)), np.repeat(categories, sizes))
 
         result, ends = [], np.cumsum(sizes)
-        for title, end, size in zip(words, ends, sizes, strict=True):
+        for row, end, size in zip(features, ends, sizes, strict=True):
             losses = found["calibrated_loss"][end - size:end]
-            gains = zip(title, (losses[1:] - losses[0]).tolist(), strict=True)
+            gains = zip(row, (losses[1:] - losses[0]).tolist(), strict=True)
             # Of a title of which nothing is known the category is a guess.
             gains = [item for item in gains if item[1] > 0 and found["known"][end - size]]
             result.append(sorted(gains, key=lambda item: -item[1])[:EXPLAINED])

@@ -19,7 +19,7 @@ CONFUSIONS = 20       # pairs of categories that the report shows
 WORST = 5             # categories that the figure of the recall names
 NAME = 30             # characters of a name in a figure
 FILES = ("report.json", "report.html", "predictions.csv", "categories.csv", "confusions.csv", "suspects.csv",
-         "unknown.csv", "recall.png", "confusions.png", "reliability.png")  # of a report, which replaces them all
+         "unknown.csv", "values.csv", "recall.png", "confusions.png", "reliability.png")  # of a report, all replaced
 UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 
 # The keys of report.json: scores, which are also of every slice, what is to be noted, and the rest.
@@ -43,7 +43,8 @@ KEYS = SCORES | NOTES | {
     "data": "files of the rows, folder and fingerprint of a split", "synthetic": "whether rules made the data",
     "prior": "that predictions assume", "temperature": "that divides the logits of all runs together",
     "smoothing": "part of the probability that is spread evenly", "promising_prior": "that --precision assumes",
-    "thresholds": "{precision: threshold that promises it, coverage and precision here}"}
+    "thresholds": "{precision: threshold that promises it, coverage and precision here}",
+    "columns": "of a run that reads columns: accuracies with all of them, without each, and without any"}
 
 
 class Labelled(NamedTuple):
@@ -145,14 +146,47 @@ def confusions(labels, predictions):
 
 
 def score_rows(classifier, rows):
-    """What Classifier.score says of Labelled rows, with what is promised. Those whose category the run does not know
-    are wrong, and have no loss."""
+    """What Classifier.score says of Labelled rows, with what is promised; where the run reads columns also predictions
+    without each of them, and of `titles alone`, as `without NAME`. Rows whose category the run does not
+    know are wrong, and have no loss."""
     classes = len(classifier.labels)
     result, unknown = classifier.score(rows.inputs, np.minimum(rows.labels, classes - 1), True), rows.labels >= classes
     result["rank"][unknown] = np.iinfo(np.int32).max
     for name in ("loss", "calibrated_loss", "brier"):
         result[name][unknown] = np.nan
+
+    # What the columns are worth: the same rows once more without each, and without any.
+    names = [column.name for column in classifier.columns]
+    left_out = {f"without {name}": [i] for i, name in enumerate(names) if len(names) > 1}
+    left_out["titles alone"] = [*range(len(names))]
+    for name, columns in left_out.items() if rows.inputs.values.any() else ():
+        values = rows.inputs.values.copy()
+        values[:, columns] = 0
+        result[name] = classifier.likeliest(data.Rows(rows.inputs.titles, values), 1)[0][:, 0]
     return result
+
+
+def worth(rows, result):
+    """What the columns of Labelled rows are worth: {"with all columns", "without brand", ..., "titles alone":
+    accuracies}; nothing where none is read."""
+    found = {"with all columns": result["prediction"]} | {
+        name: values for name, values in result.items() if name == "titles alone" or name.startswith("without ")}
+    return {name: {"accuracy": float((predictions == rows.labels).mean()),
+                   "balanced_accuracy": predict.balanced_accuracy(rows.labels, predictions)}
+            for name, predictions in found.items()} if len(found) > 1 else {}
+
+
+def worst_values(classifier, rows, result):
+    """The values of columns with mistakes, most first: {"column", "value", "rows", "wrong", "share_wrong"}."""
+    wrong, found = rows.labels != result["prediction"], []
+    for column, ids in zip(classifier.columns, rows.inputs.values.T, strict=True):
+        size, mistakes = np.bincount(ids), np.bincount(ids, wrong).astype(int)
+        found += [(column.name, column.text(value), int(size[value]), int(mistakes[value]))
+                  for value in np.flatnonzero(mistakes).tolist() if value]
+    found = sorted(found, key=lambda row: -row[3])
+    names, values, size, mistakes = zip(*found, strict=True) if found else ([], [], [], [])
+    return {"column": [*names], "value": [*values], "rows": [*size], "wrong": [*mistakes],
+            "share_wrong": [n / of for n, of in zip(mistakes, size, strict=True)]}
 
 
 def make_scores(classifier, rows, result):
@@ -171,14 +205,14 @@ def make_scores(classifier, rows, result):
                 classifier.checkpoints, classifier.steps, classifier.weights, classifier.temperatures, strict=True)}
 
     # What thresholds from validation rows give here, and the scores of every slice.
-    right = result["promised_prediction"] == rows.labels
+    right, columns = result["promised_prediction"] == rows.labels, worth(rows, result)
     return scores | {
         "unknown_category_rows": int((rows.labels >= len(classifier.labels)).sum()),
         "unknown_title_rows": int((~result["known"]).sum()), "trained_rows": int(rows.trained.sum()),
         "promising_prior": promising.prior,
         "thresholds": promises(promising.threshold, result["promised_probability"], right),
         "slices": {name: summarize(rows.labels[mask], {key: values[mask] for key, values in result.items()})
-                   for name, mask in slices(rows).items()}}
+                   for name, mask in slices(rows).items()}} | ({"columns": columns} if columns else {})
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
@@ -301,6 +335,8 @@ def make_report(classifier, rows, result):
     """The Report on Labelled rows with the result of `score_rows`."""
     scores = make_scores(classifier, rows, result)
     tables = make_tables(rows, classifier.config["training_rows"], result)
+    if classifier.columns:
+        tables["values.csv"] = worst_values(classifier, rows, result)
     title = (f"{'SYNTHETIC data, ' if scores['synthetic'] else ''}"
              f"{' + '.join(folder.name for folder in classifier.folders)}, {rows.split}{'' if rows.path else ' split'}")
     return Report(title, scores, tables, make_figures(rows, tables["categories.csv"], result, title))
@@ -317,7 +353,8 @@ def make_tables(rows, training_rows, result):
     support = np.bincount(labels, minlength=len(names))  # scikit-learn's are no integers where no row is right
 
     # A confusion is easier to understand with a few of its titles.
-    titles, (true, taken, count) = np.array(rows.inputs.titles, object), confusions(labels, predictions)
+    titles = np.array([title.replace(data.BORDER, " / ") for title in rows.inputs.titles], object)
+    true, taken, count = confusions(labels, predictions)
     examples = [" | ".join(titles[(labels == i) & (predictions == j)][:3]) for i, j in zip(true, taken, strict=True)]
 
     # Labels that the model finds least likely, where it knows them and is of another opinion.
@@ -404,6 +441,8 @@ def show(scores, found):
                   f"{row['coverage']:.1%} of the titles, {kept} of them right")
     for note in notes(scores):
         print(note)
+    for name, row in scores.get("columns", {}).items():
+        print(f"{name + ':':<24}accuracy {row['accuracy']:.4f}, balanced {row['balanced_accuracy']:.4f}")
 
     # The first few with one title each; confusions.csv has more.
     if found["examples"]:

@@ -3,7 +3,8 @@
 runs/NAME/ holds
 
     config.json        all that decided the result: settings, sizes, digests of data and source; with its own checksum
-    vocab.txt, labels.txt    of the prepared data, so that the folder alone is enough to predict
+    vocab.txt, labels.txt, columns.txt    of the prepared data, so that the folder alone is enough to predict; the last
+                       one where that has columns beside titles
     trained.npy        [K] uint64, data.title_keys of the titles that trained it, or the run that it began from
     source/            the scripts as they were; config.json has the checksums of those that train.py loaded
     checkpoints/STEP/  Orbax checkpoints: the best by validation balanced accuracy, and the latest; of a pretrained
@@ -29,7 +30,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-import data
+import classify
 import model
 from titles import cli, devices, encoder, files
 from titles.cli import UserError
@@ -44,6 +45,7 @@ FORMAT = 5  # of a run's folder: raise it when its files change their meaning
 DATA_FILE = 8 << 20  # bytes of a file with a large table, about: Orbax keeps what it has encoded until a file is full
 BOOKKEEPING = ("checksum", "created", "files", "trained", "source", "versions", "format", "training_rows",
                "fingerprint", "calibration_rows", "data", "synthetic", "settings", "best")  # no setting, no size
+LISTS = ("vocab.txt", "labels.txt", "columns.txt")  # of a run
 NO_METRICS = "{path}: not what train.py wrote; name a run with --ckpt"
 TAKEN = "{folder}: a run of this name is there; choose another --name, or go on with --resume {folder.name}"
 
@@ -79,8 +81,9 @@ def create(folder, config, meta, trained, named=True):
     with files.temporary_path(folder.with_name(f".{folder.name}")) as temporary:
         temporary.mkdir()
         files.write_json(temporary / "config.json", config)
-        files.write_lines(temporary / "vocab.txt", meta["vocab"])
-        files.write_lines(temporary / "labels.txt", meta["labels"])
+        for name in LISTS:
+            if lines := meta.get(name.removesuffix(".txt")):  # most data has no columns
+                files.write_lines(temporary / name, lines)
         np.save(temporary / "trained.npy", trained)
 
         # All scripts, so that source/train.py runs by itself.
@@ -198,15 +201,17 @@ def load(folder, models):
     config = files.read_verified_json(folder / "config.json", FORMAT, "train again")
     if config["model"] not in models:
         raise UserError(f"{folder}: its model {config['model']} is not in model.py")
-    if config.get("columns", []) != [*data.COLUMNS]:
-        raise UserError(f"{folder}: reads {config.get('columns', [])} of a row beside its title, and these scripts "
-                        f"{[*data.COLUMNS]} (data.COLUMNS); use the scripts that it keeps in {folder / 'source'}/")
 
     # Line numbers are ids: a line added or lost would change what predictions mean, and nothing would fail.
-    for name in ("vocab.txt", "labels.txt"):
+    for name in LISTS[:2] + LISTS[2:] * ("columns.txt" in config["files"]):
         if not (folder / name).is_file() or files.checksum(folder / name) != config["files"][name]:
             raise UserError(f"{folder / name}: missing, or not the one that this run was trained with")
     return config, files.read_lines(folder / "vocab.txt"), files.read_lines(folder / "labels.txt")
+
+
+def columns_of(folder, config):
+    """The classify.Columns of the data that a run was trained on, from its folder."""
+    return classify.columns_of(files.read_lines(folder / "columns.txt") if "columns.txt" in config["files"] else [])
 
 
 def trained_titles(folder):
@@ -499,8 +504,9 @@ def restore_checkpoint(manager, step, **targets):
 
 
 def restore(folder, which):
-    """(config, vocab, labels, {"variables", "validation"}, step) of a run's best or latest checkpoint, of an encoder
-    with all its pieces and layers. Says so where its code has changed. Raises UserError where it cannot be used."""
+    """(config, vocab, labels, {"variables", "validation", "columns"}, step) of a run's best or latest checkpoint, of an
+    encoder with all its pieces and layers, and with the classify.Columns of its data. Says so where its code has
+    changed. Raises UserError where it cannot be used."""
     config, vocab, labels = load(folder, model.MODELS)
     if which == "best" and not is_told_alike(config):
         raise UserError(f"{folder}: its best epoch was told by {config.get('best', 'another score')}, now it would be "
@@ -526,7 +532,7 @@ def restore(folder, which):
     except KeyError as error:
         raise UserError(f"{folder}: was trained without {error}, which its model needs now; use the scripts that it "
                         f"keeps in {folder / 'source'}/") from None
-    saved = restore_checkpoint(manager, step, **shapes)
+    saved = restore_checkpoint(manager, step, **shapes) | {"columns": columns_of(folder, config)}
     if "encoder" in config:
         config, variables = encoder.complete(config, saved["variables"])
         saved["variables"] = devices.put(variables, devices.whole())

@@ -37,10 +37,9 @@ LINE_ROWS = 50_000   # rows of JSON lines and fastText files in a block at most
 
 # By what names we know a column; --title-column and --category-column put others in their place.
 COLUMNS = {"title": ("title", "text"), "category": ("category", "label"), "language": ("language",),
-           "quality": ("label_quality",), "split": ("split",), "id": ("id",), "group": (),
-           **{name: (name,) for name in data.COLUMNS}}
-ANYTHING = ("id", *data.COLUMNS)  # columns whose values need not be text
+           "quality": ("label_quality",), "split": ("split",), "id": ("id",), "group": ()}
 
+NO_NUMBER = "the {} {!r} is no number, so it counts as missing"  # of a value
 FASTTEXT_BLANKS = re.compile("[ \t\n\v\f\r\0]+")  # that divide its words
 PARQUET, ZIP = b"PAR1", b"PK\3\4"  # how these files begin; an Excel workbook is a zip archive
 MARK = b"\xef\xbb\xbf"  # the byte order mark in UTF-8
@@ -162,9 +161,28 @@ def format_of(first):
 
 class Format(NamedTuple):
     """How a user says that files are to be read."""
-    # {column: [names that it may have in the source, or its number from 1; the first that the source knows count]}
+    # {column: [names that it may have in the source, or its number from 1; the first that the source knows count]}.
+    # Beside those of COLUMNS they are further parts of the title, see classify.title_key, and values, see `value_key`.
     names: dict = {column: [names] for column, names in COLUMNS.items()}  # noqa: RUF012
     encoding: str = "utf-8"
+
+    @property
+    def beside(self):
+        """The columns that a file may lack, though it was prepared, or a run was trained, with them."""
+        return [column for column in self.names if column not in COLUMNS]
+
+
+def value_key(name):
+    """What the column of values with this name is called where others may be called alike."""
+    return f"column {name}"
+
+
+def is_value(column):
+    return column.startswith("column ")
+
+
+def is_title(column):
+    return column.partition(" ")[0] == "title"
 
 
 @dataclass
@@ -178,22 +196,31 @@ class Dialect:
     schema: object = None   # what types the columns have where it is no text
 
 
-def format_from(args, remembered=None):
+def format_from(args, remembered=None, values=()):
     """The Format that --title-column, --category-column, --group-column and --encoding ask for; where title and
-    category are not named, `remembered`, the options that other files were prepared with, serves as far as it fits."""
+    category are not named, `remembered`, the options that other files were prepared with, serves as far as it fits.
+    values: names of the columns of values."""
     names = dict(Format().names)
     for column in ("title", "category", "group"):
-        # Digits are a position, so a column whose name is a number can only be asked for by where it stands.
-        asked, told = (int(text) if re.fullmatch("[0-9]{1,6}", text) else text.strip() for text in (
-            flags.get(f"{column}_column") or "" for flags in (vars(args), remembered or {})))
-        if asked != "":
-            names[column] = [(asked,)]
-        elif isinstance(told, int):
-            # A number by itself does not tell whether this file has the same columns as the others.
-            names[column] = [(told, *COLUMNS[column])]
-        elif told and column != "group":  # which prepare.py alone asks for
-            names[column] = [(told,), COLUMNS[column]]
-    return Format(names, args.encoding)
+        asked, told = (named(flags.get(f"{column}_column")) for flags in (vars(args), remembered or {}))
+        for i, name in enumerate(asked or told):
+            key = classify.title_key(i) if column == "title" else column
+            usual = COLUMNS.get(key, ())
+            if asked:
+                names[key] = [(name,)]
+            elif isinstance(name, int):
+                # A number by itself does not tell whether this file has the same columns as the others.
+                names[key] = [(name, *usual)]
+            elif column != "group":  # which prepare.py alone asks for
+                names[key] = [(name,), usual]
+    return Format(names | {value_key(name): [(name,)] for name in values}, args.encoding)
+
+
+def named(columns):
+    """The names, or numbers, of columns that a flag, or an option of meta.json, has: one, several or None. Digits are a
+    position, so a column whose name is a number can only be asked for by where it stands."""
+    columns = columns if isinstance(columns, list) else [columns or ""]
+    return [int(text) if re.fullmatch("[0-9]{1,6}", text) else text.strip() for text in columns if text.strip()]
 
 
 def is_text(stream, encoding):
@@ -208,25 +235,32 @@ def is_text(stream, encoding):
 
 
 def locate(header, wanted, names):
-    """{column: position} of those of `wanted` that a header has, in any case; names: as in a Format. A column that it
-    names twice, or under two of its names, is ambiguous and not taken."""
+    """{column: position} of those of `wanted` that a header has, in any case, values also in another spelling; names:
+    as in a Format. A column that it names twice, or under two of its names, is ambiguous and not taken."""
     found, lowered = {}, [name.lower() for name in header]
     for column in wanted:
         for known in names[column]:
             spellings = [name.lower() for name in known if isinstance(name, str)]
             at = [i for i, name in enumerate(lowered) if name in spellings or i + 1 in known]
+            if is_value(column):
+                meant = classify.meant(header, known[0])
+                at = [] if meant is None else [header.index(meant)]
             if len(at) == 1:
                 found[column] = at[0]
             if at:
                 break
 
-    # A number may mean a column that was found by its name as well; an id is then what the user says it is.
-    if "id" in found and [*found.values()].count(found["id"]) > 1:
+    # A number may mean a column that was found by its name as well; an id is then what the user says it is. What else
+    # is known of a row, such as its language, may be read as a value, too.
+    if "id" in found and [found[column] for column in found if not is_value(column)].count(found["id"]) > 1:
         del found["id"]
     for position in found.values():
-        if len(both := [column for column in found if found[column] == position]) > 1:
-            raise UserError(f"the same column for {' and '.join(both)}: {header[position]}; see --title-column and "
-                            "--category-column")
+        both = [column for column in found if found[column] == position]
+        if any(map(is_value, both)) and not {"title", "category"}.intersection(both):
+            continue
+        if len(both) > 1:
+            raise UserError(f"the same column for {' and '.join(both)}: {header[position]}; see --title-column, "
+                            "--category-column and --columns")
     return found
 
 
@@ -240,6 +274,28 @@ def require_columns(header, name, wanted, names, shown=None):
             raise UserError(f"{name}:1: the header needs one column {known}, and says "
                             f"{shown or ', '.join(header)[:80]}; name it with --{column}-column")
     return columns
+
+
+def note_columns(header, columns, form, name, bad):
+    """Note in `bad` which columns beside the title a file lacks, or has in another spelling: `columns` as from
+    `locate`, for a header. Raises UserError where a user has asked for a part of the title that is not there."""
+    for column in form.beside:
+        [wanted, *_], *others = form.names[column]
+        if column not in columns and not (others or is_value(column)):
+            raise UserError(f"{name}:1: --title-column {wanted}: the header has no such column, or several")
+        if column not in columns:
+            bad.note(name, None, classify.LACKING.format(wanted))
+        elif is_value(column) and (found := header[columns[column]]) != wanted:
+            bad.note(name, None, classify.OTHERWISE.format(found, wanted))
+
+
+def note_gaps(block, numbers, form, name, bad):
+    """Note in `bad` how many rows of a block lack a column beside the title: those of JSON lines may each have
+    others."""
+    for column in form.beside:
+        if block.get(column) is not None and (times := block[column].null_count):
+            first = int(np.argmax(np.asarray(block[column].is_null())))
+            bad.note(name, numbers[first], classify.LACKING.format(form.names[column][0][0]), times)
 
 
 def tidy(name):
@@ -337,8 +393,8 @@ csv.field_size_limit(1 << 30)  # lines have a limit of their own, files.MAX_LINE
 # --- JSON lines and fastText ------------------------------------------------------------------------------------------
 
 def parse_json(line, names):
-    """{column: text} of a line of JSON; names: as in a Format. Raises ValueError where the line is no object, or has a
-    value that is no text."""
+    """{column: text} of a line of JSON, None for what it lacks beside the first part of a title; names: as in a Format.
+    Raises ValueError where the line is no object, or has a value that is no text."""
     fields = json.loads(line)
     if not isinstance(fields, dict):
         raise ValueError("not a JSON object; wanted: JSON lines, an object each")
@@ -346,21 +402,28 @@ def parse_json(line, names):
     for column, (first, *others) in names.items():
         if len(first) == 1 and isinstance(first[0], int):
             raise ValueError(f"columns of JSON lines have names and no numbers; see --{column}-column")
+        if is_value(column):
+            name = classify.meant(fields, first[0])
+            row[column] = None if name is None else json_text(column, name, fields[name])
+            continue
         # A null is as good as no value, so another name of the column may serve.
         found = next(filter(None, ([name for name in known if fields.get(name) is not None]
                                    for known in (first, *others))), [])
         if len(found) > 1:
             raise ValueError(f"has both {' and '.join(found)}; name one with --{column}-column")
-        row[column] = json_text(found[0], fields[found[0]], column in ANYTHING) if found else ""
+        row[column] = json_text(column, found[0], fields[found[0]]) if found else (
+            None if is_title(column) and column != "title" and first[0] not in fields else "")
     return row
 
 
-def json_text(name, value, anything=False):
+def json_text(column, name, value):
     """A JSON value as text. Whole numbers and booleans are names, too; NaN is a missing value, as pandas writes it.
-    What else there is raises ValueError, unless it may be anything."""
+    What else there is raises ValueError, unless it is an id or a value of the row, which may be anything."""
+    if is_value(column) and isinstance(value, (float, decimal.Decimal)):
+        return classify.value_text(value)
     # A whole float counts as an integer: pandas makes floats of a column of integers with gaps.
     whole = isinstance(value, (float, decimal.Decimal)) and (value != value or value == value // 1)
-    if whole or anything or isinstance(value, (str, int, datetime.date, datetime.time)):
+    if whole or column == "id" or is_value(column) or isinstance(value, (str, int, datetime.date, datetime.time)):
         return plain_text(value)
     kinds = {list: "a list", dict: "an object", float: "not a whole number"}
     raise ValueError(f"the {name} is {kinds.get(type(value), type(value).__name__)}; wanted: text")
@@ -414,7 +477,8 @@ def read_lines(blocks, name, parse, bad):
         for start in range(0, len(rows), LINE_ROWS):
             numbers, part = zip(*rows[start:start + LINE_ROWS], strict=True)
             # Lone surrogates come from JSON's escapes.
-            yield ({column: pa.array([row[column].encode("utf-8", "replace") for row in part], pa.binary())
+            yield ({column: pa.array([row[column] and row[column].encode("utf-8", "replace") for row in part],
+                                     pa.binary())
                     for column in part[0]}, np.array(numbers))
 
 
@@ -491,7 +555,7 @@ def column_text(column, values):
     text, wrong = [], {}
     for i, value in enumerate(python_values(values)):
         try:
-            text.append("" if value is None else json_text(column, value, column in ANYTHING))
+            text.append("" if value is None else json_text(column, column, value))
         except ValueError as error:
             text.append("")
             wrong[i] = str(error)
@@ -570,12 +634,15 @@ def sheet_column(values):
 
 def read_labelled(path, bad, form=None):
     """Yield blocks of a file's labelled rows: {"title": Arrow string array, "category": its name made tidy, "spelling":
-    its name as it came, "line": number, and, where the file has them, "language", "quality", "split", "id", "group"},
-    each with one entry a row. Rows that lack a title or a category, or that are not UTF-8, go to `bad`. Raises
-    UserError where the file cannot be read at all. form: a Format, where the user has asked for one.
+    its name as it came, "line": number, and, where the file has them, "language", "quality", "split", "id", "group"
+    and the `value_key`s of the form, null where a row of JSON lacks one}, each with one entry a row. Parts of a
+    title are one, with a classify.BORDER between. Rows that lack a title or a category, or that are not UTF-8, go
+    to `bad`. Raises UserError where the file cannot be read at all. form: a Format, where the user has asked for
+    one.
     """
     from tqdm import tqdm
-    (names, encoding), header = form or Format(), {}
+    form, header = form or Format(), {}
+    names, encoding = form
     files.require_file(path)
     # The bar counts bytes as they lie on the disk, for nobody knows how many a compressed file unpacks to.
     with open(path, "rb") as raw, files.archive_errors(path), tqdm(
@@ -584,7 +651,9 @@ def read_labelled(path, bad, form=None):
         # Whatever the format, blocks of it are columns of bytes with line numbers, and `clean` does the rest.
         if has_columns(stream):
             opened = open_columns(stream, path, bad)
-            found = read_columns(opened, path, require_columns(opened[0].names, path, names, names), bad)
+            columns = require_columns(opened[0].names, path, names, names)
+            note_columns(opened[0].names, columns, form, path, bad)
+            found = read_columns(opened, path, columns, bad)
         else:
             blocks = line_blocks(files.decoded(stream, encoding, path), path, bad)
             head = next(blocks, (1, b""))
@@ -595,12 +664,14 @@ def read_labelled(path, bad, form=None):
                                 "__label__ lines are read too)")
                 # The names as this header spells them: rows that repeat it are told by these.
                 header = {column: table.header[position] for column, position in table.columns.items()}
+                note_columns(table.header, table.columns, form, path, bad)
                 found = read_csv(behind, table, bad)
             else:
                 parse = parse_fasttext if kind == "fasttext" else functools.partial(parse_json, names=names)
                 found = read_lines(itertools.chain([head], blocks), path, parse, bad)
         for block, numbers in found:
             bar.update(raw.tell() - bar.n)
+            note_gaps(block, numbers, form, path, bad)
             yield clean(block, numbers, path, bad, header)
 
 
@@ -657,16 +728,31 @@ def clean(block, numbers, path, bad, header):
                                                pa.string()).take(encoded.indices)
         cleaned[column] = pc.utf8_trim_whitespace(text)
 
-        # Without a title or a category, a row teaches nothing.
-        if column in ("title", "category"):
-            refuse(np.asarray(pc.equal(cleaned[column], "")), f"no {column}")
-
     # Files put together from several keep the header of each.
+    repeated = header and np.logical_and(*(np.asarray(pc.equal(cleaned[column], tidy(header[column])))
+                                           for column in ("title", "category")))
+
+    # Without a title or a category, a row teaches nothing.
+    parts = [column for column in cleaned if is_title(column)]
+    cleaned["title"] = joined_titles([cleaned[column] for column in parts])
+    for column in ("title", "category"):
+        refuse(np.asarray(pc.equal(cleaned[column], "")), f"no {column}")
     if header:
-        refuse(np.logical_and(*(np.asarray(pc.equal(cleaned[column], tidy(header[column])))
-                                for column in ("title", "category"))), "repeats the header")
+        refuse(repeated, "repeats the header")
+    for column in parts[1:]:
+        del cleaned[column]
     cleaned["line"] = pa.array(numbers)
     return cleaned if good.all() else filtered(cleaned, good)
+
+
+def joined_titles(parts):
+    """The parts of titles, Arrow string arrays, as titles: those that are not empty, with a BORDER between them."""
+    import pyarrow.compute as pc
+    parts = [pc.replace_substring(part, classify.BORDER, " ") for part in parts]
+    if len(parts) == 1:
+        return parts[0]
+    parts = [pc.if_else(pc.equal(pc.utf8_trim_whitespace(part), ""), None, part) for part in parts]
+    return pc.binary_join_element_wise(*parts, classify.BORDER, null_handling="skip")
 
 
 def as_text(values, errors):
@@ -677,9 +763,9 @@ def as_text(values, errors):
     try:
         return values.cast(pa.string()), np.zeros(len(values), bool)
     except pa.ArrowInvalid:
-        text = pa.array([value.decode("utf-8", errors) for value in values.to_pylist()], pa.string())
+        text = pa.array([value and value.decode("utf-8", errors) for value in values.to_pylist()], pa.string())
         # Decoding drops or replaces what is not UTF-8, so a value that it changes was broken.
-        return text, np.asarray(pc.not_equal(text.cast(pa.binary()), values))
+        return text, np.asarray(pc.not_equal(text.cast(pa.binary()), values).fill_null(False))
 
 
 def filtered(block, mask):
@@ -700,30 +786,31 @@ def given_quality(path, values):
 
 # --- titles to classify -----------------------------------------------------------------------------------------------
 
-def read_titles(stream, name, bad, form=None, keep=False):
-    """Titles to classify, from a binary stream: (header; blocks, each of them data.Rows and kept columns, an Arrow
+def read_titles(stream, name, bad, form=None, keep=False, values=()):
+    """Rows to classify, from a binary stream: (header; blocks, each of them data.Rows and kept columns, an Arrow
     table; the Dialect of a table). Every line of a list, and every row of a CSV or Parquet file with a column title (or
     text), gives one title; an empty line does so in a list and in a table of one column. What is kept is the column
     `id`, where there is one, or with `keep` all columns; header names these, and where there are none both are None.
     Bytes that are not UTF-8 become the replacement character, and are noted. Raises UserError where the content is
-    something else. form: a Format, where the user has asked for one.
+    something else. form: a Format, where the user has asked for one; values: classify.Columns whose values are read.
     """
     form = form or Format()
     if not has_columns(stream):
-        return read_text_titles(stream, name, bad, form, keep)
+        return read_text_titles(stream, name, bad, form, keep, values)
 
     # Parquet and Excel describe their columns, so nothing needs to be guessed.
     opened = open_columns(stream, name, bad)
     schema = opened[0]
-    columns = require_columns(schema.names, name, ("title", "id", *data.COLUMNS), form.names)
+    columns = require_columns(schema.names, name, ("title", "id", *form.beside), form.names)
+    note_columns(schema.names, columns, form, name, bad)
     found = read_columns(opened, name, columns, bad, keep)
     if keep:
-        return schema.names, decoded_titles(found, name, bad, None), Dialect(schema=schema)
+        return schema.names, decoded_titles(found, name, bad, None, values), Dialect(schema=schema)
     kept = [("id", "id")] if "id" in columns else []
-    return ["id"] if kept else None, decoded_titles(found, name, bad, kept), Dialect()
+    return ["id"] if kept else None, decoded_titles(found, name, bad, kept, values), Dialect()
 
 
-def read_text_titles(stream, name, bad, form, keep):
+def read_text_titles(stream, name, bad, form, keep, values):
     """As `read_titles`, of a stream of text."""
     # What the first lines show decides how the rest is read.
     (names, encoding), wait = form, files.is_patient(stream)
@@ -735,8 +822,9 @@ def read_text_titles(stream, name, bad, form, keep):
 
     # A table is told by a title column. With `keep` columns go by their position, for a header may name two alike.
     first, behind = take_header(itertools.chain([head], blocks))
-    table = read_table(first, name, ("title", "id", *data.COLUMNS), names)
+    table = read_table(first, name, ("title", "id", *form.beside), names)
     if "title" in table.columns:
+        note_columns(table.header, table.columns, form, name, bad)
         kept = [("id", "id")] if "id" in table.columns else []
         if keep:
             kept = [(column, position) for position, column in enumerate(table.header)]
@@ -747,8 +835,8 @@ def read_text_titles(stream, name, bad, form, keep):
         dialect = Dialect(table.delimiter, all(quoted.fullmatch(line.strip()) for line in lines[:2] if line),
                           "\r\n" if start.partition(b"\n")[0].endswith(b"\r") else "\n", encoding,
                           start.startswith(MARK))
-        return ([column for column, _ in kept] or None, decoded_titles(read_csv(behind, table, bad), name, bad, kept),
-                dialect)
+        return ([column for column, _ in kept] or None,
+                decoded_titles(read_csv(behind, table, bad), name, bad, kept, values), dialect)
 
     # Without one these are titles, unless the user or the lines speak for a table.
     asked = [*map(len, names["title"])] == [1]  # what a flag says is one name, and no other serves
@@ -756,8 +844,10 @@ def read_text_titles(stream, name, bad, form, keep):
         classify.require_list(lines, name, asked or keep)
     except classify.ModelError as error:
         raise UserError(str(error)) from None
+    if values:
+        bad.note(name, None, classify.ALONE.format(", ".join(column.name for column in values)))
     listed = list_titles(itertools.chain([head] if head[1] else [], blocks))
-    return None, decoded_titles(listed, name, bad, []), Dialect()
+    return None, decoded_titles(listed, name, bad, [], values), Dialect()
 
 
 def list_titles(blocks):
@@ -768,12 +858,12 @@ def list_titles(blocks):
         yield {"title": data.binary_array(lines)}, np.arange(number, number + len(lines))
 
 
-def decoded_titles(found, name, bad, kept):
+def decoded_titles(found, name, bad, kept, values):
     """Yield blocks as `read_titles` gives them, of columns of bytes with line numbers. kept: [(name of a column, its
     key in a block)], or None where a block has them as they are."""
-    def decoded(values, numbers):
+    def decoded(found, numbers):
         # A title that cannot be decoded is classified all the same, for every row needs an answer.
-        text, broken = as_text(values, "replace")
+        text, broken = as_text(found, "replace")
         for number in numbers[broken]:
             bad.note(name, number, "bytes that are not UTF-8 were replaced; if all of it looks so, name its "
                      "encoding: --encoding cp1252 is what Excel writes")
@@ -783,5 +873,31 @@ def decoded_titles(found, name, bad, kept):
         table = block.get("kept")
         if kept:
             table = pa.Table.from_arrays([decoded(block[key], numbers) for _, key in kept], [one for one, _ in kept])
-        columns = {column: decoded(block[column], numbers).to_pylist() for column in data.COLUMNS if column in block}
-        yield data.Rows(decoded(block["title"], numbers).to_pylist(), data.read_columns(columns, name)), table
+        titles = joined_titles([decoded(block[column], numbers) for column in block
+                                if isinstance(column, str) and is_title(column)])
+        texts = {key: decoded(block[key], numbers).to_pylist() for key in map(value_key, (
+            one.name for one in values)) if key in block}
+        yield data.Rows(titles.to_pylist(), value_ids(values, texts, numbers, name, bad)), table
+
+
+def value_ids(columns, texts, numbers, name, bad):
+    """[N, K] ids of the values of classify.Columns in rows with these line numbers [N] of the file `name`: texts
+    {`value_key`: list of str, None where a row lacks the column}. What is no number among numbers is noted in `bad`."""
+    ids = []
+    for column in columns:
+        values = texts.get(value_key(column.name), [None] * len(numbers))
+        ids.append(column.ids([classify.ABSENT if text is None else text for text in values]))
+        if column.kind == "number":
+            wrong = [i for i in np.flatnonzero(ids[-1] == column.first).tolist() if values[i].strip()]
+            if wrong:
+                bad.note(name, numbers[wrong[0]], NO_NUMBER.format(column.name, values[wrong[0]][:40]), len(wrong))
+    return classify.stacked(ids, len(numbers))
+
+
+def header_names(path, form):
+    """The names of the columns of a file; none where it has no header."""
+    if (first := first_line(path, form.encoding)) is None:
+        with open(path, "rb") as raw, files.archive_errors(path):
+            schema, *_ = open_columns(files.decompressed(raw), path, BadRows(0))
+            return schema.names
+    return [] if format_of(first) != "text" else read_table(first, path, form.names, form.names).header

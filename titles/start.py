@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import classify
 import data
 import model
 from titles import devices, encoder, predict
@@ -23,13 +24,18 @@ def begin(plan, optimizer, former=None):
     """
     config, meta, arrays = plan.config, plan.meta, plan.arrays
     features, frozen = {}, {}
+    rows = arrays["train"]
     if "encoder" in config:
         pretrained, arrays = pretrained_variables(config, meta, arrays, former and former[3]["variables"])
         state = state_of_pieces(config, optimizer, pretrained)
         frozen = {"table": pretrained["table"]} if config["freeze_embeddings"] else {}
     else:
         features = model.feature_tables(config, meta["words"])
-        state = state_of_words(config, optimizer, features, arrays["train"]["titles"], meta["vectors"])
+        state = state_of_words(config, optimizer, features, rows["titles"], meta["vectors"])
+    if config.get("columns"):
+        features |= model.value_features(config, classify.columns_of(meta["columns"]))
+        weights = devices.put(model.value_weights(rows["columns"], config["values"]), devices.whole())
+        state = state | {"variables": state["variables"] | {"value_weights": weights}}
     if former:
         state, said = with_knowledge(state, config, meta, former)
         print(f"begins with what {config['init_from']} knows: {said}")
@@ -44,6 +50,8 @@ def random_state(config, optimizer):
     def start():
         variables = model.init(config, jax.random.key(config["seed"]))
         of_table = {"accumulator": jnp.full(len(variables["table"]), sums)} if "table" in variables else {}
+        if "values" in variables:
+            of_table["value_sums"] = jnp.full(len(variables["values"]), config["accumulator"])
         return {"variables": variables, "optimizer": {
             "dense": optimizer.init(variables["params"]), "step": jnp.zeros((), jnp.int32)} | of_table}
 
@@ -130,6 +138,9 @@ def with_knowledge(state, config, meta, former):
         lambda new, other, old: old if new.shape == other.shape else new.at[..., mine].set(old[..., theirs]),
         variables["params"], more, {part: learned["params"][part] for part in variables["params"]})
     said = f"{len(mine):,} of {config['classes']:,} categories"
+    if config.get("columns") and old.get("columns"):
+        variables, values = with_values(variables, config, meta, old, saved)
+        said = f"{values} values of columns, {said}"
     if "encoder" in config:  # its vectors and layers are taken where the pretrained ones would be
         return state | {"variables": variables}, said
 
@@ -139,12 +150,39 @@ def with_knowledge(state, config, meta, former):
     mine = np.concatenate([mine, np.arange(config["buckets"]) + config["vocabulary"]])
     theirs = np.concatenate([theirs, np.arange(config["buckets"]) + old["vocabulary"]])
     variables["table"] = variables["table"].at[mine].set(learned["table"][theirs])
-    now, before = devices.shared((variables["weights"], learned["weights"]))
+    variables["weights"] = with_counts(config, variables["weights"], learned["weights"], mine, theirs)
+    return state | {"variables": variables}, said
+
+
+def with_counts(config, now, before, mine, theirs):
+    """The weights [V] of rows of a table that count titles of two trainings: those of this one, `now`, and where its
+    rows `mine` are rows `theirs` of the former one the weights `before`."""
+    place = now.sharding
+    now, before = devices.shared((now, before))
     count = model.counts(now, config["rows"])
     count[mine] += model.counts(before, config["earlier_rows"])[theirs]
-    variables["weights"] = devices.put(
-        model.idf(count, config["rows"] + config["earlier_rows"]), variables["weights"].sharding)
-    return state | {"variables": variables}, said
+    return devices.put(model.idf(count, config["rows"] + config["earlier_rows"]), place)
+
+
+def with_values(variables, config, meta, old, saved):
+    """(variables with what a former run of configuration `old` has learned of the values of columns that both read; how
+    much was matched, as text). Words are matched as such, steps of numbers to those of the same rank."""
+    others = {(column.name, column.kind): column for column in saved["columns"] if column.name in old["columns"]}
+    mine, theirs, learned, size = [], [], saved["variables"], 0
+    for column in classify.columns_of(meta["columns"]):
+        size += column.behind - column.first if column.name in config["columns"] else 0
+        other = others.get((column.name, column.kind))
+        if other and column.name in config["columns"]:
+            if column.kind == "word":
+                own, its = matched(["", *column.values], ["", *other.values])
+            else:
+                own = its = np.arange(min(column.behind - column.first, other.behind - other.first))
+            mine, theirs = [*mine, column.first + own], [*theirs, other.first + its]
+    mine, theirs = (np.concatenate([np.zeros(0, np.int64), *parts]) for parts in (mine, theirs))
+    return variables | {
+        "values": variables["values"].at[mine].set(learned["values"][theirs]),
+        "value_weights": with_counts(config, variables["value_weights"], learned["value_weights"], mine, theirs)
+    }, f"{len(mine):,} of {size:,}"
 
 
 def matched(names, others):

@@ -65,7 +65,10 @@ def file_format(args, classifier, file):
         if data.fingerprint_of(args.data) == classifier.config["fingerprint"]:
             folder = args.data if isinstance(args.data, Path) else args.data[0]
             remembered = files.read_json(folder / "meta.json")["options"]
-    form, encoding = sources.format_from(args, remembered), remembered.get("encoding", args.encoding)
+    # A run knows itself which columns make a title.
+    remembered = {"title_column": classifier.title_columns} | remembered
+    form = sources.format_from(args, remembered, [column.name for column in classifier.columns])
+    encoding = remembered.get("encoding", args.encoding)
     if args.encoding != "utf-8" or encoding == "utf-8":
         return form
 
