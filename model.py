@@ -292,7 +292,7 @@ def init(config, key):
     an encoder what training changes: "params", and "table" with the "pieces" [V] of its rows, unless it is frozen. Of
     one that reads columns also the table of their "values" [W, D], and the "value_weights" [W] of its rows."""
     table_key, key = jax.random.split(key)
-    of_values, read = {}, len(config.get("columns", []))
+    of_values, read = {}, len(config.get("columns") or ())
     if read:
         table = init_table(jax.random.fold_in(key, 1), config["values"], value_dim(config))
         of_values = {"values": table, "value_weights": jnp.ones(len(table)).at[0].set(0)}
