@@ -171,7 +171,6 @@ def word_ngram_hashes(hashes, longest):
 # as a word is: 0 says nothing, as where a file lacks the column or training has not met the word; a column has one id
 # for a value that is missing, then one for each word, or for each step that numbers are cut into.
 
-PARTS = 4          # words of a value at most that count beside the value itself
 BESIDE = 0.5      # weight of the steps beside that of a number, so that 9.99 and 10.01 have much in common
 ABSENT = object()  # the value of a row that has no such column at all
 
@@ -282,16 +281,12 @@ class Column:
         told = json.loads(line)
         self.line, self.first, self.name, self.kind = line, first, told["name"], told["kind"]
         if self.kind == "number":
-            self.borders, self.decimal, self.parts = np.array(told["borders"], float), told["decimal"], {}
-            self.end = first + 2 + len(self.borders)  # behind the last id of a value
+            self.borders, self.decimal = np.array(told["borders"], float), told["decimal"]
+            self.behind = first + 2 + len(self.borders)  # the first id of the next column
         else:
             self.values = told["values"]
             self.id_of = {**{value: first + 1 + i for i, value in enumerate(self.values)}, "": first}
-            self.end = first + 1 + len(self.values)
-            # Words that several values have, such as Bb of Bb Royal and Bb Home, have rows of the table, too.
-            times = collections.Counter(part for value in self.values for part in {*value.split()})
-            self.parts = {part: self.end + i for i, part in enumerate(sorted(p for p, n in times.items() if n > 1))}
-        self.behind = self.end + len(self.parts)  # the first id of the next column
+            self.behind = first + 1 + len(self.values)
 
     def ids(self, values):
         """Values of any type -> [N] int32."""
@@ -330,20 +325,14 @@ def columns_of(lines):
 
 def value_rows(columns):
     """(rows [V, F], their factors [V, F] float32): of the table of values what makes each of V ids, which is its own
-    row and, of a step of numbers, those beside it, of words those of its parts; row 0 is none."""
-    made_of = [[(row, 1)] for row in range(columns[-1].behind if columns else 1)]
-    for column in columns:
-        for row in range(column.first + 1, column.end):
-            if column.kind == "number":
-                made_of[row] += [(other, BESIDE) for other in (row - 1, row + 1) if column.first < other < column.end]
-            else:
-                parts = column.values[row - column.first - 1].split()
-                made_of[row] += [(column.parts[part], 1) for part in parts if part in column.parts][:PARTS]
-    made_of[0] = [(0, 0)]
-    size = max(map(len, made_of))
-    padded = [one + [(0, 0)] * (size - len(one)) for one in made_of]
-    rows, factors = np.array(padded).reshape(-1, size, 2).transpose(2, 0, 1)
-    return rows.astype(np.int32), factors.astype(np.float32)
+    row and, of a step of numbers, those beside it; row 0 is none."""
+    size = columns[-1].behind if columns else 1
+    steps = [np.arange(column.first + 1, column.behind) for column in columns if column.kind == "number"]
+    rows = np.zeros((size, 3 if steps else 1), np.int32)
+    rows[:, 0] = np.arange(size)
+    for ids in steps:
+        rows[ids[1:], 1], rows[ids[:-1], 2] = ids[:-1], ids[1:]
+    return rows, np.where(rows > 0, np.where(np.arange(rows.shape[1]) > 0, BESIDE, 1), 0).astype(np.float32)
 
 
 def listed(values):

@@ -236,7 +236,7 @@ def sample_rows(classifier, folders):
         marks = draw.choices(["", " ", "-", ".", "é ", "/12 ", "+"], (1, 9, 1, 1, 1, 1, 1), k=len(words))
         titles.append("".join(map("{}{}".format, words, marks)))
     titles = [*titles, " ".join(titles[-20:]), classify.BORDER.join(titles[-2:]), *ODD]
-    values = [[draw.choice([0, draw.randrange(column.first, column.end)]) for column in classifier.columns]
+    values = [[draw.choice([0, draw.randrange(column.first, column.behind)]) for column in classifier.columns]
               for _ in titles]
     return data.Rows(titles, np.array(values, int).reshape(len(titles), -1))
 

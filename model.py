@@ -531,12 +531,10 @@ def row_weights(config, features, titles):
 
 
 def value_weights(columns, values):
-    """Weight of each row of the table of values, as of words, for classify.Columns and the ids [N, K] of the training
-    rows' values. The neighbours of a step do not count."""
-    rows, factors = classify.value_rows(columns)
-    count, total = np.bincount(values.ravel(), minlength=len(rows)), np.zeros(len(rows), int)
-    np.add.at(total, rows, np.where(factors == 1, count[:, None], 0))
-    return idf(np.minimum(total, len(values)), len(values))
+    """Weight of each row of the table of values, as of words: columns [N, K] of ids of the training rows."""
+    count = np.bincount(columns.ravel(), minlength=values)
+    count[0] = 0
+    return idf(count, len(columns))
 
 
 def document_frequency(titles, words):

@@ -57,7 +57,7 @@ def test_ids_of_values():
     assert WORDS.ids(given).tolist() == [2, 2, 3, 4, 1, 1, 0, 0, 1, 0]
     given = [9.99, "10", 10, "19,99", "1.000,00", "US$ 20", "?", None, ABSENT, -5, "1e9"]
     assert STEPS.ids(given).tolist() == [6, 7, 7, 7, 9, 8, 5, 5, 0, 6, 9]
-    assert (WORDS.behind, STEPS.behind) == (5, 10) and not WORDS.parts
+    assert (WORDS.behind, STEPS.behind) == (5, 10)
     assert [WORDS.text(i) for i in range(1, 5)] == ["(missing)", "acme", "sri sri ayurveda", "-"]
     assert [STEPS.text(i) for i in range(5, 10)] == ["(missing)", "below 10", "10 to 20", "20 to 30", "from 30"]
 
@@ -72,17 +72,6 @@ def test_a_number_has_much_in_common_with_its_neighbours():
         expected[one, other] = expected[other, one] = side
     np.testing.assert_array_equal(made, expected)
     assert classify.value_rows([])[0].tolist() == [[0]]
-
-
-def test_values_share_the_words_that_several_have():
-    column = Column(json.dumps({"name": "brand", "kind": "word", "values": ["bb royal", "royal", "bb home", "acme"]}), 1)
-    assert column.parts == {"bb": 6, "royal": 7} and (column.end, column.behind) == (6, 8)
-    rows, factors = classify.value_rows([column])
-    assert [sorted(row for row, factor in zip(*both, strict=True) if factor) for both in zip(
-        rows.tolist(), factors.tolist(), strict=True)] == [[], [1], [2, 6, 7], [3, 7], [4, 6], [5], [6], [7]]
-    found = model.value_weights([column], np.array([[2], [2], [3], [4], [5], [0]]))
-    expected = model.idf(np.array([0, 0, 2, 1, 1, 1, 3, 3]), 6)  # rows that have each value, each word
-    np.testing.assert_allclose(found, expected)
 
 
 def rows_of(rows, titles=(), columns=(WORDS, STEPS)):

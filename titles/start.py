@@ -33,9 +33,8 @@ def begin(plan, optimizer, former=None):
         features = model.feature_tables(config, meta["words"])
         state = state_of_words(config, optimizer, features, rows["titles"], meta["vectors"])
     if config.get("columns"):
-        columns = classify.columns_of(meta["columns"])
-        features |= model.value_features(config, columns)
-        weights = devices.put(model.value_weights(columns, rows["columns"]), devices.whole())
+        features |= model.value_features(config, classify.columns_of(meta["columns"]))
+        weights = devices.put(model.value_weights(rows["columns"], config["values"]), devices.whole())
         state = state | {"variables": state["variables"] | {"value_weights": weights}}
     if former:
         state, said = with_knowledge(state, config, meta, former)
@@ -175,7 +174,7 @@ def with_values(variables, config, meta, old, saved):
         other = others.get((column.name, column.kind))
         if other and column.name in config["columns"]:
             if column.kind == "word":
-                own, its = matched(*(["", *one.values, *((part,) for part in one.parts)] for one in (column, other)))
+                own, its = matched(["", *column.values], ["", *other.values])
             else:
                 own = its = np.arange(min(column.behind - column.first, other.behind - other.first))
             mine, theirs = [*mine, column.first + own], [*theirs, other.first + its]
