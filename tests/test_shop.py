@@ -380,7 +380,7 @@ def test_resumed_refit_and_begun_from_another(shop, tmp_path):
     flags = ("--epochs", 1, "--lr", 1e-9, "--table-lr", 1e-9)
     done = run_here("train", "--init-from", shop / "runs/rich", *flags, "--name", "next", cwd=tmp_path)
     assert "values of columns" in done.stdout
-    old, new = (runs.restore(folder, "latest") for folder in (shop / "runs/rich", tmp_path / "runs/next"))
+    old, new = runs.restore(shop / "runs/rich", "best"), runs.restore(tmp_path / "runs/next", "latest")
     for column, other in zip(old[3]["columns"], new[3]["columns"], strict=True):
         names = [column.text(i) for i in range(column.first, column.behind)]
         its = [other.text(i) for i in range(other.first, other.behind)]
