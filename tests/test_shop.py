@@ -186,6 +186,7 @@ def test_formats_say_the_same(prep):
         assert of_language == "es"
 
 
+@pytest.mark.slow
 def test_a_million_values(prep):
     """Distinct ones, most of them unknown: in seconds."""
     with open("x.csv", "w", encoding="utf-8") as file:
@@ -329,7 +330,9 @@ def test_labelled_files_have_columns_too(shop):
 
 # --- export -----------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("ckpt", [("rich",), ("rich-cnn",), ("plain",), ("rich", "plain", "rich-cnn")], ids="+".join)
+@pytest.mark.parametrize("ckpt", [
+    ("rich",), *(pytest.param(names, marks=pytest.mark.slow) for names in (
+        ("rich-cnn",), ("plain",), ("rich", "plain", "rich-cnn")))], ids="+".join)
 def test_an_exported_model_reads_columns(shop, tmp_path, ckpt):
     """With NumPy alone: CSV with a header, lists, dictionaries; the categories are those of the run."""
     run_here("export", "--ckpt", *ckpt, "--out", tmp_path / "out", "--dtype", "float32", cwd=shop)
@@ -351,6 +354,7 @@ def test_an_exported_model_reads_columns(shop, tmp_path, ckpt):
     assert ("columns" in keys[0]) == (ckpt != ("plain",)) == ({"values", "value_scale", "value_weights"} <= keys[1])
 
 
+@pytest.mark.slow
 def test_a_model_served_by_mlflow_takes_rows_with_columns_and_without(shop):
     import mlflow
     address = run_here("export", "--ckpt", "rich", "--log", cwd=shop).stdout.splitlines()[0]
