@@ -17,10 +17,10 @@ Reads, plain or compressed (gzip, bzip2, xz), told apart by content:
     files (`__label__x some text`)
   - a folder of such files whose names say train, valid or test
 Writes data/prepared/ (its files are described in data.py); a failed run leaves what was there before.
---columns are read beside the title: words, such as a brand, each a feature of its own, in any case and accents, and
-numbers, such as a price, in steps of equally many training rows. Which of the two a column is is told by what stands in
-it, and said; brand:word, price:number or, with a decimal comma, price:number, decide it. Numbers are read as people
-write them (1.234,56, $ 1,299.00, 12 €).
+--columns are read beside the title: words, such as a brand, each a feature of its own whatever its case and accents,
+and numbers, such as a price, in steps of equally many training rows. What stands in a column tells which of the two it
+is, and a line says it; brand:word and price:number decide it, "price:number," a decimal comma as well. Numbers are read
+as people write them (1.234,56, $ 1,299.00, 12 €).
 Several title columns, such as title and description, are one text whose parts stay apart.
 Categories whose names look the same are one, which labels.txt writes as most rows do.
 Splits that the source does not give are drawn: 20 % test, then --valid of the rest. Where a title goes depends on its
@@ -858,10 +858,11 @@ def prepare(args):
     """What main does with the arguments. Files become rows, rows get splits, training rows give the vocabulary, and all
     of it becomes arrays."""
     started = time.time()
+    args, base = read_base(args) if args.like else (args, None)
+    args.columns = args.columns or []
     keys = [classify.name_key(name) for name, _ in args.columns]
     if twice := [name for (name, _), key in zip(args.columns, keys, strict=True) if keys.count(key) > 1]:
         raise UserError(f"--columns {' '.join(twice)}: the same column twice")
-    args, base = read_base(args) if args.like else (args, None)
     described = args.encoder and encoder.describe(args.encoder, args.max_pieces)  # a missing package shows at once
     chosen = choose_files(args)
     require_own(args.out)
@@ -1013,7 +1014,7 @@ def main():
     add("--title-column", nargs="+", metavar="C",
         help="name or number (from 1) of the column of titles (default: title or text), or of several, which are one "
         "text whose parts stay apart")
-    add("--columns", nargs="+", type=column_flag, default=[], metavar="C",
+    add("--columns", nargs="+", type=column_flag, metavar="C",
         help="names of columns that are read beside the title, such as brand and price; :word or :number behind a name "
         "says what the column has")
     add("--value-min-count", type=cli.positive(int), default=1, metavar="N",
