@@ -310,9 +310,11 @@ class Column:
             return "(missing)"
         if self.kind == "word":
             return self.values[at]
-        low, high = ([f"{x:.6g}" for x in self.borders[at - 1:at]], [f"{x:.6g}" for x in self.borders[at:at + 1]])
-        return f"{low[0]} to {high[0]}" if low and high else f"from {low[0]}" if low else f"below {high[0]}" if high \
-            else "any"
+        if not len(self.borders):
+            return "any"
+        borders = [f"{x:.6g}" for x in self.borders]
+        between = [f"{low} to {high}" for low, high in zip(borders, borders[1:])]  # noqa: B905
+        return [f"below {borders[0]}", *between, f"from {borders[-1]}"][at]
 
 
 def columns_of(lines):
@@ -402,16 +404,6 @@ def title_text(title):
     if title is None or title is ABSENT or str(title) in ("nan", "NaN", "<NA>"):
         return None
     raise TypeError(f"titles: {title!r} is no title; wanted str, or None where one is missing")
-
-
-def vectors_of_values(table, weights, made_of, ids):
-    """Vectors [N, K, D] and weights [N, K] of the values with ids [N, K], made as those of a word are: of rows of the
-    table [V, D] with these weights [V]. made_of: as from `value_rows`."""
-    rows, factors = (part[ids] for part in made_of)
-    weights = weights[rows] * factors
-    norms = np.sqrt((weights ** 2).sum(2))
-    weights = weights / np.maximum(norms, np.float32(1e-6))[..., None]
-    return (weights[:, :, None] @ table[rows])[:, :, 0], norms
 
 
 # --- a pretrained encoder: Universal Sentence Encoder multilingual v3 ------------------------------------------------
@@ -735,10 +727,15 @@ class Values:
             self.made_of = rows, factors * np.float32(settings.get("value_weight", 1))
 
     def vectors(self, ids):
-        """Ids of rows' columns [B, K] -> vectors and weights of those that this run reads."""
+        """Ids of rows' columns [B, K] -> vectors [B, K', D] and weights [B, K'] of those that this run reads, made as a
+        word's are of rows of the table."""
         if not self.chosen:
             return np.zeros((len(ids), 0, 0), np.float32), np.zeros((len(ids), 0), np.float32)
-        return vectors_of_values(self.table, self.weights, self.made_of, ids[:, self.chosen])
+        rows, factors = (part[ids[:, self.chosen]] for part in self.made_of)
+        weights = self.weights[rows] * factors
+        norms = np.sqrt((weights ** 2).sum(2))
+        weights = weights / np.maximum(norms, np.float32(1e-6))[..., None]
+        return (weights[:, :, None] @ self.table[rows])[:, :, 0], norms
 
 
 class EncoderMember:
@@ -1422,7 +1419,7 @@ def title_key(number):
     return f"title {number}" if number else "title"
 
 
-def header_of(lines, name, asked, usual, notes, keep):
+def header_of(lines, name, asked, usual, keep):
     """The Table that begins with these lines, or None where they are titles. asked: names or numbers of the columns
     that make a title, or None for those that are `usual` to the model, else title or text. Raises ModelError where
     lines are neither, or have no such column although they look like a table or the user asks for one."""
@@ -1437,8 +1434,6 @@ def header_of(lines, name, asked, usual, notes, keep):
             for title, at in zip(titles, found):  # noqa: B905
                 if len(at) != 1 and asked:
                     raise ModelError(f"{name}:1: --title-column {title}: the header has no such column, or several")
-                if len(at) != 1:
-                    notes.note(name, None, LACKING.format(title))
             return Table(name, delimiter, header, {title_key(i): at[0] for i, at in enumerate(found) if len(at) == 1})
     require_list(lines, name, bool(asked or keep))
     return None
@@ -1460,12 +1455,15 @@ def read_titles(file, name, args, classifier, notes):
     """(Table, None where the stream is a list; blocks), a block being (Rows; the rows of the table, or None)."""
     parts, columns = lines_of(file, name, notes), classifier.columns
     first = next(parts, [])
-    table = header_of(first[:SNIFFED] or [""], name, args.title_column, classifier.title_columns, notes, args.keep)
+    table = header_of(first[:SNIFFED] or [""], name, args.title_column, classifier.title_columns, args.keep)
     if table is None:
         if columns:
             notes.note(name, None, ALONE.format(", ".join(column.name for column in columns)))
         return None, ((classifier.rows([line.replace(BORDER, " ") for line in lines]), None)
                       for lines in itertools.chain([first], parts))
+    if not args.title_column and 0 < len(table.columns) < len(classifier.title_columns):
+        missing = [title for title in classifier.title_columns if meant(table.header, title) is None]
+        notes.note(name, None, LACKING.format(" and ".join(missing)))
     places, titles = places_of(table, columns, notes), [*table.columns.values()]
     rows = rows_of(itertools.chain([first[1:]], parts), table, notes)
     return table, ((Rows([joined([row[at] for at in titles]) for row in part], stacked(

@@ -213,8 +213,8 @@ def read_split(args):
                         "--like with it")
     found = arrays[args.split]
     return classifier, report.Labelled(
-        inputs=data.Rows(found["text"], data.batch_of({"titles": found["text"]} | found).values[
-            :, classifier.column_numbers]),
+        inputs=data.Rows(found["text"], found["columns"][:, classifier.column_numbers]) if classifier.columns else
+        classifier.rows(found["text"]),
         labels=found["labels"].astype(np.int64), names=classifier.labels,
         trained=classifier.has_trained_on(found["keys"]), language=found.get("language"), languages=meta["languages"],
         reliable=found.get("reliable"), file=found["file"], line=found["line"], id=found.get("id"), split=args.split,
@@ -360,8 +360,7 @@ def predict(args):
     with source as file, files.archive_errors(args.predict):
         tables.require_other_file(file, out)
         form = tables.file_format(args, classifier, file)
-        header, blocks, dialect = sources.read_titles(
-            files.decompressed(file), args.predict, bad, form, args.keep, classifier.columns)
+        header, blocks, dialect = sources.read_titles(files.decompressed(file), args.predict, bad, form, args.keep)
         with tables.answer_writer(args, out, header, dialect, classifier.labels) as write:
             # What comes from a terminal or a pipe is answered at once.
             answer = functools.partial(answered, args, classifier, threshold)

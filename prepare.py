@@ -216,12 +216,12 @@ class Block(NamedTuple):
 def read_rows(args, chosen, bad, base):
     """Read every file once. base: the folder of --like, as from `read_base`, or None.
 
-    Returns a namespace: `where` rows come from, for messages; a list of `blocks`; the Codes of `words`, of `spellings`
-    of categories and of `languages`, and a list of those of the `texts` of --columns; `word_keys`, the keys of the
-    words; arrays with one entry a row, `spelling`, `language`, `values` [N, K] (codes of texts), `id` (Arrow strings)
-    and those of `columns_of`, but None for what is OPTIONAL and no row has; the number of rows `of_file` each, of words
-    before titles are cut, and of titles that are `cut`. Raises UserError where rows or words are missing, or too many
-    rows are bad.
+    Returns a namespace: `where` rows come from, for messages, and `paths` of these files; a list of `blocks`; the Codes
+    of `words`, of `spellings` of categories and of `languages`, and a list of those of the `texts` of --columns;
+    `word_keys`, the keys of the words; arrays with one entry a row, `spelling`, `language`, `values` [N, K] (codes of
+    texts), `id` (Arrow strings) and those of `columns_of`, but None for what is OPTIONAL and no row has; the number of
+    rows `of_file` each, of words before titles are cut, and of titles that are `cut`. Raises UserError where rows or
+    words are missing, or too many rows are bad.
     """
     import pyarrow.compute as pc
     words, spellings, languages, word_keys = Codes(), Codes(), Codes(), np.zeros(0, np.uint64)
@@ -263,9 +263,10 @@ def read_rows(args, chosen, bad, base):
         raise UserError(f"{where}: no title has a letter or digit; is the title column the right one?")
     arrays = {name: (pa.chunked_array if name == "id" else np.concatenate)([part[name] for part in columns])
               for name in columns[0] if name not in OPTIONAL or name in had}
-    return SimpleNamespace(where=where, blocks=blocks, words=words, spellings=spellings, languages=languages,
-                           texts=texts, word_keys=word_keys, word_count=word_count, cut=cut,
-                           of_file=[of_file[one] for one in chosen], **dict.fromkeys(OPTIONAL) | arrays)
+    return SimpleNamespace(where=where, paths=[path for path, _ in chosen], blocks=blocks, words=words,
+                           spellings=spellings, languages=languages, texts=texts, word_keys=word_keys,
+                           word_count=word_count, cut=cut, of_file=[of_file[one] for one in chosen],
+                           **dict.fromkeys(OPTIONAL) | arrays)
 
 
 def tokenized_blocks(args, chosen, bad, base):
@@ -568,7 +569,15 @@ def choose_words(rows, split, args, base):
 
 # --- training rows -> values of columns -------------------------------------------------------------------------------
 
-def choose_columns(rows, split, chosen, args, base, bad):
+def distinct(columns):
+    """The values of --columns, [(name, kind)]. Raises UserError where two of them mean one column."""
+    keys = [classify.name_key(name) for name, _ in columns]
+    if twice := [name for (name, _), key in zip(columns, keys, strict=True) if keys.count(key) > 1]:
+        raise UserError(f"--columns {' '.join(twice)}: the same column twice")
+    return columns
+
+
+def choose_columns(rows, split, args, base, bad):
     """(lines of columns.txt, those of the base or made of the training rows; [N, K] the id of each value). What is odd
     about a column is noted in `bad`, or raises UserError."""
     lines, ids = [], []
@@ -578,10 +587,10 @@ def choose_columns(rows, split, chosen, args, base, bad):
         times, train = (np.bincount(mine, minlength=len(found)) for mine in (codes, codes[split == 0]))
         told = [(text, n) for text, n in zip(found, train.tolist(), strict=True) if text and n]
         if not (told or base):
-            header = sources.header_names(chosen[0][0], sources.format_from(args))
+            header = sources.header_names(rows.paths[0], sources.format_from(args))
             raise UserError(f"--columns {name}: no training row has a value there" + (
                 "" if any(text is not None for text in found) else
-                f", or {chosen[0][0]} has no such column, or several: {', '.join(header)[:200]}"))
+                f", or {rows.paths[0]} has no such column, or several: {', '.join(header)[:200]}"))
         lines.append(base.columns[i] if base else column_line(name, kind, told, args.value_min_count, bad))
         *_, column = classify.columns_of(lines)
         of_text = column.ids([classify.ABSENT if text is None else text for text in found])
@@ -592,7 +601,7 @@ def choose_columns(rows, split, chosen, args, base, bad):
         if column.kind == "number" and wrong.any():
             row = int(np.argmax(wrong[codes]))
             file = int(np.searchsorted(np.cumsum(rows.of_file), row, "right"))
-            bad.note(chosen[file][0], int(rows.line[row]), sources.NO_NUMBER.format(name, found[codes[row]][:40]),
+            bad.note(rows.paths[file], int(rows.line[row]), sources.NO_NUMBER.format(name, found[codes[row]][:40]),
                      int(times[wrong].sum()))
         if len(told) == 1:
             bad.note(f"--columns {name}", None, "all training rows that have a value have the same; that says nothing")
@@ -859,10 +868,7 @@ def prepare(args):
     of it becomes arrays."""
     started = time.time()
     args, base = read_base(args) if args.like else (args, None)
-    args.columns = args.columns or []
-    keys = [classify.name_key(name) for name, _ in args.columns]
-    if twice := [name for (name, _), key in zip(args.columns, keys, strict=True) if keys.count(key) > 1]:
-        raise UserError(f"--columns {' '.join(twice)}: the same column twice")
+    args.columns = distinct(args.columns or [])
     described = args.encoder and encoder.describe(args.encoder, args.max_pieces)  # a missing package shows at once
     chosen = choose_files(args)
     require_own(args.out)
@@ -885,7 +891,7 @@ def prepare(args):
                 note_misread_labels(rows, made.labels, made.label, bad)
         note_split_groups(rows, made.split, chosen, bad)
         made.words = choose_words(rows, made.split, args, base)
-        made.columns, values = choose_columns(rows, made.split, chosen, args, base, bad)
+        made.columns, values = choose_columns(rows, made.split, args, base, bad)
 
         made.unknown_share = write_titles(folder, rows, made.split, made.words, args)
         made.languages = write_columns(folder, rows, made.split, made.label, values)

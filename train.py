@@ -289,9 +289,8 @@ def make_train_chunk(config):
 
             # The loss, and its gradient with respect to the parameters and to the vectors, not to the table.
             def mean_loss(params, vectors, values):
-                dropout = {"dropout": jax.random.fold_in(key, 1)}
                 logits = module.apply({"params": params}, vectors, weights, (values, value_weights), train=True,
-                                      rngs=dropout)
+                                      rngs={"dropout": jax.random.fold_in(key, 1)})
                 logits += arrays["shift"]
                 loss = loss_of(config, logits, jnp.broadcast_to(labels, logits.shape[:-1]))
                 return jnp.mean(arrays["row_weight"][rows] * loss)  # of several heads their mean
@@ -303,20 +302,12 @@ def make_train_chunk(config):
             updates, dense = optimizer.update(gradient, optimizer_state["dense"], variables["params"])
             variables = variables | {"params": optax.apply_updates(variables["params"], updates)}
             optimizer_state = optimizer_state | {"dense": dense, "step": number + 1}
-            changes = [] if config["freeze_embeddings"] else [("table", "accumulator", gathered, vector_gradient)]
+            changes = {} if config["freeze_embeddings"] else {("table", "accumulator"): (gathered, vector_gradient)}
             if has_columns:
-                changes.append(("values", "value_sums", gathered_values, value_gradient))
-            for table, sums, gathered, table_gradient in changes:
-                # Every device does the whole update, so they exchange row numbers and the gradients of the batch's
-                # vectors: never a table, nor a gradient for every n-gram.
-                *exchanged, table_gradient = jax.lax.with_sharding_constraint(
-                    (gathered.rows, gathered.weights, table_gradient), devices.whole())
-                gathered = model.Gathered(*exchanged, gathered.positions)
-                # The mean over the batch is undone, so that a title's gradient counts in full: where Adagrad's sums
-                # begin (--accumulator) then means the same for every batch size.
-                variables[table], optimizer_state[sums] = model.update(
-                    variables[table], optimizer_state[sums], gathered, table_gradient * len(labels),
-                    config["table_lr"] * factor(number))
+                changes["values", "value_sums"] = gathered_values, value_gradient
+            for (table, sums), change in changes.items():
+                variables[table], optimizer_state[sums] = updated_table(
+                    variables[table], optimizer_state[sums], *change, config["table_lr"] * factor(number))
             return {"variables": variables, "optimizer": optimizer_state}, loss
 
         # Python and transfers take their time once a chunk, not once a step.
@@ -325,6 +316,18 @@ def make_train_chunk(config):
         return jax.lax.with_sharding_constraint((state, losses.mean()), places)
 
     return train_chunk
+
+
+def updated_table(table, sums, gathered, gradient, rate):
+    """(a table, its sums of squares) after a step: gathered as from model.lookup; gradient [B, P, D] of the mean loss
+    with respect to the vectors."""
+    # Every device does the whole update, so they exchange row numbers and the gradients of the batch's vectors: never
+    # a table, nor a gradient for every n-gram.
+    *exchanged, gradient = jax.lax.with_sharding_constraint(
+        (gathered.rows, gathered.weights, gradient), devices.whole())
+    # The mean over the batch is undone, so that a title's gradient counts in full: where Adagrad's sums begin
+    # (--accumulator) then means the same for every batch size.
+    return model.update(table, sums, model.Gathered(*exchanged, gathered.positions), gradient * len(gradient), rate)
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------

@@ -165,6 +165,7 @@ class Format(NamedTuple):
     # Beside those of COLUMNS they are further parts of the title, see classify.title_key, and values, see `value_key`.
     names: dict = {column: [names] for column, names in COLUMNS.items()}  # noqa: RUF012
     encoding: str = "utf-8"
+    columns: tuple = ()  # of rows to classify the classify.Columns whose values are read
 
     @property
     def beside(self):
@@ -642,7 +643,7 @@ def read_labelled(path, bad, form=None):
     """
     from tqdm import tqdm
     form, header = form or Format(), {}
-    names, encoding = form
+    names, encoding = form.names, form.encoding
     files.require_file(path)
     # The bar counts bytes as they lie on the disk, for nobody knows how many a compressed file unpacks to.
     with open(path, "rb") as raw, files.archive_errors(path), tqdm(
@@ -687,7 +688,7 @@ def first_line(path, encoding="utf-8"):
 
 def has_categories(path, form=None):
     """Whether the rows of a file have a category, by its first line or its schema."""
-    names, encoding = form or Format()
+    names, encoding, _ = form or Format()
     if (first := first_line(path, encoding)) is None:
         with open(path, "rb") as raw, files.archive_errors(path):
             schema, *_ = open_columns(files.decompressed(raw), path, BadRows(0))
@@ -786,17 +787,17 @@ def given_quality(path, values):
 
 # --- titles to classify -----------------------------------------------------------------------------------------------
 
-def read_titles(stream, name, bad, form=None, keep=False, values=()):
+def read_titles(stream, name, bad, form=None, keep=False):
     """Rows to classify, from a binary stream: (header; blocks, each of them data.Rows and kept columns, an Arrow
     table; the Dialect of a table). Every line of a list, and every row of a CSV or Parquet file with a column title (or
     text), gives one title; an empty line does so in a list and in a table of one column. What is kept is the column
     `id`, where there is one, or with `keep` all columns; header names these, and where there are none both are None.
     Bytes that are not UTF-8 become the replacement character, and are noted. Raises UserError where the content is
-    something else. form: a Format, where the user has asked for one; values: classify.Columns whose values are read.
+    something else. form: a Format, where the user has asked for one, or rows have columns.
     """
     form = form or Format()
     if not has_columns(stream):
-        return read_text_titles(stream, name, bad, form, keep, values)
+        return read_text_titles(stream, name, bad, form, keep)
 
     # Parquet and Excel describe their columns, so nothing needs to be guessed.
     opened = open_columns(stream, name, bad)
@@ -805,15 +806,15 @@ def read_titles(stream, name, bad, form=None, keep=False, values=()):
     note_columns(schema.names, columns, form, name, bad)
     found = read_columns(opened, name, columns, bad, keep)
     if keep:
-        return schema.names, decoded_titles(found, name, bad, None, values), Dialect(schema=schema)
+        return schema.names, decoded_titles(found, name, bad, None, form.columns), Dialect(schema=schema)
     kept = [("id", "id")] if "id" in columns else []
-    return ["id"] if kept else None, decoded_titles(found, name, bad, kept, values), Dialect()
+    return ["id"] if kept else None, decoded_titles(found, name, bad, kept, form.columns), Dialect()
 
 
-def read_text_titles(stream, name, bad, form, keep, values):
+def read_text_titles(stream, name, bad, form, keep):
     """As `read_titles`, of a stream of text."""
     # What the first lines show decides how the rest is read.
-    (names, encoding), wait = form, files.is_patient(stream)
+    (names, encoding, columns), wait = form, files.is_patient(stream)
     stream = files.decoded(stream, encoding, name)
     start = stream.peek(4)
     blocks = line_blocks(stream, name, bad, wait, wait or keep)
@@ -836,7 +837,7 @@ def read_text_titles(stream, name, bad, form, keep, values):
                           "\r\n" if start.partition(b"\n")[0].endswith(b"\r") else "\n", encoding,
                           start.startswith(MARK))
         return ([column for column, _ in kept] or None,
-                decoded_titles(read_csv(behind, table, bad), name, bad, kept, values), dialect)
+                decoded_titles(read_csv(behind, table, bad), name, bad, kept, columns), dialect)
 
     # Without one these are titles, unless the user or the lines speak for a table.
     asked = [*map(len, names["title"])] == [1]  # what a flag says is one name, and no other serves
@@ -844,10 +845,10 @@ def read_text_titles(stream, name, bad, form, keep, values):
         classify.require_list(lines, name, asked or keep)
     except classify.ModelError as error:
         raise UserError(str(error)) from None
-    if values:
-        bad.note(name, None, classify.ALONE.format(", ".join(column.name for column in values)))
+    if columns:
+        bad.note(name, None, classify.ALONE.format(", ".join(column.name for column in columns)))
     listed = list_titles(itertools.chain([head] if head[1] else [], blocks))
-    return None, decoded_titles(listed, name, bad, [], values), Dialect()
+    return None, decoded_titles(listed, name, bad, [], columns), Dialect()
 
 
 def list_titles(blocks):
@@ -858,7 +859,7 @@ def list_titles(blocks):
         yield {"title": data.binary_array(lines)}, np.arange(number, number + len(lines))
 
 
-def decoded_titles(found, name, bad, kept, values):
+def decoded_titles(found, name, bad, kept, columns):
     """Yield blocks as `read_titles` gives them, of columns of bytes with line numbers. kept: [(name of a column, its
     key in a block)], or None where a block has them as they are."""
     def decoded(found, numbers):
@@ -875,9 +876,9 @@ def decoded_titles(found, name, bad, kept, values):
             table = pa.Table.from_arrays([decoded(block[key], numbers) for _, key in kept], [one for one, _ in kept])
         titles = joined_titles([decoded(block[column], numbers) for column in block
                                 if isinstance(column, str) and is_title(column)])
-        texts = {key: decoded(block[key], numbers).to_pylist() for key in map(value_key, (
-            one.name for one in values)) if key in block}
-        yield data.Rows(titles.to_pylist(), value_ids(values, texts, numbers, name, bad)), table
+        keys = [value_key(column.name) for column in columns]
+        texts = {key: decoded(block[key], numbers).to_pylist() for key in keys if key in block}
+        yield data.Rows(titles.to_pylist(), value_ids(columns, texts, numbers, name, bad)), table
 
 
 def value_ids(columns, texts, numbers, name, bad):

@@ -68,6 +68,7 @@ def file_format(args, classifier, file):
     # A run knows itself which columns make a title.
     remembered = {"title_column": classifier.title_columns} | remembered
     form = sources.format_from(args, remembered, [column.name for column in classifier.columns])
+    form = form._replace(columns=tuple(classifier.columns))
     encoding = remembered.get("encoding", args.encoding)
     if args.encoding != "utf-8" or encoding == "utf-8":
         return form
