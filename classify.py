@@ -406,6 +406,50 @@ def title_text(title):
     raise TypeError(f"titles: {title!r} is no title; wanted str, or None where one is missing")
 
 
+# --- trees ------------------------------------------------------------------------------------------------------------
+# A category may be a leaf of a tree. Its name is then its path from the top, such as Home > Kitchen > Knives.
+
+PATH = " > "  # between the levels of a path
+
+
+class Tree:
+    """Categories and what is above them. All are nodes, which have numbers: leaves come first, in the order of the
+    categories, then inner nodes in alphabetical order."""
+
+    def __init__(self, labels, is_tree=True):
+        """labels: names of the categories, if it is a tree paths in alphabetical order, so that the leaves below a node
+        follow one another; else they are a tree of one level."""
+        paths = [name.split(PATH) if is_tree else [name] for name in labels]
+        below = {}  # {path of an inner node: [its first leaf, the one behind its last]}
+        for leaf, path in enumerate(paths):
+            for end in range(1, len(path)):
+                below.setdefault(PATH.join(path[:end]), [leaf, leaf])[1] = leaf + 1
+        inner = sorted(below)
+        self.names, self.leaves = [*labels, *inner], len(labels)
+        self.number = {name: node for node, name in enumerate(self.names)}
+        self.level = np.array([*map(len, paths), *(name.count(PATH) + 1 for name in inner)])       # [M], from 1
+        self.levels = int(self.level.max())
+        leaves = np.arange(len(labels))
+        self.below = np.concatenate([np.stack([leaves, leaves + 1], 1),                            # [M, 2]
+                                     np.array([below[name] for name in inner], int).reshape(-1, 2)])
+
+        # [M, L] the node above each at every level, from the top; from its own level on the node itself.
+        self.above = np.repeat(np.arange(len(self.names))[:, None], self.levels, 1)
+        for node in np.argsort(-self.level[self.leaves:], kind="stable") + self.leaves:
+            first, behind = self.below[node]
+            self.above[first:behind, self.level[node] - 1] = node
+        for node in range(self.leaves, len(self.names)):
+            above = self.level[node] - 1
+            self.above[node, :above] = self.above[self.below[node, 0], :above]
+
+    def at_level(self, level):
+        """(nodes of a level, from 1, where leaves that end above it stand for themselves; [M'] the first leaf of
+        each)."""
+        nodes, first = np.unique(self.above[:self.leaves, level - 1], return_index=True)
+        order = np.argsort(first)
+        return nodes[order], first[order]
+
+
 # --- a pretrained encoder: Universal Sentence Encoder multilingual v3 ------------------------------------------------
 
 MAX_CHARACTERS = 2000  # of a title are cut into pieces, far more than fill those that are kept: some titles are books
