@@ -442,6 +442,17 @@ class Tree:
             above = self.level[node] - 1
             self.above[node, :above] = self.above[self.below[node, 0], :above]
 
+    def size(self, level=None):
+        """The number of nodes of a level, or of categories."""
+        return self.leaves if level is None else len(self.at_level(level)[0])
+
+    def level_names(self, nodes):
+        """Of nodes (list of N, -1 for none) the names on every level, from the top: L lists of N str, "" where there is
+        none."""
+        paths = [*(name.split(PATH) for name in self.names), []]
+        return [[paths[node][level] if level < len(paths[node]) else "" for node in nodes]
+                for level in range(self.levels)]
+
     def at_level(self, level):
         """(nodes of a level, from 1, where leaves that end above it stand for themselves; [M'] the first leaf of
         each)."""
@@ -858,12 +869,21 @@ def grown(array, size):
 
 # --- the classifier ---------------------------------------------------------------------------------------------------
 
+class Rule(NamedTuple):
+    """What is answered to a row."""
+    level: int          # the node of this level; None: the deepest node above the likeliest category that is sure enough
+    thresholds: list    # from which probability on, by level from the top, or of `level` alone; None: always
+
+
 class BaseClassifier:
-    """Rows in, answers out: what Classifier and predict.Classifier have in common. They have `labels`; the `columns` of
-    rows, and names of `title_columns`, see `read_rows`; `likeliest`, which gives ids and probabilities [N, top] of
-    Rows; `promises`: (number of validation rows, [(share of them that a
-    threshold lets through, that threshold, the least precision among them)], from all rows to the fewest); and
-    `promising`, the classifier of the same kind that answers where a precision is to be promised."""
+    """Rows in, answers out: what Classifier and predict.Classifier have in common. They have `labels`, and the Tree of
+    these; the `columns` of rows, and names of `title_columns`, see `read_rows`; `likeliest`, which gives numbers of
+    nodes of a level and their probabilities [N, top] of Rows, and `climb`, which gives categories and probabilities [N,
+    top], and those [N, L] of the nodes above the first; `promises`: (number of validation rows, [(share of them that a
+    threshold lets through, that threshold, the least precision among them)], from all rows to the fewest); of a tree
+    `level_promises`, such steps of each level above the categories, and `rules`, [(precision, thresholds of a Rule, the
+    share of these rows that it answers)], rising; and `promising`, the classifier of the same kind that answers where a
+    precision is to be promised."""
 
     columns, title_columns = (), ()
 
@@ -883,13 +903,17 @@ class BaseClassifier:
         present = [i for i, title in enumerate(titles) if title is not None]
         return len(titles), present, Rows([titles[i] for i in present], values[present])
 
-    def predict(self, rows, top=1, threshold=None, precision=None):
+    def predict(self, rows, top=1, threshold=None, precision=None, level=None):
         """For every row a list of its `top` likeliest (category, probability), the likeliest first.
 
         With a threshold, or the precision that one is to promise (see `threshold`), the first pair is the answer: the
         likeliest category, or None where its probability is below; with top > 1 the `top` candidates follow. A
         precision takes categories to be as frequent as in training, unless the classifier was made with another prior;
         one that cannot be promised answers nothing and warns (UserWarning), saying which one can.
+
+        Where categories are the leaves of a tree, the answer is the deepest node above the likeliest category that is
+        sure enough, with its own probability. level (1 is the top; the number of levels means categories alone) asks
+        for nodes of that level instead, with a threshold or a precision or without.
 
         rows: titles, any sequence of str, such as a pandas column; or a DataFrame or a list of dictionaries with the
         columns that the model was trained with, where one that is lacking costs a warning. A missing title (None, NaN)
@@ -898,59 +922,96 @@ class BaseClassifier:
         """
         if top < 1:
             raise ValueError(f"top {top}: wanted 1 or more")
-        classifier = self
-        if precision is not None:
-            if threshold is not None:
-                raise ValueError("threshold and precision: give one")
-            classifier = self.promising
-            threshold, unkept = classifier.promised(precision)
-            if unkept:
-                warnings.warn(unkept, stacklevel=2)
-        elif threshold is not None and not (0 <= threshold <= 1 or threshold == math.inf):
-            raise ValueError(f"threshold {threshold}: wanted a share between 0 and 1, such as 0.95")
+        classifier = self if precision is None else self.promising
+        rule, unkept = classifier.rule(precision, threshold, level)
+        if unkept:
+            warnings.warn(unkept, stacklevel=2)
         number, present, rows = self.present(rows)
-        result, names = [[] for _ in range(number)], [*self.labels, None]
+        result, names = [[] for _ in range(number)], [*self.tree.names, None]
         if present:
-            found = classifier.likeliest(rows, min(top, len(self.labels)))
-            found = answered(*found, threshold)
-            for i, categories, chances in zip(present, *(column.tolist() for column in found)):  # noqa: B905
-                result[i] = [(names[c], p) for c, p in zip(categories, chances)]  # noqa: B905
+            found = classifier.answers(rows, top, rule)
+            for i, nodes, chances in zip(present, *(column.tolist() for column in found)):  # noqa: B905
+                result[i] = [(names[node], p) for node, p in zip(nodes, chances)]  # noqa: B905
         return result
 
-    def threshold(self, precision):
+    def threshold(self, precision, level=None):
         """The probability, as `predict` gives it without a precision, from which on at least this share of the
-        categories is right, with a certainty of 99 % for titles like the validation rows; infinity where these cannot
-        promise that of any. Raises ValueError where the precision is not between 0 and 1."""
+        categories is right, or of the nodes of a level, with a certainty of 99 % for titles like the validation rows;
+        infinity where these cannot promise that of any. Raises ValueError where the precision is not between 0 and
+        1."""
         if not 0 < precision < 1:
             raise ValueError(f"precision {precision}: wanted a share between 0 and 1, such as 0.95")
-        return next((least for _, least, promised in self.promises[1] if promised >= precision), math.inf)
+        return next((least for _, least, promised in self.steps_of(level) if promised >= precision), math.inf)
 
-    def promised(self, precision):
-        """(`threshold` of a precision, None or, where it is infinite, a sentence that says which one can be
-        promised)."""
-        threshold, (rows, steps) = self.threshold(precision), self.promises
-        if threshold < math.inf:
-            return threshold, None
+    def steps_of(self, level):
+        """The steps of `promises` at a level, or those of the categories."""
+        return self.promises[1] if level in (None, self.tree.levels) else self.level_promises[level - 1]
 
+    def rule(self, precision=None, threshold=None, level=None):
+        """(the Rule that a precision or a threshold asks for, or neither; None, or where the precision cannot be
+        promised a sentence that says which one can). Raises ValueError where they make no sense."""
+        levels = self.tree.levels
+        if level is not None and not 1 <= level <= levels:
+            raise ValueError(f"level {level}: " + (f"wanted 1 to {levels}" if levels > 1 else
+                                                   "the categories are no tree"))
+        if precision is None:
+            if threshold is not None and not (0 <= threshold <= 1 or threshold == math.inf):
+                raise ValueError(f"threshold {threshold}: wanted a share between 0 and 1, such as 0.95")
+            climbs = level is None and levels > 1 and threshold is not None
+            return Rule(None if climbs else level or levels,
+                        None if threshold is None else [threshold] * (levels if climbs else 1)), None
+        if threshold is not None:
+            raise ValueError("threshold and precision: give one")
+        if level is not None or levels == 1:
+            level, least = level or levels, self.threshold(precision, level)
+            return Rule(level, [least]), None if least < math.inf else self.unkept(precision, [
+                (promised, share) for share, _, promised in self.steps_of(level)])
+
+        # The rule of the next higher precision that is there keeps this one, too.
+        self.threshold(precision)
+        thresholds = next((found for promised, found, _ in self.rules if promised >= precision - 1e-9), None)
+        if thresholds:
+            return Rule(None, [math.inf if least is None else least for least in thresholds]), None
+        return Rule(None, [math.inf] * levels), self.unkept(precision, [(one, share) for one, _, share in self.rules])
+
+    def unkept(self, precision, possible):
+        """A sentence about a precision that cannot be promised; possible: [(one that can, share of the titles that then
+        get an answer)]."""
         # In hundredths, rounded down; 1e-9, for the product may be rounded up.
-        best = math.floor(100 * max([promised for _, _, promised in steps], default=0.0) - 1e-9) / 100
-        share = next((share for share, _, promised in steps if promised >= best > 0), None)
-        possible = f"{best:.2f} can, for {100 * share:.0f} % of titles" if share else "nothing can"
-        return threshold, (f"{precision} cannot be promised on these {rows:,} validation rows, so no title gets a "
-                           f"category; {possible}")
+        best = math.floor(100 * max([promised for promised, _ in possible], default=0.0) - 1e-9) / 100
+        share = next((share for promised, share in possible if promised >= best > 0), None)
+        said = f"{best:.2f} can, for {100 * share:.0f} % of titles" if share else "nothing can"
+        return (f"{precision} cannot be promised on these {self.promises[0]:,} validation rows, so no title gets a "
+                f"category; {said}")
+
+    def answers(self, rows, top, rule):
+        """(numbers of nodes [N, K], probabilities [N, K]) of what a Rule says of Rows; the number -1 means no category.
+        K is `top`, or one more where the answer stands before candidates."""
+        if rule.level is not None:
+            nodes, chances = self.likeliest(rows, top, rule.level)
+            best, sure = nodes[:, :1], chances[:, :1]
+            is_sure = sure >= (rule.thresholds or [0])[0]
+        else:
+            nodes, chances, path = self.climb(rows, top)
+            at = deepest(path, rule.thresholds)[:, None]
+            best, sure = (np.take_along_axis(of, np.maximum(at, 0), 1) for of in (self.tree.above[nodes[:, 0]], path))
+            is_sure = at >= 0
+
+        # Where nothing of a title is known, its categories are a guess.
+        nodes = np.where(chances[:, :1] > 0, nodes, -1)
+        best = np.where(is_sure & (sure > 0), best, -1)
+        if rule.thresholds is None:
+            return nodes, chances
+        if top == 1:
+            return best, sure
+        return np.concatenate([best, nodes], 1), np.concatenate([sure, chances], 1)
 
 
-def answered(categories, chances, threshold):
-    """(ids [N, K], probabilities [N, K]) of what is said of titles whose likeliest categories [N, top] have these
-    probabilities; the id -1 means no category. K is `top`, or one more where the answer stands before candidates."""
-    # Where nothing of a title is known, its categories are a guess.
-    categories = np.where(chances[:, :1] > 0, categories, -1)
-    if threshold is None:
-        return categories, chances
-    best = np.where(chances[:, :1] >= threshold, categories[:, :1], -1)
-    if chances.shape[1] == 1:
-        return best, chances
-    return np.concatenate([best, categories], 1), np.concatenate([chances[:, :1], chances], 1)
+def deepest(path, thresholds):
+    """The level, from 0 at the top, of the deepest node of each row whose probability is at least the threshold of its
+    level, -1 where there is none: path [N, L] from the top, thresholds (list of L)."""
+    passed = path >= np.array(thresholds, path.dtype)
+    return np.where(passed, np.arange(path.shape[1]), -1).max(1)
 
 
 def answer_columns(top, is_demanding, taken=()):
@@ -981,6 +1042,7 @@ class Classifier(BaseClassifier):
         self.settings = json.loads(arrays["settings"].tobytes())
         # Text is kept as arrays of bytes, so that no pickle is needed.
         self.labels, vocabulary = (arrays[name].tobytes().decode().split("\n") for name in ("labels", "vocabulary"))
+        self.tree = Tree(self.labels, self.settings.get("levels", 1) > 1)
         self.vocabulary, self.seen = {word: i for i, word in enumerate(vocabulary)}, {}
         self.title_columns = self.settings.get("title_columns", ())
         prepared = columns_of(arrays["columns"].tobytes().decode().split("\n")) if "columns" in arrays else []
@@ -1108,17 +1170,35 @@ class Classifier(BaseClassifier):
         z = np.exp(z - z.max(1, keepdims=True))
         return z * ((1 - smoothing) / z.sum(1, keepdims=True)) + smoothing / np.float32(z.shape[1])
 
-    def likeliest(self, rows, top):
-        """The `top` likeliest categories of Rows, or of a list of titles: (ids [N, top], probabilities [N, top], 0
-        where nothing of the title is known)."""
-        size = len(self.rows(rows).titles), top
-        categories, chances = np.zeros(size, int), np.zeros(size, np.float32)
+    def likeliest(self, rows, top, level=None):
+        """The `top` likeliest categories, or nodes of a level, of Rows, or of a list of titles: (numbers [N, top],
+        probabilities [N, top], 0 where nothing of the title is known)."""
+        return self.ranked(rows, top, level, False)[:2]
+
+    def climb(self, rows, top):
+        """The same of categories, and the probabilities [N, L] of the nodes above the likeliest, from the top."""
+        return self.ranked(rows, top, None, True)
+
+    def ranked(self, rows, top, level, climbs):
+        """What `likeliest` says, and if it `climbs` what `climb` does."""
+        nodes, first = self.tree.at_level(level or self.tree.levels)
+        size = len(self.rows(rows).titles), min(top, len(nodes))
+        found, chances = np.zeros(size, int), np.zeros(size, np.float32)
+        path = np.zeros((size[0], self.tree.levels), np.float32)
         for chosen, z, known in self.in_blocks(rows):
-            # Of equal logits the first comes first, with either function.
-            best = z.argmax(1)[:, None] if top == 1 else np.argsort(-z, 1, kind="stable")[:, :top]
-            categories[chosen] = best
-            chances[chosen] = np.take_along_axis(self.probabilities(z), best, 1) * known[:, None]
-        return categories, chances
+            # Categories are ranked by their logits, for small probabilities may round to the same number.
+            p = self.probabilities(z)
+            rank, sums = (z, p) if len(nodes) == len(self.labels) else (np.add.reduceat(p, first, axis=1),) * 2
+            # Of equal ones the first comes first, with either function.
+            best = rank.argmax(1)[:, None] if top == 1 else np.argsort(-rank, 1, kind="stable")[:, :top]
+            found[chosen], chances[chosen] = nodes[best], np.take_along_axis(sums, best, 1) * known[:, None]
+            if climbs:
+                # The difference of a running sum between the bounds of a node is the sum of the leaves below.
+                running = np.cumsum(np.pad(p, ((0, 0), (1, 0))), 1)
+                low, high = self.tree.below[self.tree.above[best[:, 0]]].transpose(2, 0, 1)
+                path[chosen] = (np.take_along_axis(running, high, 1) - np.take_along_axis(running, low, 1)
+                                ) * known[:, None]
+        return found, chances, path
 
     def predict_proba(self, rows):
         """The probability of every category, in the order of `labels`: [N, C] float32; NaN for missing titles. Rows
@@ -1136,6 +1216,14 @@ class Classifier(BaseClassifier):
             raise ModelError("the model was exported by an earlier version, without what a precision needs; export it "
                              "again")
         return self.settings["promises"]
+
+    @property
+    def level_promises(self):
+        return self.settings["level_promises"]
+
+    @property
+    def rules(self):
+        return self.settings["rules"]
 
 
 # --- the model file ---------------------------------------------------------------------------------------------------
@@ -1168,7 +1256,10 @@ SETTINGS = {
     "smoothing": "share of the probability that is spread evenly",
     "prior": "equal or training, as for --prior",
     "promises": "see BaseClassifier",
-    "promising": "weights, smoothing, prior and promises where a precision is promised",
+    "levels": "of the tree whose leaves the categories are; 1: they are none",
+    "level_promises": "of a tree, see BaseClassifier",
+    "rules": "the same",
+    "promising": "weights, smoothing, prior, promises and those of a tree where a precision is promised",
     "title_columns": "names of the columns that make a title; none: title or text",
     "provenance": "for people: of each run name, checkpoint, step, prior and validation score",
     "fingerprint": "of the prepared data",
@@ -1535,7 +1626,11 @@ def parse_args():
     add("--threshold", type=fraction, metavar="P", help="leave the category empty where its probability is below")
     add("--precision", type=fraction, metavar="P",
         help="the same with the threshold from which on this share of the categories is right")
+    add("--level", type=int, metavar="N",
+        help="of a tree: answer with nodes of this level, from 1 at the top, whatever else would be sure enough")
+    add("--leaf-only", action="store_true", help="of a tree: answer with categories alone, which are its leaves")
     add("--keep", action="store_true", help="write the table's own columns, too")
+    add("--levels", action="store_true", help="with --keep, of a tree: write a column for each level of the answer, too")
     add("--title-column", action="append", metavar="C",
         help="name or number (from 1) of the column of titles; given again, of a further part of these")
     args = parser.parse_args()
@@ -1543,6 +1638,10 @@ def parse_args():
         parser.error("--top: wanted 1 or more")
     if args.threshold and args.precision:
         parser.error("--threshold and --precision: give one")
+    if args.levels and not args.keep:
+        parser.error("--levels goes with --keep")
+    if args.level and args.leaf_only:
+        parser.error("--level and --leaf-only: give one")
     if sys.stdin is None or sys.stdout is None:
         parser.error("standard input or output is closed")
     return args
@@ -1551,38 +1650,45 @@ def parse_args():
 def main():
     args, notes = parse_args(), Notes()
     classifier = Classifier(args.model)
-    if args.precision:
-        classifier = classifier.promising
-        args.threshold, unkept = classifier.promised(args.precision)
-        if unkept:
-            print(f"warning: --precision {unkept}", file=sys.stderr)
+    classifier = classifier.promising if args.precision else classifier
+    try:
+        rule, unkept = classifier.rule(args.precision, args.threshold,
+                                       classifier.tree.levels if args.leaf_only else args.level)
+    except ValueError as error:
+        raise ModelError(f"--{error}") from None
+    if unkept:
+        print(f"warning: --precision {unkept}", file=sys.stderr)
 
     # The same bytes on every system.
     sys.stdout.reconfigure(encoding="utf-8", newline="\n")
     csv.field_size_limit(MAX_LINE)
     with contextlib.nullcontext(sys.stdin.buffer) if args.titles == "-" else open(args.titles, "rb") as file:
-        answer(args, classifier, file, notes)
+        answer(args, classifier, rule, file, notes)
     notes.warn()
 
 
-def answer(args, classifier, file, notes):
+def answer(args, classifier, rule, file, notes):
     """Write the categories of the titles in a file, open in binary, to standard output, as they come."""
     table, blocks = read_titles(file, args.titles, args, classifier, notes)
-    top = min(args.top, len(classifier.labels))
+    columns_of_answer = functools.partial(answer_columns, min(args.top, classifier.tree.size(rule.level)),
+                                          rule.thresholds is not None)
     if args.keep:
         writer = csv.writer(sys.stdout, delimiter=table.delimiter, lineterminator="\n")
-        writer.writerow([*table.header, *answer_columns(top, args.threshold, table.header)])
+        levels = range(1, 1 + classifier.tree.levels) if args.levels else ()
+        writer.writerow([*table.header, *columns_of_answer(table.header),
+                         *(free_name(f"level_{level}", table.header) for level in levels)])
 
     # An empty name is the last, so the number -1 means no category. One format makes a whole line, which is much faster
     # than a field at a time.
-    names = [*classifier.labels, ""]
-    form = "\t".join(["{}\t{:.6f}"] * (len(answer_columns(top, args.threshold)) // 2)) + "\n"
+    names = [*classifier.tree.names, ""]
+    form = "\t".join(["{}\t{:.6f}"] * (len(columns_of_answer()) // 2)) + "\n"
     for rows, fields in blocks:
-        found = answered(*classifier.likeliest(rows, top), args.threshold)
-        columns = [column for categories, chances in zip(*(part.T.tolist() for part in found))  # noqa: B905
-                   for column in ([names[c] for c in categories], chances)]
+        found = classifier.answers(rows, args.top, rule)
+        columns = [column for nodes, chances in zip(*(part.T.tolist() for part in found))  # noqa: B905
+                   for column in ([names[node] for node in nodes], chances)]
         if args.keep:
             columns[1::2] = [[f"{p:.6f}" for p in column] for column in columns[1::2]]
+            columns += classifier.tree.level_names(found[0][:, 0].tolist()) if args.levels else []
             writer.writerows([*row, *answer] for row, answer in zip(fields, zip(*columns)))  # noqa: B905
         else:
             sys.stdout.writelines(map(form.format, *columns))
@@ -1593,8 +1699,8 @@ def answer(args, classifier, file, notes):
 
 def mlflow_model():
     """The model that MLflow serves, with model.npz as its artifact "model". Titles come as a list or as the column
-    `title` of a table, with or without the columns that the model reads beside it; `params` are top, threshold and
-    precision, as for BaseClassifier.predict. Each title is answered by category, probability, then category_2,
+    `title` of a table, with or without the columns that the model reads beside it; `params` are top, threshold,
+    precision and level, as for BaseClassifier.predict. Each title is answered by category, probability, then category_2,
     probability_2 and so on, or with a threshold or a precision candidate_1, probability_1, candidate_2 and so on; a
     missing one by nulls. What is no text, and other parameters, are refused."""
     import logging
@@ -1616,7 +1722,7 @@ def mlflow_model():
             self.classifier = Classifier(context.artifacts["model"])
 
         def predict(self, context, model_input: pandas.DataFrame, params=None):
-            params, rows = {"top": 1, "threshold": None, "precision": None} | (params or {}), model_input
+            params, rows = {"top": 1, "threshold": None, "precision": None, "level": None} | (params or {}), model_input
             # This is how MLflow puts a list into a table, if all of it is text.
             if len(rows) == 1 and isinstance(rows.iloc[0, 0], list):
                 rows = rows.iloc[0, 0]
@@ -1624,7 +1730,7 @@ def mlflow_model():
                 found = self.classifier.predict(rows, **params)
             except (TypeError, ValueError) as error:
                 raise refuse(str(error)) from None
-            names = answer_columns(min(params["top"], len(self.classifier.labels)),
+            names = answer_columns(min(params["top"], self.classifier.tree.size(params["level"])),
                                    params["threshold"] is not None or params["precision"] is not None)
             # As objects, so that None stays None, and does not become NaN.
             missing = [(None, None)] * (len(names) // 2)

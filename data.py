@@ -54,7 +54,7 @@ from titles.cli import UserError
 FORMAT = 5  # of the prepared folder: raise it when its files change their meaning
 SPLITS = ("train", "valid", "test")
 DESCRIBED = ("command", "source", "fingerprint", "synthetic", "categories", "vocabulary", "languages", "reliable_share",
-             "unknown_share", "mean_words", "cut_share", "title_columns")  # what a run keeps of meta.json
+             "unknown_share", "mean_words", "cut_share", "title_columns", "levels")  # what a run keeps of meta.json
 MAX_STEPS = 8  # of a chunk, which is one call of the compiled loop; titles of a chunk are all short or all long
 NUMBER = re.compile(r"[-+]?\d*\.?\d+([eE][-+]?\d+)?")  # in files of word vectors
 

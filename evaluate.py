@@ -69,11 +69,12 @@ MAX_BAD_ROWS = 0.01  # share of the rows of --test that may be left out
 
 # What a flag goes with; `a report` is made where none of --predict, --neighbors and --list is given.
 GOES_WITH = {
-    **dict.fromkeys(("--out", "--threshold", "--precision", "--keep", "--explain"), "--predict"),
-    **dict.fromkeys(("--out-encoding", "--out-separator"), "--keep"), "--top": "--predict or --neighbors",
+    **dict.fromkeys(("--out", "--threshold", "--precision", "--level", "--leaf-only", "--keep", "--explain"),
+                    "--predict"),
+    **dict.fromkeys(("--out-encoding", "--out-separator", "--levels"), "--keep"), "--top": "--predict or --neighbors",
     **dict.fromkeys(("--json", "--test", "--split"), "a report"),
     **dict.fromkeys(("--title-column", "--encoding"), "--predict or --test"), "--category-column": "--test"}
-NOT_TOGETHER = (("--test", "--split"), ("--threshold", "--precision"), ("--neighbors", "--predict"),
+NOT_TOGETHER = (("--test", "--split"), ("--threshold", "--precision"), ("--level", "--leaf-only"), ("--neighbors", "--predict"),
                 ("--list", "--predict"), ("--list", "--neighbors"))
 
 
@@ -101,7 +102,11 @@ def make_parser():
     add("--precision", type=cli.fraction, metavar="P",
         help="leave so many categories empty that of the others this share is right; with --prior training where no "
         "prior is given, for that promises it for more titles")
+    add("--level", type=cli.positive(int), metavar="N",
+        help="of a tree: answer with nodes of this level, from 1 at the top, whatever else would be sure enough")
+    add("--leaf-only", action="store_true", help="of a tree: answer with categories alone, which are its leaves")
     add("--keep", action="store_true", help="write the table's own columns, too, as they were read")
+    add("--levels", action="store_true", help="with --keep, of a tree: write a column for each level of the answer, too")
     add("--explain", action="store_true", help="write the words that spoke most for the category")
     add("--out", type=Path, metavar="FILE", help="write here instead of standard output")
     add("--out-encoding", type=cli.encoding, metavar="E", help="with --keep: of CSV (default: as the table's own)")
@@ -215,7 +220,7 @@ def read_split(args):
     return classifier, report.Labelled(
         inputs=data.Rows(found["text"], found["columns"][:, classifier.column_numbers]) if classifier.columns else
         classifier.rows(found["text"]),
-        labels=found["labels"].astype(np.int64), names=classifier.labels,
+        labels=found["labels"].astype(np.int64), names=classifier.tree.names, tree=classifier.tree,
         trained=classifier.has_trained_on(found["keys"]), language=found.get("language"), languages=meta["languages"],
         reliable=found.get("reliable"), file=found["file"], line=found["line"], id=found.get("id"), split=args.split,
         prepared=data.described(meta), source={
@@ -230,7 +235,7 @@ def read_file(args):
     found = read_columns(args, classifier)
 
     # Categories that the run does not know get numbers behind those it does. Names that look the same are the same.
-    names = list(classifier.labels)
+    names = list(classifier.tree.names)
     number = {sources.tidy(name): i for i, name in enumerate(names)}
     for name, spelling in zip(found["category"], found["spelling"], strict=True):
         if name not in number:
@@ -248,7 +253,7 @@ def read_file(args):
     split = f"file-{split}" if split in data.SPLITS else split
     file = {"file": cli.readable(args.test), "rows": len(labels), "checksum": files.checksum(args.test)}
     return classifier, report.Labelled(
-        inputs=data.Rows(found["title"], found["values"]), labels=labels, names=names,
+        inputs=data.Rows(found["title"], found["values"]), labels=labels, names=names, tree=classifier.tree,
         trained=classifier.has_trained_on(data.keys_of(found["title"])), language=language, languages=languages,
         reliable=reliable if any(found["quality"]) else None, file=[file["file"]] * len(labels),
         line=np.array(found["line"]), id=found["id"] if any(found["id"]) else None, split=split,
@@ -343,14 +348,18 @@ def predict(args):
         raise UserError(f"--predict {args.predict}: no such file; to classify a title, pipe it: echo "
                         f"{cli.quoted([args.predict])} | python evaluate.py --predict -")
     out = args.out if devices.is_first() else None  # what the others print goes nowhere
-    classifier, threshold = load_named(args), args.threshold
-    devices.require_same([classifier.identity, args.predict, args.top, args.explain, args.precision, args.threshold])
-    if args.precision:
-        # What cannot be promised leaves all categories empty; candidates may still be wanted.
-        classifier = classifier.promising
-        threshold, unkept = classifier.promised(args.precision)
-        if unkept:
-            print(f"warning: --precision {unkept}", file=sys.stderr)
+    classifier = load_named(args)
+    devices.require_same([classifier.identity, args.predict, args.top, args.explain, args.precision, args.threshold,
+                          args.level, args.leaf_only])
+    # What cannot be promised leaves all categories empty; candidates may still be wanted.
+    classifier = classifier.promising if args.precision else classifier
+    try:
+        rule, unkept = classifier.rule(args.precision, args.threshold,
+                                       classifier.tree.levels if args.leaf_only else args.level)
+    except ValueError as error:
+        raise UserError(f"--{error}") from None
+    if unkept:
+        print(f"warning: --precision {unkept}", file=sys.stderr)
 
     # The same bytes on every system. What is loaded by now need not be searched for garbage again and again.
     sys.stdout.reconfigure(encoding="utf-8", newline="\n")
@@ -361,33 +370,36 @@ def predict(args):
         tables.require_other_file(file, out)
         form = tables.file_format(args, classifier, file)
         header, blocks, dialect = sources.read_titles(files.decompressed(file), args.predict, bad, form, args.keep)
-        with tables.answer_writer(args, out, header, dialect, classifier.labels) as write:
+        with tables.answer_writer(args, out, header, dialect, classifier.tree) as write:
             # What comes from a terminal or a pipe is answered at once.
-            answer = functools.partial(answered, args, classifier, threshold)
+            answer = functools.partial(answered, args, classifier, rule)
             titles, refused, unknown = write_answers(blocks, answer, write, ahead=1 if files.is_patient(file) else 0)
     bad.warn()
-    if refused and threshold not in (None, math.inf):
-        print(f"{refused:,} of {titles:,} titles left without a category: its probability is below {threshold:.4f}",
-              file=sys.stderr)
+    if refused and rule.thresholds and min(rule.thresholds) < math.inf:
+        least = " or ".join(f"{least:.4f}" for least in dict.fromkeys(rule.thresholds) if least < math.inf)
+        print(f"{refused:,} of {titles:,} titles left without a category: its probability is below {least}"
+              + (", by level from the top" if " or " in least else ""), file=sys.stderr)
     if unknown:
         print(f"{unknown:,} of {titles:,} titles of which training has seen no word and no n-gram: no category, "
               "probability 0", file=sys.stderr)
 
 
-def answered(args, classifier, threshold, rows):
+def answered(args, classifier, rule, rows):
     """The columns of the answer to data.Rows, lists with an entry for each; and how many titles there are, how many of
     them are left without a category, and of how many nothing is known [3]."""
-    # Behind the categories stands no name, for titles that are left without one; lines of text need an empty one.
-    names = np.array([*classifier.labels, None if args.keep else ""], object)
-    likeliest, probabilities = classifier.likeliest(rows, min(args.top, len(classifier.labels)))
-    categories, probabilities = classify.answered(likeliest, probabilities, threshold)
-    columns = [column for ids, p in zip(categories.T, probabilities.T, strict=True)
+    # Behind the nodes stands no name, for titles that are left without one; lines of text need an empty one.
+    names = np.array([*classifier.tree.names, None if args.keep else ""], object)
+    nodes, probabilities = classifier.answers(rows, args.top, rule)
+    columns = [column for ids, p in zip(nodes.T, probabilities.T, strict=True)
                for column in (names[ids].tolist(), p.tolist())]
+    if args.levels:
+        columns += classifier.tree.level_names(nodes[:, 0].tolist())
     # The likeliest category is explained even where it is refused.
     if args.explain:
+        likeliest = classifier.likeliest(rows, 1)[0][:, 0]
         columns.append([" ".join(f"{word}:{gain:.2f}" for word, gain in words)
-                        for words in classifier.explain(rows, likeliest[:, 0])])
-    return columns, np.array([len(rows.titles), (categories[:, 0] < 0).sum(), (probabilities[:, 0] == 0).sum()])
+                        for words in classifier.explain(rows, likeliest)])
+    return columns, np.array([len(rows.titles), (nodes[:, 0] < 0).sum(), (probabilities[:, 0] == 0).sum()])
 
 
 def write_answers(blocks, answer, write, ahead):

@@ -189,14 +189,17 @@ def model_arrays(classifier, dtype):
 
     # Weights, smoothing and promises are of all runs together; the provenance is for people, no code reads it.
     def together(one):
+        of_tree = {name: getattr(one, name) for name in ("level_promises", "rules") if one.tree.levels > 1}
         return {"weights": [float(factor) for factor in one.factors], "smoothing": float(one.smoothing),
-                "prior": one.prior, "promises": one.promises}
+                "prior": one.prior, "promises": one.promises} | of_tree
 
     settings = {
         "format": classify.FORMAT, "members": members, **together(classifier), "promising": together(promising),
         "title_columns": classifier.title_columns,
         "provenance": provenance, "fingerprint": classifier.config["fingerprint"],
         "synthetic": classifier.config["synthetic"]}
+    if classifier.tree.levels > 1:
+        settings["levels"] = classifier.tree.levels
 
     # Text goes in as bytes: NumPy's own arrays of text take four bytes a character, or need pickle.
     lists = {"settings": [json.dumps(settings)], "labels": classifier.labels, "vocabulary": classifier.vocab,
@@ -369,7 +372,7 @@ def log(folder, run_folder, columns, register=None, alias=None):
                 Schema([ColSpec("string", "category", required=False),
                         ColSpec("float", "probability", required=False)]),
                 ParamSchema([ParamSpec("top", "long", 1), ParamSpec("threshold", "double", None),
-                             ParamSpec("precision", "double", None)])),
+                             ParamSpec("precision", "double", None), ParamSpec("level", "long", None)])),
             input_example=pd.DataFrame({columns[0]: ["zapatillas running talle 42", "funda celular silicona"]} | {
                 name: ["", ""] for name in columns[1:]}),
             pip_requirements=[f"numpy=={np.__version__}"])

@@ -89,6 +89,8 @@ SETTINGS = {
         Setting("weight_decay", cli.not_negative(float), 0.0, "L2 penalty on all but the word vectors"),
         Setting("balance", tuple(PRIOR), "logit", "logit: for balanced accuracy, by adding the log prior to the logits "
                 "in training; weights: for the same, by weights on the loss; none: for accuracy"),
+        Setting("parent_weight", cli.not_negative(float), 0.0, "weight on the loss of each level above the categories",
+                needs=("tree",), metavar="W"),
         Setting("unreliable_weight", cli.fraction_or_one, 1.0,
                 "weight on the loss of rows whose label quality is not `reliable`", needs=("quality",), metavar="W")],
     "n-grams, as in fastText": [
@@ -173,10 +175,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import classify
 import data
 import model
 from titles import calibration, configuration, devices, predict, runs, start, tracking
 from titles.progress import Progress, introduce, leave, print_epoch, sizes_of
+from titles.tree import shared_rows
 
 TABLE = configuration.Table(SETTINGS, size_rule, PRIOR)
 
@@ -221,37 +225,65 @@ def loss_of(config, logits, labels):
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
-def class_terms(balance, labels, classes):
-    """(added to the logits in training [C], weight of a row's loss by category [C]) for a --balance method.
+def tree_loss(config, logits, labels, nodes):
+    """The loss of every row where categories are leaves of a tree: logits [..., C], labels [...] numbers of nodes ->
+    [...]; nodes: as in `training_arrays`. Of a row that knows only a parent it is -log of the sum of the probabilities
+    of the leaves below."""
+    # EDIT: what a row says of the levels above its category. parent_weight adds the losses of the nodes there.
+    categories = logits.shape[-1]
+    def of(nodes_of_rows):
+        below = nodes["below"][nodes_of_rows]
+        inside = calibration.inside(below.reshape(-1, 2), categories).reshape(logits.shape)
+        return jax.nn.logsumexp(logits, -1) - jax.nn.logsumexp(logits, -1, where=inside)
+
+    loss = jnp.where(labels < categories, loss_of(config, logits, jnp.minimum(labels, categories - 1)), of(labels))
+    if config["parent_weight"]:
+        above = nodes["above"][labels]
+        loss += config["parent_weight"] * sum(jnp.where(node == labels, 0, of(node))
+                                              for node in jnp.moveaxis(above, -1, 0)[:-1])
+    return loss
+
+
+def class_terms(balance, count):
+    """(added to the logits in training [C], weight of a row's loss by category [C]) for a --balance method; count [C]:
+    training rows of each category.
 
     `logit` adds the log prior (Menon et al. 2021, Long-tail learning via logit adjustment), `weights` divides by the
     category's frequency as scikit-learn's class_weight="balanced".
     """
     # EDIT: the methods against class imbalance; PRIOR says what predictions then assume.
     # A category without a training row counts as half a row, so that its logarithm is finite.
-    count = np.bincount(labels, minlength=classes)
-    shift, weight = np.zeros(classes, np.float32), np.ones(classes, np.float32)
+    shift, weight = np.zeros(len(count), np.float32), np.ones(len(count), np.float32)
     if balance == "logit":
-        shift = np.log(np.maximum(count, 0.5) / len(labels)).astype(np.float32)
+        shift = np.log(np.maximum(count, 0.5) / count.sum()).astype(np.float32)
     if balance == "weights":
-        weight = (len(labels) / (classes * np.maximum(count, 1))).astype(np.float32)
+        weight = (count.sum() / (len(count) * np.maximum(count, 1))).astype(np.float32)
     return shift, weight
 
 
 # --- the step ---------------------------------------------------------------------------------------------------------
 
-def training_arrays(config, features, rows, frozen=None):
+def training_arrays(config, features, rows, frozen=None, tree=None):
     """What the compiled loop reads, on the device: `features` as from model.feature_tables; of the training rows
     their data.Batch, `labels` [N] and their loss's weight `row_weight` [N], of which each device has a part; `shift`
-    [C] of the logits; variables that are `frozen` and not in the state."""
-    # A row's weight on the loss is its category's times that of its label quality.
-    shift, class_weight = class_terms(config["balance"], rows["labels"], config["classes"])
+    [C] of the logits; variables that are `frozen` and not in the state; where the loss asks for the classify.Tree
+    `nodes`, the leaves `below` them [M, 2] and the nodes `above` [M, L]."""
+    # A row's weight on the loss is its category's, or the mean of those that it may have, times that of its quality.
+    tree, nodes = tree or classify.Tree(range(config["classes"]), False), {}
+    count = shared_rows(rows["labels"], tree)
+    shift, class_weight = class_terms(config["balance"], count)
+    if config.get("parent_weight") or (rows["labels"] >= tree.leaves).any():
+        nodes = {"below": tree.below.astype(np.int32), "above": tree.above.astype(np.int32)}
+        means = [np.average(class_weight[low:high], weights=np.maximum(count[low:high], 0.5))
+                 for low, high in tree.below[tree.leaves:]]
+        class_weight = np.append(class_weight, np.array(means, np.float32))
     row_weight = class_weight[rows["labels"]]
     if "unreliable_weight" in config:
         row_weight = np.where(rows["reliable"], row_weight, row_weight * np.float32(config["unreliable_weight"]))
 
     # All rows go to the device once; a chunk then brings nothing but row numbers.
-    return devices.put({"features": features, "shift": shift, "frozen": frozen or {}}, devices.whole()) | {
+    return devices.put({"features": features, "shift": shift, "frozen": frozen or {}, "nodes": nodes},
+                       devices.whole()) | {
         "batch": jax.tree.map(devices.put_rows, data.batch_of(rows)), "labels": devices.put_rows(rows["labels"]),
         "row_weight": devices.put_rows(row_weight)}
 
@@ -292,7 +324,9 @@ def make_train_chunk(config):
                 logits = module.apply({"params": params}, vectors, weights, (values, value_weights), train=True,
                                       rngs={"dropout": jax.random.fold_in(key, 1)})
                 logits += arrays["shift"]
-                loss = loss_of(config, logits, jnp.broadcast_to(labels, logits.shape[:-1]))
+                mine = jnp.broadcast_to(labels, logits.shape[:-1])
+                loss = tree_loss(config, logits, mine, arrays["nodes"]) if arrays["nodes"] else loss_of(
+                    config, logits, mine)
                 return jnp.mean(arrays["row_weight"][rows] * loss)  # of several heads their mean
 
             loss, (gradient, vector_gradient, value_gradient) = jax.value_and_grad(mean_loss, (0, 1, 2))(
@@ -385,7 +419,8 @@ def train(args):
     connecting = cli.in_background(tracking.mlflow_client) if devices.is_first() else None
     state, features, frozen, arrays = start.begin(plan, make_optimizer(config), runs.former(plan, args.runs, is_new))
     groups = data.length_groups(arrays["train"]["titles"], config["batch_size"])
-    programs = compile_chunks(config, state, training_arrays(config, features, arrays["train"], frozen), groups)
+    of_rows = training_arrays(config, features, arrays["train"], frozen, plan.tree)
+    programs = compile_chunks(config, state, of_rows, groups)
     mlflow = connecting and connecting.result()
 
     # Only now, with all compiled, a new run gets its folder: what fails before this leaves none behind.
@@ -396,7 +431,7 @@ def train(args):
     ready = Ready(programs, groups, scored_rows(config, arrays),
                   lambda state: predict.make_predictor(config, state["variables"] | frozen, features),
                   f"{cli.listed(Path(sys.argv[0]))} --resume {folder.name}{runs.other_folders(args)}")
-    plan = arrays = None  # the devices have all training rows
+    plan = arrays = of_rows = None  # the devices have all training rows
 
     # A resumed run goes on from its latest checkpoint. A kill may have kept its last epochs from being logged.
     with runs.training_lock(folder), contextlib.ExitStack() as stack:
@@ -484,7 +519,8 @@ def scored_rows(config, arrays):
     """{what they are for: rows}: "train", the same training rows after every epoch, so that their scores can be
     compared; "valid"; and "calibration", the same validation rows for all runs, so that several can be weighted
     against each other."""
-    sample = np.random.default_rng(config["seed"]).permutation(config["rows"])[:TRAIN_SAMPLE]
+    leaves = np.flatnonzero(arrays["train"]["labels"] < config["classes"])  # a row that knows only a parent has no score
+    sample = leaves[np.random.default_rng(config["seed"]).permutation(len(leaves))[:TRAIN_SAMPLE]]
     valid = arrays["valid"]
     drawn = np.random.default_rng(0).permutation(len(valid["labels"]))[:config["calibration_rows"]]
     return {"train": {kind: array[sample] for kind, array in arrays["train"].items() if kind != "language"},

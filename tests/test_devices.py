@@ -230,7 +230,7 @@ for vocabulary in (500, 50_000):
     titles = np.random.default_rng(0).integers(2, 500, (512, 9)).astype(np.uint32)
     meta = {"vocab": range(vocabulary), "labels": range(7), "vectors": None, "reliable_share": None, "max_len": 9,
             "rows": {"valid": 1}, "training_rows": [1] * 7, "synthetic": True, "fingerprint": "",
-            "files": {"vocab.txt": "", "labels.txt": ""}, "columns": []}
+            "files": {"vocab.txt": "", "labels.txt": ""}, "columns": [], "levels": 1}
     meta = dict.fromkeys(data.DESCRIBED, "") | meta
     args = train.parse_args(["--dim", "16", "--model", *sys.argv[2:]])
     config = configuration.configure(train.TABLE, args, meta, titles)

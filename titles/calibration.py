@@ -31,6 +31,12 @@ def cross_entropy(logits, labels):
     return jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, labels[..., None], -1)[..., 0]
 
 
+def inside(below, categories):
+    """[B, 2] the leaves below nodes, as in a classify.Tree -> [B, C] whether a category is one of them."""
+    leaf = jnp.arange(categories)
+    return (below[:, :1] <= leaf) & (leaf < below[:, 1:])
+
+
 def smoothed(logits, smoothing):
     """[..., C] logits after their temperature -> probabilities, of which the part `smoothing` is spread evenly."""
     return (1 - smoothing) * jax.nn.softmax(logits) + smoothing / logits.shape[-1]

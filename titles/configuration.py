@@ -42,7 +42,8 @@ NEEDS = {"field": "{model} has no such setting", "pieces": "{model} has no such 
          "table": "--freeze-embeddings leaves the table as it is, and no column has another",
          "quality": "the prepared data says of no row how reliable its label is",
          "columns": "the prepared data has no columns beside the titles; run prepare.py again, with --columns",
-         "values": "no column is read"}
+         "values": "no column is read",
+         "tree": "the categories are no tree; see prepare.py --separator"}
 
 
 class Plan(NamedTuple):
@@ -52,6 +53,11 @@ class Plan(NamedTuple):
     meta: dict           # of the prepared data; of an encoder with its `pieces`
     arrays: dict         # of the splits that it trains and validates on
     trained: np.ndarray  # the content of trained.npy
+
+    @property
+    def tree(self):
+        """The classify.Tree whose leaves the categories are."""
+        return classify.Tree(self.meta["labels"], self.meta["levels"] > 1)
 
 
 class Table(NamedTuple):
@@ -161,7 +167,7 @@ def lacking(setting, config, meta):
     met = {"field": setting.name in model.fields(config["model"]), "words": words,
            "pieces": not words, "layers": not config["freeze_layers"], "characters": config["maxn"] > 0,
            "n-grams": ngrams, "table": not config["freeze_embeddings"] or config["columns"],
-           "quality": meta["reliable_share"] is not None, "columns": meta["columns"], "values": config["columns"]}
+           "quality": meta["reliable_share"] is not None, "columns": meta["columns"], "values": config["columns"], "tree": meta["levels"] > 1}
     return next((need for need in setting.needs if not met[need]), None)
 
 
@@ -222,6 +228,7 @@ def plan(table, args):
     meta, arrays = read_as(name, args.data, meta, arrays)
     trained = np.unique(np.concatenate([arrays["train"]["keys"], *before]))
     meta, arrays = without_trained(args.data, meta, arrays, trained, bool(former))
+    meta, arrays = without_parents(args.data, meta, arrays)
     config = configure(table, args, meta, arrays["train"]["titles"], former)
     arrays = read_columns(config, meta, arrays)
     if former:
@@ -253,6 +260,7 @@ def plan_resumed(table, args, meta, arrays):
         arrays = with_validation_rows(arrays)
     else:
         meta, arrays = without_trained(args.data, meta, arrays, trained, "init_from" in config)
+        meta, arrays = without_parents(args.data, meta, arrays)
     return Plan(folder, config, meta, arrays, trained)
 
 
@@ -275,7 +283,8 @@ def plan_refit(table, args, meta, arrays):
     config = {name: value for name, value in config.items() if name != "patience"} | {
         "refit": args.refit, "epochs": epochs, "rows": len(rows["labels"]),
         "steps": epochs * data.epoch_steps(rows["titles"], config["batch_size"]),
-        "training_rows": np.bincount(rows["labels"], minlength=config["classes"]).tolist(),
+        "training_rows": tree.shared_rows(rows["labels"], classify.Tree(
+            meta["labels"], meta["levels"] > 1)).tolist(),
         "source": runs.source_checksums(), "versions": runs.versions()}
     folder = runs.new_folder(args.runs, f"{args.refit}-refit", config["model"])
     return Plan(folder, finished(config, trained), meta, arrays, trained)
@@ -353,6 +362,19 @@ def without_trained(folders, meta, arrays, trained, has_former):
               "that train in another folder; they are left out", file=sys.stderr)
     return (meta | {"rows": meta["rows"] | {"valid": int((~seen).sum())}},
             arrays | {"valid": {kind: array[~seen] for kind, array in arrays["valid"].items()}})
+
+
+def without_parents(folders, meta, arrays):
+    """(meta, arrays) without the validation rows that know only a parent of their category, for scores and promises of
+    a run are of categories; reports have them at the levels that they know. Raises UserError where no row is left."""
+    known = arrays["valid"]["labels"] < len(meta["labels"])
+    if known.all():
+        return meta, arrays
+    if not known.any():
+        raise UserError(f"{cli.listed(folders)}: all its validation rows know only a parent of their category, so "
+                        "nothing tells how good a model is; prepare it with rows that know theirs")
+    return (meta | {"rows": meta["rows"] | {"valid": int(known.sum())}},
+            arrays | {"valid": {kind: array[known] for kind, array in arrays["valid"].items()}})
 
 
 def with_validation_rows(arrays):

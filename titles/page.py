@@ -98,9 +98,16 @@ def probabilities(scores, path):
     note = "" if scores["promising_prior"] == scores["prior"] else (
         "<p>With --precision predictions take categories to be as frequent as in training; these probabilities are of "
         "--prior training.</p>")
-    return table("Precision promised, and found here", ("promise", "from probability", "coverage", "precision"), [
-        [f"{float(promised):.0%}", row["threshold"], row["coverage"], row["precision"]]
-        for promised, row in scores["thresholds"].items()]) + note + figure(
+    promised = {f"{float(promise):.0%}": row for promise, row in scores["thresholds"].items()}
+    nodes = table("Precision promised of the deepest nodes that are sure enough, and found here", (
+        "promise", "from probability, by level", "rows answered", "by a category", "precision"), [
+            [promise, [f"{least:.4f}" if least else "-" for least in row["threshold"] or []], row["answered"],
+             row["leaf"], row["precision"]] for promise, row in promised.items()]) if "levels" in scores else ""
+    alone = {promise: row.get("leaf_only", row) for promise, row in promised.items()}
+    return nodes + table(f"Precision promised{' of categories alone' if nodes else ''}, and found here", (
+        "promise", "from probability", "coverage", "precision"), [
+            [promise, row["threshold"], row["coverage"], row["precision"]] for promise, row in alone.items()]
+    ) + note + figure(
             path, "Each dot is a bin of equally many rows. On the diagonal a probability is what it says.")
 
 
@@ -138,7 +145,7 @@ def recalls(categories, path):
 def mistakes(found, suspects):
     """The most frequent confusions, and labels that look wrong."""
     confused = [[f"{name_of(true)}, {rows:,} rows ({rate:.0%})", name_of(taken), examples.split(" | ")]
-                for true, taken, rows, rate, examples in zip(*found.values(), strict=True)]
+                for true, taken, rows, rate, examples in zip(*(found[name] for name in report.CONFUSED), strict=True)]
     columns = ("title", "category", "category_probability", "predicted", "probability", "file", "line")
     doubted = [[title, f"{name_of(name)} ({given:.4f})", f"{name_of(other)} ({sure:.4f})", f"{name_of(file)}:{line}"]
                for title, name, given, other, sure, file, line in zip(

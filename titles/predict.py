@@ -18,7 +18,7 @@ import numpy as np
 import classify
 import data
 import model
-from titles import calibration, cli, devices, encoder, runs
+from titles import calibration, cli, devices, encoder, runs, tree
 from titles.cli import UserError
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
@@ -122,44 +122,93 @@ def combined(ensemble, batches):
             shifted[0] if len(shifted) == 1 else sum(map(jax.nn.log_softmax, shifted)) / len(shifted))
 
 
-@functools.partial(jax.jit, compiler_options=model.QUICK_COMPILE)
-def score_batch(ensemble, batches, labels):
+def scores(ensemble, batches, labels, nodes=None):
     """`prediction`, its `probability`, `given_probability` of the label and its `rank` (0 = first), `calibrated_loss`
     (cross-entropy, nats) and `brier` score of the probabilities, `loss` without temperatures, factors and smoothing, as
-    in training."""
+    in training; of each row [B]. nodes: of a tree, as from Classifier.nodes; labels may then be inner nodes, which are
+    as likely as the leaves below together and of the rank of the first, and there is `label_path` [B, L], the
+    probabilities of the nodes above the label, and of the levels `at_level` [B, L] the likeliest node by its number
+    there."""
     z, raw = combined(ensemble, batches)
-    probabilities = calibration.smoothed(z, ensemble.smoothing)
-
-    def of_label(values):
-        return jnp.take_along_axis(values, labels[:, None], 1)[:, 0]
+    probabilities, smoothing = calibration.smoothed(z, ensemble.smoothing), ensemble.smoothing
+    if nodes is None:
+        best, given, share, own = (jnp.take_along_axis(values, labels[:, None], 1)[:, 0]
+                                   for values in (z, probabilities, jax.nn.log_softmax(z), raw))
+        leaves, of_tree = 1, {}
+    else:
+        inside, leaves = calibration.inside(nodes["below"][labels], z.shape[1]), jnp.diff(nodes["below"][labels])[:, 0]
+        best, given = jnp.where(inside, z, -jnp.inf).max(1), jnp.where(inside, probabilities, 0).sum(1)
+        share, own = (jax.nn.logsumexp(values, 1, where=inside) for values in (jax.nn.log_softmax(z), raw))
+        of_tree = {"label_path": node_sums(probabilities, nodes["below"][nodes["above"][labels]]),
+                   "at_level": jnp.stack([first_maximum(level_sums(probabilities, first))
+                                          for first in nodes["first"]], 1)}
 
     # As the logarithm of a sum, which stays finite where the probability is too small for its type.
-    given, smoothing = of_label(probabilities), ensemble.smoothing
-    calibrated = -jnp.logaddexp(jnp.log1p(-smoothing) + of_label(jax.nn.log_softmax(z)),
-                                jnp.log(smoothing / z.shape[1]))
-    return {"prediction": first_maximum(z), "rank": (z > of_label(z)[:, None]).sum(1),
+    calibrated = -jnp.logaddexp(jnp.log1p(-smoothing) + share, jnp.log(leaves * smoothing / z.shape[1]))
+    return {"prediction": first_maximum(z), "rank": (z > best[:, None]).sum(1),
             "probability": probabilities.max(1), "given_probability": given,
-            "loss": jax.nn.logsumexp(raw, 1) - of_label(raw), "calibrated_loss": calibrated,
-            "brier": (probabilities ** 2).sum(1) - 2 * given + 1}
+            "loss": jax.nn.logsumexp(raw, 1) - own, "calibrated_loss": calibrated,
+            "brier": (probabilities ** 2).sum(1) - 2 * given + 1} | of_tree
+
+
+score_batch = jax.jit(scores, compiler_options=model.QUICK_COMPILE)
+
+
+@functools.partial(jax.jit, compiler_options=model.QUICK_COMPILE)
+def score_promised(promising, ensemble, batches, labels, nodes=None):
+    """The same, and what the Ensemble that promises a precision predicts, with its probability, and of a tree those of
+    the nodes above it, `promised_path` [B, L]."""
+    z, _ = combined(promising.replace(predictors=ensemble.predictors), batches)
+    found, probabilities = ranked(z, promising.smoothing, 1), calibration.smoothed(z, promising.smoothing)
+    promised = {"promised_prediction": found["category"][:, 0], "promised_probability": found["probability"][:, 0]}
+    if nodes is not None:
+        promised["promised_path"] = node_sums(probabilities, nodes["below"][nodes["above"][found["category"][:, 0]]])
+    return scores(ensemble, batches, labels, nodes) | promised
 
 
 @functools.partial(jax.jit, static_argnames="top", compiler_options=model.QUICK_COMPILE)
 def top_batch(ensemble, batches, top):
-    z, _ = combined(ensemble, batches)
+    """The `top` likeliest categories and their probabilities [B, top]."""
+    return ranked(combined(ensemble, batches)[0], ensemble.smoothing, top)
 
+
+def ranked(z, smoothing, top):
     # Ranked by logits, as small probabilities may round to the same number.
     category = first_maximum(z)[:, None] if top == 1 else jax.lax.top_k(z, top)[1]
-    probabilities = calibration.smoothed(z, ensemble.smoothing)
+    probabilities = calibration.smoothed(z, smoothing)
     return {"category": category, "probability": jnp.take_along_axis(probabilities, category, 1)}
 
 
-@functools.partial(jax.jit, compiler_options=model.QUICK_COMPILE)
-def score_promised(promising, ensemble, batches, labels):
-    """The same, and what the Ensemble that promises a precision predicts, with its probability."""
-    evaluated = score_batch.__wrapped__  # programs with options cannot be a part of others
-    promised = evaluated(promising.replace(predictors=ensemble.predictors), batches, labels)
-    return evaluated(ensemble, batches, labels) | {
-        f"promised_{name}": promised[name] for name in ("prediction", "probability")}
+@functools.partial(jax.jit, static_argnames="top", compiler_options=model.QUICK_COMPILE)
+def climb_batch(ensemble, batches, nodes, top):
+    """The same, and `path` [B, L], the probabilities of the nodes above the likeliest category; nodes: as from
+    Classifier.nodes."""
+    z, _ = combined(ensemble, batches)
+    found = ranked(z, ensemble.smoothing, top)
+    below = nodes["below"][nodes["above"][found["category"][:, 0]]]
+    return found | {"path": node_sums(calibration.smoothed(z, ensemble.smoothing), below)}
+
+
+@functools.partial(jax.jit, static_argnames="top", compiler_options=model.QUICK_COMPILE)
+def level_batch(ensemble, batches, first, top):
+    """The `top` likeliest nodes of a level, by their number there, and their probabilities [B, top]; first [M]: the
+    first leaf of each."""
+    z, _ = combined(ensemble, batches)
+    probability, node = jax.lax.top_k(level_sums(calibration.smoothed(z, ensemble.smoothing), first), top)
+    return {"node": node, "probability": probability}
+
+
+def node_sums(probabilities, below):
+    """Probabilities of categories [B, C] -> those of nodes [B, L], whose leaves below [B, L, 2] tells."""
+    # A pass for each level, which XLA makes one; of a running sum it would make many.
+    return jnp.stack([jnp.where(calibration.inside(below[:, level], probabilities.shape[1]), probabilities, 0).sum(1)
+                      for level in range(below.shape[1])], 1)
+
+
+def level_sums(probabilities, first):
+    """Probabilities of categories [B, C] -> those of the nodes of a level [B, M], by the first leaf of each [M]."""
+    running = jnp.pad(jnp.cumsum(probabilities, 1), ((0, 0), (1, 0)))
+    return running[:, jnp.append(first[1:], probabilities.shape[1])] - running[:, first]
 
 
 @functools.partial(jax.jit, compiler_options=model.QUICK_COMPILE)
@@ -263,6 +312,7 @@ class Classifier(classify.BaseClassifier):
             config, vocab, labels, saved, step = runs.restore(folder, which)
             if not self.members:
                 self.config, self.vocab, self.labels = config, vocab, labels
+                self.tree = classify.Tree(labels, config.get("data", {}).get("levels", 1) > 1)
                 self.prepared, self.title_columns = saved["columns"], config.get("data", {}).get(
                     "title_columns", [])
             # With the same lists, ids mean the same to all members.
@@ -329,7 +379,7 @@ class Classifier(classify.BaseClassifier):
     @functools.cached_property
     def under_training_prior(self):
         other = copy.copy(self)
-        for cached in ("ensemble", "validated", "promises"):  # under this prior
+        for cached in ("ensemble", "validated", "promises", "level_promises", "rules"):  # under this prior
             vars(other).pop(cached, None)
         other.assume("training")
         return other
@@ -350,15 +400,36 @@ class Classifier(classify.BaseClassifier):
 
     @functools.cached_property
     def validated(self):
-        """(probability of the likeliest category [n], whether it is right [n]) of these rows."""
+        """(probabilities [n, C], likeliest category [n]) of these rows."""
         logits = self.combined_kept()
-        return (np.asarray(calibration.smoothed(logits, self.smoothing)).max(1),
-                logits.argmax(1) == self.validation[0]["labels"])
+        return np.asarray(calibration.smoothed(logits, self.smoothing)), logits.argmax(1)
+
+    def promises_of(self, level):
+        """calibration.promises of the likeliest node of a level, or of the categories."""
+        labels, (chances, best) = self.validation[0]["labels"], self.validated
+        if level < self.tree.levels:
+            nodes, first = self.tree.at_level(level)
+            chances = np.add.reduceat(chances, first, axis=1)
+            best, labels = nodes[chances.argmax(1)], self.tree.above[labels, level - 1]
+        return calibration.promises(chances.max(1), best == labels)
 
     @functools.cached_property
     def promises(self):
-        """(number of these rows, calibration.promises of them)."""
-        return len(self.validated[1]), calibration.promises(*self.validated)
+        """(number of these rows, `promises_of` the categories)."""
+        return len(self.validated[1]), self.promises_of(self.tree.levels)
+
+    @functools.cached_property
+    def level_promises(self):
+        """`promises_of` the levels above."""
+        return [self.promises_of(level) for level in range(1, self.tree.levels)]
+
+    @functools.cached_property
+    def rules(self):
+        """tree.rules of these rows."""
+        chances, best = self.validated
+        above = self.tree.above[best]
+        return tree.rules(tree.sums(chances, self.tree.below[above]),
+                          above == self.tree.above[self.validation[0]["labels"]])
 
     @functools.cached_property
     def ensemble(self):
@@ -425,21 +496,46 @@ class Classifier(classify.BaseClassifier):
             known |= np.concatenate([np.zeros(len(self.vocab), bool), of_words])[ids].any(1)
         return known
 
-    def likeliest(self, rows, top):
-        """The `top` likeliest categories of rows (data.Rows, or list of titles): (ids [N, top], probabilities [N, top],
-        0 where nothing of the title is known)."""
-        found = self.in_parts(functools.partial(top_batch, top=top), rows)
-        return found["category"], np.where(found["known"][:, None], found["probability"], 0)
+    def likeliest(self, rows, top, level=None):
+        """The `top` likeliest categories, or nodes of a level, of rows (data.Rows, or list of titles): (numbers [N,
+        top], probabilities [N, top], 0 where nothing of the title is known)."""
+        nodes, first = self.tree.at_level(level or self.tree.levels)
+        top = min(top, len(nodes))
+        if level in (None, self.tree.levels):
+            found = self.in_parts(functools.partial(top_batch, top=top), rows)
+            number = found["category"]
+        else:
+            found = self.in_parts(lambda *both: level_batch(*both, first, top), rows)
+            number = nodes[found["node"]]
+        return number, np.where(found["known"][:, None], found["probability"], 0)
+
+    def climb(self, rows, top):
+        """The same of categories, and the probabilities [N, L] of the nodes above the likeliest, from the top."""
+        found = self.in_parts(lambda *both: climb_batch(*both, self.nodes, min(top, self.tree.leaves)), rows)
+        known = found["known"][:, None]
+        return (found["category"], *(np.where(known, found[name], 0) for name in ("probability", "path")))
+
+    @functools.cached_property
+    def nodes(self):
+        """What compiled functions need of the tree: the leaves `below` nodes [M, 2], the nodes `above` [M, L], and of
+        each level the `first` leaves of its nodes."""
+        first = tuple(self.tree.at_level(level)[1] for level in range(1, self.tree.levels + 1))
+        return devices.put({"below": self.tree.below, "above": self.tree.above, "first": first}, devices.whole())
 
     def score(self, rows, labels, promised=False):
-        """What `score_batch` says of rows (data.Rows, or list of titles) with labels [N], ids of categories; the
-        probability is 0 where nothing of a title is known. promised: also `score_promised`."""
-        function = score_batch
+        """What `scores` says of rows (data.Rows, or list of titles) with labels [N], numbers of categories or of a tree
+        of nodes; the probability is 0 where nothing of a title is known. promised: also `score_promised`."""
+        nodes, function = self.nodes if self.tree.levels > 1 else None, score_batch
         if promised:  # it shares all but a few numbers, so one pass does for both
             function = functools.partial(score_promised, self.promising.ensemble.replace(predictors=()))
-        found = self.in_parts(function, rows, labels.astype(np.int32))
-        return found | {name: np.where(found["known"], found[name], 0) for name in found if name.endswith("probability")
-                        and name != "given_probability"}
+        found = self.in_parts(lambda *arrays: function(*arrays, nodes), rows, labels.astype(np.int32))
+        known = found["known"]
+        for name in ("probability", "promised_probability", "promised_path"):
+            if name in found:
+                found[name] = np.where(known if found[name].ndim == 1 else known[:, None], found[name], 0)
+        for level in range(self.tree.levels if nodes is not None else 0):
+            found["at_level"][:, level] = self.tree.at_level(level + 1)[0][found["at_level"][:, level]]
+        return found
 
     def has_trained_on(self, keys):
         """Whether titles, given by data.title_keys [N], have trained any of the runs: [N] bool."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+import classify
 import data
 from titles import calibration, files, predict
 
@@ -17,9 +18,10 @@ from titles import calibration, files, predict
 RESAMPLES = 2000      # of the bootstrap
 CONFUSIONS = 20       # pairs of categories that the report shows
 WORST = 5             # categories that the figure of the recall names
+CONFUSED = ("category", "predicted", "rows", "share_of_category", "examples")  # columns that are shown of these
 NAME = 30             # characters of a name in a figure
 FILES = ("report.json", "report.html", "predictions.csv", "categories.csv", "confusions.csv", "suspects.csv",
-         "unknown.csv", "values.csv", "recall.png", "confusions.png", "reliability.png")  # of a report, all replaced
+         "unknown.csv", "values.csv", "nodes.csv", "recall.png", "confusions.png", "reliability.png")  # of a report, all replaced
 UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 
 # The keys of report.json: scores, which are also of every slice, what is to be noted, and the rest.
@@ -33,7 +35,8 @@ SCORES = {"balanced_accuracy": "balanced accuracy: mean recall of the categories
           "expected_calibration_error": "calibration error: how far probabilities are from shares that are right"}
 NOTES = {"unknown_category_rows": "have a category that the run does not know, and count as wrong",
          "unknown_title_rows": "have no word or n-gram that training has seen",
-         "trained_rows": "have titles that trained the run"}
+         "trained_rows": "have titles that trained the run",
+         "parent_rows": "know only a parent of their category; they count at the levels that they know"}
 KEYS = SCORES | NOTES | {
     "rows": "how many", "balanced_accuracy_interval": "95 % bootstrap interval",
     "slices": "these scores by language, of reliable labels, of titles that trained no run",
@@ -43,15 +46,20 @@ KEYS = SCORES | NOTES | {
     "data": "files of the rows, folder and fingerprint of a split", "synthetic": "whether rules made the data",
     "prior": "that predictions assume", "temperature": "that divides the logits of all runs together",
     "smoothing": "part of the probability that is spread evenly", "promising_prior": "that --precision assumes",
-    "thresholds": "{precision: threshold that promises it, coverage and precision here}",
-    "columns": "of a run that reads columns: accuracies with all of them, without each, and without any"}
+    "thresholds": "{precision: threshold that promises it, coverage and precision here}; of a tree a threshold for each "
+                  "level, the shares of rows that get a node and a leaf, their precision, and the first of leaves alone",
+    "columns": "of a run that reads columns: accuracies with all of them, without each, and without any",
+    "levels": "of a tree, from the top: nodes, rows that know theirs, accuracy and balanced accuracy",
+    "mistakes": "of a tree: share that are right one level up, that are wrong at the top, and edges from the true "
+                "category to the predicted one"}
 
 
 class Labelled(NamedTuple):
     """Labelled rows, N of them, which a report is on."""
     inputs: data.Rows     # titles, and what else a model reads
     labels: np.ndarray    # [N] numbers of `names`
-    names: list           # categories of the run and, behind them, those it does not know
+    names: list           # nodes of the run's tree and, behind them, categories that it does not know
+    tree: classify.Tree   # whose leaves the categories are
     trained: np.ndarray   # [N] bool, whether a title has trained the run
     file: list            # where each row comes from, ...
     line: np.ndarray      # ... and [N] its line there
@@ -63,6 +71,30 @@ class Labelled(NamedTuple):
     reliable: np.ndarray = None  # [N] bool
     path: str = None      # of a file
     prepared: dict = None  # of a split, as from data.described
+
+    @property
+    def unknown(self):
+        """[N] bool, whether the run does not know the category."""
+        return self.labels >= len(self.tree.names)
+
+    @property
+    def has_category(self):
+        """[N] bool, whether a row knows its category, and not only a parent of it."""
+        return (self.labels < self.tree.leaves) | self.unknown
+
+    def part(self, mask):
+        """The rows of a mask [N] bool, all of them if it has all."""
+        if mask.all():
+            return self
+        chosen = np.flatnonzero(mask)
+
+        def of(values):
+            return values if values is None else (
+                values[chosen] if isinstance(values, np.ndarray) else [values[i] for i in chosen])
+
+        return self._replace(inputs=data.Rows(of(self.inputs.titles), of(self.inputs.values)), **{
+            name: of(getattr(self, name)) for name in ("labels", "trained", "file", "line", "id", "language",
+                                                       "reliable")})
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------
@@ -111,11 +143,11 @@ def summarize(labels, result):
         "expected_calibration_error": calibration.expected_error(result["probability"], predictions == labels)}
 
 
-def promises(threshold_of, probability, right):
-    """{precision: {"threshold", and here "coverage" and "precision"}} for calibration.PRECISIONS; a threshold is what
+def promises(threshold_of, probability, right, precisions=calibration.PRECISIONS):
+    """{precision: {"threshold", and here "coverage" and "precision"}} for some precisions; a threshold is what
     threshold_of(precision) promises, or None where that is infinite. probability [N], right [N] bool."""
     found = {}
-    for precision in calibration.PRECISIONS:
+    for precision in precisions:
         threshold = threshold_of(precision)
         passed = probability >= threshold
         # Text, for JSON has no numbers as keys, and no infinity.
@@ -149,8 +181,7 @@ def score_rows(classifier, rows):
     """What Classifier.score says of Labelled rows, with what is promised; where the run reads columns also predictions
     without each of them, and of `titles alone`, as `without NAME`. Rows whose category the run does not
     know are wrong, and have no loss."""
-    classes = len(classifier.labels)
-    result, unknown = classifier.score(rows.inputs, np.minimum(rows.labels, classes - 1), True), rows.labels >= classes
+    result, unknown = classifier.score(rows.inputs, np.where(rows.unknown, 0, rows.labels), True), rows.unknown
     result["rank"][unknown] = np.iinfo(np.int32).max
     for name in ("loss", "calibrated_loss", "brier"):
         result[name][unknown] = np.nan
@@ -207,12 +238,108 @@ def make_scores(classifier, rows, result):
     # What thresholds from validation rows give here, and the scores of every slice.
     right, columns = result["promised_prediction"] == rows.labels, worth(rows, result)
     return scores | {
-        "unknown_category_rows": int((rows.labels >= len(classifier.labels)).sum()),
+        "unknown_category_rows": int(rows.unknown.sum()),
         "unknown_title_rows": int((~result["known"]).sum()), "trained_rows": int(rows.trained.sum()),
-        "promising_prior": promising.prior,
+        "parent_rows": 0, "promising_prior": promising.prior,
         "thresholds": promises(promising.threshold, result["promised_probability"], right),
         "slices": {name: summarize(rows.labels[mask], {key: values[mask] for key, values in result.items()})
                    for name, mask in slices(rows).items()}} | ({"columns": columns} if columns else {})
+
+
+# --- trees ------------------------------------------------------------------------------------------------------------
+
+def true_nodes(rows):
+    """[N, L] the true node of Labelled rows at every level, from the top; of a row that knows only a parent -1 below
+    that; of an unknown category below the last node that the run knows a number that no node has."""
+    # Of each distinct label once.
+    nodes, of_label = rows.tree, np.full((len(rows.names), rows.tree.levels), len(rows.tree.names))
+    for label in np.unique(rows.labels).tolist():
+        path = rows.names[label].split(classify.PATH)
+        known = [nodes.number.get(classify.PATH.join(path[:end])) for end in range(1, len(path) + 1)]
+        last = next((node for node in reversed(known) if node is not None), None)
+        if last is not None:
+            level = nodes.levels if last < nodes.leaves and label == last else nodes.level[last]
+            of_label[label, :level] = nodes.above[last, :level]
+            if label == last:
+                of_label[label, level:] = -1
+    return of_label[rows.labels]
+
+
+def tree_scores(classifier, rows, result):
+    """What report.json says of the levels above the categories, of Labelled rows and the result of `score_rows`."""
+    truth, nodes = true_nodes(rows), rows.tree
+    known, found = truth >= 0, []
+    for level in range(nodes.levels):
+        mine = known[:, level]
+        labels, predictions = truth[mine, level], result["at_level"][mine, level]
+        found.append({"nodes": nodes.size(level + 1), "rows": int(mine.sum()),
+                      "accuracy": float((labels == predictions).mean()) if mine.any() else None,
+                      "balanced_accuracy": predict.balanced_accuracy(labels, predictions) if mine.any() else None})
+
+    # Mistakes are of rows that know their category: how far from it is the predicted one?
+    wrong = np.flatnonzero(rows.has_category & (result["prediction"] != rows.labels))
+    taken, depth = result["prediction"][wrong], np.array([name.count(classify.PATH) + 1 for name in rows.names])
+    common = (np.cumprod(truth[wrong] == nodes.above[taken], 1)).sum(1)
+    own = depth[rows.labels[wrong]]
+    mistakes = {"right_one_level_up": float(((common >= own - 1) & (own > 1)).mean()),
+                "wrong_at_the_top": float((common == 0).mean()),
+                "distance": float((own + depth[taken] - 2 * common).mean())} if len(wrong) else None
+    return {"parent_rows": int((~rows.has_category).sum()), "levels": found, "mistakes": mistakes,
+            "thresholds": tree_promises(classifier.promising, truth, result)}
+
+
+def tree_promises(promising, truth, result):
+    """The `thresholds` of report.json: what the deepest nodes that are promised answer, and what categories alone."""
+    found, above = {}, promising.tree.above[result["promised_prediction"]]
+    chances, right = result["promised_path"], truth == above
+    for precision in calibration.PRECISIONS:
+        thresholds = promising.rule(precision)[0].thresholds
+        at = classify.deepest(chances, thresholds)
+        rows = np.flatnonzero(at >= 0)
+        told = rows[truth[rows, at[rows]] >= 0]
+        is_leaf = above[rows, at[rows]] < promising.tree.leaves
+        [alone] = promises(lambda asked: promising.threshold(asked), result["promised_probability"][truth[:, -1] >= 0],
+                           right[truth[:, -1] >= 0, -1], [precision]).values()
+        found[f"{precision:.2f}"] = {
+            "threshold": [least if np.isfinite(least) else None for least in thresholds] if np.isfinite(
+                thresholds).any() else None,
+            "answered": len(rows) / len(at), "leaf": float(is_leaf.sum() / len(at)),
+            "precision": float(right[told, at[told]].mean()) if len(told) else None, "leaf_only": alone}
+    return found
+
+
+def shared_parents(rows, true, taken):
+    """{"shared": of pairs of categories [K] the deepest node that both are below, or ""}; nothing without a tree."""
+    if rows.tree.levels == 1:
+        return {}
+    pairs = [[rows.names[i].split(classify.PATH) for i in pair] for pair in zip(true, taken, strict=True)]
+    return {"shared": [classify.PATH.join(a for i, (a, b) in enumerate(zip(*pair, strict=False))
+                                          if pair[0][:i + 1] == pair[1][:i + 1]) for pair in pairs]}
+
+
+def node_table(rows, result):
+    """Of the nodes of the tree that have rows, parents first: {"node", "level", "rows", "recall": the share that is
+    predicted somewhere below the node, "predicted", "precision"}."""
+    truth, taken, nodes = true_nodes(rows), rows.tree.above[result["prediction"]], rows.tree
+    order = sorted(range(len(nodes.names)), key=lambda node: nodes.names[node].split(classify.PATH))
+    found = {"node": [], "level": [], "rows": [], "recall": [], "predicted": [], "precision": []}
+    size, hits, predicted = (np.zeros(len(nodes.names) + 1, int) for _ in range(3))
+    for level in range(nodes.levels):
+        # A leaf that ends above this level has been counted there.
+        mine, its = (np.where((of >= 0) & (np.append(nodes.level, level + 1)[of] == level + 1), of, -1)
+                     for of in (truth[:, level], taken[:, level]))
+        known = mine >= 0
+        size += np.bincount(mine[known], minlength=len(size))
+        hits += np.bincount(mine[known & (mine == its)], minlength=len(size))
+        predicted += np.bincount(its[(its >= 0) & (truth[:, level] >= 0)], minlength=len(size))
+    for node in order:
+        if size[node] or predicted[node]:
+            values = (nodes.names[node], int(nodes.level[node]), int(size[node]),
+                      hits[node] / size[node] if size[node] else None, int(predicted[node]),
+                      hits[node] / predicted[node] if predicted[node] else None)
+            for name, value in zip(found, values, strict=True):
+                found[name].append(value)
+    return found
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
@@ -333,8 +460,14 @@ class Report(NamedTuple):
 
 def make_report(classifier, rows, result):
     """The Report on Labelled rows with the result of `score_rows`."""
+    # Scores of categories are of the rows that know theirs; those of the levels above are of all.
+    known, all_rows, all_results = rows.has_category, rows, result
+    rows, result = rows.part(known), result if known.all() else {name: of[known] for name, of in result.items()}
     scores = make_scores(classifier, rows, result)
     tables = make_tables(rows, classifier.config["training_rows"], result)
+    if rows.tree.levels > 1:
+        scores |= tree_scores(classifier, all_rows, all_results)
+        tables["nodes.csv"] = node_table(all_rows, all_results)
     if classifier.columns:
         tables["values.csv"] = worst_values(classifier, rows, result)
     title = (f"{'SYNTHETIC data, ' if scores['synthetic'] else ''}"
@@ -348,8 +481,9 @@ def make_tables(rows, training_rows, result):
     from sklearn import metrics
     # Categories that nobody predicted have no precision; it counts as 0, as in macro-F1.
     names, labels, predictions = np.array(rows.names, object), rows.labels, result["prediction"]
+    leaves = np.delete(np.arange(len(names)), np.arange(rows.tree.leaves, len(rows.tree.names)))  # no inner nodes
     precision, recall, f1, _ = metrics.precision_recall_fscore_support(
-        labels, predictions, labels=np.arange(len(names)), zero_division=0)
+        labels, predictions, labels=leaves, zero_division=0)
     support = np.bincount(labels, minlength=len(names))  # scikit-learn's are no integers where no row is right
 
     # A confusion is easier to understand with a few of its titles.
@@ -357,10 +491,12 @@ def make_tables(rows, training_rows, result):
     true, taken, count = confusions(labels, predictions)
     examples = [" | ".join(titles[(labels == i) & (predictions == j)][:3]) for i, j in zip(true, taken, strict=True)]
 
-    # Labels that the model finds least likely, where it knows them and is of another opinion.
-    is_known = labels < len(training_rows)
+    # Labels that the model finds least likely, where it knows them and is of another opinion. In a tree the nodes above
+    # count as well: a wrong parent is the worse suspicion.
+    is_known = ~rows.unknown
     suspect = np.flatnonzero(is_known & (predictions != labels))
-    suspect = suspect[np.argsort(result["given_probability"][suspect], kind="stable")]
+    doubt = result["label_path"].mean(1) if "label_path" in result else result["given_probability"]
+    suspect = suspect[np.argsort(doubt[suspect], kind="stable")]
 
     columns = {"category": names[labels], "category_probability": result["given_probability"].astype(float),
                "predicted": names[predictions], "probability": result["probability"].astype(float), "title": titles}
@@ -373,10 +509,12 @@ def make_tables(rows, training_rows, result):
     # Categories that the run does not know stand behind its own, and have no training rows.
     return {
         "predictions.csv": table(slice(None), "title", "category", "predicted", "probability", *place),
-        "categories.csv": {"category": names, "precision": precision, "recall": recall, "f1": f1, "support": support,
-                           "training_rows": np.pad(training_rows, (0, len(names) - len(training_rows)))},
+        "categories.csv": {"category": names[leaves], "precision": precision, "recall": recall, "f1": f1,
+                           "support": support[leaves],
+                           "training_rows": np.pad(training_rows, (0, len(leaves) - len(training_rows)))},
         "confusions.csv": {"category": names[true], "predicted": names[taken], "rows": count,
-                           "share_of_category": count / support[true], "examples": examples},
+                           "share_of_category": count / support[true]} | shared_parents(rows, true, taken) | {
+                               "examples": examples},
         "suspects.csv": table(suspect, *place, *columns),
         "unknown.csv": table(~is_known, *place, "category", "predicted", "probability", "title")}
 
@@ -433,12 +571,20 @@ def show(scores, found):
     if scores["promising_prior"] != scores["prior"]:
         print("with --precision they take them to be as frequent as in training:")
     for precision, row in scores["thresholds"].items():
+        kept = "-" if row["precision"] is None else f"{row['precision']:.1%}"
         if row["threshold"] is None:
             print(f"promised {float(precision):.0%} right: by no probability, on these validation rows")
+        elif "leaf_only" in row:
+            alone = row["leaf_only"]
+            print(f"promised {float(precision):.0%} right: here {row['answered']:.1%} of the titles, {row['leaf']:.1%} "
+                  f"by a category, {kept} of them right (with --leaf-only {alone['coverage']:.1%})")
         else:
-            kept = "-" if row["precision"] is None else f"{row['precision']:.1%}"
             print(f"promised {float(precision):.0%} right: from probability {row['threshold']:.4f} on; here "
                   f"{row['coverage']:.1%} of the titles, {kept} of them right")
+    for level, row in enumerate(scores.get("levels", ()), 1):
+        if row["rows"]:
+            print(f"level {level}, {row['nodes']:,} nodes: accuracy {row['accuracy']:.4f}, balanced "
+                  f"{row['balanced_accuracy']:.4f}")
     for note in notes(scores):
         print(note)
     for name, row in scores.get("columns", {}).items():
@@ -447,6 +593,6 @@ def show(scores, found):
     # The first few with one title each; confusions.csv has more.
     if found["examples"]:
         print("most frequent confusions:")
-    for true, wrong, count, rate, examples in itertools.islice(zip(*found.values(), strict=True), 8):
+    for true, wrong, count, rate, examples in itertools.islice(zip(*(found[name] for name in CONFUSED), strict=True), 8):
         print(f"  {count:>5} x {true} taken for {wrong} ({rate:.0%} of its rows), such as: "
               f"{examples.partition(' | ')[0]}")

@@ -102,12 +102,12 @@ def written_dialect(args, dialect):
 # --- writers ----------------------------------------------------------------------------------------------------------
 
 @contextmanager
-def answer_writer(args, out, header, dialect, labels):
+def answer_writer(args, out, header, dialect, tree):
     """A function of (kept columns or None, columns of the answer) that writes rows to the file `out` or, where it is
     None, to standard output: with --keep behind the columns of a table, see `writer`; after ids as CSV; else as lines
-    that are divided by tabs. header and dialect: of the table that is read; labels: the run's categories."""
+    that are divided by tabs. header and dialect: of the table that is read; tree: the run's."""
     # The challenge's own form, id,category, has no room for more.
-    top = min(args.top, len(labels))
+    top = min(args.top, tree.size(args.level))
     if header == ["id"] and not args.keep and (top > 1 or args.explain):
         flag = f"--top {args.top}" if top > 1 else "--explain"
         raise UserError(f"{flag}: {args.predict} has ids, for which one category each is written; --keep writes "
@@ -119,6 +119,8 @@ def answer_writer(args, out, header, dialect, labels):
     pairs = len(names) // 2
     if args.keep:
         answer = [*zip(names, [pa.string(), pa.float64()] * pairs, strict=True)]
+        if args.levels:
+            answer += [(classify.free_name(f"level_{level}", taken), pa.string()) for level in range(1, tree.levels + 1)]
         if args.explain:
             answer.append((classify.free_name("explanation", taken), pa.string()))
         with writer(out, written_dialect(args, dialect), header, answer) as write:
