@@ -227,7 +227,7 @@ def matched_leaves(names, others):
     split = {i: [before[path]] for i in left if (path := leaf_above(names[i], before))}
 
     # A leaf that others were below begins as their mean, but for those that stand elsewhere now.
-    now, merged = {names[i]: i for i in left if i not in split}, collections.defaultdict(list)
+    now, merged = {names[i]: i for i in left}, collections.defaultdict(list)
     elsewhere = {j for (j,) in moved.values()}
     for j in gone:
         if j not in elsewhere and (path := leaf_above(others[j], now)):
