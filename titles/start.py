@@ -2,6 +2,7 @@
 
 A state is {"variables": all that prediction needs, "optimizer": the rest}, two trees of arrays.
 """
+import collections
 import re
 
 import jax
@@ -131,13 +132,16 @@ def with_knowledge(state, config, meta, former):
     variables, learned = dict(state["variables"]), saved["variables"]
 
     # Arrays of the head that differ in shape where there is a category more have one entry for each along their last
-    # axis; these are matched by the categories' names.
+    # axis; these are matched by the categories' names, and in a tree by where they stand.
     more = jax.eval_shape(lambda: model.init(config | {"classes": config["classes"] + 1}, jax.random.key(0)))["params"]
-    mine, theirs = matched(meta["labels"], labels)
+    if max(meta.get("levels", 1), old.get("data", {}).get("levels", 1)) > 1:
+        mine, theirs, others = matched_leaves(meta["labels"], labels)
+    else:
+        (mine, theirs), others = matched(meta["labels"], labels), ""
     variables["params"] = jax.tree.map(
-        lambda new, other, old: old if new.shape == other.shape else new.at[..., mine].set(old[..., theirs]),
+        lambda new, other, old: old if new.shape == other.shape else with_entries(new, old, mine, theirs),
         variables["params"], more, {part: learned["params"][part] for part in variables["params"]})
-    said = f"{len(mine):,} of {config['classes']:,} categories"
+    said = f"{len(np.unique(mine)):,} of {config['classes']:,} categories" + (f" ({others})" if others else "")
     if config.get("columns") and old.get("columns"):
         variables, values = with_values(variables, config, meta, old, saved)
         said = f"{values} values of columns, {said}"
@@ -152,6 +156,14 @@ def with_knowledge(state, config, meta, former):
     variables["table"] = variables["table"].at[mine].set(learned["table"][theirs])
     variables["weights"] = with_counts(config, variables["weights"], learned["weights"], mine, theirs)
     return state | {"variables": variables}, said
+
+
+def with_entries(array, learned, mine, theirs):
+    """An array whose entries `mine` along the last axis are those that another has at `theirs`; their mean where
+    several follow one another that go to the same."""
+    own, first, count = np.unique(mine, return_index=True, return_counts=True)
+    means = np.add.reduceat(np.asarray(learned)[..., theirs], first, axis=-1) / count.astype(learned.dtype)
+    return array.at[..., own].set(means)
 
 
 def with_counts(config, now, before, mine, theirs):
@@ -188,5 +200,54 @@ def with_values(variables, config, meta, old, saved):
 def matched(names, others):
     """The positions in two lists of str of what stands in both: two arrays of the same length."""
     position = {name: i for i, name in enumerate(others)}
-    both = [(i, position[name]) for i, name in enumerate(names) if name in position]
-    return np.array(both, np.int64).reshape(-1, 2).T
+    return positions((i, position[name]) for i, name in enumerate(names) if name in position)
+
+
+def positions(pairs):
+    """Pairs of positions in two lists as two arrays of the same length."""
+    return np.array([*pairs], np.int64).reshape(-1, 2).T
+
+
+def matched_leaves(names, others):
+    """What the leaves of a tree begin with, of those of another: (positions in the lists of their paths, `names` and
+    `others`: two arrays of the same length, where a leaf of several others stands several times in a row; how many
+    leaves found theirs under another path, as text)."""
+    mine, theirs = matched(names, others)
+    new, gone = (np.setdiff1d(np.arange(len(every)), found) for every, found in ((names, mine), (others, theirs)))
+    kept = {i: [j] for i, j in zip(mine, theirs, strict=True)}
+
+    # A leaf that moved has its own name still. One that is now above or below its former place is split or merged.
+    here, there = alone(names, new), alone(others, gone)
+    both = [(here[name], there[name]) for name in here if name in there]
+    moved = {i: [j] for i, j in both
+             if not (leaf_above(names[i], {others[j]}) or leaf_above(others[j], {names[i]}))}
+
+    # Those below what was a leaf begin as that one.
+    left, before = [i for i in new if i not in moved], {name: j for j, name in enumerate(others)}
+    split = {i: [before[path]] for i in left if (path := leaf_above(names[i], before))}
+
+    # A leaf that others were below begins as their mean, but for those that stand elsewhere now.
+    now, merged = {names[i]: i for i in left}, collections.defaultdict(list)
+    elsewhere = {j for (j,) in moved.values()}
+    for j in gone:
+        if j not in elsewhere and (path := leaf_above(others[j], now)):
+            merged[now[path]].append(j)
+
+    found = sorted((kept | moved | split | merged).items())
+    said = [f"{len(those):,} {how}" for how, those in (("moved", moved), ("split", split), ("merged", merged)) if those]
+    return *positions((i, j) for i, its in found for j in its), ", ".join(said)
+
+
+def alone(names, some):
+    """{own name of a leaf, the last level of its path: position} of those leaves among `some`, positions in names, that
+    share it with no other among them."""
+    own = [names[i].rpartition(classify.PATH)[2] for i in some]
+    count = collections.Counter(own)
+    return {name: i for name, i in zip(own, some, strict=True) if count[name] == 1}
+
+
+def leaf_above(name, leaves):
+    """The nearest path above a leaf that is among `leaves`, or None."""
+    path = name.split(classify.PATH)
+    above = (classify.PATH.join(path[:end]) for end in range(len(path) - 1, 0, -1))
+    return next((one for one in above if one in leaves), None)
