@@ -428,7 +428,7 @@ class Tree:
         self.names, self.leaves = [*labels, *inner], len(labels)
         self.number = {name: node for node, name in enumerate(self.names)}
         self.level = np.array([*map(len, paths), *(name.count(PATH) + 1 for name in inner)])       # [M], from 1
-        self.levels = int(self.level.max())
+        self.levels = int(self.level.max(initial=1))
         leaves = np.arange(len(labels))
         self.below = np.concatenate([np.stack([leaves, leaves + 1], 1),                            # [M, 2]
                                      np.array([below[name] for name in inner], int).reshape(-1, 2)])

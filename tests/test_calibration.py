@@ -144,9 +144,15 @@ def test_a_run_under_its_own_prior_keeps_its_calibration(classifier):
 
 # --- promises ---------------------------------------------------------------------------------------------------------
 
+def flat_classifier():
+    classifier = classify.BaseClassifier()
+    classifier.tree = classify.Tree(["a", "b"], False)
+    return classifier
+
+
 def threshold(confidence, right, precision):
     """What a classifier with these validation rows says."""
-    classifier = classify.BaseClassifier()
+    classifier = flat_classifier()
     classifier.promises = len(right), calibration.promises(confidence, right)
     return classifier.threshold(precision)
 
@@ -196,16 +202,16 @@ def test_a_promise_that_cannot_be_kept_names_the_most_precise_one_that_can(seed)
     draw = np.random.default_rng(seed)
     confidence = draw.random(2000)
     right = draw.random(2000) < confidence ** 0.3
-    classifier = classify.BaseClassifier()
+    classifier = flat_classifier()
     classifier.promises = 2000, calibration.promises(confidence, right)
-    found, said = classifier.promised(0.999)
+    ((level, found), said) = classifier.rule(0.999)
     best, share = re.fullmatch(r"0.999 cannot be promised on these 2,000 validation rows, so no title gets a category; "
                                r"(0\.\d\d) can, for (\d+) % of titles", said).groups()
-    assert found == math.inf == classifier.threshold(float(best) + 0.01)
+    assert level == 1 and found == [math.inf] == [classifier.threshold(float(best) + 0.01)]
     assert (confidence >= classifier.threshold(float(best))).mean() == int(share) / 100
-    assert classifier.promised(float(best)) == (classifier.threshold(float(best)), None)
+    assert classifier.rule(float(best)) == ((1, [classifier.threshold(float(best))]), None)
     classifier.promises = 4, calibration.promises(np.ones(4), np.zeros(4, bool))
-    assert classifier.promised(0.5)[1].endswith("; nothing can")
+    assert classifier.rule(0.5)[1].endswith("; nothing can")
     for wrong in (0, 1, 95, math.nan):
         with pytest.raises(ValueError, match="between 0 and 1"):
             classifier.threshold(wrong)
@@ -246,6 +252,6 @@ def test_calibration_error_equals_plain_python(n):
 
 
 def test_a_promise_that_is_just_kept_suffices():
-    classifier = classify.BaseClassifier()
+    classifier = flat_classifier()
     classifier.promises = 100, [(1.0, 0.2, 0.5), (0.5, 0.7, 0.9)]
     assert [classifier.threshold(precision) for precision in (0.4, 0.5, 0.6, 0.9, 0.91)] == [0.2, 0.2, 0.7, 0.7, np.inf]

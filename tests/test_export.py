@@ -102,8 +102,8 @@ def assert_the_same(small, run, titles, atol=1e-5):
 
     # Any precision has the very same threshold.
     for precision in (0.01, 0.5, 0.613, 0.9, 0.99):
-        assert small.promised(precision) == run.promised(precision)
-        assert small.promising.promised(precision) == run.promising.promised(precision)
+        assert small.rule(precision) == run.rule(precision)
+        assert small.promising.rule(precision) == run.promising.rule(precision)
     promised = run.promising.likeliest(titles, 1)
     np.testing.assert_allclose(small.promising.likeliest(titles, 1)[1], promised[1], atol=atol)
     assert small.promising.settings["prior"] == run.promising.prior
@@ -242,7 +242,7 @@ def test_answers_on_the_command_line(exported, tmp_path):
     done = answers(folder, stdin, "--precision", 0.9999, "--top", 3)
     likely = fields_of(small.promising.predict(ODD, top=3))
     assert [line.split("\t") for line in done.stdout.splitlines()] == [["", row[1], *row] for row in likely]
-    assert done.stderr == f"warning: --precision {small.promising.promised(0.9999)[1]}\n"
+    assert done.stderr == f"warning: --precision {small.promising.rule(0.9999)[1]}\n"
     assert answers(folder, "").stdout == "" and answers(folder, "\n").stdout.endswith("\t0.000000\n")
     (tmp_path / "titles.txt").write_bytes(b"mesa\r\nsi\xfflla")
     assert answers(folder, "", tmp_path / "titles.txt").stdout.startswith("MESAS\t")

@@ -94,7 +94,7 @@ def test_precision_takes_the_threshold_that_promises_it(predict, trained, classi
 
 def test_a_precision_that_cannot_be_promised_answers_nothing_and_says_which_can(predict, classifier):
     plain = lines_of(predict("-", "--prior", "training", stdin=listed(TITLES)))
-    said = classifier.promising.promised(0.9999)[1]
+    said = classifier.promising.rule(0.9999)[1]
     done = predict("-", "--precision", 0.9999, stdin=listed(TITLES))
     assert lines_of(done) == [["", chance] for _, chance in plain]
     assert f"warning: --precision {said}\n" in done.stderr and " can, for " in said

@@ -102,14 +102,13 @@ def test_pretrained_vectors_are_the_start():
 
 
 def test_class_terms():
-    labels = np.array([0, 0, 0, 1])
-    shift, weight = train.class_terms("logit", labels, 3)
+    shift, weight = train.class_terms("logit", np.array([3, 1, 0]))
     np.testing.assert_allclose(shift, np.log([0.75, 0.25, 0.125]), rtol=1e-6)
     assert weight.tolist() == [1, 1, 1]
-    shift, weight = train.class_terms("weights", labels, 2)
+    shift, weight = train.class_terms("weights", np.array([3, 1]))
     np.testing.assert_allclose(weight, [4 / 6, 2], rtol=1e-6)  # as scikit-learn's class_weight="balanced"
     assert shift.tolist() == [0, 0]
-    assert [x.tolist() for x in train.class_terms("none", labels, 2)] == [[0, 0], [1, 1]]
+    assert [x.tolist() for x in train.class_terms("none", np.array([3, 1]))] == [[0, 0], [1, 1]]
 
 
 def test_unreliable_rows_count_less():
