@@ -7,7 +7,8 @@ The prepared folder (`data/prepared/`), for each split `train`, `valid`, `test`:
     {split}_text.txt      the titles as they came, one a line, for reports
     {split}_keys.npy      [N] uint64, what tells a title from others, see `title_keys`
     {split}_groups.npy    [N] uint64, the same of its group          (after `prepare.py --group-column`)
-    {split}_labels.npy    [N] category ids (smallest unsigned type)
+    {split}_labels.npy    [N] category ids (smallest unsigned type); where categories are paths of a tree, which have
+                          several meta["levels"], nodes of classify.Tree: a row may know only what is above a leaf
     {split}_language.npy  [N] uint8, index into meta["languages"]    (where the source names a language)
     {split}_reliable.npy  [N] bool                                   (where the source names a label quality)
     {split}_pieces.npy    [N, max_len of meta["encoder"]] ids of pieces of words   (after `prepare.py --encoder`)
@@ -15,7 +16,7 @@ The prepared folder (`data/prepared/`), for each split `train`, `valid`, `test`:
                           rows of a file follow one another, and meta["source"] says how many each has in which split
     {split}_columns.npy   [N, K] ids of the values of columns (smallest unsigned type), 0 = nothing (after --columns)
     {split}_id.txt        what the source's column `id` says of each row, one a line     (where a source has one)
-    vocab.txt, labels.txt one entry a line, line number = id, from 0
+    vocab.txt, labels.txt one entry a line, line number = id, from 0; of a tree the paths of its leaves
     oov.txt               the other words: cut by --vocab or --min-count, or not in training at all
     columns.txt           a line for each column, see classify.Column                     (after `prepare.py --columns`)
     vectors.npy           [V, dim] float32, zero where not found     (after `prepare.py --vectors`)
@@ -320,7 +321,7 @@ def require_alike(found):
     for other, its in others:
         different = [name for name in ("vocab.txt", "labels.txt", "columns.txt", "vectors.npy")
                      if its["files"].get(name) != meta["files"].get(name)]
-        different += [name for name in ("tokenizer", "max_len", "encoder") if its[name] != meta[name]]
+        different += [name for name in ("tokenizer", "max_len", "encoder", "levels") if its[name] != meta[name]]
         if different:
             raise UserError(f"{other}: was prepared with another {different[0]} than {folder}; prepare one of them "
                             "--like the other")
@@ -381,7 +382,8 @@ def read_prepared(folder, splits, text=None, ids=True):
     if not (folder / "meta.json").is_file():
         raise UserError(f"{folder}: no prepared data here; run prepare.py, whose --data takes titles, or name the "
                         "folder that it wrote with --data")
-    meta = {"title_columns": []} | files.read_verified_json(folder / "meta.json", FORMAT, again)  # or older scripts'
+    # What older scripts did not write has this meaning.
+    meta = {"title_columns": [], "levels": 1} | files.read_verified_json(folder / "meta.json", FORMAT, again)
     if meta["tokenizer"] != TOKENIZER:
         print(f"warning: {folder}: was prepared with another classify.py; if its tokenizer was changed, {again}",
               file=sys.stderr)

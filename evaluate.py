@@ -73,8 +73,10 @@ GOES_WITH = {
                     "--predict"),
     **dict.fromkeys(("--out-encoding", "--out-separator", "--levels"), "--keep"), "--top": "--predict or --neighbors",
     **dict.fromkeys(("--json", "--test", "--split"), "a report"),
-    **dict.fromkeys(("--title-column", "--encoding"), "--predict or --test"), "--category-column": "--test"}
-NOT_TOGETHER = (("--test", "--split"), ("--threshold", "--precision"), ("--level", "--leaf-only"), ("--neighbors", "--predict"),
+    **dict.fromkeys(("--title-column", "--encoding"), "--predict or --test"),
+    **dict.fromkeys(("--category-column", "--separator"), "--test")}
+NOT_TOGETHER = (("--test", "--split"), ("--threshold", "--precision"), ("--level", "--leaf-only"),
+                ("--neighbors", "--predict"),
                 ("--list", "--predict"), ("--list", "--neighbors"))
 
 
@@ -91,7 +93,10 @@ def make_parser():
     add = parser.add_argument_group("a report").add_argument
     add("--split", choices=("test", "valid", "train"), help="which rows to report on (default: test)")
     add("--test", type=Path, metavar="FILE", help="report on this labelled file instead of a split")
-    add("--category-column", metavar="C", help="of FILE: name or number (from 1) of the column of categories")
+    add("--category-column", nargs="+", metavar="C",
+        help="of FILE: name or number (from 1) of the column of categories, or of several, the levels from the top")
+    add("--separator", type=cli.level_separator, metavar="S",
+        help="of FILE: what divides the levels of a category, such as '>' (default: as the data was prepared)")
     add("--json", action="store_true", help="print the scores as one JSON object and nothing else")
 
     add = parser.add_argument_group("categories for new titles").add_argument
@@ -302,7 +307,7 @@ def command(args, classifier):
     words = ["python", "evaluate.py", "--ckpt", *(
         f"{runs.short_name(folder, args.runs)}/{which}" for folder, which in classifier.checkpoints)]
     for name, usual in {"split": "test", "test": None, "prior": None, "title_column": None, "category_column": None,
-                        "encoding": "utf-8"}.items():
+                        "separator": None, "encoding": "utf-8"}.items():
         if (value := getattr(args, name)) is not None and str(value) != usual:
             words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
     return cli.quoted(words) + runs.other_folders(args)

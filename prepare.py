@@ -7,6 +7,7 @@
     python prepare.py --data titles.csv --encoder use   # for train.py --model encoder, too; requirements-encoder.txt
     python prepare.py --data export.csv --title-column Name --category-column 5 --encoding cp1252
     python prepare.py --data shop.csv --columns brand price         # a row is more than its title
+    python prepare.py --data shop.csv --separator ">"               # categories are paths, as Home > Kitchen > Knives
     python prepare.py --data titles.csv --group-column product_id   # no product stands on two sides of a split
     python prepare.py --data more.csv --like data/prepared --out data/more      # then train.py --data with both folders
 
@@ -23,6 +24,11 @@ is, and a line says it; brand:word and price:number decide it, "price:number," a
 as people write them (1.234,56, $ 1,299.00, 12 €).
 Several title columns, such as title and description, are one text whose parts stay apart.
 Categories whose names look the same are one, which labels.txt writes as most rows do.
+Categories may be paths of a tree: --separator says what divides their levels, several columns of --category-column have
+a level each, from the top, and lists in JSON or Parquet are paths as they are. A row that ends above a leaf, as where
+the last columns are empty, knows only a parent; the categories are the leaves, and depths may differ. Spaces around
+levels do not count, and an empty level between others, or at the top, is left out; a level that repeats the name above
+it is one of its own, and the same name below two parents is two.
 Splits that the source does not give are drawn: 20 % test, then --valid of the rest. Where a title goes depends on its
 words and --seed alone, so next month's file, which has these rows and more, keeps all of them where they were; equal
 titles stay on one side, and with --group-column all rows of one product, seller or document. A category without a
@@ -67,7 +73,7 @@ import classify
 import data
 import synthetic
 from data import SPLITS
-from titles import cli, encoder, files, sources
+from titles import cli, encoder, files, sources, tree
 from titles.cli import UserError, readable
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
@@ -80,6 +86,10 @@ CUT_TITLES, CUT_SHARE = 8, 0.95
 PIECE_ROWS = 8192           # titles that a process cuts into pieces at a time
 LEFT_OUT = len(SPLITS)      # the split of rows that go to none (--like)
 STEPS = 16                  # that the numbers of a column are cut into, of equally many training rows
+# A hint comes where so many names or more are flat, and look like paths: so large a share has the same of these signs,
+# and their first parts are less than half as many.
+NAMES, ALIKE = 10, 0.8
+SIGNS = (" > ", ">", " / ", "/", "|", " :: ", "::", "\xbb")
 NUMBERS = 0.8               # of a column's values, the share that tells that it has numbers
 CODE = 9                    # digits from which on whole numbers are names, such as those of bar codes
 NEAR_ROWS, NEAR_SHARE = 5000, 0.25  # of so many test titles, the share that is near a training title, for a hint
@@ -217,11 +227,11 @@ def read_rows(args, chosen, bad, base):
     """Read every file once. base: the folder of --like, as from `read_base`, or None.
 
     Returns a namespace: `where` rows come from, for messages, and `paths` of these files; a list of `blocks`; the Codes
-    of `words`, of `spellings` of categories and of `languages`, and a list of those of the `texts` of --columns;
-    `word_keys`, the keys of the words; arrays with one entry a row, `spelling`, `language`, `values` [N, K] (codes of
-    texts), `id` (Arrow strings) and those of `columns_of`, but None for what is OPTIONAL and no row has; the number of
-    rows `of_file` each, of words before titles are cut, and of titles that are `cut`. Raises UserError where rows or
-    words are missing, or too many rows are bad.
+    of `words`, of `spellings` of categories (see `marked_paths`) and of `languages`, and a list of those of the `texts`
+    of --columns; `word_keys`, the keys of the words; arrays with one entry a row, `spelling`, `language`, `values`
+    [N, K] (codes of texts), `id` (Arrow strings) and those of `columns_of`, but None for what is OPTIONAL and no row
+    has; the number of rows `of_file` each, of words before titles are cut, and of titles that are `cut`. Raises
+    UserError where rows or words are missing, or too many rows are bad.
     """
     import pyarrow.compute as pc
     words, spellings, languages, word_keys = Codes(), Codes(), Codes(), np.zeros(0, np.uint64)
@@ -244,7 +254,7 @@ def read_rows(args, chosen, bad, base):
         # What else the rows have. A column that a file lacks is empty.
         block = dict.fromkeys(("split", *OPTIONAL.values()), pa.repeat("", len(lengths))) | block
         columns.append(columns_of(block, path, split, data.title_keys(word_keys[numbers], lengths)) | {
-            "spelling": spellings(block["spelling"]), "language": languages(block["language"]), "id": block["id"],
+            "spelling": spellings(marked_paths(block)), "language": languages(block["language"]), "id": block["id"],
             "values": values_of(block, args.columns, texts)})
         if len(languages.index) > 256:
             raise UserError(f"{path}: more than 256 languages; rename the column if it holds something else")
@@ -276,7 +286,7 @@ def tokenized_blocks(args, chosen, bad, base):
         return *item, *data.bulk_tokenize(item[2]["title"])
 
     # One thread more than asked for, as reading the next block takes one.
-    categories = base and pa.array([sources.tidy(name) for name in base.labels], pa.string())
+    categories = base and pa.array([sources.tidy(name) for name in base.tree.names], pa.string())
     with ThreadPoolExecutor(args.threads + 1) as pool:
         yield from cli.map_ahead(pool, tokenized, chosen_blocks(args, chosen, bad, categories), 2 * args.threads)
 
@@ -336,6 +346,15 @@ def values_of(block, columns, texts):
     return classify.stacked(codes, len(block["title"]))
 
 
+def marked_paths(block):
+    """The spellings of a block's categories, Arrow strings, with a BORDER before those that are paths."""
+    import pyarrow.compute as pc
+    if "path" not in block:
+        return block["spelling"]
+    mark = pc.if_else(block["path"], classify.BORDER, "")
+    return pc.binary_join_element_wise(mark, block["spelling"], "")
+
+
 def title_lines(titles):
     """The titles of an Arrow string array as bytes, one a line; line ends within a title become spaces."""
     import pyarrow.compute as pc
@@ -364,13 +383,15 @@ def given_split(path, split, values):
 
 OF_BASE = ("vocab", "min_count", "max_len", "fold", "valid", "seed", "vectors", "encoder", "max_pieces", "columns",
            "value_min_count")
-CHOSEN = ("languages", "title_column", "category_column", "group_column", "max_bad_rows")  # or as a part asks
+CHOSEN = ("languages", "title_column", "category_column", "separator", "group_column",  # or as a part asks
+          "max_bad_rows")
 
 
 def read_base(args):
     """What a part takes from the folder of --like: (the options, of which most are that folder's; a namespace of its
-    `vocab` and `labels`, the keys of the titles, and of the groups, that it has `held_out` for validation and test, its
-    `vectors`, and whether it `knows_quality` of labels). Raises UserError where the options do not go together."""
+    `vocab` and `tree` of categories, the keys of the titles, and of the groups, that it has `held_out` for validation
+    and test, its `vectors`, and whether it `knows_quality` of labels). Raises UserError where the options do not go
+    together."""
     if args.data is None or args.out.resolve() == args.like.resolve():
         raise UserError("--like goes with --data, and with an --out of its own")
     meta, arrays = data.read_prepared(args.like, SPLITS[1:])
@@ -387,43 +408,79 @@ def read_base(args):
         encoder.require(described, args.like)
     held_out = [rows[kind] for rows in arrays.values() for kind in ("keys", "groups") if kind in rows]
     return (argparse.Namespace(**vars(args) | taken | {"fold": None}),  # no split is drawn
-            SimpleNamespace(vocab=meta["vocab"], labels=meta["labels"], columns=meta["columns"],
-                            held_out=np.concatenate(held_out),
+            SimpleNamespace(vocab=meta["vocab"], columns=meta["columns"],
+                            tree=classify.Tree(meta["labels"], meta["levels"] > 1), held_out=np.concatenate(held_out),
                             vectors=meta["vectors"], knows_quality=meta["reliable_share"] is not None))
 
 
 # --- categories -------------------------------------------------------------------------------------------------------
 
 def number_categories(rows, base, bad):
-    """(names of the categories, those of the base or in alphabetical order; [N] which each row has). Of names that look
-    the same the one that most rows write counts; a note goes to `bad`."""
+    """(the classify.Tree of the categories, that of the base or in alphabetical order; [N] which of its nodes each row
+    has). Of names that look the same the one that most rows write counts; a note goes to `bad`."""
+    index, times = rows.spellings.index, np.bincount(rows.spelling)
+    names = [name.removeprefix(classify.BORDER) for name in index]
+    is_tree = not base and any(name.startswith(classify.BORDER) for name in index)
+    if is_tree:
+        # A name among lists is a path of one level.
+        names = [name[1:] if name[:1] == classify.BORDER else sources.read_path(classify.BORDER + name)[0]
+                 for name in index]
+
     # Of equally frequent ones the first in alphabetical order, so that the order of rows does not matter.
-    ways, index, times = {}, rows.spellings.index, np.bincount(rows.spelling)
-    for name in sorted(index, key=lambda name: (-times[index[name]], name)):
-        ways.setdefault(sources.tidy(name), []).append(name)
-    names = base.labels if base else sorted(first for first, *_ in ways.values())
+    ways = {}
+    for i in sorted(range(len(names)), key=lambda i: (-times[i], names[i])):
+        ways.setdefault(sources.tidy(names[i]), []).append(names[i])
+    found = base.tree if base else make_tree(sorted(first for first, *_ in ways.values()), is_tree)
     for first, *others in ways.values():
-        if others and not base:
+        if {*others} - {first} and not base:
             bad.note(f"category {first}", None, "is written in several ways that look the same; the most frequent one "
                      "is its name")
-    if len(names) < 2:
-        raise UserError(f"{rows.where}: only one category ({names[0]}); a classifier needs two or more")
-    number = {sources.tidy(name): i for i, name in enumerate(names)}
-    of_spelling = [number[sources.tidy(name)] for name in index]
-    return names, np.array(of_spelling, data.smallest_uint(len(names) - 1))[rows.spelling]
+    if found.leaves < 2:
+        raise UserError(f"{rows.where}: only one category ({found.names[0]}); a classifier needs two or more")
+    number = {sources.tidy(name): i for i, name in enumerate(found.names)}
+    of_spelling = [number[sources.tidy(name)] for name in names]
+    return found, np.array(of_spelling, data.smallest_uint(len(found.names) - 1))[rows.spelling]
 
 
-def note_similar_names(names, bad):
-    """Note in `bad` which categories differ in case, accents or HTML entities only: seldom are they meant to be two."""
+def make_tree(names, is_tree):
+    """The classify.Tree of these names, of which those above others are no leaves."""
+    parents = {classify.PATH.join(levels[:end]) for levels in (name.split(classify.PATH) for name in names)
+               for end in range(1, len(levels))} if is_tree else ()
+    return classify.Tree([name for name in names if name not in parents], is_tree)
+
+
+def note_names(found, args, bad):
+    """Note in `bad` which categories of a classify.Tree differ in case, accents or HTML entities only: seldom are they
+    meant to be two; and where names look like paths that were not read as such, or the other way round."""
     plain = {}
-    for name in names:
-        folded = unicodedata.normalize("NFKD", data.decode_entities(name).casefold())
+    for name in found.names:
+        parent, _, own = name.rpartition(classify.PATH) if found.levels > 1 else ("", "", name)
+        folded = unicodedata.normalize("NFKD", data.decode_entities(own).casefold())
         folded = "".join(c for c in folded if not unicodedata.combining(c))
-        plain.setdefault(" ".join(folded.split()), []).append(name)
+        plain.setdefault((parent, " ".join(folded.split())), []).append(name)
     for same in plain.values():
         if len(same) > 1:
             bad.note(f"category {same[0]}", None, f"differs from {same[1]} in case, accents or HTML entities "
                      "only; are they one?")
+    if args.separator and found.levels == 1:
+        bad.note(f"--separator {args.separator!r}", None, "no category has it between two levels, so the tree has one "
+                 "level")
+
+
+def note_paths(names, bad):
+    """Note in `bad` where flat names look like paths."""
+    for sign in SIGNS:
+        paths = [name for name in names if sign in name]
+        first = {name.split(sign)[0].strip() for name in names}
+        if len(names) < NAMES or len(paths) < ALIKE * len(names) or 2 * len(first) >= len(names):
+            continue
+        # Without its spaces a sign is easier to type, if it is the same sign.
+        bare = sign.strip()
+        shown = bare if all(name.count(bare) == name.count(sign) for name in names) else sign
+        deepest = max(paths, key=lambda name: name.count(sign))
+        bad.note(f"category {deepest} ...", None, f"{len(paths) / len(names):.0%} of the names look like paths; "
+                 f'--separator "{shown}" reads them as a tree')
+        return
 
 
 def note_misread_labels(rows, names, label, bad):
@@ -454,8 +511,9 @@ def note_misread_labels(rows, names, label, bad):
 
 # --- rows -> splits ---------------------------------------------------------------------------------------------------
 
-def split_rows(rows, label, args, base):
-    """Which split each row belongs to: [N] int8 indices into SPLITS, or LEFT_OUT."""
+def split_rows(rows, label, args, base, leaves):
+    """Which split each row belongs to: [N] int8 indices into SPLITS, or LEFT_OUT. label, leaves: as `draw_splits` has
+    them."""
     # No title may train here that the base holds out.
     if base:
         held_out = np.isin(rows.key, base.held_out)
@@ -465,7 +523,7 @@ def split_rows(rows, label, args, base):
     if args.fold and (rows.given == 2).any():
         raise UserError(f"{rows.where}: has a test split; --fold holds out a part of the training rows instead, so "
                         "name their file alone with --data")
-    split = draw_splits(rows.key if rows.group is None else rows.group, label, rows.given, args)
+    split = draw_splits(rows.key if rows.group is None else rows.group, label, rows.given, args, leaves)
 
     # Groups may share a title, and no title may stand on two sides.
     if rows.group is not None:
@@ -474,15 +532,15 @@ def split_rows(rows, label, args, base):
     return split
 
 
-def draw_splits(keys, labels, given, args):
+def draw_splits(keys, labels, given, args, leaves):
     """Which split each row belongs to: [N] int8 indices into SPLITS.
 
     Rows with a given split [N] (-1: none) keep it, but a split that the source does not name is drawn from the training
     rows, by keys [N] uint64 and --seed alone, whatever other rows there are. With --fold (i, k) the test split is the
-    i-th of k parts. Every category (labels [N]) that has no training row gets those of one key; these alone move when
-    others of their category come.
+    i-th of k parts. Every category (labels [N] below `leaves`; others know only a parent) that has no training row gets
+    those of one key; these alone move when others of their category come.
     """
-    pool, split = given <= 0, np.maximum(given, 0)
+    pool, split, is_leaf = given <= 0, np.maximum(given, 0), labels < leaves
     test, valid = (data.draw(keys, args.seed, purpose) for purpose in (0, 1))
     if not (given == 1).any():
         split[pool & (valid < args.valid)] = 1
@@ -493,15 +551,15 @@ def draw_splits(keys, labels, given, args):
 
     # A category without a training row cannot be learned. The row that is farthest from validation trains.
     lacks = np.bincount(labels[split == 0], minlength=labels.max() + 1) == 0
-    rows = np.flatnonzero(pool & lacks[labels])
+    rows = np.flatnonzero(pool & is_leaf & lacks[labels])
     rows = rows[np.lexsort((-valid[rows], labels[rows]))]
     _, first = np.unique(labels[rows], return_index=True)
     split[pool & np.isin(keys, keys[rows[first]])] = 0
 
     # Of a small file the row that is nearest to a split without rows is held out, if its categories keep other keys.
     for s, drawn in ((2, test), (1, valid)):
-        if not ((split == s).any() or (args.fold and s == 2)):
-            rows = np.flatnonzero(pool & (split == 0))
+        if not (((split == s) & (is_leaf | (given == s))).any() or (args.fold and s == 2)):
+            rows = np.flatnonzero(pool & is_leaf & (split == 0))
             pairs = np.unique(np.stack([labels[rows].astype(np.uint64), keys[rows]]), axis=1)
             lone = np.bincount(pairs[0].astype(int))[labels[rows]] == 1
             rows = rows[~np.isin(keys[rows], keys[rows[lone]])]
@@ -510,8 +568,9 @@ def draw_splits(keys, labels, given, args):
     return split
 
 
-def require_splits(rows, split, args, base):
-    """Raise UserError where a split that is needed has no row."""
+def require_splits(rows, made, args, base):
+    """Raise UserError where a split that is needed has no row, or none that knows its leaf."""
+    split, is_leaf = made.split, made.label < made.tree.leaves
     if (split == LEFT_OUT).all():
         raise UserError(f"{rows.where}: all its titles validate or test in {args.like}, so none is left to train")
     for s, name in enumerate(SPLITS if base is None else ()):
@@ -520,6 +579,9 @@ def require_splits(rows, split, args, base):
                 f"the split column, or a file's name, says {SPLITS[rows.given.max()]} of all rows: leave it out, or "
                 "read them with --test beside the training file" if s == 0 else
                 "there are too few different titles to hold some out"))
+        if s < 2 and not is_leaf[split == s].any():
+            raise UserError(f"{rows.where}: no {name} row has all levels of its category; those that know only a "
+                            f"parent cannot {'teach' if s == 0 else 'tell'} which leaf is right")
 
 
 def note_split_groups(rows, split, chosen, bad):
@@ -772,7 +834,8 @@ def write_pieces(folder, args, sizes):
 #   synthetic                 whether all categories are synthetic.py's
 #   rows, left_out_rows       {split}; rows that go to no split (--like, --group-column)
 #   bad_rows, first_bad_row   those skipped; where and why the first, or null
-#   categories, training_rows how many; [rows of each that train]
+#   categories, training_rows how many; [rows of each that train], with a share of those that know only a parent
+#   levels, parent_rows       of the tree of categories, 1 where they are flat; rows that know only a parent
 #   not_split_categories      how many train, but have no test row
 #   not_in_train_categories   how many have no training row
 #   languages                 their names, as {split}_language.npy numbers them, or null
@@ -792,17 +855,14 @@ def write_pieces(folder, args, sizes):
 def describe(args, chosen, rows, made, bad):
     """What meta.json says, but for the checksums. made: a namespace of what `prepare` has made of the rows."""
     sizes = np.bincount(made.split, minlength=3)[:3].tolist()
-    of_category = [np.bincount(made.label[made.split == s], minlength=len(made.labels)) for s in range(3)]
+    leaves, nodes = made.tree.leaves, len(made.tree.names)
+    of_category = [np.bincount(made.label[made.split == s], minlength=nodes)[:leaves] for s in range(3)]
     by_file = [np.bincount(mine, minlength=3).tolist() for mine in np.split(made.split, np.cumsum(rows.of_file)[:-1])]
-    # A title that comes with several categories is in several pairs of title and category.
-    _, title = np.unique(rows.key, return_inverse=True)
-    pairs = np.unique(title * len(made.labels) + made.label)
-    conflicting = np.bincount(pairs // len(made.labels)) > 1
     held_out = {name: rows.key[made.split == s] for s, name in enumerate(SPLITS) if s}
     drawn = not args.like and rows.group is None and not (rows.given == 2).any()
     return {
         "format": data.FORMAT, "tokenizer": data.TOKENIZER,
-        "synthetic": all(name.startswith(synthetic.PREFIX) for name in made.labels),
+        "synthetic": all(name.startswith(synthetic.PREFIX) for name in made.tree.names),
         "command": cli.public(readable(shlex.join(["python", "prepare.py", *sys.argv[1:]]))),
         "source": [{"file": readable(path), "split": None if s is None else SPLITS[s], "checksum": files.checksum(path),
                     "rows": dict(zip(SPLITS, counts, strict=False))}
@@ -811,14 +871,15 @@ def describe(args, chosen, rows, made, bad):
                     if name not in ("data", "test", "out", "threads", "mirror", "download", "given")},
         "rows": dict(zip(SPLITS, sizes, strict=True)), "left_out_rows": int((made.split == LEFT_OUT).sum()),
         "bad_rows": bad.count, "first_bad_row": bad.first and readable(bad.first),
-        "categories": len(made.labels), "training_rows": of_category[0].tolist(),
+        "categories": leaves, "training_rows": tree.shared_rows(made.label[made.split == 0], made.tree).tolist(),
+        "levels": made.tree.levels, "parent_rows": int((made.label[made.split != LEFT_OUT] >= leaves).sum()),
         "not_split_categories": int(((of_category[0] > 0) & (of_category[2] == 0)).sum()),
         "not_in_train_categories": int((of_category[0] == 0).sum()),
         "languages": made.languages,
         "reliable_share": None if rows.reliable is None else float(rows.reliable[made.split != LEFT_OUT].mean()),
         "vocabulary": len(made.words.vocab), "unknown_share": made.unknown_share,
         "max_len": args.max_len, "cut_share": rows.cut / len(rows.key), "mean_words": rows.word_count / len(rows.key),
-        "conflicting_rows": int(conflicting[title].sum()),
+        "conflicting_rows": conflicting_rows(rows.key, made.label, made.tree),
         "also_in_train": {name: float(np.isin(keys, rows.key[made.split == 0]).sum() / max(1, len(keys)))
                           for name, keys in held_out.items()},
         "near_equal_share": near_equal_share(rows, made.split) if drawn else None,
@@ -826,6 +887,20 @@ def describe(args, chosen, rows, made, bad):
         "title_columns": title_names(args, chosen),
         "columns": [*map(said_of, made.columns)],
     }
+
+
+def conflicting_rows(keys, label, found):
+    """How many rows have a title, told by keys [N], that comes with another category, too: with nodes [N] of the tree
+    `found` of which one is not above the other."""
+    # The distinct pairs of a title and a node, those of a title from the top; the last is its deepest.
+    _, title = np.unique(keys, return_inverse=True)
+    nodes = len(found.names)
+    titles, node = np.divmod(np.unique(title * nodes + label), nodes)
+    order = np.lexsort((found.level[node], titles))
+    titles, node = titles[order], node[order]
+    deepest = node[np.searchsorted(titles, titles, "right") - 1]
+    odd = found.above[deepest, found.level[node] - 1] != node
+    return int(np.isin(title, titles[odd]).sum())
 
 
 def title_names(args, chosen):
@@ -881,22 +956,24 @@ def prepare(args):
 
         # What the rows are made into, see `describe`.
         made = SimpleNamespace(encoder=described)
-        made.labels, made.label = number_categories(rows, base, bad)
-        made.split = split_rows(rows, made.label, args, base)
-        require_splits(rows, made.split, args, base)
+        made.tree, made.label = number_categories(rows, base, bad)
+        made.split = split_rows(rows, made.label, args, base, made.tree.leaves)
+        require_splits(rows, made, args, base)
         if not base:
-            note_similar_names(made.labels, bad)
+            note_names(made.tree, args, bad)
             firsts = [sources.first_line(path, args.encoding) or "" for path, _ in chosen]
             if "fasttext" in map(sources.format_of, firsts):
-                note_misread_labels(rows, made.labels, made.label, bad)
+                note_misread_labels(rows, made.tree.names, made.label, bad)
+            elif made.tree.levels == 1 and not args.separator:
+                note_paths(made.tree.names, bad)
         note_split_groups(rows, made.split, chosen, bad)
         made.words = choose_words(rows, made.split, args, base)
         made.columns, values = choose_columns(rows, made.split, args, base, bad)
 
         made.unknown_share = write_titles(folder, rows, made.split, made.words, args)
         made.languages = write_columns(folder, rows, made.split, made.label, values)
-        for name, lines in (("vocab", made.words.vocab), ("oov", made.words.oov), ("labels", made.labels),
-                            ("columns", made.columns)):
+        for name, lines in (("vocab", made.words.vocab), ("oov", made.words.oov),
+                            ("labels", made.tree.names[:made.tree.leaves]), ("columns", made.columns)):
             if lines or name != "columns":
                 files.write_lines(folder / f"{name}.txt", lines)
         made.vectors_found = None
@@ -920,7 +997,7 @@ def prepare(args):
         files.write_json(folder / "meta.json", files.with_checksum(meta))
         written = sum(path.stat().st_size for path in folder.iterdir())
     bad.warn()
-    report(meta, args.out, written, time.time() - started)
+    report(meta, made.tree, args.out, written, time.time() - started)
 
 
 def require_own(out):
@@ -940,8 +1017,8 @@ def require_own(out):
                         "another --out")
 
 
-def report(meta, out, written, seconds):
-    """Print the table at the end."""
+def report(meta, found, out, written, seconds):
+    """Print the table at the end; found: the classify.Tree of the categories."""
     total = sum(meta["rows"].values())
     percent = "{:.2%}".format
 
@@ -952,7 +1029,9 @@ def report(meta, out, written, seconds):
             f"or groups validate or test in {meta['options']['like']}" if meta["options"]["like"]
             else "stand in a group on another side, too"),
         "bad rows skipped": meta["bad_rows"] and f"{meta['bad_rows']:,}, first {meta['first_bad_row']}",
-        "categories": f"{meta['categories']:,}",
+        "categories": f"{meta['categories']:,}" + (meta["levels"] > 1) * (
+            f" in {meta['levels']} levels ({', '.join(f'{n:,}' for n in np.bincount(found.level)[1:])} nodes)"),
+        "know only a parent": meta["parent_rows"] and f"{meta['parent_rows']:,} rows",
         "languages": ", ".join(meta["languages"] or []) or "not given",
         "reliable labels": "not given" if meta["reliable_share"] is None else percent(meta["reliable_share"]),
         "vocabulary": f"{meta['vocabulary']:,} words, from the training split alone",
@@ -1025,7 +1104,10 @@ def main():
         "says what the column has")
     add("--value-min-count", type=cli.positive(int), default=1, metavar="N",
         help="values of --columns in fewer training rows are unknown")
-    add("--category-column", metavar="C", help="the same of categories (default: category or label)")
+    add("--category-column", nargs="+", metavar="C",
+        help="the same of categories (default: category or label); several are the levels of a tree, from the top")
+    add("--separator", type=cli.level_separator, metavar="S",
+        help="categories are paths of a tree, whose levels are divided by this, such as '>'")
     add("--group-column", metavar="C",
         help="name or number of a column, such as the product or seller; its rows stay on one side of a drawn split")
     add("--encoding", type=cli.encoding, default="utf-8", help="of the files, such as cp1252 (Excel) or utf-16")

@@ -26,7 +26,8 @@ def labels_of(split):
 def drawn(labels, keys=None, given=None, valid=0.1, seed=0, fold=None):
     keys = data.text_keys(map(str, range(len(labels)))) if keys is None else keys
     given = np.full(len(labels), NOT_GIVEN, np.int8) if given is None else given
-    return prepare.draw_splits(keys, labels, given, SimpleNamespace(valid=valid, seed=seed, fold=fold))
+    return prepare.draw_splits(keys, labels, given, SimpleNamespace(valid=valid, seed=seed, fold=fold),
+                               labels.max() + 1)
 
 
 def test_shares_of_the_splits():

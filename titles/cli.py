@@ -304,6 +304,15 @@ def separator(text):
     return text
 
 
+def level_separator(text):
+    """An argparse type: what divides the levels of a category."""
+    text = {"tab": "\t", "\\t": "\t"}.get(text, text)
+    if not text:
+        raise argparse.ArgumentTypeError("'': wanted a text such as '>'")
+    text.encode()  # a ValueError where it is not UTF-8
+    return text
+
+
 def public(text):
     """A text without names and passwords that stand before the host of an address."""
     return re.sub(r"//[^/\s]*@", "//", text)

@@ -34,11 +34,14 @@ from titles.cli import UserError
 # --- knobs ------------------------------------------------------------------------------------------------------------
 BLOCK = 8 << 20      # bytes of a file in memory at a time, for each thread a few
 LINE_ROWS = 50_000   # rows of JSON lines and fastText files in a block at most
+LEVELS = 50          # of a category that is a path at most
 
 # By what names we know a column; --title-column and --category-column put others in their place.
 COLUMNS = {"title": ("title", "text"), "category": ("category", "label"), "language": ("language",),
            "quality": ("label_quality",), "split": ("split",), "id": ("id",), "group": ()}
 
+LEVEL_MISSING = "a level between others, or at the top, is empty and left out"                 # of a path
+OWN_SIGN = "a level has a > of its own, which is written \u203a, for > stands between levels"
 NO_NUMBER = "the {} {!r} is no number, so it counts as missing"  # of a value
 FASTTEXT_BLANKS = re.compile("[ \t\n\v\f\r\0]+")  # that divide its words
 PARQUET, ZIP = b"PAR1", b"PK\3\4"  # how these files begin; an Excel workbook is a zip archive
@@ -162,10 +165,17 @@ def format_of(first):
 class Format(NamedTuple):
     """How a user says that files are to be read."""
     # {column: [names that it may have in the source, or its number from 1; the first that the source knows count]}.
-    # Beside those of COLUMNS they are further parts of the title, see classify.title_key, and values, see `value_key`.
+    # Beside those of COLUMNS they are further parts of the title, see classify.title_key, further levels of the
+    # category, see `level_key`, and values, see `value_key`.
     names: dict = {column: [names] for column, names in COLUMNS.items()}  # noqa: RUF012
     encoding: str = "utf-8"
     columns: tuple = ()  # of rows to classify the classify.Columns whose values are read
+    separator: str | None = None  # between the levels of a category
+
+    @property
+    def is_tree(self):
+        """Whether all categories are paths, whatever the file."""
+        return bool(self.separator) or level_key(1) in self.names
 
     @property
     def beside(self):
@@ -186,6 +196,15 @@ def is_title(column):
     return column.partition(" ")[0] == "title"
 
 
+def level_key(number):
+    """What the columns that make a category are called, of which number 0 has the top level."""
+    return f"category {number}" if number else "category"
+
+
+def is_level(column):
+    return column.partition(" ")[0] == "category"
+
+
 @dataclass
 class Dialect:
     """How a table in text is written, so that another can be written alike."""
@@ -198,14 +217,16 @@ class Dialect:
 
 
 def format_from(args, remembered=None, values=()):
-    """The Format that --title-column, --category-column, --group-column and --encoding ask for; where title and
-    category are not named, `remembered`, the options that other files were prepared with, serves as far as it fits.
-    values: names of the columns of values."""
-    names = dict(Format().names)
+    """The Format that --title-column, --category-column, --separator, --group-column and --encoding ask for; where
+    title and category are not named, `remembered`, the options that other files were prepared with, serves as far as it
+    fits. values: names of the columns of values. Raises UserError where a flag names a column twice."""
+    names, key_of = dict(Format().names), {"title": classify.title_key, "category": level_key}
     for column in ("title", "category", "group"):
         asked, told = (named(flags.get(f"{column}_column")) for flags in (vars(args), remembered or {}))
+        if len({str(name).lower() for name in asked}) < len(asked):
+            raise UserError(f"--{column}-column {' '.join(map(str, asked))}: the same column twice")
         for i, name in enumerate(asked or told):
-            key = classify.title_key(i) if column == "title" else column
+            key = key_of[column](i) if column in key_of else column
             usual = COLUMNS.get(key, ())
             if asked:
                 names[key] = [(name,)]
@@ -214,7 +235,8 @@ def format_from(args, remembered=None, values=()):
                 names[key] = [(name, *usual)]
             elif column != "group":  # which prepare.py alone asks for
                 names[key] = [(name,), usual]
-    return Format(names | {value_key(name): [(name,)] for name in values}, args.encoding)
+    return Format(names | {value_key(name): [(name,)] for name in values}, args.encoding,
+                  separator=vars(args).get("separator") or (remembered or {}).get("separator"))
 
 
 def named(columns):
@@ -266,14 +288,15 @@ def locate(header, wanted, names):
 
 
 def require_columns(header, name, wanted, names, shown=None):
-    """As `locate`, but raises UserError unless the title, and the category if wanted, are found; shown: what the error
-    says of the header."""
+    """As `locate`, but raises UserError unless the title, and if wanted the category and the levels below that a user
+    has asked for, are found; shown: what the error says of the header."""
     columns = locate(header, wanted, names)
-    for column in ("title", "category"):
-        if column in wanted and column not in columns:
+    for column in wanted:
+        if column not in columns and (column in ("title", "category") or (
+                is_level(column) and len(names[column]) == 1)):
             known = " or ".join(str(one) for known in names[column] for one in known)
             raise UserError(f"{name}:1: the header needs one column {known}, and says "
-                            f"{shown or ', '.join(header)[:80]}; name it with --{column}-column")
+                            f"{shown or ', '.join(header)[:80]}; name it with --{column.partition(' ')[0]}-column")
     return columns
 
 
@@ -402,7 +425,8 @@ def parse_json(line, names):
     row = {}
     for column, (first, *others) in names.items():
         if len(first) == 1 and isinstance(first[0], int):
-            raise ValueError(f"columns of JSON lines have names and no numbers; see --{column}-column")
+            raise ValueError("columns of JSON lines have names and no numbers; see "
+                             f"--{column.partition(' ')[0]}-column")
         if is_value(column):
             name = classify.meant(fields, first[0])
             row[column] = None if name is None else json_text(column, name, fields[name])
@@ -413,20 +437,26 @@ def parse_json(line, names):
         if len(found) > 1:
             raise ValueError(f"has both {' and '.join(found)}; name one with --{column}-column")
         row[column] = json_text(column, found[0], fields[found[0]]) if found else (
-            None if is_title(column) and column != "title" and first[0] not in fields else "")
+            None if (is_title(column) or is_level(column)) and " " in column and first[0] not in fields else "")
     return row
 
 
 def json_text(column, name, value):
-    """A JSON value as text. Whole numbers and booleans are names, too; NaN is a missing value, as pandas writes it.
-    What else there is raises ValueError, unless it is an id or a value of the row, which may be anything."""
+    """A JSON value as text. Whole numbers and booleans are names, too; NaN is a missing value, as pandas writes it. A
+    list is the path of a category: a BORDER stands before each level. What else there is raises ValueError, unless it
+    is an id or a value of the row, which may be anything."""
+    kinds = {list: "a list", tuple: "a list", dict: "an object", float: "not a whole number"}
+    if is_level(column) and isinstance(value, list):
+        for level in value:
+            if isinstance(level, (list, tuple, dict)):
+                raise ValueError(f"a level of the {name} is {kinds[type(level)]}; wanted: text")
+        return "".join(classify.BORDER + plain_text(level).replace(classify.BORDER, " ") for level in value)
     if is_value(column) and isinstance(value, (float, decimal.Decimal)):
         return classify.value_text(value)
     # A whole float counts as an integer: pandas makes floats of a column of integers with gaps.
     whole = isinstance(value, (float, decimal.Decimal)) and (value != value or value == value // 1)
     if whole or column == "id" or is_value(column) or isinstance(value, (str, int, datetime.date, datetime.time)):
         return plain_text(value)
-    kinds = {list: "a list", dict: "an object", float: "not a whole number"}
     raise ValueError(f"the {name} is {kinds.get(type(value), type(value).__name__)}; wanted: text")
 
 
@@ -637,9 +667,10 @@ def read_labelled(path, bad, form=None):
     """Yield blocks of a file's labelled rows: {"title": Arrow string array, "category": its name made tidy, "spelling":
     its name as it came, "line": number, and, where the file has them, "language", "quality", "split", "id", "group"
     and the `value_key`s of the form, null where a row of JSON lacks one}, each with one entry a row. Parts of a
-    title are one, with a classify.BORDER between. Rows that lack a title or a category, or that are not UTF-8, go
-    to `bad`. Raises UserError where the file cannot be read at all. form: a Format, where the user has asked for
-    one.
+    title are one, with a classify.BORDER between. Where some category is a path, as flags or a list of JSON or Parquet
+    have it, `path` says which are [n] bool; such a category, and its spelling, is its levels made tidy, with
+    classify.PATH between. Rows that lack a title or a category, or that are not UTF-8, go to `bad`. Raises UserError
+    where the file cannot be read at all. form: a Format, where the user has asked for one.
     """
     from tqdm import tqdm
     form, header = form or Format(), {}
@@ -665,6 +696,10 @@ def read_labelled(path, bad, form=None):
                                 "__label__ lines are read too)")
                 # The names as this header spells them: rows that repeat it are told by these.
                 header = {column: table.header[position] for column, position in table.columns.items()}
+                if form.is_tree:
+                    levels = [before_levels(name.encode(), form.separator) for column, name in header.items()
+                              if is_level(column)]
+                    header["category"], _ = read_path(b"".join(levels).decode())
                 note_columns(table.header, table.columns, form, path, bad)
                 found = read_csv(behind, table, bad)
             else:
@@ -673,7 +708,7 @@ def read_labelled(path, bad, form=None):
         for block, numbers in found:
             bar.update(raw.tell() - bar.n)
             note_gaps(block, numbers, form, path, bad)
-            yield clean(block, numbers, path, bad, header)
+            yield clean(with_paths(block, form) if form.is_tree else block, numbers, path, bad, header)
 
 
 def first_line(path, encoding="utf-8"):
@@ -688,7 +723,7 @@ def first_line(path, encoding="utf-8"):
 
 def has_categories(path, form=None):
     """Whether the rows of a file have a category, by its first line or its schema."""
-    names, encoding, _ = form or Format()
+    names, encoding = (form or Format())[:2]
     if (first := first_line(path, encoding)) is None:
         with open(path, "rb") as raw, files.archive_errors(path):
             schema, *_ = open_columns(files.decompressed(raw), path, BadRows(0))
@@ -718,15 +753,15 @@ def clean(block, numbers, path, bad, header):
         if column != "id":
             refuse(broken, f"the {column} is not UTF-8")
 
-        # Distinct names are few, so each is made tidy once. What people join with tables of their own is the name as it
-        # came, but for what would divide a line.
-        if column in ("category", "language"):
+        # Distinct names are few, so each is made tidy once.
+        if column == "category":
+            found, too_deep = tidy_categories(text, numbers, path, bad)
+            refuse(too_deep, f"the category has more than {LEVELS} levels")
+            cleaned |= found
+            continue
+        if column == "language":
             encoded = text.dictionary_encode()
-            names = encoded.dictionary.to_pylist()
-            text = pa.array([tidy(name) for name in names], pa.string()).take(encoded.indices)
-            if column == "category":
-                cleaned["spelling"] = pa.array([re.sub(r"(?a)\s*[\t-\r]\s*", " ", name).strip(" ") for name in names],
-                                               pa.string()).take(encoded.indices)
+            text = pa.array([tidy(name) for name in encoded.dictionary.to_pylist()], pa.string()).take(encoded.indices)
         cleaned[column] = pc.utf8_trim_whitespace(text)
 
     # Files put together from several keep the header of each.
@@ -744,6 +779,70 @@ def clean(block, numbers, path, bad, header):
         del cleaned[column]
     cleaned["line"] = pa.array(numbers)
     return cleaned if good.all() else filtered(cleaned, good)
+
+
+def before_levels(name, separator):
+    """A category as it came, bytes, as a path: a BORDER stands before each level. A list has these already."""
+    border = classify.BORDER.encode()
+    if name.startswith(border):
+        return name
+    if not separator:
+        return border + name.replace(border, b" ")
+    # Spaces at the ends make a separator that has some complete, where it is the last of a row.
+    levels = (b" " + name + b" ").split(separator.encode())
+    return border + border.join(level.replace(border, b" ") for level in levels)
+
+
+def with_paths(block, form):
+    """A block of columns of bytes whose `category` is a path: the levels of all its columns, from the top, each with a
+    BORDER before it."""
+    import pyarrow.compute as pc
+    parts = []
+    for column in filter(is_level, block):
+        encoded = block[column].fill_null(b"").dictionary_encode()
+        names = [before_levels(name, form.separator) for name in encoded.dictionary.to_pylist()]
+        parts.append(pa.array(names, pa.binary()).take(encoded.indices))
+    others = {column: values for column, values in block.items() if not is_level(column)}
+    return others | {"category": pc.binary_join_element_wise(*parts, b"")}
+
+
+def read_path(text):
+    """(a path with a BORDER before each level as classify.Tree has it, what is odd about it: a list of str)."""
+    levels = [tidy(level) for level in text.split(classify.BORDER)[1:]]
+    # What is empty at the end is not known.
+    while levels and not levels[-1]:
+        levels.pop()
+    filled = [level for level in levels if level]
+    plain = [re.sub(r"(?<!\S)>(?!\S)", "\u203a", level) for level in filled]
+    return classify.PATH.join(plain), [LEVEL_MISSING] * (filled != levels) + [OWN_SIGN] * (plain != filled)
+
+
+def tidy_categories(text, numbers, path, bad):
+    """Of the categories of a block, Arrow strings [n]: (what `read_labelled` gives of them, {"category", "spelling" and
+    maybe "path"}; which of them have more than LEVELS levels [n] bool). What is odd about paths is noted in `bad`."""
+    import pyarrow.compute as pc
+    encoded, too_deep = text.dictionary_encode(), np.zeros(len(text), bool)
+    names, codes = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+
+    # What people join with tables of their own is the name as it came, but for what would divide a line.
+    made = {"category": [tidy(name) for name in names],
+            "spelling": [re.sub(r"(?a)\s*[\t-\r]\s*", " ", name).strip(" ") for name in names]}
+    is_path = np.array([name.startswith(classify.BORDER) for name in names], bool)
+    odd = {}
+    for i in np.flatnonzero(is_path).tolist():
+        made["category"][i], found = read_path(names[i])
+        made["spelling"][i] = made["category"][i]
+        for what in found:
+            odd.setdefault(what, []).append(i)
+    for what, mine in odd.items():
+        rows = np.flatnonzero(np.isin(codes, mine))
+        bad.note(path, numbers[rows[0]], what, len(rows))
+    made = {column: pa.array(values, pa.string()).take(encoded.indices) for column, values in made.items()}
+    made["category"] = pc.utf8_trim_whitespace(made["category"])
+    if is_path.any():
+        made["path"] = pa.array(is_path[codes])
+        too_deep = is_path[codes] & (np.asarray(pc.count_substring(made["category"], classify.PATH)) >= LEVELS)
+    return made, too_deep
 
 
 def joined_titles(parts):
@@ -796,6 +895,9 @@ def read_titles(stream, name, bad, form=None, keep=False):
     something else. form: a Format, where the user has asked for one, or rows have columns.
     """
     form = form or Format()
+    # Titles to classify have no category, so the columns of its levels are not missed.
+    form = form._replace(names={column: known for column, known in form.names.items() if column == "category"
+                                or not is_level(column)})
     if not has_columns(stream):
         return read_text_titles(stream, name, bad, form, keep)
 
@@ -814,7 +916,7 @@ def read_titles(stream, name, bad, form=None, keep=False):
 def read_text_titles(stream, name, bad, form, keep):
     """As `read_titles`, of a stream of text."""
     # What the first lines show decides how the rest is read.
-    (names, encoding, columns), wait = form, files.is_patient(stream)
+    (names, encoding, columns, _), wait = form, files.is_patient(stream)
     stream = files.decoded(stream, encoding, name)
     start = stream.peek(4)
     blocks = line_blocks(stream, name, bad, wait, wait or keep)

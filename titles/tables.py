@@ -65,8 +65,12 @@ def file_format(args, classifier, file):
         if data.fingerprint_of(args.data) == classifier.config["fingerprint"]:
             folder = args.data if isinstance(args.data, Path) else args.data[0]
             remembered = files.read_json(folder / "meta.json")["options"]
-    # A run knows itself which columns make a title.
+    # A run knows itself which columns make a title, and whether its categories are paths, which one column may hold as
+    # the run writes them.
     remembered = {"title_column": classifier.title_columns} | remembered
+    columns = args.category_column or remembered.get("category_column")
+    if classifier.config.get("data", {}).get("levels", 1) > 1 and len(sources.named(columns)) < 2:
+        remembered["separator"] = remembered.get("separator") or classify.PATH
     form = sources.format_from(args, remembered, [column.name for column in classifier.columns])
     form = form._replace(columns=tuple(classifier.columns))
     encoding = remembered.get("encoding", args.encoding)
