@@ -871,7 +871,7 @@ def grown(array, size):
 
 class Rule(NamedTuple):
     """What is answered to a row."""
-    level: int          # the node of this level; None: the deepest node above the likeliest category that is sure enough
+    level: int          # the node of this level; None: the deepest above the likeliest category that is sure enough
     thresholds: list    # from which probability on, by level from the top, or of `level` alone; None: always
 
 
@@ -972,7 +972,8 @@ class BaseClassifier:
         thresholds = next((found for promised, found, _ in self.rules if promised >= precision - 1e-9), None)
         if thresholds:
             return Rule(None, [math.inf if least is None else least for least in thresholds]), None
-        return Rule(None, [math.inf] * levels), self.unkept(precision, [(one, share) for one, _, share in self.rules])
+        possible = [(promised + 1e-8, share) for promised, _, share in self.rules]  # which are whole hundredths
+        return Rule(None, [math.inf] * levels), self.unkept(precision, possible)
 
     def unkept(self, precision, possible):
         """A sentence about a precision that cannot be promised; possible: [(one that can, share of the titles that then
@@ -1630,7 +1631,7 @@ def parse_args():
         help="of a tree: answer with nodes of this level, from 1 at the top, whatever else would be sure enough")
     add("--leaf-only", action="store_true", help="of a tree: answer with categories alone, which are its leaves")
     add("--keep", action="store_true", help="write the table's own columns, too")
-    add("--levels", action="store_true", help="with --keep, of a tree: write a column for each level of the answer, too")
+    add("--levels", action="store_true", help="with --keep, of a tree: write the answer's levels in columns, too")
     add("--title-column", action="append", metavar="C",
         help="name or number (from 1) of the column of titles; given again, of a further part of these")
     args = parser.parse_args()
@@ -1700,9 +1701,9 @@ def answer(args, classifier, rule, file, notes):
 def mlflow_model():
     """The model that MLflow serves, with model.npz as its artifact "model". Titles come as a list or as the column
     `title` of a table, with or without the columns that the model reads beside it; `params` are top, threshold,
-    precision and level, as for BaseClassifier.predict. Each title is answered by category, probability, then category_2,
-    probability_2 and so on, or with a threshold or a precision candidate_1, probability_1, candidate_2 and so on; a
-    missing one by nulls. What is no text, and other parameters, are refused."""
+    precision and level, as for BaseClassifier.predict. Each title is answered by category, probability, then
+    category_2, probability_2 and so on, or with a threshold or a precision candidate_1, probability_1, candidate_2 and
+    so on; a missing one by nulls. What is no text, and other parameters, are refused."""
     import logging
 
     import mlflow

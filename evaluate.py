@@ -111,7 +111,7 @@ def make_parser():
         help="of a tree: answer with nodes of this level, from 1 at the top, whatever else would be sure enough")
     add("--leaf-only", action="store_true", help="of a tree: answer with categories alone, which are its leaves")
     add("--keep", action="store_true", help="write the table's own columns, too, as they were read")
-    add("--levels", action="store_true", help="with --keep, of a tree: write a column for each level of the answer, too")
+    add("--levels", action="store_true", help="with --keep, of a tree: write the answer's levels in columns, too")
     add("--explain", action="store_true", help="write the words that spoke most for the category")
     add("--out", type=Path, metavar="FILE", help="write here instead of standard output")
     add("--out-encoding", type=cli.encoding, metavar="E", help="with --keep: of CSV (default: as the table's own)")
@@ -166,7 +166,6 @@ import jax
 import numpy as np
 import pyarrow as pa
 
-import classify
 import data
 from titles import devices, page, report, runs, sources, tables, tracking
 from titles.predict import PREDICT_ROWS, load, load_named

@@ -519,7 +519,7 @@ def scored_rows(config, arrays):
     """{what they are for: rows}: "train", the same training rows after every epoch, so that their scores can be
     compared; "valid"; and "calibration", the same validation rows for all runs, so that several can be weighted
     against each other."""
-    leaves = np.flatnonzero(arrays["train"]["labels"] < config["classes"])  # a row that knows only a parent has no score
+    leaves = np.flatnonzero(arrays["train"]["labels"] < config["classes"])  # what knows only a parent has no score
     sample = leaves[np.random.default_rng(config["seed"]).permutation(len(leaves))[:TRAIN_SAMPLE]]
     valid = arrays["valid"]
     drawn = np.random.default_rng(0).permutation(len(valid["labels"]))[:config["calibration_rows"]]

@@ -30,7 +30,7 @@ import numpy as np
 import classify
 import data
 import model
-from titles import calibration, cli, devices, encoder, files, runs
+from titles import calibration, cli, devices, encoder, files, runs, tree
 from titles.cli import UserError
 from titles.settings import all_of, default_of, flag_of, typed
 
@@ -167,7 +167,8 @@ def lacking(setting, config, meta):
     met = {"field": setting.name in model.fields(config["model"]), "words": words,
            "pieces": not words, "layers": not config["freeze_layers"], "characters": config["maxn"] > 0,
            "n-grams": ngrams, "table": not config["freeze_embeddings"] or config["columns"],
-           "quality": meta["reliable_share"] is not None, "columns": meta["columns"], "values": config["columns"], "tree": meta["levels"] > 1}
+           "quality": meta["reliable_share"] is not None, "columns": meta["columns"], "values": config["columns"],
+           "tree": meta["levels"] > 1}
     return next((need for need in setting.needs if not met[need]), None)
 
 

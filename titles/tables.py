@@ -124,7 +124,7 @@ def answer_writer(args, out, header, dialect, tree):
     if args.keep:
         answer = [*zip(names, [pa.string(), pa.float64()] * pairs, strict=True)]
         if args.levels:
-            answer += [(classify.free_name(f"level_{level}", taken), pa.string()) for level in range(1, tree.levels + 1)]
+            answer += [(classify.free_name(f"level_{i}", taken), pa.string()) for i in range(1, tree.levels + 1)]
         if args.explain:
             answer.append((classify.free_name("explanation", taken), pa.string()))
         with writer(out, written_dialect(args, dialect), header, answer) as write:

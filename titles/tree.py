@@ -35,8 +35,8 @@ def rules(path, right):
 def rule(path, right, precision):
     """(thresholds, share of the rows) that promise a precision, see `rules`."""
     # From the leaves up each level answers as many of the rows that are left as it can, so that answers are deep. What
-    # is promised is a bound for all answers up to here, with the certainty of calibration.promises: most rules of this
-    # finite list that are tried answer nearly the same rows. Deep levels are a bit stricter than asked, and leave the
+    # is promised is a bound for all answers up to here, with the certainty of calibration.promises: most rules of the
+    # finite list that is tried answer nearly the same rows. Deep levels are a bit stricter than asked, which leaves the
     # first one room to answer many more.
     from scipy.stats import beta
     left, thresholds, answers, hits = np.ones(len(path), bool), [None] * path.shape[1], 0, 0
@@ -46,7 +46,8 @@ def rule(path, right, precision):
         count = np.unique(len(order) * np.arange(1, STEPS + 1) // STEPS)
         count = count[count > 0]
         good = hits + np.cumsum(right[order, level])[count - 1]
-        least = np.where(good > 0, beta.ppf(1 - calibration.CERTAINTY, np.maximum(good, 1), answers + count - good + 1), 0)
+        bound = beta.ppf(1 - calibration.CERTAINTY, np.maximum(good, 1), answers + count - good + 1)
+        least = np.where(good > 0, bound, 0)
         kept = np.flatnonzero(least >= precision + (1 - precision) * (STRICTER if level else 0))
         if len(kept):
             # Equal probabilities are answered together.
