@@ -119,13 +119,18 @@ def test_lists_are_paths_as_they_are(tmp_path):
     assert [*read(path, category_column=["category", "type"])[1].notes] == [classify.LACKING.format("type")]
 
 
-@pytest.mark.parametrize("kind", [pa.list_(pa.string()), pa.large_list(pa.large_string()), pa.list_(pa.int64())])
+@pytest.mark.parametrize("kind", [pa.list_(pa.string()), pa.large_list(pa.string()), pa.large_list(pa.large_string()),
+                                  pa.list_(pa.int64())], ids=str)
 def test_lists_of_parquet_are_paths(tmp_path, kind):
     lists = [["1", "2"], ["1", None], None, ["3"]]
     lists = [one and [level and (int(level) if "int" in str(kind) else level) for level in one] for one in lists]
     pq.write_table(pa.table({"title": [*"abcd"], "category": pa.array(lists, kind)}), tmp_path / "x")
     assert read(tmp_path / "x")[0] == [("1 > 2", True), ("1", True), ("3", True)]
     assert read(tmp_path / "x")[1].first == f"{tmp_path / 'x'}:3: no category"
+    values = pa.array([["no"], ["a\x1fb", "c"], [], ["d", "", "e"]], pa.list_(pa.string()))[1:]
+    pq.write_table(pa.table({"title": [*"abc"], "category": values}), tmp_path / "x")
+    assert [category for category, _ in read(tmp_path / "x")[0]] == ["a b > c", "d > e"]
+    assert sources.joined_levels(values).to_pylist() == [b"\x1fa b\x1fc", b"", b"\x1fd\x1f\x1fe"]
 
 
 def test_files_to_classify_lack_no_level(tmp_path):
@@ -263,6 +268,15 @@ def test_names_are_compared_with_others_of_their_parent(prep, tmp_path):
     done = prep(*save_as("JSON lines", tmp_path, rows_of(names)))
     assert sorted(line.partition(" in case")[0] for line in done.stderr.splitlines() if "differs" in line) == [
         "warning: category HOME: differs from Home", "warning: category Home > Garden: differs from Home > garden"]
+
+
+def test_a_tree_is_other_data_than_names_that_are_the_same(prep, tmp_path):
+    save(tmp_path / "x", one_column([f"A > {i % 3}" for i in range(60)]))
+    prints = []
+    for flags in ((), ("--separator", ">"), ("--separator", " > ")):
+        prep("--data", "x", *flags)
+        prints.append(meta()["fingerprint"])
+    assert prints[0] != prints[1] == prints[2]
 
 
 def test_names_among_lists_are_paths_of_one_level(prep, tmp_path):
