@@ -464,7 +464,7 @@ def note_names(rows, made, args, bad):
 
 
 def note_similar_names(found, bad):
-    """Note in `bad` which categories, of one parent in the classify.Tree, differ in case, accents or HTML entities only:
+    """Note in `bad` which categories of one parent in a classify.Tree differ in case, accents or HTML entities only:
     seldom are they meant to be two."""
     plain = {}
     for name in found.names:
