@@ -449,9 +449,23 @@ def make_tree(names, is_tree):
     return classify.Tree([name for name in names if name not in parents], is_tree)
 
 
-def note_names(found, args, bad):
-    """Note in `bad` which categories of a classify.Tree differ in case, accents or HTML entities only: seldom are they
-    meant to be two; and where names look like paths that were not read as such, or the other way round."""
+def note_names(rows, made, args, bad):
+    """Note in `bad` what is odd about the names of categories: where they are one read as several, or the other way
+    round."""
+    note_similar_names(made.tree, bad)
+    firsts = [sources.first_line(path, args.encoding) or "" for path in rows.paths]
+    if "fasttext" in map(sources.format_of, firsts):
+        note_misread_labels(rows, made.tree.names, made.label, bad)
+    elif made.tree.levels == 1 and not args.separator:
+        note_paths(made.tree.names, bad)
+    if made.tree.levels == 1 and args.separator:
+        bad.note(f"--separator {args.separator!r}", None, "no category has it between two levels, so the tree has one "
+                 "level")
+
+
+def note_similar_names(found, bad):
+    """Note in `bad` which categories of one parent in a classify.Tree differ in case, accents or HTML entities only:
+    seldom are they meant to be two."""
     plain = {}
     for name in found.names:
         parent, _, own = name.rpartition(classify.PATH) if found.levels > 1 else ("", "", name)
@@ -462,9 +476,6 @@ def note_names(found, args, bad):
         if len(same) > 1:
             bad.note(f"category {same[0]}", None, f"differs from {same[1]} in case, accents or HTML entities "
                      "only; are they one?")
-    if args.separator and found.levels == 1:
-        bad.note(f"--separator {args.separator!r}", None, "no category has it between two levels, so the tree has one "
-                 "level")
 
 
 def note_paths(names, bad):
@@ -960,12 +971,7 @@ def prepare(args):
         made.split = split_rows(rows, made.label, args, base, made.tree.leaves)
         require_splits(rows, made, args, base)
         if not base:
-            note_names(made.tree, args, bad)
-            firsts = [sources.first_line(path, args.encoding) or "" for path, _ in chosen]
-            if "fasttext" in map(sources.format_of, firsts):
-                note_misread_labels(rows, made.tree.names, made.label, bad)
-            elif made.tree.levels == 1 and not args.separator:
-                note_paths(made.tree.names, bad)
+            note_names(rows, made, args, bad)
         note_split_groups(rows, made.split, chosen, bad)
         made.words = choose_words(rows, made.split, args, base)
         made.columns, values = choose_columns(rows, made.split, args, base, bad)
@@ -993,6 +999,8 @@ def prepare(args):
             sums = dict(zip((path.name for path in paths), pool.map(files.checksum, paths), strict=True))
         identity = {name: digest for name, digest in sums.items()
                     if not name.endswith(("_pieces.npy", "_line.npy", "_id.txt"))}
+        if made.tree.levels > 1:  # the same files say something else where names are no paths
+            identity["levels"] = made.tree.levels
         meta |= {"files": sums, "fingerprint": files.fingerprint(identity)}
         files.write_json(folder / "meta.json", files.with_checksum(meta))
         written = sum(path.stat().st_size for path in folder.iterdir())

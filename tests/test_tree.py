@@ -47,7 +47,7 @@ def one_column(names, header="title,category"):
 @pytest.mark.parametrize(("separator", "name", "expected"), [
     (">", "Home > Kitchen > Knives", "Home > Kitchen > Knives"),
     (">", " Home>Kitchen  >  Bread   Knives ", "Home > Kitchen > Bread Knives"),
-    (" > ", "Home > A>B > ", "Home > A>B"),
+    (" > ", "Home > A>B >", "Home > A>B"),
     (" / ", "TV/Video / Cables", "TV/Video > Cables"),
     ("::", "a::b:c", "a > b:c"),
     ("»", "a»b", "a > b"),
@@ -83,12 +83,12 @@ def test_a_sign_of_a_level_of_its_own_is_said_once(tmp_path):
 
 def test_several_columns_are_the_levels_from_the_top(tmp_path):
     lines = ["Home,Kitchen,Knives", "Home,Kitchen,", "Home,,", ",Kitchen,Pans", "Home,,Pans", ",,", "category,sub,type",
-             "Home,A > B,C>D"]
+             "Home,A > B,C>\x1fD"]
     path = save(tmp_path / "x", "title,category,sub,type\n" + "".join(
         f"{'title' if 'type' in line else i},{line}\n" for i, line in enumerate(lines)))
     found = paths(path, category_column=["category", "Sub", "4"])
     assert found == ["Home > Kitchen > Knives", "Home > Kitchen", "Home", "Kitchen > Pans", "Home > Pans",
-                     "Home > A › B > C>D"]
+                     "Home > A › B > C> D"]
     _, bad = read(path, category_column=["category", "sub", "type"])
     assert bad.count == 2 and bad.first == f"{path}:7: no category" and bad.notes[sources.LEVEL_MISSING][0] == 2
     assert paths(path, category_column=["sub", "type"], separator=">")[-1] == "A > B > C > D"
@@ -119,13 +119,18 @@ def test_lists_are_paths_as_they_are(tmp_path):
     assert [*read(path, category_column=["category", "type"])[1].notes] == [classify.LACKING.format("type")]
 
 
-@pytest.mark.parametrize("kind", [pa.list_(pa.string()), pa.large_list(pa.large_string()), pa.list_(pa.int64())])
+@pytest.mark.parametrize("kind", [pa.list_(pa.string()), pa.large_list(pa.string()), pa.large_list(pa.large_string()),
+                                  pa.list_(pa.int64())], ids=str)
 def test_lists_of_parquet_are_paths(tmp_path, kind):
     lists = [["1", "2"], ["1", None], None, ["3"]]
     lists = [one and [level and (int(level) if "int" in str(kind) else level) for level in one] for one in lists]
     pq.write_table(pa.table({"title": [*"abcd"], "category": pa.array(lists, kind)}), tmp_path / "x")
     assert read(tmp_path / "x")[0] == [("1 > 2", True), ("1", True), ("3", True)]
     assert read(tmp_path / "x")[1].first == f"{tmp_path / 'x'}:3: no category"
+    values = pa.array([["no"], ["a\x1fb", "c"], [], ["d", "", "e"]], pa.list_(pa.string()))[1:]
+    pq.write_table(pa.table({"title": [*"abc"], "category": values}), tmp_path / "x")
+    assert [category for category, _ in read(tmp_path / "x")[0]] == ["a b > c", "d > e"]
+    assert sources.joined_levels(values).to_pylist() == [b"\x1fa b\x1fc", b"", b"\x1fd\x1f\x1fe"]
 
 
 def test_files_to_classify_lack_no_level(tmp_path):
@@ -233,12 +238,15 @@ def test_a_title_may_come_with_a_leaf_and_what_is_above_it(prep, tmp_path, other
 
 
 def test_every_leaf_trains_and_a_small_file_holds_out_leaves():
+    lacking = 0
     for seed in range(20):
         labels = np.array([0, 1, 2, 3, 3, 4, 4, 4])
         keys = data.text_keys(map(str, range(len(labels))))
         split = prepare.draw_splits(keys, labels, np.full(8, -1, np.int8), SimpleNamespace(
             valid=0.9, seed=seed, fold=None), 3)
         assert (split[:3] == 0).all()
+        lacking += (split[3:] > 0).all()
+    assert lacking  # nodes that are none may
     # Nodes 0 and 1 are leaves, and the one row that is held out is one of theirs.
     labels = np.array([0, 1] * 6 + [2] * 40)
     for seed in range(20):
@@ -265,12 +273,31 @@ def test_names_are_compared_with_others_of_their_parent(prep, tmp_path):
         "warning: category HOME: differs from Home", "warning: category Home > Garden: differs from Home > garden"]
 
 
+def test_a_tree_is_other_data_than_names_that_are_the_same(prep, tmp_path):
+    save(tmp_path / "x", one_column([f"A > {i % 3}" for i in range(60)]))
+    prints = []
+    for flags in ((), ("--separator", ">"), ("--separator", " > ")):
+        prep("--data", "x", *flags)
+        prints.append(meta()["fingerprint"])
+    assert prints[0] != prints[1] == prints[2]
+
+    # Nor are they used as one; and what older scripts prepared is no tree.
+    prep("--data", "x", "--out", "flat")
+    with pytest.raises(UserError, match="was prepared with another levels than"):
+        data.load_prepared(["flat", "data/prepared"])
+    older = files.read_json("flat/meta.json")
+    del older["levels"]
+    files.write_json("flat/meta.json", files.with_checksum(older))
+    assert data.load_prepared("flat")[0]["levels"] == 1
+
+
 def test_names_among_lists_are_paths_of_one_level(prep, tmp_path):
     lines = [{"title": title, "category": levels} for title, levels in rows_of(PATHS)]
     lines[:0] = [{"title": f"wine a{i}", "category": "Wine > Red"} for i in range(9)]
+    lines += [{"title": f"beer {i}", "category": "Beer" if i % 2 else ["Beer"]} for i in range(20)]
     save(tmp_path / "x", "".join(json.dumps(line) + "\n" for line in lines))
-    prep("--data", "x")
-    assert files.read_lines("data/prepared/labels.txt") == sorted([*PATHS, "Wine › Red"])
+    assert "ways" not in prep("--data", "x").stderr
+    assert files.read_lines("data/prepared/labels.txt") == sorted(["Beer", *PATHS, "Wine › Red"])
     save(tmp_path / "y", one_column([f"A{i % 3} > B" for i in range(30)]))
     prep("--data", "y")  # and without a list they are names
     assert files.read_lines("data/prepared/labels.txt") == [f"A{i} > B" for i in range(3)] and meta()["levels"] == 1
@@ -312,7 +339,7 @@ def test_names_that_look_like_paths_are_told(prep, tmp_path, sign, shown):
 
 
 def test_a_sign_with_spaces_is_shown_with_them_where_names_have_it_without(prep, tmp_path):
-    save(tmp_path / "x", one_column([f"TV/Video / Kind {i % 11}" for i in range(220)]))
+    save(tmp_path / "x", one_column([f"{'TV/Video' if i % 3 else 'Sound'} / Kind {i % 11}" for i in range(220)]))
     assert '--separator " / " reads' in prep("--data", "x").stderr
 
 

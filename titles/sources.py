@@ -583,6 +583,8 @@ def column_text(column, values):
     if str(kind).partition("[")[0] in ("string", "large_string", "string_view", "binary", "large_binary", "binary_view",
                                        "fixed_size_binary"):
         return values.cast(pa.binary()).fill_null(b""), {}
+    if is_level(column) and kind in (pa.list_(pa.string()), pa.large_list(pa.string())):
+        return joined_levels(values), {}
     text, wrong = [], {}
     for i, value in enumerate(python_values(values)):
         try:
@@ -591,6 +593,15 @@ def column_text(column, values):
             text.append("")
             wrong[i] = str(error)
     return pa.array([value.encode() for value in text], pa.binary()), wrong
+
+
+def joined_levels(values):
+    """An Arrow array of lists of text as bytes, as `json_text` has a list of levels."""
+    import pyarrow.compute as pc
+    border = classify.BORDER.encode()
+    names = pc.replace_substring(values.flatten().cast(pa.binary()).fill_null(b""), border, b" ")
+    ends = np.cumsum([0, *pc.list_value_length(values).fill_null(0).to_pylist()], dtype=np.int32)
+    return pc.binary_join(pa.ListArray.from_arrays(ends, pc.binary_join_element_wise(border, names, b"")), b"")
 
 
 def python_values(values):
