@@ -368,9 +368,11 @@ def test_titles_from_python(exported):
 # --- files ------------------------------------------------------------------------------------------------------------
 
 def test_every_key_of_the_model_file_is_documented(random_run):
-    """All that models of words have; tests/test_encoder.py does it for encoders, tests/test_shop.py for columns."""
+    """All that models of words have; tests/test_encoder.py does it for encoders, tests/test_shop.py for columns,
+    tests/test_levels.py for trees."""
     keys = assert_documented(export.model_arrays(random_run(*classify.NETWORKS), "int8"))
-    others = {"pieces", "encoder", "columns", "values", "value_scale", "value_weights", "value_weight"}
+    others = {"pieces", "encoder", "columns", "values", "value_scale", "value_weights", "value_weight",
+              "levels", "level_promises", "rules"}
     assert [*map(set, keys)] == [set(documented) - others for documented in (
         classify.ARRAYS, classify.ARRAYS_OF_RUN, classify.SETTINGS, classify.SETTINGS_OF_RUN)]
 

@@ -8,7 +8,7 @@ import random
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_one_line_error, config_of, run_here, run_script
+from conftest import assert_documented, assert_one_line_error, config_of, run_here, run_script
 from scipy.special import logsumexp
 from scipy.stats import binom
 
@@ -114,7 +114,7 @@ def plain_rule(path, right, precision):
         for share in range(50, 0, -1):
             chosen = ordered[:len(ordered) * share // 50]
             total, good = answered + len(chosen), hits + sum(right[i, level] for i in chosen)
-            if chosen and good and binom.sf(good - 1, total, wanted) <= 0.01:
+            if chosen and good and binom.sf(good - 1, total, wanted) <= 0.005:
                 thresholds[level], answered, hits = float(path[chosen[-1], level]), total, good
                 left = ordered[len(chosen):]
                 break
@@ -244,7 +244,8 @@ def test_what_is_exported_answers_as_the_run(both):
         assert [[name for name, _ in row] for row in of_run] == [[name for name, _ in row] for row in of_small], asked
         np.testing.assert_allclose([p for row in of_run for _, p in row], [p for row in of_small for _, p in row],
                                    atol=1e-5)
-    assert small.rules == json.loads(json.dumps(run.rules)) and small.tree.names == run.tree.names
+    assert {"levels", "level_promises", "rules"} <= assert_documented(export.model_arrays(run, "int8"))[2]
+    assert small.rules == json.loads(json.dumps(run.promising.rules if run.prior == "training" else run.rules)) and small.tree.names == run.tree.names
 
 
 def test_a_title_that_tells_no_leaf_gets_a_parent(both):

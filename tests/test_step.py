@@ -281,7 +281,8 @@ def test_the_rows_that_are_scored(monkeypatch):
     """A sample of the training rows by the run's seed; for the calibration the same validation rows in all runs."""
     monkeypatch.setattr(train, "TRAIN_SAMPLE", 20)
     arrays = {"train": {"labels": np.arange(100), "language": np.zeros(100)}, "valid": {"labels": np.arange(50)}}
-    one, other = (train.scored_rows({"seed": seed, "rows": 100, "calibration_rows": 30}, arrays) for seed in (0, 1))
+    one, other = (train.scored_rows({"seed": seed, "classes": 100, "calibration_rows": 30}, arrays)
+                  for seed in (0, 1))
     assert one["valid"] is arrays["valid"] and "language" not in one["train"]
     assert one["calibration"]["labels"].tolist() == other["calibration"]["labels"].tolist()
     for drawn, rows in ((one["train"], 20), (other["train"], 20), (one["calibration"], 30)):

@@ -5,12 +5,11 @@ do not belong here.
 """
 import numpy as np
 
-from titles import calibration
-
 # --- knobs ------------------------------------------------------------------------------------------------------------
 RULED = [0.995, *(hundredths / 100 for hundredths in range(99, 49, -1))]  # precisions that have a rule of their own
-STEPS = 50    # shares of the titles that are left, which a level may answer: 2 %, 4 %, ...
-STRICTER = 0.1  # part of the errors allowed that all levels but the first leave to it
+STEPS = 50          # shares of the titles that are left, which a level may answer: 2 %, 4 %, ...
+STRICTER = 0.1      # part of the errors allowed that all levels but the first leave to it
+CERTAINTY = 0.995   # of the bound: as more rules are tried here than thresholds in calibration.promises, more than there
 
 
 def sums(probabilities, below):
@@ -35,9 +34,8 @@ def rules(path, right):
 def rule(path, right, precision):
     """(thresholds, share of the rows) that promise a precision, see `rules`."""
     # From the leaves up each level answers as many of the rows that are left as it can, so that answers are deep. What
-    # is promised is a bound for all answers up to here, with the certainty of calibration.promises: most rules of the
-    # finite list that is tried answer nearly the same rows. Deep levels are a bit stricter than asked, which leaves the
-    # first one room to answer many more.
+    # is promised is a bound for all answers up to here. Deep levels are a bit stricter than asked, which leaves the first
+    # one room to answer many more.
     from scipy.stats import beta
     left, thresholds, answers, hits = np.ones(len(path), bool), [None] * path.shape[1], 0, 0
     for level in reversed(range(path.shape[1])):
@@ -46,7 +44,7 @@ def rule(path, right, precision):
         count = np.unique(len(order) * np.arange(1, STEPS + 1) // STEPS)
         count = count[count > 0]
         good = hits + np.cumsum(right[order, level])[count - 1]
-        bound = beta.ppf(1 - calibration.CERTAINTY, np.maximum(good, 1), answers + count - good + 1)
+        bound = beta.ppf(1 - CERTAINTY, np.maximum(good, 1), answers + count - good + 1)
         least = np.where(good > 0, bound, 0)
         kept = np.flatnonzero(least >= precision + (1 - precision) * (STRICTER if level else 0))
         if len(kept):
