@@ -594,8 +594,9 @@ def notes(scores):
 def mistaken(scores):
     """How far mistakes are from the true category in the tree, as a text; "" where there is no tree or no mistake."""
     found = scores.get("mistakes")
-    return (f"mistakes: {found['right_one_level_up']:.1%} are right one level up, {found['wrong_at_the_top']:.1%} wrong "
-            f"at the top already; {found['distance']:.1f} edges from the true category, on average") if found else ""
+    return (f"mistakes: {found['right_one_level_up']:.1%} are right one level up, "
+            f"{found['wrong_at_the_top']:.1%} are wrong at the top already; {found['distance']:.1f} edges from the "
+            "true category, on average") if found else ""
 
 
 def metrics(scores):
@@ -632,8 +633,8 @@ def show(scores, found):
         if row["threshold"] is None:
             print(f"promised {float(precision):.0%} right: by no probability, on these validation rows{alone}")
         elif alone:
-            print(f"promised {float(precision):.0%} right: here {row['answered']:.1%} of the titles, {kept} of them "
-                  f"right; {row['leaf']:.1%} get a category{alone}")
+            print(f"promised {float(precision):.0%} right: here {row['answered']:.1%} of the titles, {kept} of "
+                  f"them right; {row['leaf']:.1%} get a category{alone}")
         else:
             print(f"promised {float(precision):.0%} right: from probability {row['threshold']:.4f} on; here "
                   f"{row['coverage']:.1%} of the titles, {kept} of them right")
@@ -651,6 +652,7 @@ def show(scores, found):
     # The first few with one title each; confusions.csv has more.
     if found["examples"]:
         print("most frequent confusions:")
-    for true, wrong, count, rate, examples in itertools.islice(zip(*(found[name] for name in CONFUSED), strict=True), 8):
+    for true, wrong, count, rate, examples in itertools.islice(
+            zip(*(found[name] for name in CONFUSED), strict=True), 8):
         print(f"  {count:>5} x {plain_name(true, SHOWN)} taken for {plain_name(wrong, SHOWN)} ({rate:.0%} of its "
               f"rows), such as: {examples.partition(' | ')[0]}")
