@@ -27,6 +27,7 @@ body { margin: 0 auto; padding: 1rem; max-width: 68rem; font: 1rem/1.5 system-ui
 table { border-collapse: collapse; font-size: .9rem } caption { text-align: left } tbody th { font-weight: normal }
 th, td { padding: .25rem .5rem; border-bottom: 1px solid gray; vertical-align: top; text-align: left; min-width: 6rem }
 thead th { position: sticky; top: 0; background: Canvas } th.n, td.n { text-align: right; min-width: 0 }
+th.n, td.n { overflow-wrap: normal }
 .tree, .tree ul { padding-left: 1rem } .tree summary { cursor: pointer } .tree li { list-style-position: inside }
 .tree li:has(> details) { list-style: none }
 @media print { nav { display: none } .scroll, details .scroll { overflow: visible; max-height: none } }
