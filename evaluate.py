@@ -15,7 +15,8 @@ The report goes to runs/NAME/SPLIT-WHICH/ (such as test-best), in place of an ea
 to open: scores, figures, worst categories, mistakes, commands), report.json, predictions.csv, categories.csv
 (precision, recall, F1 and support of each), confusions.csv with example titles, suspects.csv (wrong labels are likely
 among its first rows), unknown.csv (rows of categories that the run does not know; they count as wrong), values.csv (of
-a run that reads columns the values with the most mistakes), recall.png, confusions.png and reliability.png. Rows have
+a run that reads columns the values with the most mistakes), nodes.csv (of a tree the recall of every node), recall.png,
+confusions.png, reliability.png and answered.png (of a tree how many rows are answered at which precision). Rows have
 the file and the line that they come from and, where the file has a column `id`, that. The report is added to the
 training's MLflow run. Of several runs it goes to the first one's, as SPLIT-WHICH+OTHER..., with --prior to
 SPLIT-WHICH-PRIOR, with --test to FILE-WHICH (of a second file of that name, to FILE-DIGEST-WHICH). Where it cannot be
@@ -175,6 +176,8 @@ from titles.predict import PREDICT_ROWS, load, load_named
 def evaluate(args):
     # Everything is read and matched before it is scored.
     classifier, rows = read_file(args) if args.test else read_split(args)
+    if not rows.has_category.any():
+        raise UserError(f"{args.test or cli.listed(args.data)}: no row knows its category, but only a parent of it")
     devices.require_same([classifier.identity, rows.inputs.titles, files.checksum_of(rows.labels.tobytes())])
     if rows.trained.any() and args.split != "train" and devices.is_first():
         print(f"warning: {rows.trained.sum():,} of {len(rows.labels):,} rows have titles that trained "
@@ -202,7 +205,7 @@ def evaluate(args):
         client, _ = connecting.result()
         run_id = tracking.run_id_of(classifier.folder)
         client.log_inputs(run_id, [*tracking.training_sets(classifier.config), data_set(args, rows)])
-        tracking.log_report(client, run_id, name, {key: made.scores[key] for key in report.SCORES}, folder)
+        tracking.log_report(client, run_id, name, report.metrics(made.scores), folder)
 
 
 def read_split(args):

@@ -177,7 +177,8 @@ def config_of(*flags, titles=None, meta=None, **changes):
     titles = np.arange(2, 42).reshape(8, 5) if titles is None else titles
     meta = {"vocab": [*map(str, range(50))], "labels": [*map(str, range(5))], "columns": [], "levels": 1,
             "vectors": None, "reliable_share": 0.5, "max_len": titles.shape[1], "rows": {"valid": len(titles)},
-            "training_rows": [len(titles) // 5] * 5, "synthetic": False, "fingerprint": "", "files": {"vocab.txt": "", "labels.txt": ""}} | (meta or {})
+            "training_rows": [len(titles) // 5] * 5, "synthetic": False, "fingerprint": "",
+            "files": {"vocab.txt": "", "labels.txt": ""}} | (meta or {})
     meta = dict.fromkeys(data.DESCRIBED, "") | meta
     return configuration.configure(train.TABLE, train.parse_args([*map(str, flags)]), meta, titles) | changes
 

@@ -5,12 +5,12 @@ import re
 import shlex
 import shutil
 from html.parser import HTMLParser
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import WORD_MODELS, config_of, run_here
 
+import classify
 import data
 from titles import page, report, runs, settings
 
@@ -63,16 +63,24 @@ PROMISES = {  # one is kept, one is not, one that no row reaches, and none at al
     "0.99": {"threshold": None, "coverage": 0.0, "precision": None}}
 
 
+def labelled(names, labels, titles, tree=None, **others):
+    """Labelled rows that are made up, of categories that are no tree where none is given."""
+    count = len(labels)
+    return report.Labelled(**{
+        "inputs": data.Rows(list(titles), np.zeros((count, 0), int)), "labels": np.array(labels), "names": list(names),
+        "tree": tree or classify.Tree(list(names), False), "trained": np.zeros(count, bool), "file": ["x"] * count,
+        "line": np.arange(2, count + 2), "split": "test", "source": {}} | others)
+
+
 def made_up(names, titles, rows=200, languages=("es", "pt")):
     """Rows, what a model might say of them, and the tables of a report on them."""
     draw = np.random.default_rng(0)
     labels = np.concatenate([np.arange(len(names)), draw.integers(0, len(names), rows)])
     count = len(labels)
     texts = [titles[i % len(titles)] for i in range(count)]
-    made = SimpleNamespace(names=list(names), labels=labels, inputs=data.Rows(texts, np.zeros((count, 0), int)),
-                           file=["a <b>.csv"] * count, line=np.arange(1, count + 1), id=None,
-                           language=draw.integers(0, len(languages), count), languages=list(languages),
-                           reliable=draw.random(count) < 0.5, trained=np.zeros(count, bool))
+    made = labelled(names, labels, texts, file=["a <b>.csv"] * count, line=np.arange(1, count + 1),
+                    language=draw.integers(0, len(languages), count), languages=list(languages),
+                    reliable=draw.random(count) < 0.5)
     result = {"prediction": np.where(draw.random(count) < 0.6, labels, draw.integers(0, len(names), count)),
               "rank": draw.integers(0, 9, count)} | {
         name: draw.random(count) for name in ("probability", "given_probability", "loss", "calibrated_loss", "brier")}
@@ -87,7 +95,7 @@ def write(folder, names=("A", "B"), titles=("x",), history=(), drawn=False, **ot
     source = {"files": [{"file": titles[0], "rows": 3, "checksum": "ab"}], "folder": titles[0], "fingerprint": "cd"}
     scores = {"checkpoint": "best", "step": 7, "split": "test", "data": source, "prior": "equal",
               "promising_prior": "training", "synthetic": synthetic, "unknown_category_rows": 3,
-              "unknown_title_rows": 0, "trained_rows": 0, "slices": {
+              "unknown_title_rows": 0, "trained_rows": 0, "parent_rows": 0, "slices": {
                   name: report.summarize(rows.labels[mask], {key: value[mask] for key, value in result.items()})
                   for name, mask in report.slices(rows).items()},
               "thresholds": PROMISES,

@@ -3,15 +3,14 @@ import csv
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import assert_one_line_error, run_here, run_script, save, tiny_rows, write_csv
 from mlflow import MlflowClient
-from test_page import HOSTILE, PROMISES, assert_sound, made_up
+from test_page import HOSTILE, PROMISES, assert_sound, labelled, made_up
 
-import data
+import classify
 import evaluate
 from titles import calibration, files, report, runs
 
@@ -158,9 +157,7 @@ def test_suspects_begin_with_the_labels_that_are_least_likely(trained, tmp_path)
 def test_scores_suspects_and_confusions_by_hand():
     """The least likely labels first, wherever the model is of another opinion on a category that it knows; a confusion
     is a share of its true category."""
-    rows = SimpleNamespace(names=["A", "B", "C", "NEW"], labels=np.array([0, 0, 0, 1, 1, 2, 3]),
-                           inputs=data.Rows([*"abcdefg"], np.zeros((7, 0), int)), file=["x"] * 7,
-                           line=np.arange(2, 9), id=None)
+    rows = labelled(["A", "B", "C", "NEW"], [0, 0, 0, 1, 1, 2, 3], "abcdefg", classify.Tree([*"ABC"], False))
     result = {"prediction": np.array([0, 1, 1, 1, 0, 0, 2]),
               "given_probability": np.array([0.9, 0.3, 0.1, 0.8, 0.2, 0.05, 0.01]),
               "probability": np.array([0.9, 0.6, 0.7, 0.8, 0.75, 0.9, 0.5])}
@@ -223,7 +220,7 @@ def test_what_was_promised_is_printed_beside_what_was_kept(capsys):
     rows, result, tables = made_up([*"ABCD"], ["uno", "dos"])
     scores = report.summarize(rows.labels, result) | {
         "slices": {}, "prior": "equal", "promising_prior": "equal", "thresholds": PROMISES,
-        "unknown_category_rows": 7, "unknown_title_rows": 0, "trained_rows": 0}
+        "unknown_category_rows": 7, "unknown_title_rows": 0, "trained_rows": 0, "parent_rows": 0}
     report.show(scores, tables["confusions.csv"])
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line.startswith("promised ")] == [

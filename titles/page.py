@@ -8,12 +8,16 @@ import base64
 import html
 import json
 
+import numpy as np
+
+import classify
 from titles import report, runs
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
 NAME, TEXT = 80, 200    # characters that are shown of a category's name, and of any other text
 CATEGORIES = 2000       # rows of the table of categories, and ...
 SUSPECTS = 20           # ... of that of suspects; categories.csv and suspects.csv have all
+NODES, UNFOLDED = 2000, 20  # the worst nodes of a tree, which are shown, and above which it is unfolded
 
 STYLE = """
 :root { color-scheme: light dark } h2 { margin-top: 2rem } nav a { padding-right: .9rem }
@@ -23,6 +27,9 @@ body { margin: 0 auto; padding: 1rem; max-width: 68rem; font: 1rem/1.5 system-ui
 table { border-collapse: collapse; font-size: .9rem } caption { text-align: left } tbody th { font-weight: normal }
 th, td { padding: .25rem .5rem; border-bottom: 1px solid gray; vertical-align: top; text-align: left; min-width: 6rem }
 thead th { position: sticky; top: 0; background: Canvas } th.n, td.n { text-align: right; min-width: 0 }
+th.n, td.n { overflow-wrap: normal }
+.tree, .tree ul { padding-left: 1rem } .tree summary { cursor: pointer } .tree li { list-style-position: inside }
+.tree li:has(> details) { list-style: none }
 @media print { nav { display: none } .scroll, details .scroll { overflow: visible; max-height: none } }
 """
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -93,22 +100,69 @@ def origin(scores):
             "the run.</p>\n" + table("Files that the rows come from", ("file", "rows", "checksum"), files))
 
 
-def probabilities(scores, path):
-    """What validation rows promised beside what came true on these rows, and the figure of the reliability."""
+def levels(scores):
+    """The scores of each level of a tree, and how far mistakes are from the true category."""
+    said = report.mistaken(scores)
+    return table("Scores by level, from the top", ("level", "nodes", "rows", "accuracy", "balanced accuracy"), [
+        [f"level {level}", row["nodes"], row["rows"], row["accuracy"], row["balanced_accuracy"]]
+        for level, row in enumerate(scores["levels"], 1)]) + (
+            f"<p>{text(said[0].upper() + said[1:])}.</p>\n" if said else "")
+
+
+def tree(nodes):
+    """The worst nodes and all above them, in each other, unfolded down to the very worst. nodes: report.node_table."""
+    # Each node follows the one above it, so the last ones of all levels are above the next.
+    above, path = [], []
+    for i, level in enumerate(nodes["level"]):
+        path = [*path[:level - 1], i]
+        above.append(path)
+    order = report.worst_first({"support": np.array(nodes["rows"], int), "recall": np.array(nodes["recall"], float)})
+    worst, unfolded = {*order[:UNFOLDED]}, {i for node in order[:UNFOLDED] for i in above[node]}
+    shown = sorted({i for node in order[:NODES] for i in above[node]})
+
+    # A list ends where a node of a level above follows.
+    lines, following = [], [*(nodes["level"][i] for i in shown[1:]), 1]
+    for i, behind in zip(shown, following, strict=False):
+        level, is_open = nodes["level"][i], " open" if i in unfolded else ""
+        said = node_text(*(nodes[name][i] for name in ("node", "recall", "rows", "precision")), i in worst)
+        lines.append(f"<li><details{is_open}><summary>{said}</summary>\n<ul>\n" if behind > level else
+                     f"<li>{said}</li>\n" + "</ul></details></li>\n" * (level - behind))
+    return (f"<p>{len(shown):,} of {len(order):,} nodes that have rows; nodes.csv has all. The recall is the share of "
+            f"rows that are predicted somewhere below the node. The {len(worst)} nodes that are worst by the upper end "
+            f"of its 95 % interval are bold, and the tree is unfolded down to them.</p>\n"
+            f'<ul class="tree">\n{"".join(lines)}</ul>\n')
+
+
+def node_text(name, recall, rows, precision, is_bad):
+    """A node of the tree in a line: its own name, which is the last one of its path, and its scores."""
+    own = text(name_of(name.rpartition(classify.PATH)[2])) or "-"
+    return (f"{f'<strong>{own}</strong>' if is_bad else own}: recall {recall:.2f} of {rows:,} row{'s' * (rows > 1)}"
+            + (f", precision {precision:.2f}" if precision is not None else ""))
+
+
+def answers(promised, path):
+    """What the nodes of a tree answer where a precision is promised, {promise: row of `thresholds`}, and the figure."""
+    return table("Precision promised of the deepest nodes that are sure enough, and found here", (
+        "promise", "from probability, by level", "rows answered", "by a category", "precision"), [
+            [promise, ["-" if least is None else f"{least:.4f}" for least in row["threshold"] or [None]],
+             row["answered"], row["leaf"], row["precision"]] for promise, row in promised.items()]) + figure(
+                 path, "How many rows are answered at which precision: by categories alone, and by the deepest node "
+                 "that is sure enough. Points are what validation rows promised.")
+
+
+def probabilities(scores, folder):
+    """What validation rows promised beside what came true on these rows, and the figures of a report's folder."""
     note = "" if scores["promising_prior"] == scores["prior"] else (
         "<p>With --precision predictions take categories to be as frequent as in training; these probabilities are of "
         "--prior training.</p>")
     promised = {f"{float(promise):.0%}": row for promise, row in scores["thresholds"].items()}
-    nodes = table("Precision promised of the deepest nodes that are sure enough, and found here", (
-        "promise", "from probability, by level", "rows answered", "by a category", "precision"), [
-            [promise, [f"{least:.4f}" if least else "-" for least in row["threshold"] or []], row["answered"],
-             row["leaf"], row["precision"]] for promise, row in promised.items()]) if "levels" in scores else ""
+    nodes = answers(promised, folder / "answered.png") if "levels" in scores else ""
     alone = {promise: row.get("leaf_only", row) for promise, row in promised.items()}
     return nodes + table(f"Precision promised{' of categories alone' if nodes else ''}, and found here", (
         "promise", "from probability", "coverage", "precision"), [
             [promise, row["threshold"], row["coverage"], row["precision"]] for promise, row in alone.items()]
-    ) + note + figure(
-            path, "Each dot is a bin of equally many rows. On the diagonal a probability is what it says.")
+    ) + note + figure(folder / "reliability.png", "Each dot is a bin of equally many rows. On the diagonal a "
+                      "probability is what it says.")
 
 
 def slices(scores):
@@ -176,7 +230,8 @@ def write(folder, made, members, command):
     parts = {
         "Scores": headline(scores),
         "Data": origin(scores),
-        "Probabilities": probabilities(scores, folder / "reliability.png"),
+        **({"Levels": levels(scores), "Tree": tree(tables["nodes.csv"])} if "levels" in scores else {}),
+        "Probabilities": probabilities(scores, folder),
         "Slices": slices(scores),
         **({"Columns": columns(scores["columns"], tables["values.csv"])} if "columns" in scores else {}),
         "Categories": recalls(tables["categories.csv"], folder / "recall.png"),

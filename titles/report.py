@@ -19,9 +19,10 @@ RESAMPLES = 2000      # of the bootstrap
 CONFUSIONS = 20       # pairs of categories that the report shows
 WORST = 5             # categories that the figure of the recall names
 CONFUSED = ("category", "predicted", "rows", "share_of_category", "examples")  # columns that are shown of these
-NAME = 30             # characters of a name in a figure
+NAME, SHOWN = 30, 60  # characters of a name in a figure, and of one that is printed
 FILES = ("report.json", "report.html", "predictions.csv", "categories.csv", "confusions.csv", "suspects.csv",
-         "unknown.csv", "values.csv", "nodes.csv", "recall.png", "confusions.png", "reliability.png")  # of a report, all replaced
+         "unknown.csv", "values.csv", "nodes.csv", "recall.png", "confusions.png", "reliability.png",
+         "answered.png")  # of a report, all replaced
 UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 
 # The keys of report.json: scores, which are also of every slice, what is to be noted, and the rest.
@@ -46,8 +47,9 @@ KEYS = SCORES | NOTES | {
     "data": "files of the rows, folder and fingerprint of a split", "synthetic": "whether rules made the data",
     "prior": "that predictions assume", "temperature": "that divides the logits of all runs together",
     "smoothing": "part of the probability that is spread evenly", "promising_prior": "that --precision assumes",
-    "thresholds": "{precision: threshold that promises it, coverage and precision here}; of a tree a threshold for each "
-                  "level, the shares of rows that get a node and a leaf, their precision, and the first of leaves alone",
+    "thresholds": "{precision: threshold that promises it, coverage and precision here}; of a tree a threshold for "
+                  "each level, the shares of rows that get a node and a leaf, their precision, and the first of leaves "
+                  "alone",
     "columns": "of a run that reads columns: accuracies with all of them, without each, and without any",
     "levels": "of a tree, from the top: nodes, rows that know theirs, accuracy and balanced accuracy",
     "mistakes": "of a tree: share that are right one level up, that are wrong at the top, and edges from the true "
@@ -249,97 +251,106 @@ def make_scores(classifier, rows, result):
 # --- trees ------------------------------------------------------------------------------------------------------------
 
 def true_nodes(rows):
-    """[N, L] the true node of Labelled rows at every level, from the top; of a row that knows only a parent -1 below
-    that; of an unknown category below the last node that the run knows a number that no node has."""
+    """[N, L] the true node of Labelled rows at every level, from the top, as classify.Tree.above has it of a category;
+    -1 below the parent that is all that a row knows. Nodes that the run does not know have numbers behind its own."""
     # Of each distinct label once.
-    nodes, of_label = rows.tree, np.full((len(rows.names), rows.tree.levels), len(rows.tree.names))
+    tree, number = rows.tree, dict(rows.tree.number)
+    of_label = np.full((len(rows.names), tree.levels), -1)
     for label in np.unique(rows.labels).tolist():
-        path = rows.names[label].split(classify.PATH)
-        known = [nodes.number.get(classify.PATH.join(path[:end])) for end in range(1, len(path) + 1)]
-        last = next((node for node in reversed(known) if node is not None), None)
-        if last is not None:
-            level = nodes.levels if last < nodes.leaves and label == last else nodes.level[last]
-            of_label[label, :level] = nodes.above[last, :level]
-            if label == last:
-                of_label[label, level:] = -1
+        path, is_parent = rows.names[label].split(classify.PATH), tree.leaves <= label < len(tree.names)
+        for level in range(len(path) if is_parent else tree.levels):
+            of_label[label, level] = number.setdefault(classify.PATH.join(path[:level + 1]), len(number))
     return of_label[rows.labels]
 
 
-def tree_scores(classifier, rows, result):
-    """What report.json says of the levels above the categories, of Labelled rows and the result of `score_rows`."""
-    truth, nodes = true_nodes(rows), rows.tree
-    known, found = truth >= 0, []
-    for level in range(nodes.levels):
-        mine = known[:, level]
-        labels, predictions = truth[mine, level], result["at_level"][mine, level]
-        found.append({"nodes": nodes.size(level + 1), "rows": int(mine.sum()),
-                      "accuracy": float((labels == predictions).mean()) if mine.any() else None,
-                      "balanced_accuracy": predict.balanced_accuracy(labels, predictions) if mine.any() else None})
+def tree_scores(rows, result, truth):
+    """What report.json says of the levels and the mistakes of Labelled rows: result as from `score_rows`, truth as from
+    `true_nodes`."""
+    levels = []
+    for level in range(rows.tree.levels):
+        known = truth[:, level] >= 0
+        labels, predictions = truth[known, level], result["at_level"][known, level]
+        levels.append({"nodes": rows.tree.size(level + 1), "rows": len(labels),
+                       "accuracy": float((labels == predictions).mean()) if len(labels) else None,
+                       "balanced_accuracy": predict.balanced_accuracy(labels, predictions) if len(labels) else None})
 
-    # Mistakes are of rows that know their category: how far from it is the predicted one?
-    wrong = np.flatnonzero(rows.has_category & (result["prediction"] != rows.labels))
+    # Mistakes are of rows that know their category. From it to the predicted one the way leads over the deepest node
+    # that both are below.
+    wrong = rows.has_category & (result["prediction"] != rows.labels)
     taken, depth = result["prediction"][wrong], np.array([name.count(classify.PATH) + 1 for name in rows.names])
-    common = (np.cumprod(truth[wrong] == nodes.above[taken], 1)).sum(1)
-    own = depth[rows.labels[wrong]]
-    mistakes = {"right_one_level_up": float(((common >= own - 1) & (own > 1)).mean()),
+    own, common = depth[rows.labels[wrong]], (truth[wrong] == rows.tree.above[taken]).cumprod(1).sum(1)
+    mistakes = {"right_one_level_up": float(((own > 1) & (common >= own - 1)).mean()),
                 "wrong_at_the_top": float((common == 0).mean()),
-                "distance": float((own + depth[taken] - 2 * common).mean())} if len(wrong) else None
-    return {"parent_rows": int((~rows.has_category).sum()), "levels": found, "mistakes": mistakes,
-            "thresholds": tree_promises(classifier.promising, truth, result)}
+                "distance": float((own + depth[taken] - 2 * common).mean())} if len(taken) else None
+    return {"parent_rows": int((~rows.has_category).sum()), "levels": levels, "mistakes": mistakes}
 
 
-def tree_promises(promising, truth, result):
-    """The `thresholds` of report.json: what the deepest nodes that are promised answer, and what categories alone."""
-    found, above = {}, promising.tree.above[result["promised_prediction"]]
-    chances, right = result["promised_path"], truth == above
-    for precision in calibration.PRECISIONS:
-        thresholds = promising.rule(precision)[0].thresholds
-        at = classify.deepest(chances, thresholds)
-        rows = np.flatnonzero(at >= 0)
-        told = rows[truth[rows, at[rows]] >= 0]
-        is_leaf = above[rows, at[rows]] < promising.tree.leaves
-        [alone] = promises(lambda asked: promising.threshold(asked), result["promised_probability"][truth[:, -1] >= 0],
-                           right[truth[:, -1] >= 0, -1], [precision]).values()
-        found[f"{precision:.2f}"] = {
+def node_answers(promising, precision, truth, result):
+    """What the deepest nodes answer that a precision is promised of: {"answered": the share of the rows, "leaf": the
+    share that gets a category, "precision": how many are right, of the answers at levels that the rows know}."""
+    rows, at = np.arange(len(truth)), classify.deepest(
+        result["promised_path"], promising.rule(precision)[0].thresholds)
+    answers, true = promising.tree.above[result["promised_prediction"], at], truth[rows, at]
+    told = (at >= 0) & (true >= 0)
+    leaf = (at >= 0) & (answers < promising.tree.leaves)
+    return {"answered": float((at >= 0).mean()), "leaf": float(leaf.mean()),
+            "precision": float((answers == true)[told].mean()) if told.any() else None}
+
+
+def tree_promises(promising, alone, truth, result):
+    """The `thresholds` of report.json, of a tree: {precision: what `node_answers` says, "threshold" of each level from
+    the top, and of categories "leaf_only" what `promises` says, alone}."""
+    found = {}
+    for precision, leaf_only in alone.items():
+        thresholds = promising.rule(float(precision))[0].thresholds
+        found[precision] = {
             "threshold": [least if np.isfinite(least) else None for least in thresholds] if np.isfinite(
                 thresholds).any() else None,
-            "answered": len(rows) / len(at), "leaf": float(is_leaf.sum() / len(at)),
-            "precision": float(right[told, at[told]].mean()) if len(told) else None, "leaf_only": alone}
+            **node_answers(promising, float(precision), truth, result), "leaf_only": leaf_only}
     return found
+
+
+def answered_lines(promising, rows, result, truth):
+    """What `answered_figure` draws: {what is answered: [(precision found, share of the rows answered)]}."""
+    # A hundred thresholds let through one part in a hundred more each. Nothing is answered where nothing is known.
+    known = rows.has_category
+    chances, right = result["promised_probability"][known], (result["promised_prediction"] == rows.labels)[known]
+    hits = np.cumsum(right[np.argsort(-chances, kind="stable")])
+    count = np.unique((chances > 0).sum() * np.arange(1, 101) // 100)
+    nodes = [node_answers(promising, precision, truth, result) for precision, _, _ in promising.rules]
+    return {"categories alone": [(hits[n - 1] / n, n / len(hits)) for n in count[count > 0]],
+            "the deepest node that is sure enough": [
+                (row["precision"], row["answered"]) for row in nodes if row["precision"] is not None]}
 
 
 def shared_parents(rows, true, taken):
     """{"shared": of pairs of categories [K] the deepest node that both are below, or ""}; nothing without a tree."""
     if rows.tree.levels == 1:
         return {}
-    pairs = [[rows.names[i].split(classify.PATH) for i in pair] for pair in zip(true, taken, strict=True)]
-    return {"shared": [classify.PATH.join(a for i, (a, b) in enumerate(zip(*pair, strict=False))
-                                          if pair[0][:i + 1] == pair[1][:i + 1]) for pair in pairs]}
+    paths = ([rows.names[node].split(classify.PATH) for node in of] for of in (true, taken))
+    return {"shared": [classify.PATH.join(a for a, _ in itertools.takewhile(
+        lambda names: names[0] == names[1], zip(*pair, strict=False))) for pair in zip(*paths, strict=True)]}
 
 
-def node_table(rows, result):
-    """Of the nodes of the tree that have rows, parents first: {"node", "level", "rows", "recall": the share that is
-    predicted somewhere below the node, "predicted", "precision"}."""
-    truth, taken, nodes = true_nodes(rows), rows.tree.above[result["prediction"]], rows.tree
-    order = sorted(range(len(nodes.names)), key=lambda node: nodes.names[node].split(classify.PATH))
-    found = {"node": [], "level": [], "rows": [], "recall": [], "predicted": [], "precision": []}
-    size, hits, predicted = (np.zeros(len(nodes.names) + 1, int) for _ in range(3))
-    for level in range(nodes.levels):
-        # A leaf that ends above this level has been counted there.
-        mine, its = (np.where((of >= 0) & (np.append(nodes.level, level + 1)[of] == level + 1), of, -1)
-                     for of in (truth[:, level], taken[:, level]))
-        known = mine >= 0
-        size += np.bincount(mine[known], minlength=len(size))
-        hits += np.bincount(mine[known & (mine == its)], minlength=len(size))
-        predicted += np.bincount(its[(its >= 0) & (truth[:, level] >= 0)], minlength=len(size))
-    for node in order:
-        if size[node] or predicted[node]:
-            values = (nodes.names[node], int(nodes.level[node]), int(size[node]),
-                      hits[node] / size[node] if size[node] else None, int(predicted[node]),
-                      hits[node] / predicted[node] if predicted[node] else None)
-            for name, value in zip(found, values, strict=True):
-                found[name].append(value)
-    return found
+def node_table(rows, result, truth):
+    """Of the nodes of the tree that have rows or are predicted, each before those below it: {"node", "level", "rows",
+    "recall": the share that is predicted somewhere below the node, "predicted", "precision"}."""
+    tree, taken = rows.tree, rows.tree.above[result["prediction"]]
+
+    # A node counts at its own level alone: a leaf stands for itself at those below. Rows count that know that level.
+    def count(of, mask):
+        by_level = [np.bincount(of[mask[:, level], level], minlength=len(tree.names))[:len(tree.names)]
+                    for level in range(tree.levels)]
+        return np.stack(by_level)[tree.level - 1, np.arange(len(tree.names))].tolist()
+
+    size, hits, predicted = count(truth, truth >= 0), count(truth, truth == taken), count(taken, truth >= 0)
+    order = sorted((node for node in range(len(tree.names)) if size[node] or predicted[node]),
+                   key=lambda node: tree.names[node].split(classify.PATH))
+    return {"node": [tree.names[node] for node in order], "level": tree.level[order].tolist(),
+            "rows": [size[node] for node in order],
+            "recall": [hits[node] / size[node] if size[node] else None for node in order],
+            "predicted": [predicted[node] for node in order],
+            "precision": [hits[node] / predicted[node] if predicted[node] else None for node in order]}
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
@@ -440,6 +451,28 @@ def reliability_figure(confidence, right, title):
     return figure
 
 
+def answered_figure(thresholds, lines, title):
+    """The share of the rows answered over the precision found, of categories alone and of nodes: lines as from
+    `answered_lines`, and what was promised as points. thresholds: those of report.json."""
+    figure = new_figure(6, 4.5)
+    axes = figure.subplots()
+    points = [[(promise, row["leaf_only"]["precision"], row["leaf_only"]["coverage"])
+               for promise, row in thresholds.items()],
+              [(promise, row["precision"], row["answered"]) for promise, row in thresholds.items()]]
+    for (name, line), style, mark, promised in zip(lines.items(), ("--", "-"), "so", points, strict=True):
+        [drawn] = axes.plot(*np.array(line).reshape(-1, 2).T, style, label=name)
+        for promise, precision, share in promised:
+            if precision is not None:
+                axes.plot(precision, share, mark, color=drawn.get_color())
+                axes.annotate(f"{float(promise):.0%}", (precision, share), (5, 3), textcoords="offset points",
+                              color=drawn.get_color())
+    axes.set(xlabel="precision found", ylabel="share of the rows that is answered", ylim=(0, 1.03), title=title)
+    axes.set_xlim(right=1.005)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower left")
+    return figure
+
+
 def make_figures(rows, categories, result, title):
     """The figures of a report: {file: figure}; categories as from `make_tables`."""
     figures = {"recall.png": recall_figure(categories, title),
@@ -465,14 +498,19 @@ def make_report(classifier, rows, result):
     rows, result = rows.part(known), result if known.all() else {name: of[known] for name, of in result.items()}
     scores = make_scores(classifier, rows, result)
     tables = make_tables(rows, classifier.config["training_rows"], result)
-    if rows.tree.levels > 1:
-        scores |= tree_scores(classifier, all_rows, all_results)
-        tables["nodes.csv"] = node_table(all_rows, all_results)
     if classifier.columns:
         tables["values.csv"] = worst_values(classifier, rows, result)
     title = (f"{'SYNTHETIC data, ' if scores['synthetic'] else ''}"
              f"{' + '.join(folder.name for folder in classifier.folders)}, {rows.split}{'' if rows.path else ' split'}")
-    return Report(title, scores, tables, make_figures(rows, tables["categories.csv"], result, title))
+    figures = make_figures(rows, tables["categories.csv"], result, title)
+    if rows.tree.levels > 1:
+        truth, promising = true_nodes(all_rows), classifier.promising
+        scores |= tree_scores(all_rows, all_results, truth)
+        scores["thresholds"] = tree_promises(promising, scores["thresholds"], truth, all_results)
+        tables["nodes.csv"] = node_table(all_rows, all_results, truth)
+        figures["answered.png"] = answered_figure(
+            scores["thresholds"], answered_lines(promising, all_rows, all_results, truth), title)
+    return Report(title, scores, tables, figures)
 
 
 def make_tables(rows, training_rows, result):
@@ -553,6 +591,25 @@ def notes(scores):
     return [f"{scores[name]:,} of {scores['rows']:,} rows {what}" for name, what in NOTES.items() if scores[name]]
 
 
+def mistaken(scores):
+    """How far mistakes are from the true category in the tree, as a text; "" where there is no tree or no mistake."""
+    found = scores.get("mistakes")
+    return (f"mistakes: {found['right_one_level_up']:.1%} are right one level up, "
+            f"{found['wrong_at_the_top']:.1%} are wrong at the top already; {found['distance']:.1f} edges from the "
+            "true category, on average") if found else ""
+
+
+def metrics(scores):
+    """{name: number, or None} of what MLflow gets of report.json: SCORES and, of a tree, those of its levels, and what
+    its nodes answer where a precision is promised."""
+    found = {name: scores[name] for name in SCORES}
+    for level, row in enumerate(scores.get("levels", ()), 1):
+        found |= {f"level_{level}_{name}": row[name] for name in ("accuracy", "balanced_accuracy")}
+    for precision, row in scores["thresholds"].items() if "levels" in scores else ():
+        found |= {f"{name}_{precision[2:]}": row[name] for name in ("answered", "precision")}
+    return found
+
+
 def show(scores, found):
     """Print the scores of all rows and of their slices, the promises kept, and the most frequent confusions."""
     print(f"  {'':<22}{'rows':>10}{'loss':>8}{'accuracy':>10}{'balanced':>10}{'95 % interval':>18}{'macro-F1':>10}"
@@ -572,12 +629,12 @@ def show(scores, found):
         print("with --precision they take them to be as frequent as in training:")
     for precision, row in scores["thresholds"].items():
         kept = "-" if row["precision"] is None else f"{row['precision']:.1%}"
+        alone = f" (with --leaf-only {row['leaf_only']['coverage']:.1%})" if "leaf_only" in row else ""
         if row["threshold"] is None:
-            print(f"promised {float(precision):.0%} right: by no probability, on these validation rows")
-        elif "leaf_only" in row:
-            alone = row["leaf_only"]
-            print(f"promised {float(precision):.0%} right: here {row['answered']:.1%} of the titles, {row['leaf']:.1%} "
-                  f"by a category, {kept} of them right (with --leaf-only {alone['coverage']:.1%})")
+            print(f"promised {float(precision):.0%} right: by no probability, on these validation rows{alone}")
+        elif alone:
+            print(f"promised {float(precision):.0%} right: here {row['answered']:.1%} of the titles, {kept} of "
+                  f"them right; {row['leaf']:.1%} get a category{alone}")
         else:
             print(f"promised {float(precision):.0%} right: from probability {row['threshold']:.4f} on; here "
                   f"{row['coverage']:.1%} of the titles, {kept} of them right")
@@ -585,6 +642,8 @@ def show(scores, found):
         if row["rows"]:
             print(f"level {level}, {row['nodes']:,} nodes: accuracy {row['accuracy']:.4f}, balanced "
                   f"{row['balanced_accuracy']:.4f}")
+    if said := mistaken(scores):
+        print(said)
     for note in notes(scores):
         print(note)
     for name, row in scores.get("columns", {}).items():
@@ -593,6 +652,7 @@ def show(scores, found):
     # The first few with one title each; confusions.csv has more.
     if found["examples"]:
         print("most frequent confusions:")
-    for true, wrong, count, rate, examples in itertools.islice(zip(*(found[name] for name in CONFUSED), strict=True), 8):
-        print(f"  {count:>5} x {true} taken for {wrong} ({rate:.0%} of its rows), such as: "
-              f"{examples.partition(' | ')[0]}")
+    for true, wrong, count, rate, examples in itertools.islice(
+            zip(*(found[name] for name in CONFUSED), strict=True), 8):
+        print(f"  {count:>5} x {plain_name(true, SHOWN)} taken for {plain_name(wrong, SHOWN)} ({rate:.0%} of its "
+              f"rows), such as: {examples.partition(' | ')[0]}")

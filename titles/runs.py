@@ -167,19 +167,24 @@ def show_all(runs, fingerprint):
     found = []
     for folder, config in all_runs(runs, fingerprint):
         base = folder.with_name(config.get("refit", folder.name))
-        best = best_epoch(history_of(base))
-        found.append((-rank(best), base, "refit" in config, folder, config, best.get(BEST)))
+        best, report = best_epoch(history_of(base)), folder / "test-best/report.json"
+        scores = files.read_json(report) if report.is_file() else {}
+        found.append((-rank(best), base, "refit" in config, folder, config, best.get(BEST), scores))
 
-    line = "{:24} {:12} {:>10} {:>8} {:>8} {:>6}  {}".format
-    print(line("run", "model", "validation", "test", "seconds", "MB", "begun"))
-    for _, _, is_refit, folder, config, score in sorted(found, key=lambda row: row[:4]):
+    # Where categories are a tree, its upper levels have the test accuracy.
+    upper = range(max((len(row[-1].get("levels", ())) - 1 for row in found), default=0))
+    line = ("{:24} {:12} {:>10} {:>8} " + "{:>8} " * len(upper) + "{:>8} {:>6}  {}").format
+    print(line("run", "model", "validation", "test", *(f"level {level + 1}" for level in upper), "seconds", "MB",
+               "begun"))
+    for _, _, is_refit, folder, config, score, scores in sorted(found, key=lambda row: row[:4]):
         # What is not known yet, such as the test score of a run that was never evaluated, is a dash.
-        report = folder / "test-best/report.json"
-        test = files.read_json(report).get("balanced_accuracy") if report.is_file() else None
+        test, levels = scores.get("balanced_accuracy"), scores.get("levels") or [{}] * len(upper)
+        above = [levels[level].get("accuracy") for level in upper]
+        above = ["-" if accuracy is None else f"{accuracy:.4f}" for accuracy in above]
         seconds = (history_of(folder) or [{}])[-1].get("seconds")
         size = sum(path.stat().st_size for path in (folder / "checkpoints").rglob("*") if path.is_file()) / 1e6
         print(line(folder.name, config["model"], f"{score:.4f}" if score and not is_refit else "-",
-                   f"{test:.4f}" if test else "-", f"{seconds:.0f}" if seconds else "-", f"{size:.1f}",
+                   f"{test:.4f}" if test else "-", *above, f"{seconds:.0f}" if seconds else "-", f"{size:.1f}",
                    time.strftime("%Y-%m-%d %H:%M", time.localtime(config["created"]))))
 
 

@@ -10,6 +10,8 @@ metrics:
     valid_loss, valid_balanced_accuracy, ...    single values, of the best epoch
     test_balanced_accuracy, test_accuracy, ...  single values of reports, by split or file: those of the best
                                                 checkpoint; test-latest_loss, test-best-training_loss (--prior)
+    test_level_1_accuracy, test_answered_95, ...    the same of trees: of each level from the top, and what nodes
+                                                answer where 95 % are promised to be right, test_precision_95 of it
 
 MLflow's page draws groups (what stands before a slash) first, by name, so it begins with the curves; single values are
 bars behind them. Its table of runs shows no metric by itself, so `experiment_page` leads to a view that does.
