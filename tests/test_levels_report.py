@@ -277,6 +277,7 @@ def test_the_terminal_says_levels_in_short_lines(reported, capsys):
             f"{row['leaf']:.1%} get a category (with --leaf-only {alone['coverage']:.1%})") in lines
     assert "promised 99% right: by no probability, on these validation rows (with --leaf-only 0.0%)" in lines
     assert sum(line.startswith("level ") for line in lines) == 3 and report.mistaken(scores) in lines
+    assert f"{scores['parent_rows']} of 300 rows know only a parent of their category; they " in "".join(lines)
     assert max(map(len, lines)) <= 120 and report.mistaken({}) == report.mistaken({"mistakes": None}) == ""
 
 

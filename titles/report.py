@@ -588,7 +588,10 @@ def frequent(scores):
 
 def notes(scores):
     """What is to be said of some rows, see NOTES: a list of texts."""
-    return [f"{scores[name]:,} of {scores['rows']:,} rows {what}" for name, what in NOTES.items() if scores[name]]
+    # Rows that know only a parent are not among those of the scores.
+    rows = {"parent_rows": scores["rows"] + scores["parent_rows"]}
+    return [f"{scores[name]:,} of {rows.get(name, scores['rows']):,} rows {what}"
+            for name, what in NOTES.items() if scores[name]]
 
 
 def mistaken(scores):
