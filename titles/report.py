@@ -287,11 +287,13 @@ def tree_scores(rows, result, truth):
 
 def node_answers(promising, precision, truth, result):
     """What the deepest nodes answer that a precision is promised of: {"answered": the share of the rows, "leaf": the
-    share that gets a category, "precision": how many are right, of the answers at levels that the rows know}."""
+    share that gets a category, "precision": how many are right, of the answers of which the rows tell it}."""
     rows, at = np.arange(len(truth)), classify.deepest(
         result["promised_path"], promising.rule(precision)[0].thresholds)
-    answers, true = promising.tree.above[result["promised_prediction"], at], truth[rows, at]
-    told = (at >= 0) & (true >= 0)
+    above = promising.tree.above[result["promised_prediction"]]
+    answers, true = above[rows, at], truth[rows, at]
+    # A node that is deeper than what a row knows is wrong at least where it stands below another parent.
+    told = (at >= 0) & ((true >= 0) | ((truth >= 0) & (truth != above)).any(1))
     leaf = (at >= 0) & (answers < promising.tree.leaves)
     return {"answered": float((at >= 0).mean()), "leaf": float(leaf.mean()),
             "precision": float((answers == true)[told].mean()) if told.any() else None}
