@@ -4,6 +4,7 @@
     python classify.py model.npz titles.txt --top 3         # the three likeliest, in one line
     python classify.py model.npz --threshold 0.8 < titles   # no category where its probability is lower
     python classify.py model.npz offers.csv --keep --precision 0.9 > scored.csv    # of the categories 90 % are right
+    python classify.py model.npz --level 1 < titles.txt     # of a tree of categories the nodes of one level
 
     from classify import Classifier
     classifier = Classifier("model.npz")
@@ -17,11 +18,12 @@ export.py makes the model of one or several runs. What comes through a pipe is a
 the likeliest category is the chance that it is right, for titles like the validation rows; a title of which training
 has seen no word and no n-gram has no category and the probability 0. A precision that the validation rows cannot
 promise leaves all categories empty, and a warning says which one they can. With --threshold or --precision, --top K
-writes the answer, and then the K candidates whatever their probability. A CSV file (comma, semicolon or tab) is told by
-its header, which names a column title or text, or what --title-column says; the columns that the model reads beside it,
-such as brand or price, are found by their names, and where one is lacking a warning says so. --keep writes all columns
-of the file, then category and probability, in the same form. Bytes that are not UTF-8 become the replacement character,
-with a warning.
+writes the answer, and then the K candidates whatever their probability. Where categories are leaves of a tree, the
+answer is the deepest node above the likeliest that is sure enough, unless --level or --leaf-only ask otherwise. A CSV
+file (comma, semicolon or tab) is told by its header, which names a column title or text, or what --title-column says;
+the columns that the model reads beside it, such as brand or price, are found by their names, and where one is lacking a
+warning says so. --keep writes all columns of the file, then category and probability, in the same form. Bytes that are
+not UTF-8 become the replacement character, with a warning.
 Python 3.9 or newer.
 
 In the project this file is also the one specification of tokenizer, n-grams and hashes, which data.py imports, and of
