@@ -463,6 +463,15 @@ class Tree:
         return nodes[order], first[order]
 
 
+def node_chances(sums, leaves, smoothing, categories):
+    """The probabilities of nodes that have so many leaves, from the sums of those of the leaves: arrays of one shape, of
+    NumPy or JAX. The share that is spread evenly over all categories is taken off: a label that is plainly wrong mostly
+    stands below the same node as the right one. Leaves keep theirs."""
+    # Rounding may leave it a little below 0.
+    others = abs(sums - smoothing * leaves / categories) / (1 - smoothing)
+    return sums + (leaves > 1) * (others - sums)
+
+
 # --- a pretrained encoder: Universal Sentence Encoder multilingual v3 ------------------------------------------------
 
 MAX_CHARACTERS = 2000  # of a title are cut into pieces, far more than fill those that are kept: some titles are books
@@ -1191,7 +1200,8 @@ class Classifier(BaseClassifier):
         for chosen, z, known in self.in_blocks(rows):
             # Categories are ranked by their logits, for small probabilities may round to the same number.
             p = self.probabilities(z)
-            rank, sums = (z, p) if len(nodes) == len(self.labels) else (np.add.reduceat(p, first, axis=1),) * 2
+            rank, sums = (z, p) if len(nodes) == len(self.labels) else (self.node_chances(
+                np.add.reduceat(p, first, axis=1), np.diff(first, append=len(self.labels))),) * 2
             # Of equal ones the first comes first, with either function.
             best = rank.argmax(1)[:, None] if top == 1 else np.argsort(-rank, 1, kind="stable")[:, :top]
             found[chosen], chances[chosen] = nodes[best], np.take_along_axis(sums, best, 1) * known[:, None]
@@ -1199,9 +1209,13 @@ class Classifier(BaseClassifier):
                 # The difference of a running sum between the bounds of a node is the sum of the leaves below.
                 running = np.cumsum(np.pad(p, ((0, 0), (1, 0))), 1)
                 low, high = self.tree.below[self.tree.above[best[:, 0]]].transpose(2, 0, 1)
-                path[chosen] = (np.take_along_axis(running, high, 1) - np.take_along_axis(running, low, 1)
-                                ) * known[:, None]
+                below = np.take_along_axis(running, high, 1) - np.take_along_axis(running, low, 1)
+                path[chosen] = self.node_chances(below, high - low) * known[:, None]
         return found, chances, path
+
+    def node_chances(self, sums, leaves):
+        return node_chances(sums, leaves.astype(np.float32), np.float32(self.settings["smoothing"]),
+                            np.float32(len(self.labels)))
 
     def predict_proba(self, rows):
         """The probability of every category, in the order of `labels`: [N, C] float32; NaN for missing titles. Rows

@@ -216,13 +216,18 @@ def both(request, shop):
 TITLES = ["cuchillo cocina", "casa", "sarten x1", "libro", "qqqq zzzz", "", "toalla bano hogar", "pelota", "x3 x4"]
 
 
-def test_probabilities_of_nodes_are_sums_of_leaves(both):
+def test_probabilities_of_nodes_are_sums_of_leaves_without_what_is_spread_evenly(both):
     run, small = both
     chances = run.predict_proba(TITLES)
+
+    def of_node(row, first, behind):
+        spread = run.smoothing / len(SHOP)
+        return sum((p - spread) / (1 - run.smoothing) for p in row[first:behind]) if behind - first > 1 else row[first]
+
     for classifier in (run, small):
         for level in (1, 2, 3):
             nodes, first = classifier.tree.at_level(level)
-            sums = np.add.reduceat(chances, first, axis=1)
+            sums = np.array([[of_node(row, *classifier.tree.below[node]) for node in nodes] for row in chances])
             for row, of_row in zip(classifier.predict(TITLES, top=2, level=level), sums, strict=True):
                 if row[0][0] is not None:
                     order = np.argsort(-of_row, kind="stable")[:2]
@@ -232,7 +237,7 @@ def test_probabilities_of_nodes_are_sums_of_leaves(both):
         for title, chance, of_row in zip(TITLES, path, chances, strict=True):
             if chance.any():
                 above = classifier.tree.above[of_row.argmax()]
-                wanted = [of_row[slice(*classifier.tree.below[node])].sum() for node in above]
+                wanted = [of_node(of_row, *classifier.tree.below[node]) for node in above]
                 np.testing.assert_allclose(chance, wanted, atol=1e-5, err_msg=title)
 
 

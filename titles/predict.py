@@ -139,8 +139,8 @@ def scores(ensemble, batches, labels, nodes=None):
         inside, leaves = calibration.inside(nodes["below"][labels], z.shape[1]), jnp.diff(nodes["below"][labels])[:, 0]
         best, given = jnp.where(inside, z, -jnp.inf).max(1), jnp.where(inside, probabilities, 0).sum(1)
         share, own = (jax.nn.logsumexp(values, 1, where=inside) for values in (jax.nn.log_softmax(z), raw))
-        of_tree = {"label_path": node_sums(probabilities, nodes["below"][nodes["above"][labels]]),
-                   "at_level": jnp.stack([first_maximum(level_sums(probabilities, first))
+        of_tree = {"label_path": path_chances(z, smoothing, nodes["below"][nodes["above"][labels]]),
+                   "at_level": jnp.stack([first_maximum(level_chances(z, smoothing, first))
                                           for first in nodes["first"]], 1)}
 
     # As the logarithm of a sum, which stays finite where the probability is too small for its type.
@@ -159,10 +159,11 @@ def score_promised(promising, ensemble, batches, labels, nodes=None):
     """The same, and what the Ensemble that promises a precision predicts, with its probability, and of a tree those of
     the nodes above it, `promised_path` [B, L]."""
     z, _ = combined(promising.replace(predictors=ensemble.predictors), batches)
-    found, probabilities = ranked(z, promising.smoothing, 1), calibration.smoothed(z, promising.smoothing)
+    found = ranked(z, promising.smoothing, 1)
     promised = {"promised_prediction": found["category"][:, 0], "promised_probability": found["probability"][:, 0]}
     if nodes is not None:
-        promised["promised_path"] = node_sums(probabilities, nodes["below"][nodes["above"][found["category"][:, 0]]])
+        promised["promised_path"] = path_chances(
+            z, promising.smoothing, nodes["below"][nodes["above"][found["category"][:, 0]]])
     return scores(ensemble, batches, labels, nodes) | promised
 
 
@@ -186,7 +187,7 @@ def climb_batch(ensemble, batches, nodes, top):
     z, _ = combined(ensemble, batches)
     found = ranked(z, ensemble.smoothing, top)
     below = nodes["below"][nodes["above"][found["category"][:, 0]]]
-    return found | {"path": node_sums(calibration.smoothed(z, ensemble.smoothing), below)}
+    return found | {"path": path_chances(z, ensemble.smoothing, below)}
 
 
 @functools.partial(jax.jit, static_argnames="top", compiler_options=model.QUICK_COMPILE)
@@ -194,21 +195,24 @@ def level_batch(ensemble, batches, first, top):
     """The `top` likeliest nodes of a level, by their number there, and their probabilities [B, top]; first [M]: the
     first leaf of each."""
     z, _ = combined(ensemble, batches)
-    probability, node = jax.lax.top_k(level_sums(calibration.smoothed(z, ensemble.smoothing), first), top)
+    probability, node = jax.lax.top_k(level_chances(z, ensemble.smoothing, first), top)
     return {"node": node, "probability": probability}
 
 
-def node_sums(probabilities, below):
-    """Probabilities of categories [B, C] -> those of nodes [B, L], whose leaves below [B, L, 2] tells."""
+def path_chances(z, smoothing, below):
+    """Logits [B, C] -> the probabilities of nodes [B, L], whose leaves below [B, L, 2] tells."""
     # A pass for each level, which XLA makes one; of a running sum it would make many.
-    return jnp.stack([jnp.where(calibration.inside(below[:, level], probabilities.shape[1]), probabilities, 0).sum(1)
+    probabilities = calibration.smoothed(z, smoothing)
+    sums = jnp.stack([jnp.where(calibration.inside(below[:, level], z.shape[1]), probabilities, 0).sum(1)
                       for level in range(below.shape[1])], 1)
+    return classify.node_chances(sums, jnp.diff(below)[..., 0], smoothing, z.shape[1])
 
 
-def level_sums(probabilities, first):
-    """Probabilities of categories [B, C] -> those of the nodes of a level [B, M], by the first leaf of each [M]."""
-    running = jnp.pad(jnp.cumsum(probabilities, 1), ((0, 0), (1, 0)))
-    return running[:, jnp.append(first[1:], probabilities.shape[1])] - running[:, first]
+def level_chances(z, smoothing, first):
+    """Logits [B, C] -> the probabilities of the nodes of a level [B, M], by the first leaf of each [M]."""
+    running = jnp.pad(jnp.cumsum(calibration.smoothed(z, smoothing), 1), ((0, 0), (1, 0)))
+    behind = jnp.append(first[1:], z.shape[1])
+    return classify.node_chances(running[:, behind] - running[:, first], behind - first, smoothing, z.shape[1])
 
 
 @functools.partial(jax.jit, compiler_options=model.QUICK_COMPILE)
@@ -409,7 +413,8 @@ class Classifier(classify.BaseClassifier):
         labels, (chances, best) = self.validation[0]["labels"], self.validated
         if level < self.tree.levels:
             nodes, first = self.tree.at_level(level)
-            chances = np.add.reduceat(chances, first, axis=1)
+            chances = classify.node_chances(np.add.reduceat(chances, first, axis=1), np.diff(
+                first, append=self.tree.leaves), self.smoothing, self.tree.leaves)
             best, labels = nodes[chances.argmax(1)], self.tree.above[labels, level - 1]
         return calibration.promises(chances.max(1), best == labels)
 
@@ -428,8 +433,9 @@ class Classifier(classify.BaseClassifier):
         """tree.rules of these rows."""
         chances, best = self.validated
         above = self.tree.above[best]
-        return tree.rules(tree.sums(chances, self.tree.below[above]),
-                          above == self.tree.above[self.validation[0]["labels"]])
+        below = self.tree.below[above]
+        path = classify.node_chances(tree.sums(chances, below), np.diff(below)[..., 0], self.smoothing, self.tree.leaves)
+        return tree.rules(path.astype(np.float32), above == self.tree.above[self.validation[0]["labels"]])
 
     @functools.cached_property
     def ensemble(self):
