@@ -201,18 +201,20 @@ def level_batch(ensemble, batches, first, top):
 
 def path_chances(z, smoothing, below):
     """Logits [B, C] -> the probabilities of nodes [B, L], whose leaves below [B, L, 2] tells."""
-    # A pass for each level, which XLA makes one; of a running sum it would make many.
-    probabilities = calibration.smoothed(z, smoothing)
-    sums = jnp.stack([jnp.where(calibration.inside(below[:, level], z.shape[1]), probabilities, 0).sum(1)
-                      for level in range(below.shape[1])], 1)
-    return classify.node_chances(sums, jnp.diff(below)[..., 0], smoothing, z.shape[1])
+    low, high = (jnp.take_along_axis(running_sum(z, smoothing), below[..., side], 1) for side in (0, 1))
+    return classify.node_chances(high - low, jnp.diff(below)[..., 0], smoothing, z.shape[1])
 
 
 def level_chances(z, smoothing, first):
     """Logits [B, C] -> the probabilities of the nodes of a level [B, M], by the first leaf of each [M]."""
-    running = jnp.pad(jnp.cumsum(calibration.smoothed(z, smoothing), 1), ((0, 0), (1, 0)))
-    behind = jnp.append(first[1:], z.shape[1])
+    running, behind = running_sum(z, smoothing), jnp.append(first[1:], z.shape[1])
     return classify.node_chances(running[:, behind] - running[:, first], behind - first, smoothing, z.shape[1])
+
+
+def running_sum(z, smoothing):
+    """Logits [B, C] -> [B, C + 1] the sums of the probabilities before each category: their difference between the
+    bounds of a node is the sum of the leaves below."""
+    return jnp.pad(jnp.cumsum(calibration.smoothed(z, smoothing), 1), ((0, 0), (1, 0)))
 
 
 @functools.partial(jax.jit, compiler_options=model.QUICK_COMPILE)
