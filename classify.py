@@ -422,14 +422,15 @@ class Tree:
         """labels: names of the categories, if it is a tree paths in alphabetical order, so that the leaves below a node
         follow one another; else they are a tree of one level."""
         paths = [name.split(PATH) if is_tree else [name] for name in labels]
-        below = {}  # {path of an inner node: [its first leaf, the one behind its last]}
+        below = {}  # {name of an inner node: [its first leaf, the one behind its last]}
         for leaf, path in enumerate(paths):
             for end in range(1, len(path)):
                 below.setdefault(PATH.join(path[:end]), [leaf, leaf])[1] = leaf + 1
         inner = sorted(below)
-        self.names, self.leaves = [*labels, *inner], len(labels)
+        self.names, self.paths = [*labels, *inner], [*paths, *(name.split(PATH) for name in inner)]
+        self.leaves = len(labels)
         self.number = {name: node for node, name in enumerate(self.names)}
-        self.level = np.array([*map(len, paths), *(name.count(PATH) + 1 for name in inner)])       # [M], from 1
+        self.level = np.array([*map(len, self.paths)])                                             # [M], from 1
         self.levels = int(self.level.max(initial=1))
         leaves = np.arange(len(labels))
         self.below = np.concatenate([np.stack([leaves, leaves + 1], 1),                            # [M, 2]
@@ -451,9 +452,8 @@ class Tree:
     def level_names(self, nodes):
         """Of nodes (list of N, -1 for none) the names on every level, from the top: L lists of N str, "" where there is
         none."""
-        paths = [*(name.split(PATH) for name in self.names), []]
-        return [[paths[node][level] if level < len(paths[node]) else "" for node in nodes]
-                for level in range(self.levels)]
+        paths = [self.paths[node] if node >= 0 else [] for node in nodes]
+        return [[path[level] if level < len(path) else "" for path in paths] for level in range(self.levels)]
 
     def at_level(self, level):
         """(nodes of a level, from 1, where leaves that end above it stand for themselves; [M'] the first leaf of
@@ -464,12 +464,10 @@ class Tree:
 
 
 def node_chances(sums, leaves, smoothing, categories):
-    """The probabilities of nodes that have so many leaves, from the sums of those of the leaves: arrays of one shape, of
-    NumPy or JAX. The share that is spread evenly over all categories is taken off: a label that is plainly wrong mostly
-    stands below the same node as the right one. Leaves keep theirs."""
-    # Rounding may leave it a little below 0.
-    others = abs(sums - smoothing * leaves / categories) / (1 - smoothing)
-    return sums + (leaves > 1) * (others - sums)
+    """The probabilities of nodes that have so many leaves, from the sums of the leaves' softmax: arrays of one shape,
+    of NumPy or JAX. Of the share that is spread evenly over all categories only leaves have a part: a label that is
+    plainly wrong mostly stands below the same node as the right one."""
+    return sums + (leaves == 1) * smoothing * (1 / categories - sums)
 
 
 # --- a pretrained encoder: Universal Sentence Encoder multilingual v3 ------------------------------------------------
@@ -696,6 +694,10 @@ def gelu(x):
 def sigmoid(x):
     # By tanh, which cannot overflow as exp does.
     return (1 + np.tanh(x / 2)) / 2
+
+
+def softmax(z):
+    return np.exp(log_softmax(z))
 
 
 def log_softmax(z):
@@ -940,7 +942,7 @@ class BaseClassifier:
         number, present, rows = self.present(rows)
         result, names = [[] for _ in range(number)], [*self.tree.names, None]
         if present:
-            found = classifier.answers(rows, top, rule)
+            *found, _ = classifier.answers(rows, top, rule)
             for i, nodes, chances in zip(present, *(column.tolist() for column in found)):  # noqa: B905
                 result[i] = [(names[node], p) for node, p in zip(nodes, chances)]  # noqa: B905
         return result
@@ -962,7 +964,7 @@ class BaseClassifier:
         """(the Rule that a precision or a threshold asks for, or neither; None, or where the precision cannot be
         promised a sentence that says which one can). Raises ValueError where they make no sense."""
         levels = self.tree.levels
-        if level is not None and not 1 <= level <= levels:
+        if level is not None and not (levels > 1 and 1 <= level <= levels):
             raise ValueError(f"level {level}: " + (f"wanted 1 to {levels}" if levels > 1 else
                                                    "the categories are no tree"))
         if precision is None:
@@ -997,32 +999,39 @@ class BaseClassifier:
                 f"category; {said}")
 
     def answers(self, rows, top, rule):
-        """(numbers of nodes [N, K], probabilities [N, K]) of what a Rule says of Rows; the number -1 means no category.
-        K is `top`, or one more where the answer stands before candidates."""
+        """What a Rule says of Rows: (numbers of nodes [N, K], probabilities [N, K], the likeliest node [N] even where
+        it is refused); the number -1 means no category. K is `top`, or one more where the answer stands before
+        candidates."""
         if rule.level is not None:
             nodes, chances = self.likeliest(rows, top, rule.level)
+            margin = MARGIN if rule.level < self.tree.levels else 0
             best, sure = nodes[:, :1], chances[:, :1]
-            is_sure = sure >= (rule.thresholds or [0])[0]
+            is_sure = sure >= (rule.thresholds or [0])[0] - margin
         else:
             nodes, chances, path = self.climb(rows, top)
             at = deepest(path, rule.thresholds)[:, None]
-            best, sure = (np.take_along_axis(of, np.maximum(at, 0), 1) for of in (self.tree.above[nodes[:, 0]], path))
+            best = np.take_along_axis(self.tree.above[nodes[:, 0]], np.maximum(at, 0), 1)
             is_sure = at >= 0
+            sure = np.where(is_sure, np.take_along_axis(path, np.maximum(at, 0), 1), chances[:, :1])
 
         # Where nothing of a title is known, its categories are a guess.
+        likeliest, best = nodes[:, 0], np.where(is_sure & (sure > 0), best, -1)
         nodes = np.where(chances[:, :1] > 0, nodes, -1)
-        best = np.where(is_sure & (sure > 0), best, -1)
         if rule.thresholds is None:
-            return nodes, chances
-        if top == 1:
-            return best, sure
-        return np.concatenate([best, nodes], 1), np.concatenate([sure, chances], 1)
+            return nodes, chances, likeliest
+        if nodes.shape[1] == 1:
+            return best, sure, likeliest
+        return np.concatenate([best, nodes], 1), np.concatenate([sure, chances], 1), likeliest
+
+
+# By how much the probability of a node may lie below its threshold: of many leaves the last bits are chance.
+MARGIN = 1e-6
 
 
 def deepest(path, thresholds):
     """The level, from 0 at the top, of the deepest node of each row whose probability is at least the threshold of its
     level, -1 where there is none: path [N, L] from the top, thresholds (list of L)."""
-    passed = path >= np.array(thresholds, path.dtype)
+    passed = path >= np.array(thresholds, path.dtype) - np.float32(MARGIN)
     return np.where(passed, np.arange(path.shape[1]), -1).max(1)
 
 
@@ -1200,22 +1209,22 @@ class Classifier(BaseClassifier):
         for chosen, z, known in self.in_blocks(rows):
             # Categories are ranked by their logits, for small probabilities may round to the same number.
             p = self.probabilities(z)
-            rank, sums = (z, p) if len(nodes) == len(self.labels) else (self.node_chances(
-                np.add.reduceat(p, first, axis=1), np.diff(first, append=len(self.labels))),) * 2
+            if len(nodes) < len(self.labels):
+                z = p = self.node_chances(np.add.reduceat(softmax(z), first, axis=1), np.diff(
+                    first, append=len(self.labels)))
             # Of equal ones the first comes first, with either function.
-            best = rank.argmax(1)[:, None] if top == 1 else np.argsort(-rank, 1, kind="stable")[:, :top]
-            found[chosen], chances[chosen] = nodes[best], np.take_along_axis(sums, best, 1) * known[:, None]
+            best = z.argmax(1)[:, None] if top == 1 else np.argsort(-z, 1, kind="stable")[:, :top]
+            found[chosen], chances[chosen] = nodes[best], np.take_along_axis(p, best, 1) * known[:, None]
             if climbs:
                 # The difference of a running sum between the bounds of a node is the sum of the leaves below.
-                running = np.cumsum(np.pad(p, ((0, 0), (1, 0))), 1)
+                running = np.cumsum(np.pad(softmax(z), ((0, 0), (1, 0))), 1, dtype=np.float64)
                 low, high = self.tree.below[self.tree.above[best[:, 0]]].transpose(2, 0, 1)
-                below = np.take_along_axis(running, high, 1) - np.take_along_axis(running, low, 1)
-                path[chosen] = self.node_chances(below, high - low) * known[:, None]
+                sums = np.take_along_axis(running, high, 1) - np.take_along_axis(running, low, 1)
+                path[chosen] = self.node_chances(sums, high - low) * known[:, None]
         return found, chances, path
 
     def node_chances(self, sums, leaves):
-        return node_chances(sums, leaves.astype(np.float32), np.float32(self.settings["smoothing"]),
-                            np.float32(len(self.labels)))
+        return node_chances(sums, leaves, np.float32(self.settings["smoothing"]), np.float32(len(self.labels)))
 
     def predict_proba(self, rows):
         """The probability of every category, in the order of `labels`: [N, C] float32; NaN for missing titles. Rows
@@ -1657,7 +1666,7 @@ def parse_args():
         parser.error("--threshold and --precision: give one")
     if args.levels and not args.keep:
         parser.error("--levels goes with --keep")
-    if args.level and args.leaf_only:
+    if args.level is not None and args.leaf_only:
         parser.error("--level and --leaf-only: give one")
     if sys.stdin is None or sys.stdout is None:
         parser.error("standard input or output is closed")
@@ -1673,6 +1682,8 @@ def main():
                                        classifier.tree.levels if args.leaf_only else args.level)
     except ValueError as error:
         raise ModelError(f"--{error}") from None
+    if args.levels and classifier.tree.levels == 1:
+        raise ModelError("--levels: the categories are no tree")
     if unkept:
         print(f"warning: --precision {unkept}", file=sys.stderr)
 
@@ -1700,7 +1711,7 @@ def answer(args, classifier, rule, file, notes):
     names = [*classifier.tree.names, ""]
     form = "\t".join(["{}\t{:.6f}"] * (len(columns_of_answer()) // 2)) + "\n"
     for rows, fields in blocks:
-        found = classifier.answers(rows, args.top, rule)
+        *found, _ = classifier.answers(rows, args.top, rule)
         columns = [column for nodes, chances in zip(*(part.T.tolist() for part in found))  # noqa: B905
                    for column in ([names[node] for node in nodes], chances)]
         if args.keep:

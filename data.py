@@ -55,7 +55,8 @@ from titles.cli import UserError
 FORMAT = 5  # of the prepared folder: raise it when its files change their meaning
 SPLITS = ("train", "valid", "test")
 DESCRIBED = ("command", "source", "fingerprint", "synthetic", "categories", "vocabulary", "languages", "reliable_share",
-             "unknown_share", "mean_words", "cut_share", "title_columns", "levels")  # what a run keeps of meta.json
+             "unknown_share", "mean_words", "cut_share", "title_columns", "levels",
+             "separator")  # what a run keeps of meta.json
 MAX_STEPS = 8  # of a chunk, which is one call of the compiled loop; titles of a chunk are all short or all long
 NUMBER = re.compile(r"[-+]?\d*\.?\d+([eE][-+]?\d+)?")  # in files of word vectors
 
@@ -383,7 +384,8 @@ def read_prepared(folder, splits, text=None, ids=True):
         raise UserError(f"{folder}: no prepared data here; run prepare.py, whose --data takes titles, or name the "
                         "folder that it wrote with --data")
     # What older scripts did not write has this meaning.
-    meta = {"title_columns": [], "levels": 1} | files.read_verified_json(folder / "meta.json", FORMAT, again)
+    meta = {"title_columns": [], "levels": 1, "separator": None} | files.read_verified_json(
+        folder / "meta.json", FORMAT, again)
     if meta["tokenizer"] != TOKENIZER:
         print(f"warning: {folder}: was prepared with another classify.py; if its tokenizer was changed, {again}",
               file=sys.stderr)

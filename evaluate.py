@@ -176,6 +176,7 @@ import jax
 import numpy as np
 import pyarrow as pa
 
+import classify
 import data
 from titles import devices, page, report, runs, sources, tables, tracking
 from titles.predict import PREDICT_ROWS, load, load_named
@@ -253,6 +254,8 @@ def read_file(args):
     # Categories that the run does not know get numbers behind those it does. Names that look the same are the same.
     names = list(classifier.tree.names)
     number = {sources.tidy(name): i for i, name in enumerate(names)}
+    # A path as we write it is one level to who divides levels otherwise.
+    number = {name.replace(classify.PATH, sources.OWN_PATH): i for name, i in number.items()} | number
     for name, spelling in zip(found["category"], found["spelling"], strict=True):
         if name not in number:
             number[name] = len(names)
@@ -374,6 +377,8 @@ def predict(args):
                                        classifier.tree.levels if args.leaf_only else args.level)
     except ValueError as error:
         raise UserError(f"--{error}") from None
+    if args.levels and classifier.tree.levels == 1:
+        raise UserError("--levels: the categories are no tree")
     if unkept:
         print(f"warning: --precision {unkept}", file=sys.stderr)
 
@@ -405,14 +410,13 @@ def answered(args, classifier, rule, rows):
     them are left without a category, and of how many nothing is known [3]."""
     # Behind the nodes stands no name, for titles that are left without one; lines of text need an empty one.
     names = np.array([*classifier.tree.names, None if args.keep else ""], object)
-    nodes, probabilities = classifier.answers(rows, args.top, rule)
+    nodes, probabilities, likeliest = classifier.answers(rows, args.top, rule)
     columns = [column for ids, p in zip(nodes.T, probabilities.T, strict=True)
                for column in (names[ids].tolist(), p.tolist())]
     if args.levels:
         columns += classifier.tree.level_names(nodes[:, 0].tolist())
     # The likeliest category is explained even where it is refused.
     if args.explain:
-        likeliest = classifier.likeliest(rows, 1)[0][:, 0]
         columns.append([" ".join(f"{word}:{gain:.2f}" for word, gain in words)
                         for words in classifier.explain(rows, likeliest)])
     return columns, np.array([len(rows.titles), (nodes[:, 0] < 0).sum(), (probabilities[:, 0] == 0).sum()])

@@ -422,9 +422,9 @@ def number_categories(rows, base, bad):
     names = [name.removeprefix(classify.BORDER) for name in index]
     is_tree = not base and any(name.startswith(classify.BORDER) for name in index)
     if is_tree:
-        # A name among lists is a path of one level.
-        names = [name[1:] if name[:1] == classify.BORDER else sources.read_path(classify.BORDER + name)[0]
-                 for name in index]
+        # A name among lists is a path as we write it.
+        names = [name[1:] if name[:1] == classify.BORDER else sources.read_path(
+            "".join(classify.BORDER + level for level in name.split(classify.PATH)))[0] for name in index]
 
     # Of equally frequent ones the first in alphabetical order, so that the order of rows does not matter.
     ways = {}
@@ -846,7 +846,8 @@ def write_pieces(folder, args, sizes):
 #   rows, left_out_rows       {split}; rows that go to no split (--like, --group-column)
 #   bad_rows, first_bad_row   those skipped; where and why the first, or null
 #   categories, training_rows how many; [rows of each that train], with a share of those that know only a parent
-#   levels, parent_rows       of the tree of categories, 1 where they are flat; rows that know only a parent
+#   levels, separator         of the tree of categories, 1 where they are flat; what divides them, or null
+#   parent_rows               that know only a parent
 #   not_split_categories      how many train, but have no test row
 #   not_in_train_categories   how many have no training row
 #   languages                 their names, as {split}_language.npy numbers them, or null
@@ -883,7 +884,8 @@ def describe(args, chosen, rows, made, bad):
         "rows": dict(zip(SPLITS, sizes, strict=True)), "left_out_rows": int((made.split == LEFT_OUT).sum()),
         "bad_rows": bad.count, "first_bad_row": bad.first and readable(bad.first),
         "categories": leaves, "training_rows": tree.shared_rows(made.label[made.split == 0], made.tree).tolist(),
-        "levels": made.tree.levels, "parent_rows": int((made.label[made.split != LEFT_OUT] >= leaves).sum()),
+        "levels": made.tree.levels, "separator": args.separator,
+        "parent_rows": int((made.label[made.split != LEFT_OUT] >= leaves).sum()),
         "not_split_categories": int(((of_category[0] > 0) & (of_category[2] == 0)).sum()),
         "not_in_train_categories": int((of_category[0] == 0).sum()),
         "languages": made.languages,

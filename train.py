@@ -226,21 +226,22 @@ def loss_of(config, logits, labels):
 
 
 def tree_loss(config, logits, labels, nodes):
-    """The loss of every row where categories are leaves of a tree: logits [..., C], labels [...] numbers of nodes ->
-    [...]; nodes: as in `training_arrays`. Of a row that knows only a parent it is -log of the sum of the probabilities
-    of the leaves below."""
-    # EDIT: what a row says of the levels above its category. parent_weight adds the losses of the nodes there.
+    """The loss of every row, also where categories are leaves of a tree: logits [..., C], labels [...] numbers of nodes
+    -> [...]; nodes: as in `training_arrays`. Of a row that knows only a parent it is -log of the sum of the
+    probabilities of the leaves below."""
+    if not nodes:
+        return loss_of(config, logits, labels)
     categories = logits.shape[-1]
-    def of(nodes_of_rows):
-        below = nodes["below"][nodes_of_rows]
-        inside = calibration.inside(below.reshape(-1, 2), categories).reshape(logits.shape)
+
+    def of(numbers):
+        inside = calibration.inside(nodes["below"][numbers].reshape(-1, 2), categories).reshape(logits.shape)
         return jax.nn.logsumexp(logits, -1) - jax.nn.logsumexp(logits, -1, where=inside)
 
+    # EDIT: what a row says of the levels above its category. parent_weight adds the losses of the nodes there.
     loss = jnp.where(labels < categories, loss_of(config, logits, jnp.minimum(labels, categories - 1)), of(labels))
     if config["parent_weight"]:
-        above = nodes["above"][labels]
-        loss += config["parent_weight"] * sum(jnp.where(node == labels, 0, of(node))
-                                              for node in jnp.moveaxis(above, -1, 0)[:-1])
+        above = jnp.moveaxis(nodes["above"][labels], -1, 0)[:-1]
+        loss += config["parent_weight"] * sum(jnp.where(node == labels, 0, of(node)) for node in above)
     return loss
 
 
@@ -266,8 +267,8 @@ def class_terms(balance, count):
 def training_arrays(config, features, rows, frozen=None, tree=None):
     """What the compiled loop reads, on the device: `features` as from model.feature_tables; of the training rows
     their data.Batch, `labels` [N] and their loss's weight `row_weight` [N], of which each device has a part; `shift`
-    [C] of the logits; variables that are `frozen` and not in the state; where the loss asks for the classify.Tree
-    `nodes`, the leaves `below` them [M, 2] and the nodes `above` [M, L]."""
+    [C] of the logits; variables that are `frozen` and not in the state; and where the loss asks for `nodes` of the
+    classify.Tree the leaves `below` them [M, 2] and the nodes `above` [M, L]."""
     # A row's weight on the loss is its category's, or the mean of those that it may have, times that of its quality.
     tree, nodes = tree or classify.Tree(range(config["classes"]), False), {}
     count = shared_rows(rows["labels"], tree)
@@ -324,9 +325,7 @@ def make_train_chunk(config):
                 logits = module.apply({"params": params}, vectors, weights, (values, value_weights), train=True,
                                       rngs={"dropout": jax.random.fold_in(key, 1)})
                 logits += arrays["shift"]
-                mine = jnp.broadcast_to(labels, logits.shape[:-1])
-                loss = tree_loss(config, logits, mine, arrays["nodes"]) if arrays["nodes"] else loss_of(
-                    config, logits, mine)
+                loss = tree_loss(config, logits, jnp.broadcast_to(labels, logits.shape[:-1]), arrays["nodes"])
                 return jnp.mean(arrays["row_weight"][rows] * loss)  # of several heads their mean
 
             loss, (gradient, vector_gradient, value_gradient) = jax.value_and_grad(mean_loss, (0, 1, 2))(

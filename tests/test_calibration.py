@@ -90,7 +90,7 @@ def classifier(monkeypatch):
             kept[str(i)] = {"logits": z.astype(np.float16), "labels": labels, "temperature": np.float32(1.5 + i),
                             "smoothing": np.float32(0.3)}
         monkeypatch.setattr(runs, "restore", lambda folder, which: (
-            {"files": {}, "prior": priors[int(folder.name)], "training_rows": COUNT.tolist()}, [], [],
+            {"files": {}, "prior": priors[int(folder.name)], "training_rows": COUNT.tolist()}, [], [*"abcde"],
             {"variables": None, "validation": kept[folder.name], "columns": []}, 1))
         return (predict.Classifier([(Path(name), "best") for name in kept], prior),
                 [np.float64(run["logits"]) for run in kept.values()], labels)
@@ -133,8 +133,9 @@ def test_what_is_put_together_anew_is_calibrated_anew(classifier, priors, prior)
 
     # And the thresholds rest on these probabilities.
     sure = softmax(z / temperature, 1).max(1) * (1 - found.smoothing) + found.smoothing / 5
-    np.testing.assert_allclose(found.validated[0].max(1), sure, atol=0.01)
-    assert (found.validated[1] == z.argmax(1)).mean() > 0.995
+    chances, right, path, _ = found.validated
+    np.testing.assert_allclose(chances[:, 0], sure, atol=0.01)
+    assert (right[:, 0] == (z.argmax(1) == labels)).mean() > 0.995 and path.shape == chances.shape
 
 
 def test_a_run_under_its_own_prior_keeps_its_calibration(classifier):

@@ -13,6 +13,7 @@ from scipy.special import logsumexp
 from scipy.stats import binom
 
 import classify
+import data
 import evaluate
 import export
 import train
@@ -316,6 +317,76 @@ def test_the_command_line_answers_at_every_level(shop, tmp_path):
         assert [row[f"level_{level}"] for level in (1, 2, 3)] == path + [""] * (3 - len(path))
 
 
+def report_of(folder, *flags):
+    return json.loads(run_here("evaluate", *flags, "--json", cwd=folder).stdout)
+
+
+def test_paths_as_we_write_them_are_known_whatever_divides_the_levels_of_the_data(shop, tmp_path):
+    """Also without the prepared data, and where it had several columns or lists among plain names."""
+    ours = [("cuchillo cocina", "Home > Kitchen > Knives"), ("toalla", "Home > Bath > Towels")]
+    rows = shop_rows(400, 7)
+    sources = {
+        "slash.csv": (("--separator", "/"), [("title", "category"), *(
+            (title, name.replace(" > ", "/")) for title, name in rows)]),
+        "columns.csv": (("--category-column", "a", "b", "c"), [("title", "a", "b", "c"), *(
+            (title, *(name.split(" > ") + ["", ""])[:3]) for title, name in rows)])}
+    for name, (flags, lines) in sources.items():
+        with open(tmp_path / name, "w", newline="") as file:
+            csv.writer(file).writerows(lines)
+        with open(tmp_path / "ours.csv", "w", newline="") as file:
+            csv.writer(file).writerows([("title", "category"), *ours])
+        run_here("prepare", "--data", name, *flags, "--out", name[:-4], cwd=tmp_path)
+        run_here("train", "--data", name[:-4], "--name", name[:-4], "--epochs", 1, "--dim", 8, cwd=tmp_path)
+        scores = report_of(tmp_path, "--data", name[:-4], "--ckpt", name[:-4], "--test", "ours.csv")
+        assert scores["unknown_category_rows"] == 0 and scores["rows"] == 2, name
+    # Its own file, where only the run tells what divides the levels.
+    scores = report_of(tmp_path, "--ckpt", "slash", "--test", "slash.csv")
+    assert scores["unknown_category_rows"] == 0 and scores["parent_rows"] == sum(
+        name not in SHOP for _, name in rows)
+
+
+def test_names_among_lists_are_paths_as_we_write_them(tmp_path):
+    rows = [{"title": title, "category": name.split(" > ") if i % 2 else name}
+            for i, (title, name) in enumerate(shop_rows(300, 8))]
+    (tmp_path / "lists.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run_here("prepare", "--data", "lists.jsonl", cwd=tmp_path)
+    assert (tmp_path / "data/prepared/labels.txt").read_text().split("\n")[:-1] == SHOP
+    run_here("train", "--name", "lists", "--epochs", 1, "--dim", 8, cwd=tmp_path)
+    assert report_of(tmp_path, "--ckpt", "lists", "--test", "lists.jsonl")["unknown_category_rows"] == 0
+
+
+def test_a_tree_with_one_root(tmp_path):
+    """Its node is as sure as can be, and there is one candidate at its level."""
+    with open(tmp_path / "root.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("title", "category"), *(
+            (title, f"All > {name}") for title, name in shop_rows(600, 9))])
+    run_here("prepare", "--data", "root.csv", "--separator", ">", cwd=tmp_path)
+    run_here("train", "--name", "root", "--epochs", 3, "--dim", 8, cwd=tmp_path)
+    run = evaluate.load("root", folder=tmp_path / "runs")
+    small = classify.Classifier(export.model_arrays(run, "float32"))
+    titles = [title for title, _ in shop_rows(100, 10)]
+    for asked in ({"precision": 0.85}, {"precision": 0.85, "level": 1}, {"threshold": 1.0, "level": 1}):
+        one, other = run.predict(titles, **asked), small.predict(titles, **asked)
+        assert [row[0][0] for row in one] == [row[0][0] for row in other] and all(row[0][0] for row in one), asked
+    flags = ("--level", 1, "--top", 3, "--threshold", 0.5, "--keep")
+    done = run_here("evaluate", "--ckpt", "root", "--predict", "root.csv", *flags, cwd=tmp_path)
+    found = [*csv.reader(io.StringIO(done.stdout))]
+    assert {len(row) for row in found} == {4} and found[1][2:] == ["All", "1.000000"]
+    assert run.predict(["casa"], level=1, top=3, threshold=0.5) == [[("All", pytest.approx(1))]]
+
+
+def test_folders_together_share_the_rows_that_know_a_parent(shop, tmp_path):
+    with open(tmp_path / "more.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("title", "category"), *(
+            (f"hogar cocina y{i}", "Home > Kitchen") for i in range(90))])
+    run_here("prepare", "--data", tmp_path / "more.csv", "--like", "data/prepared", "--out", "data/more", cwd=shop)
+    run_here("train", "--data", "data/prepared", "data/more", "--name", "parts", "--epochs", 1, "--dim", 8, cwd=shop)
+    config = json.loads((shop / "runs/parts/config.json").read_text())
+    _, arrays = data.load_prepared([shop / "data/prepared", shop / "data/more"], ("train",))
+    wanted = tree.shared_rows(arrays["train"]["labels"], classify.Tree(SHOP))
+    assert config["training_rows"] == wanted.tolist() and sum(wanted) == pytest.approx(config["rows"])
+
+
 def test_wrong_levels_are_refused_in_one_line(shop):
     for flags, words in ((("--level", 4), ("--level 4", "wanted 1 to 3")), (("--level", 0), ("--level",)),
                          (("--level", 1, "--leaf-only"), ("give one",)), (("--levels",), ("--keep",))):
@@ -324,10 +395,10 @@ def test_wrong_levels_are_refused_in_one_line(shop):
 
 
 def test_levels_of_flat_categories_are_refused(trained):
-    done = run_here("evaluate", "--ckpt", "bag", "--predict", "-", "--level", 1, cwd=trained, stdin="mesa\n")
-    assert done.stdout.startswith("MESAS")
-    assert_one_line_error(run_here("evaluate", "--ckpt", "bag", "--predict", "-", "--level", 2, cwd=trained,
-                                   stdin="mesa\n", check=False), "--level 2", "no tree")
+    for flags in (("--level", 1), ("--level", 2), ("--leaf-only",), ("--keep", "--levels")):
+        done = run_here("evaluate", "--ckpt", "bag", "--predict", "-", *flags, cwd=trained, stdin="title\nmesa\n",
+                        check=False)
+        assert_one_line_error(done, "level", "the categories are no tree")
 
 
 def test_validation_rows_that_know_a_parent_are_left_out_of_scores(shop):

@@ -230,6 +230,9 @@ def plan(table, args):
     trained = np.unique(np.concatenate([arrays["train"]["keys"], *before]))
     meta, arrays = without_trained(args.data, meta, arrays, trained, bool(former))
     meta, arrays = without_parents(args.data, meta, arrays)
+    if meta["levels"] > 1:  # several folders have shared the rows that know only a parent by rows of their own
+        meta = meta | {"training_rows": tree.shared_rows(arrays["train"]["labels"], classify.Tree(
+            meta["labels"])).tolist()}
     config = configure(table, args, meta, arrays["train"]["titles"], former)
     arrays = read_columns(config, meta, arrays)
     if former:

@@ -201,20 +201,18 @@ def level_batch(ensemble, batches, first, top):
 
 def path_chances(z, smoothing, below):
     """Logits [B, C] -> the probabilities of nodes [B, L], whose leaves below [B, L, 2] tells."""
-    low, high = (jnp.take_along_axis(running_sum(z, smoothing), below[..., side], 1) for side in (0, 1))
+    # A running sum: its difference between the bounds of a node is the sum of the leaves below.
+    running = jnp.pad(jnp.cumsum(jax.nn.softmax(z), 1), ((0, 0), (1, 0)))
+    low, high = (jnp.take_along_axis(running, below[..., side], 1) for side in (0, 1))
     return classify.node_chances(high - low, jnp.diff(below)[..., 0], smoothing, z.shape[1])
 
 
 def level_chances(z, smoothing, first):
     """Logits [B, C] -> the probabilities of the nodes of a level [B, M], by the first leaf of each [M]."""
-    running, behind = running_sum(z, smoothing), jnp.append(first[1:], z.shape[1])
-    return classify.node_chances(running[:, behind] - running[:, first], behind - first, smoothing, z.shape[1])
-
-
-def running_sum(z, smoothing):
-    """Logits [B, C] -> [B, C + 1] the sums of the probabilities before each category: their difference between the
-    bounds of a node is the sum of the leaves below."""
-    return jnp.pad(jnp.cumsum(calibration.smoothed(z, smoothing), 1), ((0, 0), (1, 0)))
+    # Added up node by node, for a running sum has no digits left for nodes that are hardly likely.
+    number = jnp.cumsum(jnp.zeros(z.shape[1], int).at[first[1:]].set(1))
+    sums = jax.ops.segment_sum(jax.nn.softmax(z).T, number, len(first), indices_are_sorted=True).T
+    return classify.node_chances(sums, jnp.diff(first, append=z.shape[1]), smoothing, z.shape[1])
 
 
 @functools.partial(jax.jit, compiler_options=model.QUICK_COMPILE)
@@ -406,38 +404,40 @@ class Classifier(classify.BaseClassifier):
 
     @functools.cached_property
     def validated(self):
-        """(probabilities [n, C], likeliest category [n]) of these rows."""
-        logits = self.combined_kept()
-        return np.asarray(calibration.smoothed(logits, self.smoothing)), logits.argmax(1)
-
-    def promises_of(self, level):
-        """calibration.promises of the likeliest node of a level, or of the categories."""
-        labels, (chances, best) = self.validation[0]["labels"], self.validated
-        if level < self.tree.levels:
-            nodes, first = self.tree.at_level(level)
-            chances = classify.node_chances(np.add.reduceat(chances, first, axis=1), np.diff(
-                first, append=self.tree.leaves), self.smoothing, self.tree.leaves)
-            best, labels = nodes[chances.argmax(1)], self.tree.above[labels, level - 1]
-        return calibration.promises(chances.max(1), best == labels)
+        """Of these rows: the probability of the likeliest node of each level, from the top [n, L], whether it is right
+        [n, L], the same of the nodes above the likeliest category [n, L] twice."""
+        # Of a tree some rows at a time, for it may have many nodes.
+        found, nodes, kept = [], self.tree, (self.combined_kept(), self.validation[0]["labels"])
+        parts = max(1, len(kept[0]) // 512) if nodes.levels > 1 else 1
+        for z, labels in zip(*(np.array_split(of, parts) for of in kept), strict=True):
+            best, z = z.argmax(1), jnp.asarray(z)
+            chances, likeliest = [np.asarray(calibration.smoothed(z, self.smoothing)).max(1)], [best]
+            for level in reversed(range(1, nodes.levels)):
+                numbers, first = nodes.at_level(level)
+                of_level = np.asarray(level_chances(z, self.smoothing, first))
+                chances.insert(0, of_level.max(1))
+                likeliest.insert(0, numbers[of_level.argmax(1)])
+            above, true = nodes.above[best], nodes.above[labels]
+            path = np.asarray(path_chances(z, self.smoothing, nodes.below[above]))
+            found.append((np.stack(chances, 1), np.stack(likeliest, 1) == true, path, above == true))
+        return tuple(map(np.concatenate, zip(*found, strict=True)))
 
     @functools.cached_property
     def promises(self):
-        """(number of these rows, `promises_of` the categories)."""
-        return len(self.validated[1]), self.promises_of(self.tree.levels)
+        """(number of these rows, calibration.promises of the categories)."""
+        chances, right, *_ = self.validated
+        return len(chances), calibration.promises(chances[:, -1], right[:, -1])
 
     @functools.cached_property
     def level_promises(self):
-        """`promises_of` the levels above."""
-        return [self.promises_of(level) for level in range(1, self.tree.levels)]
+        """calibration.promises of the levels above."""
+        chances, right, *_ = self.validated
+        return [calibration.promises(*of_level) for of_level in zip(chances.T[:-1], right.T[:-1], strict=True)]
 
     @functools.cached_property
     def rules(self):
         """tree.rules of these rows."""
-        chances, best = self.validated
-        above = self.tree.above[best]
-        below = self.tree.below[above]
-        path = classify.node_chances(tree.sums(chances, below), np.diff(below)[..., 0], self.smoothing, self.tree.leaves)
-        return tree.rules(path.astype(np.float32), above == self.tree.above[self.validation[0]["labels"]])
+        return tree.rules(*self.validated[2:])
 
     @functools.cached_property
     def ensemble(self):
@@ -507,14 +507,14 @@ class Classifier(classify.BaseClassifier):
     def likeliest(self, rows, top, level=None):
         """The `top` likeliest categories, or nodes of a level, of rows (data.Rows, or list of titles): (numbers [N,
         top], probabilities [N, top], 0 where nothing of the title is known)."""
-        nodes, first = self.tree.at_level(level or self.tree.levels)
-        top = min(top, len(nodes))
-        if level in (None, self.tree.levels):
+        level = level or self.tree.levels
+        top = min(top, self.tree.size(level))
+        if level == self.tree.levels:
             found = self.in_parts(functools.partial(top_batch, top=top), rows)
             number = found["category"]
         else:
-            found = self.in_parts(lambda *both: level_batch(*both, first, top), rows)
-            number = nodes[found["node"]]
+            found = self.in_parts(lambda *both: level_batch(*both, self.nodes["first"][level - 1], top), rows)
+            number = self.tree.at_level(level)[0][found["node"]]
         return number, np.where(found["known"][:, None], found["probability"], 0)
 
     def climb(self, rows, top):

@@ -41,6 +41,7 @@ COLUMNS = {"title": ("title", "text"), "category": ("category", "label"), "langu
            "quality": ("label_quality",), "split": ("split",), "id": ("id",), "group": ()}
 
 LEVEL_MISSING = "a level between others, or at the top, is empty and left out"                 # of a path
+OWN_PATH = classify.PATH.replace(">", "\u203a")  # a path as the name of a level
 OWN_SIGN = "a level has a > of its own, which is written \u203a, for > stands between levels"
 NO_NUMBER = "the {} {!r} is no number, so it counts as missing"  # of a value
 FASTTEXT_BLANKS = re.compile("[ \t\n\v\f\r\0]+")  # that divide its words
@@ -447,10 +448,10 @@ def json_text(column, name, value):
     is an id or a value of the row, which may be anything."""
     kinds = {list: "a list", tuple: "a list", dict: "an object", float: "not a whole number"}
     if is_level(column) and isinstance(value, list):
-        for level in value:
-            if isinstance(level, (list, tuple, dict)):
-                raise ValueError(f"a level of the {name} is {kinds[type(level)]}; wanted: text")
-        return "".join(classify.BORDER + plain_text(level).replace(classify.BORDER, " ") for level in value)
+        levels = ["" if level is None else json_text("", f"{name}, a level of which", level) for level in value]
+        return "".join(classify.BORDER + level.replace(classify.BORDER, " ") for level in levels)
+    if is_level(column) and isinstance(value, str):
+        return value.replace(classify.BORDER, " ")
     if is_value(column) and isinstance(value, (float, decimal.Decimal)):
         return classify.value_text(value)
     # A whole float counts as an integer: pandas makes floats of a column of integers with gaps.
@@ -582,7 +583,8 @@ def column_text(column, values):
         values, kind = values.dictionary_decode(), kind.value_type
     if str(kind).partition("[")[0] in ("string", "large_string", "string_view", "binary", "large_binary", "binary_view",
                                        "fixed_size_binary"):
-        return values.cast(pa.binary()).fill_null(b""), {}
+        values = values.cast(pa.binary()).fill_null(b"")
+        return without_border(values) if is_level(column) else values, {}
     if is_level(column) and kind in (pa.list_(pa.string()), pa.large_list(pa.string())):
         return joined_levels(values), {}
     text, wrong = [], {}
@@ -598,10 +600,16 @@ def column_text(column, values):
 def joined_levels(values):
     """An Arrow array of lists of text as bytes, as `json_text` has a list of levels."""
     import pyarrow.compute as pc
-    border = classify.BORDER.encode()
-    names = pc.replace_substring(values.flatten().cast(pa.binary()).fill_null(b""), border, b" ")
+    names = without_border(values.flatten().cast(pa.binary()).fill_null(b""))
     ends = np.cumsum([0, *pc.list_value_length(values).fill_null(0).to_pylist()], dtype=np.int32)
-    return pc.binary_join(pa.ListArray.from_arrays(ends, pc.binary_join_element_wise(border, names, b"")), b"")
+    names = pc.binary_join_element_wise(classify.BORDER.encode(), names, b"")
+    return pc.binary_join(pa.ListArray.from_arrays(ends, names), b"")
+
+
+def without_border(names):
+    """Categories, an Arrow array of bytes, without the sign that tells levels of a path."""
+    import pyarrow.compute as pc
+    return pc.replace_substring(names, classify.BORDER.encode(), b" ")
 
 
 def python_values(values):
@@ -716,6 +724,9 @@ def read_labelled(path, bad, form=None):
             else:
                 parse = parse_fasttext if kind == "fasttext" else functools.partial(parse_json, names=names)
                 found = read_lines(itertools.chain([head], blocks), path, parse, bad)
+            if kind != "json":  # which alone may have lists
+                found = ((block | {"category": without_border(block["category"])}, numbers)
+                         for block, numbers in found)
         for block, numbers in found:
             bar.update(raw.tell() - bar.n)
             note_gaps(block, numbers, form, path, bad)
@@ -808,10 +819,12 @@ def with_paths(block, form):
     """A block of columns of bytes whose `category` is a path: the levels of all its columns, from the top, each with a
     BORDER before it."""
     import pyarrow.compute as pc
-    parts = []
-    for column in filter(is_level, block):
+    parts, columns = [], [*filter(is_level, block)]
+    # Where a file has one of several columns alone, that may have paths as we write them.
+    separator = form.separator or (classify.PATH if len(columns) == 1 else None)
+    for column in columns:
         encoded = block[column].fill_null(b"").dictionary_encode()
-        names = [before_levels(name, form.separator) for name in encoded.dictionary.to_pylist()]
+        names = [before_levels(name, separator) for name in encoded.dictionary.to_pylist()]
         parts.append(pa.array(names, pa.binary()).take(encoded.indices))
     others = {column: values for column, values in block.items() if not is_level(column)}
     return others | {"category": pc.binary_join_element_wise(*parts, b"")}

@@ -67,9 +67,10 @@ def file_format(args, classifier, file):
             remembered = files.read_json(folder / "meta.json")["options"]
     # A run knows itself which columns make a title, and whether its categories are paths, which one column may hold as
     # the run writes them.
-    remembered = {"title_column": classifier.title_columns} | remembered
+    remembered = {"title_column": classifier.title_columns, "separator": classifier.config.get("data", {}).get(
+        "separator")} | remembered
     columns = args.category_column or remembered.get("category_column")
-    if classifier.config.get("data", {}).get("levels", 1) > 1 and len(sources.named(columns)) < 2:
+    if classifier.tree.levels > 1 and len(sources.named(columns)) < 2:
         remembered["separator"] = remembered.get("separator") or classify.PATH
     form = sources.format_from(args, remembered, [column.name for column in classifier.columns])
     form = form._replace(columns=tuple(classifier.columns))

@@ -9,14 +9,7 @@ import numpy as np
 RULED = [0.995, *(hundredths / 100 for hundredths in range(99, 49, -1))]  # precisions that have a rule of their own
 STEPS = 50          # shares of the titles that are left, which a level may answer: 2 %, 4 %, ...
 STRICTER = 0.1      # part of the errors allowed that all levels but the first leave to it
-CERTAINTY = 0.995   # of the bound: as more rules are tried here than thresholds in calibration.promises, more than there
-
-
-def sums(probabilities, below):
-    """Probabilities of categories [N, C] -> those of nodes [N, L], whose leaves below [N, L, 2] tells."""
-    running = np.cumsum(np.pad(probabilities, ((0, 0), (1, 0))), 1, dtype=np.float64)
-    low, high = below.transpose(2, 0, 1)
-    return (np.take_along_axis(running, high, 1) - np.take_along_axis(running, low, 1)).astype(np.float32)
+CERTAINTY = 0.995   # of the bound: more than in calibration.promises, for more rules are tried than thresholds there
 
 
 def rules(path, right):
@@ -34,8 +27,8 @@ def rules(path, right):
 def rule(path, right, precision):
     """(thresholds, share of the rows) that promise a precision, see `rules`."""
     # From the leaves up each level answers as many of the rows that are left as it can, so that answers are deep. What
-    # is promised is a bound for all answers up to here. Deep levels are a bit stricter than asked, which leaves the first
-    # one room to answer many more.
+    # is promised is a bound for all answers up to here. Deep levels are a bit stricter than asked, which leaves the
+    # first one room to answer many more.
     from scipy.stats import beta
     left, thresholds, answers, hits = np.ones(len(path), bool), [None] * path.shape[1], 0, 0
     for level in reversed(range(path.shape[1])):
