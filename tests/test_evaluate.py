@@ -56,7 +56,8 @@ def test_the_keys_of_a_report_are_documented(reported, tmp_path):
     (tmp_path / "few.csv").write_text("title,category\nmesa,MESAS\n", encoding="utf-8")
     others = json.loads(run_here("evaluate", "--ckpt", "bag", "filters", "--test", tmp_path / "few.csv", "--json",
                                  cwd=folder).stdout)
-    assert scores.keys() | others.keys() | {"columns"} == report.KEYS.keys()  # see test_shop.py
+    # See test_shop.py and test_levels.py for these.
+    assert scores.keys() | others.keys() | {"columns", "levels", "mistakes"} == report.KEYS.keys()
     for part in scores["slices"].values():
         assert part.keys() == {*report.SCORES, "rows", "balanced_accuracy_interval"}
 

@@ -101,14 +101,15 @@ def test_several_columns_are_the_levels_from_the_top(tmp_path):
 
 
 def test_lists_are_paths_as_they_are(tmp_path):
-    lists = [["Home", "Kitchen > Bath"], ["Home", None, "Pans", ""], "Home > Kitchen", ["Size", 40, 1.5, 2.0, True],
-             [], [None, ""], ["a\x1fb", "c"], ["x" for _ in range(50)], ["x" for _ in range(51)], [["a"]], [{"a": 1}]]
+    lists = [["Home", "Kitchen > Bath"], ["Home", None, "Pans", ""], "Home > Kitchen", ["Size", 40, 2.0, True],
+             [], [None, ""], ["a\x1fb", "c"], ["x" for _ in range(50)], ["x" for _ in range(51)], [["a"]], [{"a": 1}], [1.5]]
     path = save(tmp_path / "x", "".join(json.dumps({"title": "t", "category": one}) + "\n" for one in lists))
     found, bad = read(path)
     assert found == [("Home > Kitchen › Bath", True), ("Home > Pans", True), ("Home > Kitchen", False),
-                     ("Size > 40 > 1.5 > 2 > true", True), ("a b > c", True), (" > ".join("x" * 50), True)]
-    assert bad.count == 5 and {*bad.notes} == {sources.LEVEL_MISSING, sources.OWN_SIGN}
-    for line, what in ((8, "more than 50 levels"), (9, "a level of the category is a list"), (10, "is an object")):
+                     ("Size > 40 > 2 > true", True), ("a b > c", True), (" > ".join("x" * 50), True)]
+    assert bad.count == 6 and {*bad.notes} == {sources.LEVEL_MISSING, sources.OWN_SIGN}
+    for line, what in ((8, "more than 50 levels"), (9, "the level of the category is a list"), (10, "is an object"),
+                       (11, "not a whole number")):
         only = save(tmp_path / "y", json.dumps({"title": "t", "category": lists[line]}) + "\n")
         assert what in read(only)[1].first
     # What is cut at a separator, or has several columns, leaves lists whole.
@@ -291,13 +292,13 @@ def test_a_tree_is_other_data_than_names_that_are_the_same(prep, tmp_path):
     assert data.load_prepared("flat")[0]["levels"] == 1
 
 
-def test_names_among_lists_are_paths_of_one_level(prep, tmp_path):
+def test_names_among_lists_are_paths_as_we_write_them(prep, tmp_path):
     lines = [{"title": title, "category": levels} for title, levels in rows_of(PATHS)]
     lines[:0] = [{"title": f"wine a{i}", "category": "Wine > Red"} for i in range(9)]
     lines += [{"title": f"beer {i}", "category": "Beer" if i % 2 else ["Beer"]} for i in range(20)]
     save(tmp_path / "x", "".join(json.dumps(line) + "\n" for line in lines))
     assert "ways" not in prep("--data", "x").stderr
-    assert files.read_lines("data/prepared/labels.txt") == sorted(["Beer", *PATHS, "Wine › Red"])
+    assert files.read_lines("data/prepared/labels.txt") == sorted(["Beer", *PATHS, "Wine > Red"])
     save(tmp_path / "y", one_column([f"A{i % 3} > B" for i in range(30)]))
     prep("--data", "y")  # and without a list they are names
     assert files.read_lines("data/prepared/labels.txt") == [f"A{i} > B" for i in range(3)] and meta()["levels"] == 1
@@ -380,7 +381,8 @@ def test_evaluate_cuts_a_file_as_the_data_was_prepared(prep, tmp_path):
     path = save(tmp_path / "y", one_column(["Home>Kitchen", "Home > Garden > "]))
 
     def found(config, **flags):
-        classifier = SimpleNamespace(config=config, title_columns=[], columns=[])
+        tree = classify.Tree(["A > B > C", "D"], "data" in config)
+        classifier = SimpleNamespace(config=config, title_columns=[], columns=[], tree=tree)
         args = SimpleNamespace(**{"data": tmp_path / "data/prepared", "category_column": None, "separator": None,
                                   "encoding": "utf-8", "title_column": None} | flags)
         with open(path, "rb") as file:

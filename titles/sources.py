@@ -448,7 +448,7 @@ def json_text(column, name, value):
     is an id or a value of the row, which may be anything."""
     kinds = {list: "a list", tuple: "a list", dict: "an object", float: "not a whole number"}
     if is_level(column) and isinstance(value, list):
-        levels = ["" if level is None else json_text("", f"{name}, a level of which", level) for level in value]
+        levels = ["" if level is None else json_text("", f"level of the {name}", level) for level in value]
         return "".join(classify.BORDER + level.replace(classify.BORDER, " ") for level in levels)
     if is_level(column) and isinstance(value, str):
         return value.replace(classify.BORDER, " ")
