@@ -36,11 +36,12 @@ thresholds are of --prior training, too).
 
 Where categories are leaves of a tree (prepare.py --separator), --precision and --threshold answer with the deepest node
 above the likeliest category that is sure enough, with the probability of that node. What a precision promises holds for
-all answers together; a precision in between takes the rule of the next hundredth. --leaf-only answers with categories
-alone, --level N with nodes of one level, and --keep --levels writes a column for each level of the answer. The report
-says of each level how good it is and of each promise how many rows get a node and how many a category; rows that know
-only a parent count at the levels that they know, and a category that the run does not know counts at those of its known
-parents.
+all answers together, so a category that --leaf-only would write may become a node above it, where more titles are then
+answered; a precision in between takes the rule of the next hundredth. --leaf-only answers with categories alone,
+--level N with nodes of one level (categories that end above it among them), and --keep --levels writes a column for
+each level of the answer. The report says of each level how good it is and of each promise how many rows get a node and
+how many a category; rows that know only a parent count at the levels that they know, and a category that the run does
+not know counts at those of its known parents.
 
 --predict reads a title a line, or a CSV, Parquet or Excel file with a `title` (or `text`) column, plain or compressed,
 `-` for standard input; columns that the run reads beside it (prepare.py --columns) are found by their names, and where

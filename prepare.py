@@ -1040,7 +1040,7 @@ def report(meta, found, out, written, seconds):
             else "stand in a group on another side, too"),
         "bad rows skipped": meta["bad_rows"] and f"{meta['bad_rows']:,}, first {meta['first_bad_row']}",
         "categories": f"{meta['categories']:,}" + (meta["levels"] > 1) * (
-            f" in {meta['levels']} levels ({', '.join(f'{n:,}' for n in np.bincount(found.level)[1:])} nodes)"),
+            f" in {meta['levels']} levels ({', '.join(f'{found.size(i + 1):,}' for i in range(found.levels))} nodes)"),
         "know only a parent": meta["parent_rows"] and f"{meta['parent_rows']:,} rows",
         "languages": ", ".join(meta["languages"] or []) or "not given",
         "reliable labels": "not given" if meta["reliable_share"] is None else percent(meta["reliable_share"]),
