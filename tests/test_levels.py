@@ -413,7 +413,7 @@ def test_validation_rows_that_know_a_parent_are_left_out_of_scores(shop):
 def test_rows_that_know_a_parent_are_worth_something(tmp_path):
     """Of few rows that know their leaf, and many that know its parent, the parents are learned."""
     rows = shop_rows(1200, 3)
-    hidden = [(title, name if i % 15 == 0 or name in ("Books",) else name.rpartition(" > ")[0])
+    hidden = [(title, name if i % 40 == 0 or " > " not in name else name.rpartition(" > ")[0])
               for i, (title, name) in enumerate(rows)]
     scores = {}
     for name, mine in (("with", hidden), ("without", [row for row in hidden if row[1] in SHOP])):
@@ -426,4 +426,4 @@ def test_rows_that_know_a_parent_are_worth_something(tmp_path):
         run_here("train", "--data", name, "--name", name, "--epochs", 6, "--dim", 16, cwd=tmp_path)
         done = run_here("evaluate", "--data", name, "--ckpt", name, "--json", cwd=tmp_path)
         scores[name] = [level["accuracy"] for level in json.loads(done.stdout)["levels"]]
-    assert all(more > less + 0.02 for more, less in zip(scores["with"][:2], scores["without"][:2], strict=True)), scores
+    assert scores["with"][1] > scores["without"][1] + 0.04 and scores["with"][0] > scores["without"][0], scores

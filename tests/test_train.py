@@ -283,8 +283,8 @@ def test_more_epochs_compile_nothing_more(tiny, tmp_path):
         done = run_script("train", "--data", tiny / "data/prepared", "--epochs", epochs, cwd=tmp_path,
                           env={"JAX_LOG_COMPILES": "1"})
         compiled.append(re.findall(r"Finished XLA compilation of jit\((\w+)\)", done.stderr))
-    assert compiled[0] == compiled[1] == ["start", "train_chunk", "compose", "score_batch", "factors", "forward",
-                                          "calibration_loss", "score_batch"]  # once for few rows, once for many
+    assert compiled[0] == compiled[1] == ["start", "train_chunk", "compose", "scores", "factors", "forward",
+                                          "calibration_loss", "scores"]  # once for few rows, once for many
 
 
 @pytest.mark.slow

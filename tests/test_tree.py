@@ -102,7 +102,8 @@ def test_several_columns_are_the_levels_from_the_top(tmp_path):
 
 def test_lists_are_paths_as_they_are(tmp_path):
     lists = [["Home", "Kitchen > Bath"], ["Home", None, "Pans", ""], "Home > Kitchen", ["Size", 40, 2.0, True],
-             [], [None, ""], ["a\x1fb", "c"], ["x" for _ in range(50)], ["x" for _ in range(51)], [["a"]], [{"a": 1}], [1.5]]
+             [], [None, ""], ["a\x1fb", "c"], ["x" for _ in range(50)], ["x" for _ in range(51)], [["a"]], [{"a": 1}],
+             [1.5]]
     path = save(tmp_path / "x", "".join(json.dumps({"title": "t", "category": one}) + "\n" for one in lists))
     found, bad = read(path)
     assert found == [("Home > Kitchen › Bath", True), ("Home > Pans", True), ("Home > Kitchen", False),

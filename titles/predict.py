@@ -24,6 +24,7 @@ from titles.cli import UserError
 # --- knobs ------------------------------------------------------------------------------------------------------------
 PREDICT_ROWS = 32768  # titles classified at a time
 BATCH_SIZES = (1, 64, 1024, 16384)  # of what is compiled
+NARROW = 8  # a node with fewer than this part of all categories below it is narrow
 EXPLAINED, EXPLAINED_OF = 5, 40  # words that --explain writes at most, of the first so many of a title
 
 # --- trained models ---------------------------------------------------------------------------------------------------
@@ -139,7 +140,7 @@ def scores(ensemble, batches, labels, nodes=None):
         inside, leaves = calibration.inside(nodes["below"][labels], z.shape[1]), jnp.diff(nodes["below"][labels])[:, 0]
         best, given = jnp.where(inside, z, -jnp.inf).max(1), jnp.where(inside, probabilities, 0).sum(1)
         share, own = (jax.nn.logsumexp(values, 1, where=inside) for values in (jax.nn.log_softmax(z), raw))
-        of_tree = {"label_path": path_chances(z, smoothing, nodes["below"][nodes["above"][labels]]),
+        of_tree = {"label_path": path_chances(z, smoothing, nodes, labels),
                    "at_level": jnp.stack([first_maximum(level_chances(z, smoothing, first))
                                           for first in nodes["first"]], 1)}
 
@@ -162,8 +163,7 @@ def score_promised(promising, ensemble, batches, labels, nodes=None):
     found = ranked(z, promising.smoothing, 1)
     promised = {"promised_prediction": found["category"][:, 0], "promised_probability": found["probability"][:, 0]}
     if nodes is not None:
-        promised["promised_path"] = path_chances(
-            z, promising.smoothing, nodes["below"][nodes["above"][found["category"][:, 0]]])
+        promised["promised_path"] = path_chances(z, promising.smoothing, nodes, found["category"][:, 0])
     return scores(ensemble, batches, labels, nodes) | promised
 
 
@@ -186,8 +186,7 @@ def climb_batch(ensemble, batches, nodes, top):
     Classifier.nodes."""
     z, _ = combined(ensemble, batches)
     found = ranked(z, ensemble.smoothing, top)
-    below = nodes["below"][nodes["above"][found["category"][:, 0]]]
-    return found | {"path": path_chances(z, ensemble.smoothing, below)}
+    return found | {"path": path_chances(z, ensemble.smoothing, nodes, found["category"][:, 0])}
 
 
 @functools.partial(jax.jit, static_argnames="top", compiler_options=model.QUICK_COMPILE)
@@ -199,12 +198,20 @@ def level_batch(ensemble, batches, first, top):
     return {"node": node, "probability": probability}
 
 
-def path_chances(z, smoothing, below):
-    """Logits [B, C] -> the probabilities of nodes [B, L], whose leaves below [B, L, 2] tells."""
-    # A running sum: its difference between the bounds of a node is the sum of the leaves below.
-    running = jnp.pad(jnp.cumsum(jax.nn.softmax(z), 1), ((0, 0), (1, 0)))
-    low, high = (jnp.take_along_axis(running, below[..., side], 1) for side in (0, 1))
-    return classify.node_chances(high - low, jnp.diff(below)[..., 0], smoothing, z.shape[1])
+def path_chances(z, smoothing, nodes, categories):
+    """Logits [B, C] -> the probabilities of the nodes [B, L] above categories, or other nodes, [B], and of themselves;
+    nodes: as from Classifier.nodes."""
+    p, below, sums = jax.nn.softmax(z), nodes["below"][nodes["above"][categories]], []
+    for level, steps in enumerate(nodes["steps"]):
+        # Of narrow nodes the leaves are looked up, of wide ones all categories are added up that are among them.
+        first, behind = below[:, level, :1], below[:, level, 1:]
+        if NARROW * len(steps) < z.shape[1]:
+            at = first + steps
+            chances = jnp.where(at < behind, jnp.take_along_axis(p, jnp.minimum(at, z.shape[1] - 1), 1), 0)
+        else:
+            chances = jnp.where(calibration.inside(below[:, level], z.shape[1]), p, 0)
+        sums.append(chances.sum(1))
+    return classify.node_chances(jnp.stack(sums, 1), jnp.diff(below)[..., 0], smoothing, z.shape[1])
 
 
 def level_chances(z, smoothing, first):
@@ -414,12 +421,13 @@ class Classifier(classify.BaseClassifier):
             chances, likeliest = [np.asarray(calibration.smoothed(z, self.smoothing)).max(1)], [best]
             for level in reversed(range(1, nodes.levels)):
                 numbers, first = nodes.at_level(level)
-                of_level = np.asarray(level_chances(z, self.smoothing, first))
+                of_level = classify.node_chances(np.add.reduceat(np.asarray(jax.nn.softmax(z)), first, 1), np.diff(
+                    first, append=nodes.leaves), self.smoothing, nodes.leaves)
                 chances.insert(0, of_level.max(1))
                 likeliest.insert(0, numbers[of_level.argmax(1)])
-            above, true = nodes.above[best], nodes.above[labels]
-            path = np.asarray(path_chances(z, self.smoothing, nodes.below[above]))
-            found.append((np.stack(chances, 1), np.stack(likeliest, 1) == true, path, above == true))
+            path = np.asarray(path_chances(z, self.smoothing, self.host_nodes, best))
+            found.append((np.stack(chances, 1), np.stack(likeliest, 1) == nodes.above[labels], path,
+                          nodes.above[best] == nodes.above[labels]))
         return tuple(map(np.concatenate, zip(*found, strict=True)))
 
     @functools.cached_property
@@ -525,10 +533,16 @@ class Classifier(classify.BaseClassifier):
 
     @functools.cached_property
     def nodes(self):
+        """`host_nodes` on the devices."""
+        return devices.put(self.host_nodes, devices.whole())
+
+    @functools.cached_property
+    def host_nodes(self):
         """What compiled functions need of the tree: the leaves `below` nodes [M, 2], the nodes `above` [M, L], and of
-        each level the `first` leaves of its nodes."""
+        each level the `first` leaves of its nodes, and `steps` from the first leaf of the widest to its last."""
         first = tuple(self.tree.at_level(level)[1] for level in range(1, self.tree.levels + 1))
-        return devices.put({"below": self.tree.below, "above": self.tree.above, "first": first}, devices.whole())
+        steps = tuple(np.arange(np.diff(of_level, append=self.tree.leaves).max(initial=1)) for of_level in first)
+        return {"below": self.tree.below, "above": self.tree.above, "first": first, "steps": steps}
 
     def score(self, rows, labels, promised=False):
         """What `scores` says of rows (data.Rows, or list of titles) with labels [N], numbers of categories or of a tree
