@@ -233,15 +233,18 @@ def tree_loss(config, logits, labels, nodes):
         return loss_of(config, logits, labels)
     categories = logits.shape[-1]
 
-    def of(numbers):
-        inside = calibration.inside(nodes["below"][numbers].reshape(-1, 2), categories).reshape(logits.shape)
-        return jax.nn.logsumexp(logits, -1) - jax.nn.logsumexp(logits, -1, where=inside)
+    def of(numbers, steps):
+        below, is_below = calibration.of_leaves(logits.reshape(-1, categories),
+                                                nodes["below"][numbers].reshape(-1, 2), steps)
+        return jax.nn.logsumexp(logits, -1) - jax.nn.logsumexp(below, 1, where=is_below).reshape(labels.shape)
 
     # EDIT: what a row says of the levels above its category. parent_weight adds the losses of the nodes there.
-    loss = jnp.where(labels < categories, loss_of(config, logits, jnp.minimum(labels, categories - 1)), of(labels))
+    loss = jnp.where(labels < categories, loss_of(config, logits, jnp.minimum(labels, categories - 1)),
+                     of(labels, nodes["steps"]))
     if config["parent_weight"]:
         above = jnp.moveaxis(nodes["above"][labels], -1, 0)[:-1]
-        loss += config["parent_weight"] * sum(jnp.where(node == labels, 0, of(node)) for node in above)
+        loss += config["parent_weight"] * sum(jnp.where(node == labels, 0, of(node, jnp.arange(categories)))
+                                              for node in above)
     return loss
 
 
@@ -268,13 +271,15 @@ def training_arrays(config, features, rows, frozen=None, tree=None):
     """What the compiled loop reads, on the device: `features` as from model.feature_tables; of the training rows
     their data.Batch, `labels` [N] and their loss's weight `row_weight` [N], of which each device has a part; `shift`
     [C] of the logits; variables that are `frozen` and not in the state; and where the loss asks for `nodes` of the
-    classify.Tree the leaves `below` them [M, 2] and the nodes `above` [M, L]."""
+    classify.Tree the leaves `below` them [M, 2], the nodes `above` [M, L] and `steps` from the first leaf of the widest
+    that is a label to its last."""
     # A row's weight on the loss is its category's, or the mean of those that it may have, times that of its quality.
     tree, nodes = tree or classify.Tree(range(config["classes"]), False), {}
     count = shared_rows(rows["labels"], tree)
     shift, class_weight = class_terms(config["balance"], count)
     if config.get("parent_weight") or (rows["labels"] >= tree.leaves).any():
-        nodes = {"below": tree.below.astype(np.int32), "above": tree.above.astype(np.int32)}
+        widest = np.diff(tree.below[np.unique(rows["labels"])]).max()
+        nodes = {"below": tree.below.astype(np.int32), "above": tree.above.astype(np.int32), "steps": np.arange(widest)}
         means = [np.average(class_weight[low:high], weights=np.maximum(count[low:high], 0.5))
                  for low, high in tree.below[tree.leaves:]]
         class_weight = np.append(class_weight, np.array(means, np.float32))

@@ -17,7 +17,7 @@ import data
 import evaluate
 import export
 import train
-from titles import tree
+from titles import calibration, tree
 
 LEAVES = ["A > B > C", "A > B > D", "A > E", "A2 > B > C", "A2 > B > F", "A2 > G > A2", "H"]
 TREE = classify.Tree(LEAVES)
@@ -62,10 +62,12 @@ def test_rows_that_know_a_parent_are_shared_among_its_leaves():
 
 @pytest.mark.parametrize("weight", [0.0, 0.3])
 @pytest.mark.parametrize("heads", [(), (2,)])
-def test_the_loss_of_a_node_is_that_of_the_leaves_below_together(weight, heads):
+@pytest.mark.parametrize("narrow", [1, 8])  # nodes are looked up, or gone through
+def test_the_loss_of_a_node_is_that_of_the_leaves_below_together(weight, heads, narrow, monkeypatch):
     labels = np.arange(len(TREE.names))
     logits = np.random.default_rng(0).normal(size=(*heads, len(labels), len(LEAVES))).astype(np.float32)
-    nodes = {"below": jnp.array(TREE.below), "above": jnp.array(TREE.above)}
+    monkeypatch.setattr(calibration, "NARROW", narrow)
+    nodes = {"below": jnp.array(TREE.below), "above": jnp.array(TREE.above), "steps": jnp.arange(3)}
     found = train.tree_loss({"parent_weight": weight}, jnp.array(logits), jnp.broadcast_to(
         labels, logits.shape[:-1]), nodes)
 

@@ -16,6 +16,7 @@ ROWS = 5000                       # validation rows, drawn at random, that a che
 BINS = 15                         # of the calibration error, with as many rows in each
 PRECISIONS = (0.9, 0.95, 0.99)    # that a report gives thresholds for
 STEPS = 20                        # shares of the titles that a threshold may let through: 5 %, 10 %, ...
+NARROW = 8                        # a node with fewer than this part of all categories below it is narrow
 CERTAINTY = 0.99                  # that a threshold keeps its promise on further rows of the same kind
 
 
@@ -31,10 +32,17 @@ def cross_entropy(logits, labels):
     return jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, labels[..., None], -1)[..., 0]
 
 
-def inside(below, categories):
-    """[B, 2] the leaves below nodes, as in a classify.Tree -> [B, C] whether a category is one of them."""
+def of_leaves(values, below, steps):
+    """(those of the values [B, C] among which are the ones of the leaves below a node of each row, which of them these
+    are), both [B, W]: below [B, 2] as in a classify.Tree; steps [W'], from the first leaf of the widest node to its
+    last."""
+    # Of narrow nodes the leaves are looked up, of wide ones all categories are gone through.
+    categories = values.shape[1]
+    if NARROW * len(steps) < categories:
+        at = below[:, :1] + steps
+        return jnp.take_along_axis(values, jnp.minimum(at, categories - 1), 1), at < below[:, 1:]
     leaf = jnp.arange(categories)
-    return (below[:, :1] <= leaf) & (leaf < below[:, 1:])
+    return values, (below[:, :1] <= leaf) & (leaf < below[:, 1:])
 
 
 def smoothed(logits, smoothing):

@@ -24,7 +24,6 @@ from titles.cli import UserError
 # --- knobs ------------------------------------------------------------------------------------------------------------
 PREDICT_ROWS = 32768  # titles classified at a time
 BATCH_SIZES = (1, 64, 1024, 16384)  # of what is compiled
-NARROW = 8  # a node with fewer than this part of all categories below it is narrow
 EXPLAINED, EXPLAINED_OF = 5, 40  # words that --explain writes at most, of the first so many of a title
 
 # --- trained models ---------------------------------------------------------------------------------------------------
@@ -137,9 +136,11 @@ def scores(ensemble, batches, labels, nodes=None):
                                    for values in (z, probabilities, jax.nn.log_softmax(z), raw))
         leaves, of_tree = 1, {}
     else:
-        inside, leaves = calibration.inside(nodes["below"][labels], z.shape[1]), jnp.diff(nodes["below"][labels])[:, 0]
-        best, given = jnp.where(inside, z, -jnp.inf).max(1), jnp.where(inside, probabilities, 0).sum(1)
-        share, own = (jax.nn.logsumexp(values, 1, where=inside) for values in (jax.nn.log_softmax(z), raw))
+        below, leaves = nodes["below"][labels], jnp.diff(nodes["below"][labels])[:, 0]
+        (logits_below, inside), (given, _), (share, _), (own, _) = (calibration.of_leaves(
+            values, below, nodes["steps"][0]) for values in (z, probabilities, jax.nn.log_softmax(z), raw))
+        best, given = jnp.where(inside, logits_below, -jnp.inf).max(1), jnp.where(inside, given, 0).sum(1)
+        share, own = (jax.nn.logsumexp(values, 1, where=inside) for values in (share, own))
         of_tree = {"label_path": path_chances(z, smoothing, nodes, labels),
                    "at_level": jnp.stack([first_maximum(level_chances(z, smoothing, first))
                                           for first in nodes["first"]], 1)}
@@ -201,17 +202,10 @@ def level_batch(ensemble, batches, first, top):
 def path_chances(z, smoothing, nodes, categories):
     """Logits [B, C] -> the probabilities of the nodes [B, L] above categories, or other nodes, [B], and of themselves;
     nodes: as from Classifier.nodes."""
-    p, below, sums = jax.nn.softmax(z), nodes["below"][nodes["above"][categories]], []
-    for level, steps in enumerate(nodes["steps"]):
-        # Of narrow nodes the leaves are looked up, of wide ones all categories are added up that are among them.
-        first, behind = below[:, level, :1], below[:, level, 1:]
-        if NARROW * len(steps) < z.shape[1]:
-            at = first + steps
-            chances = jnp.where(at < behind, jnp.take_along_axis(p, jnp.minimum(at, z.shape[1] - 1), 1), 0)
-        else:
-            chances = jnp.where(calibration.inside(below[:, level], z.shape[1]), p, 0)
-        sums.append(chances.sum(1))
-    return classify.node_chances(jnp.stack(sums, 1), jnp.diff(below)[..., 0], smoothing, z.shape[1])
+    p, below = jax.nn.softmax(z), nodes["below"][nodes["above"][categories]]
+    found = [calibration.of_leaves(p, below[:, level], steps) for level, steps in enumerate(nodes["steps"])]
+    sums = jnp.stack([jnp.where(is_below, chances, 0).sum(1) for chances, is_below in found], 1)
+    return classify.node_chances(sums, jnp.diff(below)[..., 0], smoothing, z.shape[1])
 
 
 def level_chances(z, smoothing, first):
