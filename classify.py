@@ -435,15 +435,9 @@ class Tree:
         leaves = np.arange(len(labels))
         self.below = np.concatenate([np.stack([leaves, leaves + 1], 1),                            # [M, 2]
                                      np.array([below[name] for name in inner], int).reshape(-1, 2)])
-
         # [M, L] the node above each at every level, from the top; from its own level on the node itself.
-        self.above = np.repeat(np.arange(len(self.names))[:, None], self.levels, 1)
-        for node in np.argsort(-self.level[self.leaves:], kind="stable") + self.leaves:
-            first, behind = self.below[node]
-            self.above[first:behind, self.level[node] - 1] = node
-        for node in range(self.leaves, len(self.names)):
-            above = self.level[node] - 1
-            self.above[node, :above] = self.above[self.below[node, 0], :above]
+        self.above = np.array([[self.number[PATH.join(path[:level])] for level in range(1, self.levels + 1)]
+                               for path in self.paths], int).reshape(-1, self.levels)
 
     def size(self, level=None):
         """The number of nodes of a level, or of categories."""
@@ -1208,8 +1202,9 @@ class Classifier(BaseClassifier):
         path = np.zeros((size[0], self.tree.levels), np.float32)
         for chosen, z, known in self.in_blocks(rows):
             # Categories are ranked by their logits, for small probabilities may round to the same number.
-            p = self.probabilities(z)
-            if len(nodes) < len(self.labels):
+            if len(nodes) == len(self.labels):
+                p = self.probabilities(z)
+            else:
                 z = p = self.node_chances(np.add.reduceat(softmax(z), first, axis=1), np.diff(
                     first, append=len(self.labels)))
             # Of equal ones the first comes first, with either function.
@@ -1673,19 +1668,27 @@ def parse_args():
     return args
 
 
-def main():
-    args, notes = parse_args(), Notes()
-    classifier = Classifier(args.model)
+def asked(classifier, args):
+    """(the classifier that answers, the Rule) for the flags of a command line; where a precision cannot be promised,
+    after a warning. Raises ModelError where they ask for levels that are not there."""
+    levels = classifier.tree.levels
+    for flag in ("level", "leaf_only", "levels"):
+        if levels == 1 and getattr(args, flag):
+            raise ModelError(f"--{flag.replace('_', '-')}: the categories are no tree")
     classifier = classifier.promising if args.precision else classifier
     try:
-        rule, unkept = classifier.rule(args.precision, args.threshold,
-                                       classifier.tree.levels if args.leaf_only else args.level)
+        rule, unkept = classifier.rule(args.precision, args.threshold, levels if args.leaf_only else args.level)
     except ValueError as error:
         raise ModelError(f"--{error}") from None
-    if args.levels and classifier.tree.levels == 1:
-        raise ModelError("--levels: the categories are no tree")
+    # What cannot be promised leaves all categories empty; candidates may still be wanted.
     if unkept:
         print(f"warning: --precision {unkept}", file=sys.stderr)
+    return classifier, rule
+
+
+def main():
+    args, notes = parse_args(), Notes()
+    classifier, rule = asked(Classifier(args.model), args)
 
     # The same bytes on every system.
     sys.stdout.reconfigure(encoding="utf-8", newline="\n")

@@ -310,6 +310,11 @@ def described(meta):
     return {name: meta[name] for name in DESCRIBED}
 
 
+def tree_of(meta):
+    """The classify.Tree whose leaves the categories of prepared data are."""
+    return classify.Tree(meta["labels"], meta["levels"] > 1)
+
+
 def files_of(source, split):
     """Where the rows of a split come from, of meta["source"]: [{"file", "rows", "checksum"}], in their order."""
     return [{"file": one["file"], "rows": one["rows"][split], "checksum": one["checksum"]}

@@ -371,17 +371,10 @@ def predict(args):
     classifier = load_named(args)
     devices.require_same([classifier.identity, args.predict, args.top, args.explain, args.precision, args.threshold,
                           args.level, args.leaf_only])
-    # What cannot be promised leaves all categories empty; candidates may still be wanted.
-    classifier = classifier.promising if args.precision else classifier
     try:
-        rule, unkept = classifier.rule(args.precision, args.threshold,
-                                       classifier.tree.levels if args.leaf_only else args.level)
-    except ValueError as error:
-        raise UserError(f"--{error}") from None
-    if args.levels and classifier.tree.levels == 1:
-        raise UserError("--levels: the categories are no tree")
-    if unkept:
-        print(f"warning: --precision {unkept}", file=sys.stderr)
+        classifier, rule = classify.asked(classifier, args)
+    except classify.ModelError as error:
+        raise UserError(str(error)) from None
 
     # The same bytes on every system. What is loaded by now need not be searched for garbage again and again.
     sys.stdout.reconfigure(encoding="utf-8", newline="\n")

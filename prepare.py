@@ -409,7 +409,7 @@ def read_base(args):
     held_out = [rows[kind] for rows in arrays.values() for kind in ("keys", "groups") if kind in rows]
     return (argparse.Namespace(**vars(args) | taken | {"fold": None}),  # no split is drawn
             SimpleNamespace(vocab=meta["vocab"], columns=meta["columns"],
-                            tree=classify.Tree(meta["labels"], meta["levels"] > 1), held_out=np.concatenate(held_out),
+                            tree=data.tree_of(meta), held_out=np.concatenate(held_out),
                             vectors=meta["vectors"], knows_quality=meta["reliable_share"] is not None))
 
 

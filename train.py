@@ -274,7 +274,7 @@ def training_arrays(config, features, rows, frozen=None, tree=None):
     classify.Tree the leaves `below` them [M, 2], the nodes `above` [M, L] and `steps` from the first leaf of the widest
     that is a label to its last."""
     # A row's weight on the loss is its category's, or the mean of those that it may have, times that of its quality.
-    tree, nodes = tree or classify.Tree(range(config["classes"]), False), {}
+    tree, nodes = tree or classify.Tree([*map(str, range(config["classes"]))], False), {}
     count = shared_rows(rows["labels"], tree)
     shift, class_weight = class_terms(config["balance"], count)
     if config.get("parent_weight") or (rows["labels"] >= tree.leaves).any():
@@ -423,7 +423,7 @@ def train(args):
     connecting = cli.in_background(tracking.mlflow_client) if devices.is_first() else None
     state, features, frozen, arrays = start.begin(plan, make_optimizer(config), runs.former(plan, args.runs, is_new))
     groups = data.length_groups(arrays["train"]["titles"], config["batch_size"])
-    of_rows = training_arrays(config, features, arrays["train"], frozen, plan.tree)
+    of_rows = training_arrays(config, features, arrays["train"], frozen, data.tree_of(plan.meta))
     programs = compile_chunks(config, state, of_rows, groups)
     mlflow = connecting and connecting.result()
 

@@ -54,11 +54,6 @@ class Plan(NamedTuple):
     arrays: dict         # of the splits that it trains and validates on
     trained: np.ndarray  # the content of trained.npy
 
-    @property
-    def tree(self):
-        """The classify.Tree whose leaves the categories are."""
-        return classify.Tree(self.meta["labels"], self.meta["levels"] > 1)
-
 
 class Table(NamedTuple):
     """What train.py says of settings."""
@@ -231,8 +226,7 @@ def plan(table, args):
     meta, arrays = without_trained(args.data, meta, arrays, trained, bool(former))
     meta, arrays = without_parents(args.data, meta, arrays)
     if meta["levels"] > 1:  # several folders have shared the rows that know only a parent by rows of their own
-        meta = meta | {"training_rows": tree.shared_rows(arrays["train"]["labels"], classify.Tree(
-            meta["labels"])).tolist()}
+        meta = meta | {"training_rows": tree.shared_rows(arrays["train"]["labels"], data.tree_of(meta)).tolist()}
     config = configure(table, args, meta, arrays["train"]["titles"], former)
     arrays = read_columns(config, meta, arrays)
     if former:
@@ -287,8 +281,7 @@ def plan_refit(table, args, meta, arrays):
     config = {name: value for name, value in config.items() if name != "patience"} | {
         "refit": args.refit, "epochs": epochs, "rows": len(rows["labels"]),
         "steps": epochs * data.epoch_steps(rows["titles"], config["batch_size"]),
-        "training_rows": tree.shared_rows(rows["labels"], classify.Tree(
-            meta["labels"], meta["levels"] > 1)).tolist(),
+        "training_rows": tree.shared_rows(rows["labels"], data.tree_of(meta)).tolist(),
         "source": runs.source_checksums(), "versions": runs.versions()}
     folder = runs.new_folder(args.runs, f"{args.refit}-refit", config["model"])
     return Plan(folder, finished(config, trained), meta, arrays, trained)
