@@ -60,8 +60,9 @@ def test_a_run_keeps_the_scripts(trained):
             "runs", "settings", "start", "tracking", "tree"))}
     for name, digest in config["source"].items():
         assert files.checksum(source / name) == digest and (source / name).read_text() == (ROOT / name).read_text()
-    kept = {path.relative_to(source) for path in source.rglob("*.py")}
-    assert kept == {path.relative_to(ROOT) for folder in (ROOT, ROOT / "titles") for path in folder.glob("*.py")}
+    kept = {path.relative_to(source) for path in source.rglob("*") if path.is_file()}
+    assert kept == {path.relative_to(ROOT) for path in [
+        *ROOT.glob("*.py"), *ROOT.glob("titles/*.py"), ROOT / "titles/labelling.html"]}
 
 
 def test_which_run(trained, tmp_path):

@@ -356,7 +356,7 @@ def loss_figure(history, title):
 # The scripts as they were when this process began: who edits them while a training runs does not change what it keeps.
 TOP = Path(__file__).resolve().parent.parent
 SOURCE = {path.relative_to(TOP).as_posix(): path.read_bytes()
-          for path in sorted([*TOP.glob("*.py"), *TOP.glob("titles/*.py")])}
+          for path in sorted([*TOP.glob("*.py"), *TOP.glob("titles/*.py"), *TOP.glob("titles/*.html")])}
 
 
 def source_checksums():
