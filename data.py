@@ -200,6 +200,18 @@ def keys_of(titles):
     return title_keys(text_keys(words)[codes], lengths)
 
 
+def near_sums(word_keys, lengths):
+    """(sums [S] uint64, the title of each [S]): titles are near equal where they share one, which those of the same
+    words do, in any order, and of four words or more those that differ in one word, which is added, dropped or
+    exchanged. word_keys [T]: `text_keys` of the words of all titles in turn; lengths [N]: words of each title."""
+    # The sum of the keys of all words, and of long titles also those of all but one.
+    title = np.repeat(np.arange(len(lengths)), lengths)
+    sums, ends = np.pad(np.cumsum(word_keys, dtype=np.uint64), (1, 0)), np.cumsum(lengths, dtype=np.int64)
+    total, is_long = sums[ends] - sums[ends - lengths], lengths[title] > 3
+    return (np.concatenate([total, (total[title] - word_keys)[is_long]]),
+            np.concatenate([np.arange(len(lengths)), title[is_long]]))
+
+
 def draw(keys, seed, purpose):
     """[N] float64 in [0, 1) of keys [N] uint64: random numbers that depend on key, seed and purpose (0 or 1) alone, by
     the finalizer of SplitMix64 (Steele, Lea and Flood 2014)."""

@@ -8,6 +8,7 @@
     python evaluate.py --ckpt best --predict titles.txt --top 3 --out predicted.tsv
     python evaluate.py --ckpt best --predict export.csv --keep --precision 0.95 --out scored.csv
     python evaluate.py --ckpt best --predict titles.txt --level 1    # of a tree the nodes of one level
+    python evaluate.py --ckpt best --predict pool.csv --next 200 --out next.html     # label these next, on this page
     echo "zapatillas running talle 42" | python evaluate.py --ckpt best --predict - --explain
     python evaluate.py --ckpt mlp-1 --neighbors celular     # the nearest words, with the cosine of their vectors
     python evaluate.py --list                               # all runs on this data, the best first
@@ -58,6 +59,13 @@ probability_1, candidate_2 and so on. A title of which training has seen no word
 candidates, and the probability 0. It needs nothing but the run's folder (an encoder also its package, see
 requirements-encoder.txt); best and latest are of the runs on --data, where that is there. What comes through a pipe is
 answered as it comes.
+
+--next chooses of the titles of --predict those that teach the most: the ones whose two likeliest categories are nearly
+as likely, of near-equal titles one, and none that the runs or their data in --data have a label of. It writes their
+table, the most useful first, with an empty column for the category, named as the data's (or as --category-column says;
+a table that has it keeps it), and K candidates. Where --out ends in .html it writes a page that needs no other file:
+on it a person labels some hundred titles with the keyboard, and downloads them as labelled.csv. Both go back with
+prepare.py --data old.csv labelled.csv. Takes as long as predicting the titles.
 """
 import json
 import os
@@ -82,13 +90,15 @@ MAX_BAD_ROWS = 0.01  # share of the rows of --test that may be left out
 GOES_WITH = {
     **dict.fromkeys(("--out", "--threshold", "--precision", "--level", "--leaf-only", "--keep", "--explain"),
                     "--predict"),
-    **dict.fromkeys(("--out-encoding", "--out-separator", "--levels"), "--keep"), "--top": "--predict or --neighbors",
+    **dict.fromkeys(("--out-encoding", "--out-separator"), "--keep or --next"), "--levels": "--keep",
+    "--next": "--predict", "--top": "--predict or --neighbors",
     **dict.fromkeys(("--json", "--test", "--split"), "a report"),
     **dict.fromkeys(("--title-column", "--encoding"), "--predict or --test"),
-    **dict.fromkeys(("--category-column", "--separator"), "--test")}
+    **dict.fromkeys(("--category-column", "--separator"), "--test or --next")}
 NOT_TOGETHER = (("--test", "--split"), ("--threshold", "--precision"), ("--level", "--leaf-only"),
                 ("--neighbors", "--predict"),
-                ("--list", "--predict"), ("--list", "--neighbors"))
+                ("--list", "--predict"), ("--list", "--neighbors"), *(("--next", flag) for flag in (
+                    "--threshold", "--precision", "--level", "--leaf-only", "--keep", "--explain")))
 
 
 def make_parser():
@@ -105,7 +115,8 @@ def make_parser():
     add("--split", choices=("test", "valid", "train"), help="which rows to report on (default: test)")
     add("--test", type=Path, metavar="FILE", help="report on this labelled file instead of a split")
     add("--category-column", nargs="+", metavar="C",
-        help="of FILE: name or number (from 1) of the column of categories, or of several, the levels from the top")
+        help="of FILE, or to be filled in with --next: name or number (from 1) of the column of categories, or of "
+        "several, the levels from the top")
     add("--separator", type=cli.level_separator, metavar="S",
         help="of FILE: what divides the levels of a category, such as '>' (default: as the data was prepared)")
     add("--json", action="store_true", help="print the scores as one JSON object and nothing else")
@@ -113,7 +124,7 @@ def make_parser():
     add = parser.add_argument_group("categories for new titles").add_argument
     add("--predict", metavar="FILE", help="classify the titles in this file, or - for standard input")
     add("--top", type=cli.positive(int), metavar="K",
-        help="the K likeliest categories (default: 1); with --neighbors: words (default: 10)")
+        help="the K likeliest categories (default: 1, with --next 5); with --neighbors: words (default: 10)")
     add("--threshold", type=cli.fraction, metavar="P", help="leave the category empty where its probability is below")
     add("--precision", type=cli.fraction, metavar="P",
         help="leave so many categories empty that of the others this share is right; with --prior training where no "
@@ -124,10 +135,14 @@ def make_parser():
     add("--keep", action="store_true", help="write the table's own columns, too, as they were read")
     add("--levels", action="store_true", help="with --keep, of a tree: write the answer's levels in columns, too")
     add("--explain", action="store_true", help="write the words that spoke most for the category")
+    add("--next", type=cli.positive(int), metavar="N",
+        help="write the N titles to label next, the most useful first, with their likeliest categories; where --out "
+        "ends in .html a page to label them on")
     add("--out", type=Path, metavar="FILE", help="write here instead of standard output")
-    add("--out-encoding", type=cli.encoding, metavar="E", help="with --keep: of CSV (default: as the table's own)")
+    add("--out-encoding", type=cli.encoding, metavar="E",
+        help="with --keep or --next: of CSV (default: as the table's own)")
     add("--out-separator", type=cli.separator, metavar="S",
-        help="with --keep: of CSV, such as ';' or tab (default: as the table's own)")
+        help="with --keep or --next: of CSV, such as ';' or tab (default: as the table's own)")
 
     add = parser.add_argument_group("files of --predict and --test").add_argument
     add("--title-column", nargs="+", metavar="C", help="name or number (from 1) of the column of titles, or of several")
@@ -157,7 +172,8 @@ def parse_args():
         tables.check_out(args)
 
     # Filled in only here: above, None tells that a flag was not given.
-    args.split, args.top = args.split or "test", args.top or (10 if args.neighbors is not None else 1)
+    args.split = args.split or "test"
+    args.top = args.top or (10 if args.neighbors is not None else 5 if args.next else 1)
     return args
 
 
@@ -171,7 +187,9 @@ import gc
 import math
 import re
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -179,7 +197,7 @@ import pyarrow as pa
 
 import classify
 import data
-from titles import devices, page, report, runs, sources, tables, tracking
+from titles import choose, devices, page, report, runs, sources, tables, tracking
 from titles.predict import PREDICT_ROWS, load, load_named
 
 # --- a report ---------------------------------------------------------------------------------------------------------
@@ -360,13 +378,44 @@ def data_set(args, rows):
 
 # --- prediction -------------------------------------------------------------------------------------------------------
 
-def predict(args):
-    is_input = args.predict == "-"
-    if is_input and (sys.stdin is None or jax.process_count() > 1):
+class Opened(NamedTuple):
+    """The file of --predict, as from sources.read_titles."""
+    form: sources.Format
+    header: list
+    blocks: Iterator
+    dialect: sources.Dialect
+    ahead: int    # parts that may be answered before the one that is written
+
+
+@contextlib.contextmanager
+def opened(args, classifier, out, keep):
+    """The Opened file of --predict. out: where answers go; keep: as for sources.read_titles. What is odd is said at the
+    end."""
+    # The same bytes on every system. What is loaded by now need not be searched for garbage again and again.
+    sys.stdout.reconfigure(encoding="utf-8", newline="\n")
+    gc.freeze()
+    bad = sources.NoBadRows()
+    source = contextlib.nullcontext(sys.stdin.buffer) if args.predict == "-" else open(args.predict, "rb")
+    with source as file, files.archive_errors(args.predict):
+        tables.require_other_file(file, out)
+        form = tables.file_format(args, classifier, file)
+        found = sources.read_titles(files.decompressed(file), args.predict, bad, form, keep)
+        # What comes from a terminal or a pipe is answered at once.
+        yield Opened(form, *found, ahead=1 if files.is_patient(file) else 0)
+    bad.warn()
+
+
+def require_titles(args):
+    """Raise UserError where --predict names nothing that can be read."""
+    if args.predict == "-" and (sys.stdin is None or jax.process_count() > 1):
         raise UserError("--predict -: standard input is closed, or one process's alone; name a file that all can read")
     if " " in args.predict and not Path(args.predict).exists():
         raise UserError(f"--predict {args.predict}: no such file; to classify a title, pipe it: echo "
                         f"{cli.quoted([args.predict])} | python evaluate.py --predict -")
+
+
+def predict(args):
+    require_titles(args)
     out = args.out if devices.is_first() else None  # what the others print goes nowhere
     classifier = load_named(args)
     devices.require_same([classifier.identity, args.predict, args.top, args.explain, args.precision, args.threshold,
@@ -376,20 +425,10 @@ def predict(args):
     except classify.ModelError as error:
         raise UserError(str(error)) from None
 
-    # The same bytes on every system. What is loaded by now need not be searched for garbage again and again.
-    sys.stdout.reconfigure(encoding="utf-8", newline="\n")
-    gc.freeze()
-    bad = sources.NoBadRows()
-    source = contextlib.nullcontext(sys.stdin.buffer) if is_input else open(args.predict, "rb")
-    with source as file, files.archive_errors(args.predict):
-        tables.require_other_file(file, out)
-        form = tables.file_format(args, classifier, file)
-        header, blocks, dialect = sources.read_titles(files.decompressed(file), args.predict, bad, form, args.keep)
-        with tables.answer_writer(args, out, header, dialect, classifier.tree) as write:
-            # What comes from a terminal or a pipe is answered at once.
-            answer = functools.partial(answered, args, classifier, rule)
-            titles, refused, unknown = write_answers(blocks, answer, write, ahead=1 if files.is_patient(file) else 0)
-    bad.warn()
+    with opened(args, classifier, out, args.keep) as file, tables.answer_writer(
+            args, out, file.header, file.dialect, classifier.tree) as write:
+        answer = functools.partial(answered, args, classifier, rule)
+        titles, refused, unknown = write_answers(file.blocks, answer, write, file.ahead)
     if refused and rule.thresholds and min(rule.thresholds) < math.inf:
         least = " or ".join(f"{least:.4f}" for least in dict.fromkeys(rule.thresholds) if least < math.inf)
         print(f"{refused:,} of {titles:,} titles left without a category: its probability is below {least}"
@@ -441,6 +480,44 @@ def write_answers(blocks, answer, write, ahead):
     return counts
 
 
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+def label_next(args):
+    """Write the titles of --predict to label next, as a table or as a page to label them on."""
+    require_titles(args)
+    out, classifier = args.out if devices.is_first() else None, load_named(args)
+    devices.require_same([classifier.identity, args.predict, args.next, args.top])
+    pool, candidates = choose.Pool(args.next, labelled_keys(args, classifier)), max(2, args.top)
+
+    def add(kept, columns):
+        titles, number, probability = columns
+        kept = pa.table({"title": titles}) if kept is None else kept
+        pool.add(titles, kept=kept, number=number, probability=probability)
+
+    def answer(rows):
+        return (rows.titles, *classifier.likeliest(rows, candidates)), 0
+
+    with opened(args, classifier, out, sources.IF_TABLE) as file:
+        write_answers(file.blocks, answer, add, file.ahead)
+    found, size = pool.chosen(), pool.counts.pop("titles")
+    left_out = "".join(f"; {times:,} {why}" for why, times in pool.counts.items() if times)
+    if not len(found.get("margin", ())):
+        raise UserError(f"{args.predict}: no title to label, of {size:,}{left_out}")
+    tables.write_next(args, out, file, found, classifier.tree)
+    print(f"{len(found['margin']):,} of {size:,} titles to label next{left_out}", file=sys.stderr)
+
+
+def labelled_keys(args, classifier):
+    """data.keys_of titles that have a label: those that trained the runs and, where their data is in --data, those held
+    out."""
+    keys = [classifier.trained_keys]
+    with contextlib.suppress(UserError, OSError):  # a run needs no data to classify
+        if data.fingerprint_of(args.data) == classifier.config["fingerprint"]:
+            _, arrays = data.load_prepared(args.data, data.SPLITS[1:], ids=False)
+            keys += [rows["keys"] for rows in arrays.values()]
+    return np.concatenate(keys)
+
+
 # --- words ------------------------------------------------------------------------------------------------------------
 
 def neighbors(args):
@@ -468,6 +545,8 @@ def main(args):
         return runs.show_all(args.runs, fingerprint)
     if args.neighbors is not None:
         return neighbors(args)
+    if args.next:
+        return label_next(args)
     return evaluate(args) if args.predict is None else predict(args)
 
 

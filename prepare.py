@@ -13,7 +13,8 @@
 
 Reads, plain or compressed (gzip, bzip2, xz), told apart by content:
   - CSV or TSV with a header that names `title` (or `text`) and `category` (or `label`), in any order; `language`,
-    `label_quality` (reliable, unreliable), `split` (train, valid, test) and `id` (for reports) are used where present
+    `label_quality` (reliable, unreliable), `split` (train, valid, test; train-only is never drawn for another) and `id`
+    (for reports) are used where present
   - Parquet, JSON lines and Excel workbooks (.xlsx, the first sheet; needs openpyxl) with the same names, and fastText
     files (`__label__x some text`)
   - a folder of such files whose names say train, valid or test
@@ -103,7 +104,9 @@ DOWNLOADS = {  # name -> (server folder, {file: size in bytes where it is known}
     "course": (COURSE, {"meli-challenge-2019.tar.bz2": None}),
 }
 
-SPLIT_NAMES = {"train": 0, "training": 0, "valid": 1, "validation": 1, "val": 1, "dev": 1, "test": 2}
+ONLY_TRAINED = -2  # the split of rows that train, as chosen ones do, which are harder than others: none is held out
+SPLIT_NAMES = {sources.ONLY_TRAINED: ONLY_TRAINED, "train": 0, "training": 0, "valid": 1, "validation": 1, "val": 1,
+               "dev": 1, "test": 2}
 SUFFIX = re.compile(r"\.(csv|tsv|jsonl|json|txt|parquet|xlsx)(\.(gz|bz2|xz))?$", re.IGNORECASE)
 
 
@@ -368,10 +371,11 @@ def given_split(path, split, values):
     # A column `split` may repeat what the file's name says, not contradict it; of a training file it may part rows off.
     codes = {value: SPLIT_NAMES.get(value.lower(), -1) for value in values.unique().to_pylist()}
     for value, code in codes.items():
-        if value and code < 0:
+        if value and code == -1:
             raise UserError(f"{path}: the split column says {value!r}; use train, valid or test")
-        if code >= 0 and split not in (None, code) and (split, code) != (0, 1):
-            raise UserError(f"{path}: its split column names {SPLITS[code]} rows, but --test or the file's name makes "
+        named = max(code, 0)
+        if value and split not in (None, named) and (split, named) != (0, 1):
+            raise UserError(f"{path}: its split column names {SPLITS[named]} rows, but --test or the file's name makes "
                             f"it the {SPLITS[split]} split; drop the column, or leave --test out")
     codes[""] = -1 if split is None else split
     if len(codes) == 1:
@@ -547,11 +551,14 @@ def draw_splits(keys, labels, given, args, leaves):
     """Which split each row belongs to: [N] int8 indices into SPLITS.
 
     Rows with a given split [N] (-1: none) keep it, but a split that the source does not name is drawn from the training
-    rows, by keys [N] uint64 and --seed alone, whatever other rows there are. With --fold (i, k) the test split is the
-    i-th of k parts. Every category (labels [N] below `leaves`; others know only a parent) that has no training row gets
-    those of one key; these alone move when others of their category come.
+    rows, by keys [N] uint64 and --seed alone, whatever other rows there are; not from those that are ONLY_TRAINED,
+    unless all are, or others have their key. With --fold (i, k) the test split is the i-th of k parts. Every category
+    (labels [N] below `leaves`; others know only a parent) that has no training row gets those of one key; these alone
+    move when others of their category come.
     """
-    pool, split, is_leaf = given <= 0, np.maximum(given, 0), labels < leaves
+    split, is_leaf = np.maximum(given, 0), labels < leaves
+    drawn_from = (given <= 0) & (given != ONLY_TRAINED)
+    pool = (given <= 0) & np.isin(keys, keys[drawn_from]) if drawn_from.any() else given <= 0
     test, valid = (data.draw(keys, args.seed, purpose) for purpose in (0, 1))
     if not (given == 1).any():
         split[pool & (valid < args.valid)] = 1
@@ -924,18 +931,14 @@ def title_names(args, chosen):
 
 
 def near_equal_share(rows, split):
-    """Of a sample of the test rows of four words or more, the share with a near-equal title in training: one of the
-    same words, but for one that is added, dropped or exchanged."""
-    # Two titles are near equal where they share one of these sums: of the keys of all words, or of all but one.
+    """Of a sample of the test rows of four words or more, the share with a near-equal title in training."""
     def sums(chosen):
-        """Yield (sums of keys, the row of each) of these rows [N] bool, a block at a time."""
+        """Yield (data.near_sums of these rows [N] bool, the row of each), a block at a time."""
         for block in rows.blocks:
             mine = chosen[block.rows] & (block.lengths > 3)
-            keys, lengths = rows.word_keys[block.numbers[np.repeat(mine, block.lengths)]], block.lengths[mine]
-            total = np.add.reduceat(keys, np.cumsum(lengths, dtype=np.int64) - lengths)
-            row = block.rows.start + np.flatnonzero(mine)
-            yield (np.concatenate([total, np.repeat(total, lengths) - keys]),
-                   np.concatenate([row, np.repeat(row, lengths)]))
+            found, title = data.near_sums(rows.word_keys[block.numbers[np.repeat(mine, block.lengths)]],
+                                          block.lengths[mine])
+            yield found, block.rows.start + np.flatnonzero(mine)[title]
 
     sample, near = np.zeros(len(split), bool), np.zeros(len(split), bool)
     sample[np.random.default_rng(0).permutation(np.flatnonzero(split == 2))[:NEAR_ROWS]] = True

@@ -33,7 +33,7 @@ def make_task(count=25, **others):
     return labelling.Task(**{
         "heading": "rows of pool.csv", "header": ["title", "label_quality", "language"], "fields": fields,
         "title_columns": [0], "candidates": candidates, "names": NAMES, "category_columns": ["category"],
-        "separator": " > ", "is_tree": False} | others)
+        "separator": " > ", "is_tree": False, "constants": {}} | others)
 
 
 def make_tree(count=10, **others):

@@ -304,6 +304,30 @@ def test_a_split_that_the_column_does_not_name_is_drawn_from_train(prep):
     assert 0.05 < len(texts("valid")) / (300 - len(texts("test"))) < 0.15
 
 
+def test_rows_that_were_chosen_only_train():
+    """But no key stands on two sides, and where all rows were chosen some are held out."""
+    keys = np.random.default_rng(0).integers(1, 2 ** 63, 2000, np.uint64)
+    labels, args = np.arange(2000) % 4, SimpleNamespace(seed=0, valid=0.1, fold=None)
+    given = np.where(np.arange(2000) < 500, prepare.ONLY_TRAINED, -1).astype(np.int8)
+    keys[:50] = keys[600:650]
+    alone = prepare.draw_splits(keys[500:], labels[500:], given[500:], args, 4)
+    split = prepare.draw_splits(keys, labels, given, args, 4)
+    assert split[500:].tolist() == alone.tolist() and (alone == 2).any() and (alone == 1).any()
+    assert not split[50:500].any() and split[:50].tolist() == split[600:650].tolist() and split[:50].any()
+    assert set(prepare.draw_splits(keys[:500], labels[:500], given[:500], args, 4).tolist()) == {0, 1, 2}
+
+
+def test_a_split_column_tells_which_rows_only_train(prep):
+    rows = tiny_rows(300)
+    save("titles.csv", as_csv(rows, extra=[("split", ["Train-Only"] * 100 + [""] * 100 + ["train"] * 100)]))
+    prep("--data", "titles.csv")
+    held_out = {*texts("test"), *texts("valid")}
+    assert held_out.isdisjoint(row[0] for row in rows[:100]) and len(held_out) > 30
+    save("chosen.csv", as_csv(rows[:100], extra=[("split", ["train-only"] * 100)]))
+    assert_one_line_error(prep("--data", "titles.csv", "--test", "chosen.csv", check=False), "chosen.csv",
+                          "names train rows")
+
+
 def test_a_test_file_is_the_test_split(prep):
     rows = tiny_rows(200)
     save("titles.csv", as_csv(rows[:150]))

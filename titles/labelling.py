@@ -32,6 +32,7 @@ class Task(NamedTuple):
                             # of the header, in any case, is filled in, and others come behind
     separator: str          # between the levels in one column for the category
     is_tree: bool
+    constants: dict         # {name: value} of columns that labelled.csv has behind these, where the header lacks them
 
 
 def hash_of(tag, content):

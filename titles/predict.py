@@ -555,7 +555,27 @@ class Classifier(classify.BaseClassifier):
 
     def has_trained_on(self, keys):
         """Whether titles, given by data.title_keys [N], have trained any of the runs: [N] bool."""
-        return np.isin(keys, np.concatenate([runs.trained_titles(folder) for folder in self.folders]))
+        return np.isin(keys, self.trained_keys)
+
+    @property
+    def trained_keys(self):
+        """data.title_keys of the titles that have trained any of the runs."""
+        return np.concatenate([runs.trained_titles(folder) for folder in self.folders])
+
+    def next(self, rows, number=100):
+        """The rows that are the most useful to label next, the most useful first: their numbers [n], n being `number`,
+        or less where no more differ. Rows are as for `predict`; missing titles, those without a word and those that
+        have trained a run are not among them."""
+        from titles import choose  # which trains nothing, so it is not among the scripts that make a run
+        if number < 1:
+            raise ValueError(f"number {number}: wanted 1 or more")
+        _, present, rows = self.present(rows)
+        pool, present = choose.Pool(number, self.trained_keys), np.array(present, int)
+        for start in range(0, len(present), PREDICT_ROWS):
+            part = slice(start, start + PREDICT_ROWS)
+            mine = rows.part(part)
+            pool.add(mine.titles, row=present[part], probability=self.likeliest(mine, 2)[1])
+        return pool.chosen().get("row", np.zeros(0, int))
 
     def predict_proba(self, rows):
         """The probability of every category, in the order of `labels`: [N, C] float32; NaN for missing titles. Rows

@@ -43,6 +43,8 @@ COLUMNS = {"title": ("title", "text"), "category": ("category", "label"), "langu
 LEVEL_MISSING = "a level between others, or at the top, is empty and left out"                 # of a path
 OWN_PATH = classify.PATH.replace(">", "\u203a")  # a path as the name of a level
 OWN_SIGN = "a level has a > of its own, which is written \u203a, for > stands between levels"
+ONLY_TRAINED = "train-only"    # what a column `split` says of rows that were chosen to be labelled
+IF_TABLE = "if it is a table"  # keep its columns
 NO_NUMBER = "the {} {!r} is no number, so it counts as missing"  # of a value
 FASTTEXT_BLANKS = re.compile("[ \t\n\v\f\r\0]+")  # that divide its words
 PARQUET, ZIP = b"PAR1", b"PK\3\4"  # how these files begin; an Excel workbook is a zip archive
@@ -914,7 +916,8 @@ def read_titles(stream, name, bad, form=None, keep=False):
     """Rows to classify, from a binary stream: (header; blocks, each of them data.Rows and kept columns, an Arrow
     table; the Dialect of a table). Every line of a list, and every row of a CSV or Parquet file with a column title (or
     text), gives one title; an empty line does so in a list and in a table of one column. What is kept is the column
-    `id`, where there is one, or with `keep` all columns; header names these, and where there are none both are None.
+    `id`, where there is one, or with `keep` all columns, which a list has none of and is then refused unless `keep` is
+    IF_TABLE; header names these, and where there are none both are None.
     Bytes that are not UTF-8 become the replacement character, and are noted. Raises UserError where the content is
     something else. form: a Format, where the user has asked for one, or rows have columns.
     """
@@ -968,7 +971,7 @@ def read_text_titles(stream, name, bad, form, keep):
     # Without one these are titles, unless the user or the lines speak for a table.
     asked = [*map(len, names["title"])] == [1]  # what a flag says is one name, and no other serves
     try:
-        classify.require_list(lines, name, asked or keep)
+        classify.require_list(lines, name, asked or (keep and keep != IF_TABLE))
     except classify.ModelError as error:
         raise UserError(str(error)) from None
     if columns:

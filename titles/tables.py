@@ -19,11 +19,12 @@ import pyarrow as pa
 
 import classify
 import data
-from titles import files, sources
+from titles import cli, files, labelling, sources
 from titles.cli import UserError
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
 SHEET_ROWS, CELL = 1 << 20, 32767  # rows of a sheet of Excel and characters of a cell at most
+PAGES = (".html", ".htm")
 EXACT = 10 ** 15                   # integers above this, such as barcodes, are rounded by Excel
 UNWRITTEN = {".json": ".jsonl", ".xls": ".xlsx", ".xlsm": ".xlsx", ".xlsb": ".xlsx", ".ods": ".xlsx",
              **dict.fromkeys((".gz", ".bz2", ".xz", ".zst", ".zip"), "without this and compress it then")}
@@ -41,9 +42,11 @@ def check_out(args):
     suffix = suffix_of(args.out)
     if suffix in UNWRITTEN:
         raise UserError(f"--out {args.out}: {suffix} is not written; name it {UNWRITTEN[suffix]}")
-    if suffix in FORMATS and not args.keep:
+    if suffix in FORMATS and not (args.keep or args.next):
         raise UserError(f"--out {args.out}: {suffix} is written with --keep")
-    if suffix in FORMATS and (args.out_encoding or args.out_separator):
+    if suffix in PAGES and not args.next:
+        raise UserError(f"--out {args.out}: a page is written with --next")
+    if suffix in (*FORMATS, *PAGES) and (args.out_encoding or args.out_separator):
         raise UserError(f"--out {args.out}: --out-encoding and --out-separator are of CSV")
     if suffix == ".xlsx" and not importlib.util.find_spec("openpyxl"):
         raise UserError(f"--out {args.out}: to write Excel files, pip install openpyxl, or name it .csv")
@@ -148,6 +151,59 @@ def answer_writer(args, out, header, dialect, tree):
             file.flush()  # whoever reads the other end of a pipe gets each part at once
 
         yield write
+
+
+def category_columns(form, header):
+    """The names of the columns of a sources.Format that hold a category, or its levels from the top, in a table with
+    this header or, where they are not there, in another."""
+    keys = [column for column in form.names if sources.is_level(column)]
+    at = sources.locate(header, keys, form.names)
+    return [header[at[key]] if key in at else usual_name(form, key) for key in keys]
+
+
+def usual_name(form, column):
+    """What a column of a sources.Format is called in a new table."""
+    return next((name for known in form.names[column] for name in known if isinstance(name, str)), column)
+
+
+def level_sign(form):
+    """What stands between the levels of a category in one column."""
+    sign = form.separator or classify.PATH
+    return f" {sign.strip()} " if sign.strip() else sign
+
+
+def title_columns(form, header):
+    """The positions of the columns of a header that make the title."""
+    return [*sources.locate(header, filter(sources.is_title, form.names), form.names).values()]
+
+
+def write_next(args, out, file, found, tree):
+    """Write titles to label next to `out`, or to standard output: a page to label them on, or their table with a column
+    for the category to be filled in, where it has none, and the likeliest ones. file: as from sources.read_titles, with
+    its `form`; found: as from choose.Pool.chosen."""
+    # Chosen titles are harder than others, so they train: what validates and tests stays like all titles.
+    header = file.header or [usual_name(file.form, "title")]
+    categories, others = category_columns(file.form, header), {"split": sources.ONLY_TRAINED}
+    nodes, chances = found["number"][:, :args.top], found["probability"][:, :args.top]
+    if suffix_of(out) in PAGES:
+        labelling.write(out, labelling.Task(
+            heading=f"{len(nodes):,} titles of {cli.readable(Path(args.predict))}, the most useful first",
+            header=header, fields=[[*row] for row in zip(*map(as_text, found["kept"].columns), strict=True)],
+            title_columns=title_columns(file.form, header),
+            candidates=[[*zip(*row, strict=True)] for row in zip(nodes.tolist(), chances.tolist(), strict=True)],
+            names=tree.names, category_columns=categories, separator=level_sign(file.form),
+            is_tree=tree.levels > 1, constants=others))
+        return
+
+    lacking = {name: value for name, value in (dict.fromkeys(categories) | others).items() if name not in header}
+    names = [classify.free_name(f"{name}_{k + 1}", [*header, *lacking])
+             for k in range(nodes.shape[1]) for name in ("candidate", "probability")]
+    answer = [(name, pa.string()) for name in lacking]
+    answer += zip(names, [pa.string(), pa.float64()] * nodes.shape[1], strict=True)
+    with writer(out, written_dialect(args, file.dialect), header, answer) as write:
+        write(found["kept"], [*([value] * len(nodes) for value in lacking.values()), *(
+            column for k in range(nodes.shape[1])
+            for column in ([tree.names[node] for node in nodes[:, k].tolist()], chances[:, k].tolist()))])
 
 
 @contextmanager
