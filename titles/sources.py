@@ -964,7 +964,7 @@ def read_titles(stream, name, bad, form=None, keep=False):
 def read_text_titles(stream, name, bad, form, keep):
     """As `read_titles`, of a stream of text."""
     # What the first lines show decides how the rest is read.
-    (names, encoding, columns, _), wait = form, files.is_patient(stream)
+    (names, encoding, columns, *_), wait = form, files.is_patient(stream)
     stream = files.decoded(stream, encoding, name)
     start = stream.peek(4)
     blocks = line_blocks(stream, name, bad, wait, wait or keep)
