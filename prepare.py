@@ -3,6 +3,7 @@
     python prepare.py                                   # what lies in data/raw/, else a SYNTHETIC set (synthetic.py)
     python prepare.py --data titles.csv                 # your own file or folder
     python prepare.py --data train.csv --test test.csv  # with a test set of its own
+    python prepare.py --data old.csv labelled.csv       # what people have labelled goes back into training
     python prepare.py --download course                 # fetch the course's Spanish and Portuguese files first
     python prepare.py --data titles.csv --encoder use   # for train.py --model encoder, too; requirements-encoder.txt
     python prepare.py --data export.csv --title-column Name --category-column 5 --encoding cp1252
@@ -19,6 +20,12 @@ Reads, plain or compressed (gzip, bzip2, xz), told apart by content:
     files (`__label__x some text`)
   - a folder of such files whose names say train, valid or test
 Writes data/prepared/ (its files are described in data.py); a failed run leaves what was there before.
+Several files, each of any of these formats, are one set of rows. A later file has the last word: where it puts a title
+into another category, the rows of earlier files with that title are left out, and a line counts them; a parent and what
+is below it agree. Rows of the first stay in the splits that they have without the others. Files after the first may
+have rows without a category, which are not labelled yet and are left out; columns with the usual names where flags name
+others; and UTF-8 whatever --encoding says. A row of theirs has the group of an earlier one with its title where its own
+file says none, and is held out where the earlier file holds that title out.
 --columns are read beside the title: words, such as a brand, each a feature of its own whatever its case and accents,
 and numbers, such as a price, in steps of equally many training rows. What stands in a column tells which of the two it
 is, and a line says it; brand:word and price:number decide it, "price:number," a decimal comma as well. Numbers are read
@@ -160,15 +167,29 @@ def find_files(folder, form):
     return found
 
 
+def require_files(paths):
+    """Raise UserError unless these are files, each another."""
+    for i, path in enumerate(paths):
+        if path.is_dir():
+            raise UserError(f"{path}: a folder goes alone with --data; name its files instead, of which the later ones "
+                            "have the last word")
+        files.require_file(path)
+        if path.resolve() in (other.resolve() for other in paths[:i]):
+            raise UserError(f"{path}: the same file twice; name each once, the one that has the last word at the end")
+
+
 def choose_files(args):
-    """The files to read: [(path, split or None)]."""
+    """The files to read: [(path, split or None)], of which those of --data come first, in their order."""
     form = sources.format_from(args)
     if args.download and args.data:
         raise UserError("--download and --data: give one; --download prepares what it fetched")
     if args.download:
         found = find_files(fetch(args.download, args.mirror), form)
     elif args.data:
-        found = find_files(args.data, form) if args.data.is_dir() else [(args.data, None)]
+        is_folder = len(args.data) == 1 and args.data[0].is_dir()
+        if len(args.data) > 1:
+            require_files(args.data)
+        found = find_files(args.data[0], form) if is_folder else [(path, None) for path in args.data]
     elif RAW.is_dir() and any(SUFFIX.search(path.name) for path in RAW.rglob("*")):
         found = find_files(RAW, form)
     elif args.test:
@@ -187,6 +208,18 @@ def choose_files(args):
             raise UserError("--fold and --test: give one, both name the test split")
         found = [(path, split or 0) for path, split in found if split != 2] + [(args.test, 2)]
     return found
+
+
+def forms_of(args, paths):
+    """The sources.Format of each chosen file, of which those of --data come first. What goes back into training, such
+    as labelled.csv, need not be written as the first file is: it may have the usual names where flags say others, be
+    UTF-8 whatever --encoding says, and have rows that are not labelled yet."""
+    values = [name for name, _ in args.columns]
+    first = sources.format_from(args, values=values)
+    unnamed = argparse.Namespace(**vars(args) | {"title_column": None, "category_column": None})
+    later = sources.format_from(unnamed, vars(args), values)._replace(partly=True)
+    return [later._replace(encoding=sources.encoding_of(path, args.encoding)) if 0 < i < len(args.data or ()) else first
+            for i, path in enumerate(paths)]
 
 
 # --- files -> rows ----------------------------------------------------------------------------------------------------
@@ -233,8 +266,8 @@ def read_rows(args, chosen, bad, base):
     of `words`, of `spellings` of categories (see `marked_paths`) and of `languages`, and a list of those of the `texts`
     of --columns; `word_keys`, the keys of the words; arrays with one entry a row, `spelling`, `language`, `values`
     [N, K] (codes of texts), `id` (Arrow strings) and those of `columns_of`, but None for what is OPTIONAL and no row
-    has; the number of rows `of_file` each, of words before titles are cut, and of titles that are `cut`. Raises
-    UserError where rows or words are missing, or too many rows are bad.
+    has; the number of rows `of_file` each; how many were `read`, with so many words before titles are cut, and titles
+    that are `cut`. Raises UserError where rows or words are missing, or too many rows are bad.
     """
     import pyarrow.compute as pc
     words, spellings, languages, word_keys = Codes(), Codes(), Codes(), np.zeros(0, np.uint64)
@@ -278,7 +311,8 @@ def read_rows(args, chosen, bad, base):
               for name in columns[0] if name not in OPTIONAL or name in had}
     return SimpleNamespace(where=where, paths=[path for path, _ in chosen], blocks=blocks, words=words,
                            spellings=spellings, languages=languages, texts=texts, word_keys=word_keys,
-                           word_count=word_count, cut=cut, of_file=[of_file[one] for one in chosen],
+                           read=count, word_count=word_count, cut=cut, of_file=[of_file[one] for one in chosen],
+                           overruled=0, first_overruled=None,
                            **dict.fromkeys(OPTIONAL) | arrays)
 
 
@@ -299,8 +333,10 @@ def chosen_blocks(args, chosen, bad, categories):
     that --languages and --rows let through. Rows of others than these categories, if given, go to `bad`."""
     import pyarrow.compute as pc
     # --rows is about training data: test files are read whole.
-    left, form = args.rows, sources.format_from(args, values=[name for name, _ in args.columns])
-    for path, split in chosen:
+    left = args.rows
+    for (path, split), form in zip(chosen, forms_of(args, [path for path, _ in chosen]), strict=True):
+        if form.encoding != args.encoding:
+            bad.note(path, None, "is in UTF-8, and read so, whatever --encoding says")
         for block in sources.read_labelled(path, bad, form):
             read = len(block["title"])
             if args.languages:
@@ -383,6 +419,74 @@ def given_split(path, split, values):
     return np.array([codes[value] for value in values.to_pylist()], np.int8)
 
 
+# --- several files ----------------------------------------------------------------------------------------------------
+
+def settle(rows, count, base):
+    """Of rows of several files, of which the first `count` are --data's, each has the last word over those before it:
+    where it puts a title into another category, their rows are left out; `overruled` says how many, `first_overruled`
+    where the first stands. base: as from `read_base`, or None."""
+    of_file = np.repeat(np.arange(len(rows.of_file)), rows.of_file)
+
+    # Where the file of an old title says its split or its group, and a later file says none, the title stays there.
+    for file in range(1, count):
+        later, earlier = of_file == file, of_file < file
+        adopt(rows.given, rows.key, earlier & (rows.given > 0), later & (rows.given <= 0))
+        if rows.group is not None:
+            adopt(rows.group, rows.key, earlier & (rows.group != rows.key), later & (rows.group == rows.key))
+
+    out = overruled(rows, of_file, count, base)
+    if out.any():
+        first = int(out.argmax())
+        rows.overruled, rows.first_overruled = int(out.sum()), f"{rows.paths[of_file[first]]}:{rows.line[first]}"
+        leave_out(rows, out)
+
+
+def adopt(values, keys, told, asking):
+    """Give those of the rows `asking` [N] whose key a row of `told` [N] has the value of the first such row."""
+    told, asking = np.flatnonzero(told), np.flatnonzero(asking)
+    known, first = np.unique(keys[told], return_index=True)
+    at = np.searchsorted(known, keys[asking])
+    same = np.append(known, np.uint64(0))[at] == keys[asking]
+    same &= at < len(known)
+    values[asking[same]] = values[told[first[at[same]]]]
+
+
+def overruled(rows, of_file, count, base):
+    """Which rows [N] have a title that a later one of the first `count` files puts into another category, and not into
+    one above or below theirs. of_file [N]: the file of each."""
+    out = np.zeros(len(rows.key), bool)
+    found, label = number_categories(rows, base, sources.BadRows(0))  # what is odd is said when all rows are settled
+    nodes = len(found.names)
+    for file in range(1, count):
+        later = np.flatnonzero(of_file == file)
+        titles = np.unique(rows.key[later])
+        earlier = np.flatnonzero((of_file < file) & np.isin(rows.key, titles))
+        (now, now_above), (before, before_above) = (
+            (title * nodes + label[some], title[:, None] * nodes + found.above[label[some]])
+            for some in (later, earlier) for title in [np.searchsorted(titles, rows.key[some])])
+        out[earlier] |= ~(np.isin(before_above, now).any(1) | np.isin(before, now_above))
+    return out
+
+
+def leave_out(rows, out):
+    """Take the rows `out` [N] out of what `read_rows` gives, and the categories that they alone have."""
+    keep, blocks, count = ~out, [], 0
+    for block in rows.blocks:
+        mine = keep[block.rows]
+        blocks.append(Block(slice(count, count + int(mine.sum())), block.numbers[np.repeat(mine, block.lengths)],
+                            block.lengths[mine], block.titles.filter(pa.array(mine))))
+        count += int(mine.sum())
+    rows.blocks = blocks
+    rows.of_file = [int(mine.sum()) for mine in np.split(keep, np.cumsum(rows.of_file)[:-1])]
+    for name in ("given", "key", "line", "spelling", "values", *OPTIONAL):
+        values = getattr(rows, name)
+        if values is not None:
+            setattr(rows, name, values.filter(pa.array(keep)) if name == "id" else values[keep])
+    names, (used, rows.spelling) = [*rows.spellings.index], np.unique(rows.spelling, return_inverse=True)
+    rows.spellings = Codes()
+    rows.spellings.number([names[code] for code in used])
+
+
 # --- the folder of --like ---------------------------------------------------------------------------------------------
 
 OF_BASE = ("vocab", "min_count", "max_len", "fold", "valid", "seed", "vectors", "encoder", "max_pieces", "columns",
@@ -457,7 +561,8 @@ def note_names(rows, made, args, bad):
     """Note in `bad` what is odd about the names of categories: where they are one read as several, or the other way
     round."""
     note_similar_names(made.tree, bad)
-    firsts = [sources.first_line(path, args.encoding) or "" for path in rows.paths]
+    firsts = [sources.first_line(path, form.encoding) or ""
+              for path, form in zip(rows.paths, forms_of(args, rows.paths), strict=True)]
     if "fasttext" in map(sources.format_of, firsts):
         note_misread_labels(rows, made.tree.names, made.label, bad)
     elif made.tree.levels == 1 and not args.separator:
@@ -852,6 +957,9 @@ def write_pieces(folder, args, sizes):
 #   synthetic                 whether all categories are synthetic.py's
 #   rows, left_out_rows       {split}; rows that go to no split (--like, --group-column)
 #   bad_rows, first_bad_row   those skipped; where and why the first, or null
+#   overruled_rows            left out, as a later file puts their titles into another category
+#   first_overruled_row       where the first of these stands, or null
+#   unlabelled_rows           of files after the first, left out, as they have no category
 #   categories, training_rows how many; [rows of each that train], with a share of those that know only a parent
 #   levels, separator         of the tree of categories, 1 where they are flat; what divides them, or null
 #   parent_rows               that know only a parent
@@ -890,6 +998,9 @@ def describe(args, chosen, rows, made, bad):
                     if name not in ("data", "test", "out", "threads", "mirror", "download", "given")},
         "rows": dict(zip(SPLITS, sizes, strict=True)), "left_out_rows": int((made.split == LEFT_OUT).sum()),
         "bad_rows": bad.count, "first_bad_row": bad.first and readable(bad.first),
+        "overruled_rows": rows.overruled,
+        "first_overruled_row": rows.first_overruled and readable(rows.first_overruled),
+        "unlabelled_rows": bad.unlabelled,
         "categories": leaves, "training_rows": tree.shared_rows(made.label[made.split == 0], made.tree).tolist(),
         "levels": made.tree.levels, "separator": args.separator,
         "parent_rows": int((made.label[made.split != LEFT_OUT] >= leaves).sum()),
@@ -898,7 +1009,7 @@ def describe(args, chosen, rows, made, bad):
         "languages": made.languages,
         "reliable_share": None if rows.reliable is None else float(rows.reliable[made.split != LEFT_OUT].mean()),
         "vocabulary": len(made.words.vocab), "unknown_share": made.unknown_share,
-        "max_len": args.max_len, "cut_share": rows.cut / len(rows.key), "mean_words": rows.word_count / len(rows.key),
+        "max_len": args.max_len, "cut_share": rows.cut / rows.read, "mean_words": rows.word_count / rows.read,
         "conflicting_rows": conflicting_rows(rows.key, made.label, made.tree),
         "also_in_train": {name: float(np.isin(keys, rows.key[made.split == 0]).sum() / max(1, len(keys)))
                           for name, keys in held_out.items()},
@@ -966,6 +1077,8 @@ def prepare(args):
     bad = sources.BadRows(args.max_bad_rows)
     with files.atomic_folder(args.out) as folder:
         rows = read_rows(args, chosen, bad, base)
+        if len(args.data or ()) > 1:
+            settle(rows, len(args.data), base)
         # Labels of which nothing is said, such as predicted ones, are not reliable beside those that are.
         if base and base.knows_quality and rows.reliable is None:
             rows.reliable = np.zeros(len(rows.key), bool)
@@ -1041,6 +1154,10 @@ def report(meta, found, out, written, seconds):
         "left out": meta["left_out_rows"] and f"{meta['left_out_rows']:,} rows whose titles " + (
             f"or groups validate or test in {meta['options']['like']}" if meta["options"]["like"]
             else "stand in a group on another side, too"),
+        "overruled": meta["overruled_rows"] and f"{meta['overruled_rows']:,} rows whose titles a later file puts into "
+                     f"another category, first {meta['first_overruled_row']}; they are left out",
+        "not labelled yet": meta["unlabelled_rows"] and f"{meta['unlabelled_rows']:,} rows of files after the first "
+                            "have no category and are left out",
         "bad rows skipped": meta["bad_rows"] and f"{meta['bad_rows']:,}, first {meta['first_bad_row']}",
         "categories": f"{meta['categories']:,}" + (meta["levels"] > 1) * (
             f" in {meta['levels']} levels ({', '.join(f'{found.size(i + 1):,}' for i in range(found.levels))} nodes)"),
@@ -1091,7 +1208,9 @@ def column_flag(text):
 def main():
     parser = cli.argument_parser(__doc__, stray=lambda word: "--data")
     add = parser.add_argument
-    add("--data", type=Path, help="file or folder of titles and categories (default: what lies in data/raw/)")
+    add("--data", type=Path, nargs="+", action="extend", metavar="PATH",
+        help="file of titles and categories, several of which the later ones have the last word, or a folder (default: "
+        "what lies in data/raw/)")
     add("--test", type=Path, help="file with the test split (default: a folder's own, else 20 %% of the rows)")
     add("--out", type=Path, default=Path("data/prepared"), help="folder to write")
     add("--like", type=Path, metavar="DIR", help="prepare with the vocabulary, categories and options of this folder")

@@ -157,7 +157,8 @@ def parse_args(argv=None):
     add("--refit", metavar="NAME", help="train anew with the settings of this run, on validation rows, too")
     add("--init-from", metavar="NAME",
         help="begin with what this run (or NAME/latest, or a path) has learned of the same words, n-grams and "
-        "categories on other data; its settings hold where no flag says otherwise")
+        "categories on other data (categories that it lacks begin, in an encoder, with their names); its settings hold "
+        "where no flag says otherwise")
     add("--save-seconds", type=cli.not_negative(float), default=10.0, metavar="S",
         help="after an epoch, save and log only when the last save is S seconds ago (0: after each); epochs that a "
         "kill loses are trained again by --resume, to the same bits")

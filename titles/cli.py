@@ -209,8 +209,9 @@ def argument_parser(manual, stray=None):
 
 def parse_args(parser, argv=None):
     """The arguments of a command line, and as `given` the names of those that were typed, such as {"min_count"}."""
-    # argparse gives its default to what has no value yet, so in a second look no default shows.
-    args, untyped = parser.parse_args(argv), object()
+    # argparse gives its default to what has no value yet, so in a second look no default shows. What is typed twice may
+    # extend a copy of it, so it is a list.
+    args, untyped = parser.parse_args(argv), []
     seen = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), untyped)))
     args.given = {name for name, value in vars(seen).items() if value is not untyped}
     return args

@@ -63,6 +63,7 @@ class BadRows(classify.Notes):
         more."""
         super().__init__()
         self.limit, self.advice, self.count, self.first = limit, advice, 0, None
+        self.unlabelled = 0  # rows that are not labelled yet, see Format; they are not bad
 
     def add(self, path, line, what, times=1):
         """Count a line that has to be skipped, as so many rows."""
@@ -174,6 +175,7 @@ class Format(NamedTuple):
     encoding: str = "utf-8"
     columns: tuple = ()  # of rows to classify the classify.Columns whose values are read
     separator: str | None = None  # between the levels of a category
+    partly: bool = False  # whether labelled files may have rows without a category, which are left out
 
     @property
     def is_tree(self):
@@ -258,6 +260,15 @@ def is_text(stream, encoding):
                 break
         return True
     return False
+
+
+def encoding_of(path, encoding):
+    """The encoding of a file that is in this one or in UTF-8, which others seldom look like."""
+    if encoding != "utf-8":
+        with open(path, "rb") as raw, files.archive_errors(path):
+            if is_text(files.decompressed(raw), "utf-8"):
+                return "utf-8"
+    return encoding
 
 
 def locate(header, wanted, names):
@@ -690,8 +701,9 @@ def read_labelled(path, bad, form=None):
     and the `value_key`s of the form, null where a row of JSON lacks one}, each with one entry a row. Parts of a
     title are one, with a classify.BORDER between. Where some category is a path, as flags or a list of JSON or Parquet
     have it, `path` says which are [n] bool; such a category, and its spelling, is its levels made tidy, with
-    classify.PATH between. Rows that lack a title or a category, or that are not UTF-8, go to `bad`. Raises UserError
-    where the file cannot be read at all. form: a Format, where the user has asked for one.
+    classify.PATH between. Rows that lack a title or a category, or that are not UTF-8, go to `bad`, which counts those
+    without a category apart where a form says that there may be some. Raises UserError where the file cannot be read
+    at all. form: a Format, where the user has asked for one.
     """
     from tqdm import tqdm
     form, header = form or Format(), {}
@@ -732,7 +744,10 @@ def read_labelled(path, bad, form=None):
         for block, numbers in found:
             bar.update(raw.tell() - bar.n)
             note_gaps(block, numbers, form, path, bad)
-            yield clean(with_paths(block, form) if form.is_tree else block, numbers, path, bad, header)
+            block = with_paths(block, form) if form.is_tree else block
+            if form.partly:
+                block, numbers = labelled_part(block, numbers, bad)
+            yield clean(block, numbers, path, bad, header)
 
 
 def first_line(path, encoding="utf-8"):
@@ -757,6 +772,15 @@ def has_categories(path, form=None):
     if format_of(first) == "json":
         return any(f'"{name}"' in first for known in names["category"] for name in known)
     return format_of(first) == "fasttext" or "category" in read_table(first, path, names, names).columns
+
+
+def labelled_part(block, numbers, bad):
+    """The rows of a block of columns of bytes that have a category, and their numbers; `bad` counts the others."""
+    encoded = block["category"].dictionary_encode()
+    named = [bool(tidy(name.decode("utf-8", "replace"))) for name in encoded.dictionary.to_pylist()]
+    has = np.array(named, bool)[encoded.indices.to_numpy()]
+    bad.unlabelled += int((~has).sum())
+    return filtered(block, has), numbers[has]
 
 
 def clean(block, numbers, path, bad, header):
@@ -943,7 +967,7 @@ def read_titles(stream, name, bad, form=None, keep=False):
 def read_text_titles(stream, name, bad, form, keep):
     """As `read_titles`, of a stream of text."""
     # What the first lines show decides how the rest is read.
-    (names, encoding, columns, _), wait = form, files.is_patient(stream)
+    (names, encoding, columns, *_), wait = form, files.is_patient(stream)
     stream = files.decoded(stream, encoding, name)
     start = stream.peek(4)
     blocks = line_blocks(stream, name, bad, wait, wait or keep)

@@ -114,15 +114,40 @@ def pretrained_variables(config, meta, arrays, learned=None):
     return {"table": table, "pieces": meta["pieces"].astype(np.int32), "layers": layers} | head, arrays
 
 
-def name_head(config, labels, begun):
-    """A linear classifier made of the vectors of the categories' names, which say much where there are few titles.
-    begun: pieces -> (their table, layers)."""
+def name_vectors(config, labels, begun):
+    """[D, C] the vectors of the categories' names, which say much where there are few titles, and which of them say
+    something [C] bool. begun: pieces -> (their table, layers)."""
     names = [" ".join(re.findall(r"[^\W_]+", label)).lower() for label in labels]
     pieces, (ids,) = data.compact([encoder.pieces(config["encoder"]["name"], names, config["encoder"]["max_len"])])
-    vectors = predict.title_vectors(config, *begun(pieces), ids)
-    # Names without a letter, such as numbers, say nothing and begin with zeros, as all do without these vectors.
-    weight = np.array([config["name_weight"] * any(map(str.isalpha, name)) for name in names], np.float32)
-    return {"head": {"Dense_0": {"kernel": vectors.T * weight, "bias": np.zeros(len(names), np.float32)}}}
+    # Names without a letter, such as numbers, say nothing.
+    return predict.title_vectors(config, *begun(pieces), ids).T, np.array([any(map(str.isalpha, one)) for one in names])
+
+
+def name_head(config, labels, begun):
+    """A linear classifier made of the vectors of the categories' names; those that say nothing begin with zeros, as all
+    do without these vectors. begun: as `name_vectors` has it."""
+    vectors, say = name_vectors(config, labels, begun)
+    kernel = vectors * np.float32(config["name_weight"]) * say
+    kernel = np.pad(kernel, ((0, model.value_dim(config) if config.get("columns") else 0), (0, 0)))
+    return {"head": {"Dense_0": {"kernel": kernel, "bias": np.zeros(len(say), np.float32)}}}
+
+
+def with_names(head, config, labels, mine, learned):
+    """The head of an encoder, whose entries `mine` a former run has trained, with others for the rest: the mean of the
+    trained ones and, as far from it as these are on average, what tells the category's name from theirs. learned: the
+    former run's variables."""
+    dense, new = head["Dense_0"], np.setdiff1d(np.arange(len(labels)), mine)
+    kernel, bias = np.array(dense["kernel"]), np.array(dense["bias"])
+    vectors, say = name_vectors(config, labels, lambda pieces: (np.asarray(learned["table"])[pieces],
+                                                                learned["params"]["layers"]))
+    told = np.intersect1d(mine, np.flatnonzero(say))
+    vectors = vectors - vectors[:, told if len(told) else mine].mean(1, keepdims=True)
+    mean, length = kernel[:, mine].mean(1), np.linalg.norm(vectors, axis=0)
+    names = kernel[:len(vectors)]  # below them are those of columns, of which a name tells nothing
+    far = np.linalg.norm(names[:, mine] - mean[:len(vectors), None], axis=0).mean()
+    kernel[:, new], bias[new] = mean[:, None], bias[mine].mean()
+    names[:, new] += far * (say * vectors / np.where(length > 0, length, 1))[:, new]
+    return {"Dense_0": {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}}
 
 
 def with_knowledge(state, config, meta, former):
@@ -145,7 +170,12 @@ def with_knowledge(state, config, meta, former):
     if config.get("columns") and old.get("columns"):
         variables, values = with_values(variables, config, meta, old, saved)
         said = f"{values} values of columns, {said}"
-    if "encoder" in config:  # its vectors and layers are taken where the pretrained ones would be
+    if "encoder" in config:
+        # Its vectors and layers are taken where the pretrained ones would be.
+        if 0 < len(np.unique(mine)) < config["classes"]:
+            variables["params"] |= {"head": with_names(variables["params"]["head"], config, meta["labels"],
+                                                       np.unique(mine), learned)}
+            said += ", the others begin with their names"
         return state | {"variables": variables}, said
 
     # Rows of the table: of words by their text, of n-grams by their hash. Their weights count the titles of both.
