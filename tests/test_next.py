@@ -5,12 +5,14 @@ import io
 import itertools
 import json
 import re
+import shutil
 
+import browser
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from conftest import assert_one_line_error, run_here, save
+from conftest import assert_one_line_error, run_here, save, texts, tiny_rows
 from pyarrow import parquet
 
 import classify
@@ -243,3 +245,58 @@ def test_what_cannot_be_done_is_said(label_next, trained, tmp_path):
     done = run_here("evaluate", "--ckpt", "filters", "--predict", "tiny.csv", "--out", tmp_path / "x.html", cwd=trained,
                     check=False)
     assert_one_line_error(done, "a page is written with --next")
+
+
+# --- the way back -----------------------------------------------------------------------------------------------------
+
+def split_of_titles(folder):
+    return {title: split for split in data.SPLITS for title in texts(split, folder)}
+
+
+@pytest.fixture
+def pool(trained, tmp_path):
+    """A folder with tiny.csv, its prepared data and runs, and in pool.csv other titles with a number each."""
+    shutil.copytree(trained, tmp_path / "shop")
+    rows = [(title, str(i)) for i, (title, *_) in enumerate(tiny_rows(120, seed=5))]
+    save(tmp_path / "shop/pool.csv", as_table(rows, "title,number"))
+    return tmp_path / "shop"
+
+
+def test_a_table_that_was_filled_in_trains(label_next, pool):
+    before = split_of_titles(pool / "data/prepared")
+    label_next(pool / "pool.csv", 30, "--out", pool / "next.csv")
+    rows = [*csv.DictReader(io.StringIO((pool / "next.csv").read_text(encoding="utf-8")))]
+    for i, row in enumerate(rows):
+        row["category"] = "" if i % 3 == 0 else "LÁMPARAS" if i % 3 == 1 else row["candidate_1"]
+    pd.DataFrame(rows).to_csv(pool / "next.csv", index=False)
+    done = run_here("prepare", "--data", "tiny.csv", "next.csv", "--out", "data/more", cwd=pool)
+    assert "10 rows of files after the first have no category" in done.stdout
+
+    # Old titles stay where they were, and those that were chosen only train.
+    after = split_of_titles(pool / "data/more")
+    assert {title: after[title] for title in before} == before
+    assert {after[row["title"]] for row in rows if row["category"]} == {"train"} and len(after) == len(before) + 20
+    done = run_here("train", "--data", "data/more", "--init-from", "bag", "--epochs", 1, "--name", "bag-2", cwd=pool)
+    assert "begins with what" in done.stdout
+    assert "LÁMPARAS" in evaluate.load("bag-2", folder=pool / "runs").labels
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(browser.MISSING is not None, reason=browser.MISSING or "")
+def test_the_month_after(label_next, pool, tmp_path):
+    """From a pool over a page on which a person labels to a run that has learned it."""
+    label_next(pool / "pool.csv", 20, "--out", pool / "next.html")
+    with browser.opened(tmp_path / "chromium") as window:
+        window.open(pool / "next.html")
+        window.press("1" * 19 + "nLÁMPARAS" + browser.ENTER)
+        window.click("#download")
+        save(pool / "labelled.csv", window.downloaded("labelled.csv"))
+        assert window.errors() == []
+    rows = [*csv.DictReader(io.StringIO((pool / "labelled.csv").read_text(encoding="utf-8")))]
+    assert len(rows) == 20 and [*rows[0]] == ["title", "number", "split", "category"]
+    run_here("prepare", "--data", "tiny.csv", "labelled.csv", cwd=pool)
+    assert {row["title"] for row in rows} <= {*texts("train", pool / "data/prepared")}
+    run_here("train", "--init-from", "bag", "--epochs", 2, "--name", "bag-2", cwd=pool)
+    # What has a label by now is not asked for again.
+    done = run_here("evaluate", "--ckpt", "bag-2", "--predict", "pool.csv", "--next", 200, cwd=pool)
+    assert "20 have a label already" in done.stderr
