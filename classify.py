@@ -19,11 +19,12 @@ the likeliest category is the chance that it is right, for titles like the valid
 mean, which is the accuracy to expect, is said at the end. A title of which training has seen no word and no n-gram has
 no category and the probability 0. A precision that the validation rows cannot promise leaves all categories empty, and
 a warning says which one they can. With --threshold or --precision, --top K writes the answer, and then the K candidates
-whatever their probability. Where categories are leaves of a tree, the answer is the deepest node above the likeliest that is sure enough, unless --level or --leaf-only ask otherwise. A CSV
-file (comma, semicolon or tab) is told by its header, which names a column title or text, or what --title-column says;
-the columns that the model reads beside it, such as brand or price, are found by their names, and where one is lacking a
-warning says so. --keep writes all columns of the file, then category and probability, in the same form. Bytes that are
-not UTF-8 become the replacement character, with a warning.
+whatever their probability. Where categories are leaves of a tree, the answer is the deepest node above the likeliest
+that is sure enough, unless --level or --leaf-only ask otherwise. A CSV file (comma, semicolon or tab) is told by its
+header, which names a column title or text, or what --title-column says; the columns that the model reads beside it,
+such as brand or price, are found by their names, and where one is lacking a warning says so. --keep writes all columns
+of the file, then category and probability, in the same form. Bytes that are not UTF-8 become the replacement character,
+with a warning.
 Python 3.9 or newer.
 
 In the project this file is also the one specification of tokenizer, n-grams and hashes, which data.py imports, and of

@@ -122,7 +122,7 @@ def make_parser():
         help="of FILE: name or number (from 1) of the column of categories, or of several, the levels from the top")
     add("--separator", type=cli.level_separator, metavar="S",
         help="of FILE: what divides the levels of a category, such as '>' (default: as the data was prepared)")
-    add("--json", action="store_true", help="print scores, or what --compare finds, as one JSON object and nothing else")
+    add("--json", action="store_true", help="print scores, or what --compare finds, as one JSON object, nothing else")
 
     add("--compare", type=Path, metavar="FILE",
         help="say whether the titles of this file, which need no labels, are like those that trained the run")

@@ -147,8 +147,8 @@ def log_ratios(kept, labels, mean, titles, spread):
     kept [n, C]: probabilities of the rows with these labels [n]; mean [C]: those of so many new titles; spread: how far
     ratios may be from 1, the standard deviation of their prior. As the rows of each category are taken with the
     probabilities that they really get, these need not be calibrated, unlike in EM on them (Saerens et al. 2002), which
-    ran away from us; the penalty is that of Azizzadenesheli et al. 2019, on the equations of Lipton et al. 2018 with probabilities in
-    place of predictions."""
+    ran away from us; the penalty is that of Azizzadenesheli et al. 2019, on the equations of Lipton et al. 2018 with
+    probabilities in place of predictions."""
     from scipy.sparse.linalg import LinearOperator, lsqr
     rows, categories = kept.shape
     own = kept.mean(0, dtype=np.float64)
@@ -366,10 +366,11 @@ def verdict(found):
                                  f"vocabulary, of validation titles {one['validation']['titles_with_unseen']:.1%})",
             "kind": lambda one: f"their wording (a classifier tells them from validation titles with an AUC of "
                                 f"{one['auc']:.2f})"}
+    # Other categories have other words.
     parts = [said[name](found[name]) for name in found["changed"]]
+    is_worded = {"words", "kind"} & ({*found["changed"]} - ({"kind"} if "mix" in found["changed"] else set()))
     return ("these titles are not like the training's, for these have changed: " + "; ".join(parts)
-            + (". Of titles that are worded otherwise fewer may be right than their probabilities say"
-               if {"words", "kind"} & {*found["changed"]} else ""))
+            + ". Of titles that are worded otherwise fewer may be right than their probabilities say" * bool(is_worded))
 
 
 def of_report(classifier, predicted, chance, trained):
