@@ -32,10 +32,9 @@ certainty of 99 %, from validation rows), and how many are right on the rows rep
 after their temperatures, by the weights that fit the validation rows best, or equal ones where these are as good.
 Predictions assume a prior: that all categories are equally frequent (`equal`, what training with --balance logit or
 weights aims at), or as frequent as in training (`training`, as after --balance none). The default is the first run's
-own; --prior converts by adding or taking away the log prior, and --prior estimated estimates the mix of the titles
-that are predicted. What a precision promises counts titles, of which frequent
+own; --prior converts by adding or taking away the log prior. What a precision promises counts titles, of which frequent
 categories have more: where --prior says nothing, --precision and the promises of a report assume `training` (so their
-thresholds are of --prior training, too).
+thresholds are of --prior training, too). --prior estimated assumes the mix of the titles that are predicted, see below.
 
 Where categories are leaves of a tree (prepare.py --separator), --precision and --threshold answer with the deepest node
 above the likeliest category that is sure enough, with the probability of that node. What a precision promises holds for
@@ -49,12 +48,12 @@ not know counts at those of its known parents.
 --compare says whether titles, which need no labels, are like the validation rows of the run, first in one sentence:
 the accuracy to expect of them with a 95 % interval, how many the promises still answer, the mix of categories where it
 has changed, words that training has not seen, and, where the prepared data of the run is in --data, which words tell
-them from its validation titles. A difference is called one where a test finds it that is wrong once in a hundred
-files of the same kind, and where it is large enough to matter. Of more than 10,000 titles so many are drawn at random;
-titles that trained the run are left out, and counted. It goes to runs/NAME/compare-FILE-WHICH/, as compare.html and
-compare.json; --json prints the latter. --prior estimated tests in the same way whether the mix has changed, says so,
-and where it has not, predicts for the one of training; a file of it is read twice. What it estimates holds where
-titles of a category are as they were and only their number has changed.
+them from its validation titles. What has changed is said where a test finds it, which errs in one of a hundred files
+of the same kind, and where it is large enough to matter. Of more than 10,000 titles so many are drawn at random; titles
+that trained the run are left out, and counted. It goes to runs/NAME/compare-FILE-WHICH/, as compare.html and
+compare.json; --json prints the latter. --prior estimated makes the same test of the mix, says what it found, and where
+that has not changed predicts for the one of training; it reads the file twice. What it estimates holds where the titles
+of a category are as they were and only their number has changed.
 
 --predict reads a title a line, or a CSV, Parquet or Excel file with a `title` (or `text`) column, plain or compressed,
 `-` for standard input; columns that the run reads beside it (prepare.py --columns) are found by their names, and where
@@ -481,6 +480,7 @@ def predict(args):
     out = args.out if devices.is_first() else None  # what the others print goes nowhere
     classifier = load_named(args)
     if args.prior == "estimated":
+        files.require_file(Path(args.predict))  # which a pipe is not
         classifier = estimated(classifier, sampled_file(args, classifier, args.predict)[0])
     devices.require_same([classifier.identity, args.predict, args.top, args.explain, args.precision, args.threshold,
                           args.level, args.leaf_only])

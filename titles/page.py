@@ -88,8 +88,11 @@ def headline(scores):
     for name in ("accuracy", "top5_accuracy"):
         interval[name] = report.wilson_interval(scores[name], rows)
     return table(f"Scores of {rows:,} rows", ("score", "value", "95 % interval"), [
-        [meaning, scores[name], interval.get(name)] for name, meaning in report.SCORES.items()]) + "".join(
-        f"<p>{text(note)}.</p>" for note in report.notes(scores))
+        *([meaning, scores[name], interval.get(name)] for name, meaning in report.SCORES.items()),
+        ["accuracy that the probabilities promised", scores["expected_accuracy"],
+         tuple(scores["expected_accuracy_interval"])]]) + "".join(
+             f"<p>{text(note)}.</p>" for note in [*report.notes(scores), *(
+                 [report.changed_said(scores)] if scores["changed"] else [])])
 
 
 def origin(scores):
