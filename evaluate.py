@@ -8,7 +8,9 @@
     python evaluate.py --ckpt best --predict titles.txt --top 3 --out predicted.tsv
     python evaluate.py --ckpt best --predict export.csv --keep --precision 0.95 --out scored.csv
     python evaluate.py --ckpt best --predict titles.txt --level 1    # of a tree the nodes of one level
-    python evaluate.py --ckpt best --predict pool.csv --next 200 --out next.html     # label these next, on this page
+    python evaluate.py --ckpt best --compare new.csv        # are new titles like those that trained it? without labels
+    python evaluate.py --ckpt best --prior estimated --predict new.csv    # for the mix of categories that they have
+    python evaluate.py --ckpt best --predict new.csv --next 200 --out next.html      # label these next, on this page
     echo "zapatillas running talle 42" | python evaluate.py --ckpt best --predict - --explain
     python evaluate.py --ckpt mlp-1 --neighbors celular     # the nearest words, with the cosine of their vectors
     python evaluate.py --list                               # all runs on this data, the best first
@@ -33,7 +35,7 @@ Predictions assume a prior: that all categories are equally frequent (`equal`, w
 weights aims at), or as frequent as in training (`training`, as after --balance none). The default is the first run's
 own; --prior converts by adding or taking away the log prior. What a precision promises counts titles, of which frequent
 categories have more: where --prior says nothing, --precision and the promises of a report assume `training` (so their
-thresholds are of --prior training, too).
+thresholds are of --prior training, too). --prior estimated assumes the mix of the titles that are predicted, see below.
 
 Where categories are leaves of a tree (prepare.py --separator), --precision and --threshold answer with the deepest node
 above the likeliest category that is sure enough, with the probability of that node. What a precision promises holds for
@@ -43,6 +45,16 @@ answered; a precision in between takes the rule of the next hundredth. --leaf-on
 each level of the answer. The report says of each level how good it is and of each promise how many rows get a node and
 how many a category; rows that know only a parent count at the levels that they know, and a category that the run does
 not know counts at those of its known parents.
+
+--compare says whether titles, which need no labels, are like the validation rows of the run, first in one sentence:
+the accuracy to expect of them with a 95 % interval, how many the promises still answer, the mix of categories where it
+has changed, words that training has not seen, and, where the prepared data of the run is in --data, which words tell
+them from its validation titles. What has changed is said where a test finds it, which errs in one of a hundred files
+of the same kind, and where it is large enough to matter. Of more than 10,000 titles so many are drawn at random; titles
+that trained the run are left out, and counted. It goes to runs/NAME/compare-FILE-WHICH/, as compare.html and
+compare.json; --json prints the latter. --prior estimated makes the same test of the mix, says what it found, and where
+that has not changed predicts for the one of training; it reads the file twice. What it estimates holds where the titles
+of a category are as they were and only their number has changed.
 
 --predict reads a title a line, or a CSV, Parquet or Excel file with a `title` (or `text`) column, plain or compressed,
 `-` for standard input; columns that the run reads beside it (prepare.py --columns) are found by their names, and where
@@ -58,15 +70,17 @@ says which one they can. With --top K they keep the K candidates, in columns beh
 probability_1, candidate_2 and so on. A title of which training has seen no word and no n-gram has no category and no
 candidates, and the probability 0. It needs nothing but the run's folder (an encoder also its package, see
 requirements-encoder.txt); best and latest are of the runs on --data, where that is there. What comes through a pipe is
-answered as it comes.
+answered as it comes. Of 100 titles or more the accuracy to expect of the likeliest categories is said at the end.
 
 --next chooses of the titles of --predict those that teach the most: the ones whose two likeliest categories are nearly
 as likely, of near-equal titles one, and none that the runs or their data in --data have a label of. It writes their
 table, the most useful first, with an empty column for the category, named as the data's (or as --category-column says;
 a table that has it keeps it), and K candidates. Where --out ends in .html it writes a page that needs no other file:
 on it a person labels some hundred titles with the keyboard, and downloads them as labelled.csv. Both go back with
-prepare.py --data old.csv labelled.csv. Takes as long as predicting the titles.
+prepare.py --data old.csv labelled.csv; a column `split` says that these titles only train, for they are harder than
+others. Takes as long as predicting the titles.
 """
+import itertools
 import json
 import os
 import signal
@@ -86,19 +100,19 @@ MAX_BAD_ROWS = 0.01  # share of the rows of --test that may be left out
 
 # --- flags ------------------------------------------------------------------------------------------------------------
 
-# What a flag goes with; `a report` is made where none of --predict, --neighbors and --list is given.
+# What a flag goes with; `a report` is made where none of --predict, --compare, --neighbors and --list is given.
 GOES_WITH = {
     **dict.fromkeys(("--out", "--threshold", "--precision", "--level", "--leaf-only", "--keep", "--explain"),
                     "--predict"),
     **dict.fromkeys(("--out-encoding", "--out-separator"), "--keep or --next"), "--levels": "--keep",
     "--next": "--predict", "--top": "--predict or --neighbors",
-    **dict.fromkeys(("--json", "--test", "--split"), "a report"),
-    **dict.fromkeys(("--title-column", "--encoding"), "--predict or --test"),
+    **dict.fromkeys(("--test", "--split"), "a report"), "--json": "a report or --compare",
+    **dict.fromkeys(("--title-column", "--encoding"), "--predict or --test or --compare"),
     **dict.fromkeys(("--category-column", "--separator"), "--test or --next")}
 NOT_TOGETHER = (("--test", "--split"), ("--threshold", "--precision"), ("--level", "--leaf-only"),
-                ("--neighbors", "--predict"),
-                ("--list", "--predict"), ("--list", "--neighbors"), *(("--next", flag) for flag in (
-                    "--threshold", "--precision", "--level", "--leaf-only", "--keep", "--explain")))
+                *itertools.combinations(("--list", "--neighbors", "--compare", "--predict"), 2),
+                *itertools.product(("--next",), ("--threshold", "--precision", "--level", "--leaf-only", "--keep",
+                                                 "--explain")))
 
 
 def make_parser():
@@ -109,7 +123,8 @@ def make_parser():
         help="best or latest of all runs, or a run: NAME, NAME/best, NAME/latest, or a path; several are averaged")
     cli.add_data_flag(add)
     add("--runs", type=Path, default=Path("runs"), help="folder of all runs")
-    add("--prior", choices=("equal", "training"), help="how frequent categories are taken to be (default: as the run)")
+    add("--prior", choices=("equal", "training", "estimated"),
+        help="how frequent categories are taken to be (default: as the run); estimated: as in the titles predicted")
 
     add = parser.add_argument_group("a report").add_argument
     add("--split", choices=("test", "valid", "train"), help="which rows to report on (default: test)")
@@ -119,7 +134,10 @@ def make_parser():
         "several, the levels from the top")
     add("--separator", type=cli.level_separator, metavar="S",
         help="of FILE: what divides the levels of a category, such as '>' (default: as the data was prepared)")
-    add("--json", action="store_true", help="print the scores as one JSON object and nothing else")
+    add("--json", action="store_true", help="print scores, or what --compare finds, as one JSON object, nothing else")
+
+    add("--compare", type=Path, metavar="FILE",
+        help="say whether the titles of this file, which need no labels, are like those that trained the run")
 
     add = parser.add_argument_group("categories for new titles").add_argument
     add("--predict", metavar="FILE", help="classify the titles in this file, or - for standard input")
@@ -144,7 +162,7 @@ def make_parser():
     add("--out-separator", type=cli.separator, metavar="S",
         help="with --keep or --next: of CSV, such as ';' or tab (default: as the table's own)")
 
-    add = parser.add_argument_group("files of --predict and --test").add_argument
+    add = parser.add_argument_group("files of --predict, --test and --compare").add_argument
     add("--title-column", nargs="+", metavar="C", help="name or number (from 1) of the column of titles, or of several")
     add("--encoding", type=cli.encoding, default="utf-8", help="of the file, such as cp1252, utf-16")
 
@@ -159,7 +177,7 @@ def parse_args():
     parser = make_parser()
     args = parser.parse_args()
     given = {f"--{name.replace('_', '-')}" for name, value in vars(args).items() if value != parser.get_default(name)}
-    if not given & {"--predict", "--neighbors", "--list"}:
+    if not given & {"--predict", "--compare", "--neighbors", "--list"}:
         given.add("a report")
     for flag, wanted in GOES_WITH.items():
         if flag in given and not given.intersection(wanted.split(" or ")):
@@ -167,6 +185,9 @@ def parse_args():
     for one, other in NOT_TOGETHER:
         if {one, other} <= given:
             raise UserError(f"{one} and {other}: give one")
+    if args.prior == "estimated" and (args.predict == "-" or given & {"--compare", "--neighbors", "--list"}):
+        raise UserError("--prior estimated goes with --predict FILE or a report, for titles are read twice" if
+                        args.predict == "-" else "--prior estimated goes with --predict or a report")
     if args.out:
         from titles import tables  # which --help must not wait for
         tables.check_out(args)
@@ -197,8 +218,8 @@ import pyarrow as pa
 
 import classify
 import data
-from titles import choose, devices, page, report, runs, sources, tables, tracking
-from titles.predict import PREDICT_ROWS, load, load_named
+from titles import calibration, change, choose, devices, page, report, runs, sources, tables, tracking
+from titles.predict import PREDICT_ROWS, before_estimate, load, load_named
 
 # --- a report ---------------------------------------------------------------------------------------------------------
 
@@ -214,6 +235,8 @@ def evaluate(args):
               file=sys.stderr)
     if devices.is_first():
         connecting = cli.in_background(tracking.mlflow_client)  # takes seconds; meanwhile we score
+    if args.prior == "estimated":
+        classifier = estimated(classifier, change.sampled([rows.inputs])[0])
     result = report.score_rows(classifier, rows)
     if not devices.is_first():
         return
@@ -240,7 +263,7 @@ def evaluate(args):
 def read_split(args):
     """(Classifier, report.Labelled) of a prepared split. Raises UserError where they do not go together."""
     meta, arrays = data.load_prepared(args.data, (args.split,), text=args.split, ids=False)
-    classifier = load(*args.ckpt, folder=args.runs, prior=args.prior, fingerprint=meta["fingerprint"])
+    classifier = load(*args.ckpt, folder=args.runs, prior=before_estimate(args.prior), fingerprint=meta["fingerprint"])
     if classifier.config["fingerprint"] != meta["fingerprint"]:
         raise UserError(f"{classifier.folder}: was trained on other data ({classifier.config['fingerprint']}) than "
                         f"{cli.listed(args.data)} holds ({meta['fingerprint']}); name its data with --data, report "
@@ -287,7 +310,7 @@ def read_file(args):
     reliable = np.array([quality.lower() == "reliable" for quality in found["quality"]])
 
     # A file may be named like a split.
-    split = re.sub(r"[^\w.-]", "_", args.test.name)[:60]
+    split = place_of(args.test)
     split = f"file-{split}" if split in data.SPLITS else split
     file = {"file": cli.readable(args.test), "rows": len(labels), "checksum": files.checksum(args.test)}
     return classifier, report.Labelled(
@@ -323,24 +346,35 @@ def read_columns(args, classifier):
     return found
 
 
+def place_of(path):
+    """The name of a file as that of a folder may hold it."""
+    return re.sub(r"[^\w.-]", "_", path.name)[:60]
+
+
 def report_name(args, classifier, rows):
     """The name of a report and its folder: of its rows, the checkpoints and, where it was asked for, the prior. Where
     another file of this name has that report, a digest of the path stands behind the name."""
+    return free_report(args, classifier, rows.split, rows.path, "report.json")
+
+
+def free_report(args, classifier, place, path, file):
+    """The name of the folder of what is said of a place, such as a split or the name of a file, with the path that
+    `file` in it says, or None."""
     def name(place):
         return "-".join([place, classifier.name, *([args.prior] if args.prior else [])])
 
     with contextlib.suppress(OSError, UserError):
-        if rows.path and files.read_json(classifier.folder / name(rows.split) / "report.json").get("file") != rows.path:
-            return name(f"{rows.split}-{files.checksum_of(rows.path.encode())[:6]}")
-    return name(rows.split)
+        if path and files.read_json(classifier.folder / name(place) / file).get("file") != path:
+            return name(f"{place}-{files.checksum_of(path.encode())[:6]}")
+    return name(place)
 
 
 def command(args, classifier):
     """The command that makes a report again, also when `best` has come to mean another run."""
     words = ["python", "evaluate.py", "--ckpt", *(
         f"{runs.short_name(folder, args.runs)}/{which}" for folder, which in classifier.checkpoints)]
-    for name, usual in {"split": "test", "test": None, "prior": None, "title_column": None, "category_column": None,
-                        "separator": None, "encoding": "utf-8"}.items():
+    for name, usual in {"split": "test", "test": None, "compare": None, "prior": None, "title_column": None,
+                        "category_column": None, "separator": None, "encoding": "utf-8"}.items():
         if (value := getattr(args, name)) is not None and str(value) != usual:
             words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
     return cli.quoted(words) + runs.other_folders(args)
@@ -349,16 +383,25 @@ def command(args, classifier):
 def write_report(args, classifier, made, name):
     """Write a report of this name into the run's folder, and return where it is; None, after a warning, where that
     cannot be."""
-    folder = classifier.folder / name
     members = {member: runs.training_of(member, runs.other_folders(args)) for member in classifier.folders}
+
+    def write(temporary):
+        report.write(temporary, made)
+        page.write(temporary, made, members, command(args, classifier))
+
+    return write_folder(classifier.folder / name, report.FILES, write)
+
+
+def write_folder(folder, replaced, write):
+    """Call write(folder) to write a report there, in place of the files of an earlier one, and return the folder; None,
+    after a warning, where that cannot be."""
     try:
         # The report's folder is replaced whole; what else is kept there stays.
         with files.atomic_folder(folder) as temporary:
             if folder.exists():
                 shutil.copytree(folder, temporary, symlinks=True, dirs_exist_ok=True,
-                                ignore=shutil.ignore_patterns(*report.FILES))
-            report.write(temporary, made)
-            page.write(temporary, made, members, command(args, classifier))
+                                ignore=shutil.ignore_patterns(*replaced))
+            write(temporary)
         return folder
     except OSError as error:  # of a read-only folder, or a full disk; the scores can be told all the same
         why = os.strerror(error.errno) if error.errno else error
@@ -374,6 +417,75 @@ def data_set(args, rows):
         return tracking.split_set(rows.prepared, args.split, context[args.split])
     [file] = rows.source["files"]
     return tracking.data_set([file], cli.readable(args.test.name), file["checksum"], "evaluation")
+
+
+# --- new titles -------------------------------------------------------------------------------------------------------
+
+def compare(args):
+    files.require_file(args.compare)
+    classifier = load_named(args)
+    rows, titles = sampled_file(args, classifier, args.compare)
+    old, why = validation_titles(args, classifier)
+    devices.require_same([classifier.identity, rows.titles, old])
+    try:
+        found = change.compare(classifier, rows, titles, old, why)
+    except ValueError as error:
+        raise UserError(f"{args.compare}: {error}") from None
+    if not devices.is_first():
+        return
+    path = cli.readable(args.compare.resolve())
+    found |= {"file": path}
+    name = free_report(args, classifier, f"compare-{place_of(args.compare)}", path, "compare.json")
+
+    def write(temporary):
+        files.write_json(temporary / "compare.json", found)
+        page.write_change(temporary, found, command(args, classifier))
+
+    folder = write_folder(classifier.folder / name, ("compare.json", "compare.html"), write)
+    if args.json:
+        print(json.dumps(found))
+    else:
+        report.show_change(found)
+        if folder:
+            print(f"report: {folder}/")
+
+
+def sampled_file(args, classifier, path):
+    """(data.Rows, how many rows there were): of the titles in a file, see change.sampled. Raises UserError where there
+    are none."""
+    bad = sources.NoBadRows()
+    with open(path, "rb") as file, files.archive_errors(path):
+        form = tables.file_format(args, classifier, file)
+        _, blocks, _ = sources.read_titles(files.decompressed(file), path, bad, form)
+        rows, titles = change.sampled(rows for rows, _ in blocks)
+    if not titles:
+        raise UserError(f"{path}: no titles")
+    if args.compare:  # else it is read again, and warned about then
+        bad.warn()
+    return rows, titles
+
+
+def validation_titles(args, classifier):
+    """(the validation titles of the run, a list of str, or None where --data has not got them; why it has not)."""
+    why = "--data does not hold the data that the run was prepared with"
+    try:
+        if data.fingerprint_of(args.data) != classifier.config["fingerprint"]:
+            return None, why
+        _, arrays = data.load_prepared(args.data, ("valid",), text="valid", ids=False)
+    except (UserError, OSError) as error:
+        return None, str(error)
+    valid = arrays["valid"]
+    old = [title for title, trained in zip(valid["text"], classifier.has_trained_on(valid["keys"]), strict=True)
+           if not trained]
+    return old, f"only {len(old):,} validation titles have not trained the run"
+
+
+def estimated(classifier, rows):
+    """The Classifier that takes categories to be as frequent as in data.Rows, after saying so."""
+    classifier, said = change.estimated(classifier, rows)
+    if devices.is_first():
+        print(f"--prior estimated: {said}", file=sys.stderr)
+    return classifier
 
 
 # --- prediction -------------------------------------------------------------------------------------------------------
@@ -414,10 +526,17 @@ def require_titles(args):
                         f"{cli.quoted([args.predict])} | python evaluate.py --predict -")
 
 
+def load_predicting(args):
+    """The Classifier of --predict, under its prior."""
+    classifier = load_named(args)
+    return estimated(classifier, sampled_file(args, classifier, args.predict)[0]) if args.prior == "estimated" else (
+        classifier)
+
+
 def predict(args):
     require_titles(args)
     out = args.out if devices.is_first() else None  # what the others print goes nowhere
-    classifier = load_named(args)
+    classifier = load_predicting(args)
     devices.require_same([classifier.identity, args.predict, args.top, args.explain, args.precision, args.threshold,
                           args.level, args.leaf_only])
     try:
@@ -428,7 +547,8 @@ def predict(args):
     with opened(args, classifier, out, args.keep) as file, tables.answer_writer(
             args, out, file.header, file.dialect, classifier.tree) as write:
         answer = functools.partial(answered, args, classifier, rule)
-        titles, refused, unknown = write_answers(file.blocks, answer, write, file.ahead)
+        counts = write_answers(file.blocks, answer, write, file.ahead)
+    (titles, refused, unknown), sums = counts[:3].astype(int), counts[3:]
     if refused and rule.thresholds and min(rule.thresholds) < math.inf:
         least = " or ".join(f"{least:.4f}" for least in dict.fromkeys(rule.thresholds) if least < math.inf)
         print(f"{refused:,} of {titles:,} titles left without a category: its probability is below {least}"
@@ -436,14 +556,32 @@ def predict(args):
     if unknown:
         print(f"{unknown:,} of {titles:,} titles of which training has seen no word and no n-gram: no category, "
               "probability 0", file=sys.stderr)
+    if titles >= classify.SUMMED:
+        summarize(classifier, rule, titles, sums)
+
+
+def summarize(classifier, rule, titles, sums):
+    """Say how many of the likeliest categories, or nodes of a level, should be right, and how many titles a promise of
+    precision answers where the probabilities tell it: sums as from `answered`."""
+    level = rule.level or classifier.tree.levels
+    chances, right = (values[:, level - 1] for values in classifier.validated[:2])
+    low, high = change.interval(sums[0] / titles, titles, right - chances)
+    print(f"accuracy to expect of the likeliest {'categories' if level == classifier.tree.levels else 'nodes'}: "
+          f"{sums[0] / titles:.1%} ({low:.1%} to {high:.1%}), if titles are like the validation rows, of which "
+          f"{right.mean():.1%} are right; --compare tells that", file=sys.stderr)
+    if len(sums) > 1:
+        print("a promise would answer " + ", ".join(f"{share / titles:.1%} ({precision:.0%} right)" for precision, share
+                                                   in zip(calibration.PRECISIONS, sums[1:], strict=True)),
+              file=sys.stderr)
 
 
 def answered(args, classifier, rule, rows):
     """The columns of the answer to data.Rows, lists with an entry for each; and how many titles there are, how many of
-    them are left without a category, and of how many nothing is known [3]."""
+    them are left without a category, of how many nothing is known, the sum of the probabilities of the likeliest
+    categories and, where these tell it, how many titles each of calibration.PRECISIONS answers [4 or 7]."""
     # Behind the nodes stands no name, for titles that are left without one; lines of text need an empty one.
     names = np.array([*classifier.tree.names, None if args.keep else ""], object)
-    nodes, probabilities, likeliest = classifier.answers(rows, args.top, rule)
+    nodes, probabilities, likeliest, chances = classifier.answers(rows, args.top, rule)
     columns = [column for ids, p in zip(nodes.T, probabilities.T, strict=True)
                for column in (names[ids].tolist(), p.tolist())]
     if args.levels:
@@ -452,13 +590,16 @@ def answered(args, classifier, rule, rows):
     if args.explain:
         columns.append([" ".join(f"{word}:{gain:.2f}" for word, gain in words)
                         for words in classifier.explain(rows, likeliest)])
-    return columns, np.array([len(rows.titles), (nodes[:, 0] < 0).sum(), (probabilities[:, 0] == 0).sum()])
+    tells = classifier.tree.levels == 1 and classifier.promising is classifier
+    return columns, np.array([
+        len(rows.titles), (nodes[:, 0] < 0).sum(), (probabilities[:, 0] == 0).sum(), chances.sum(dtype=np.float64),
+        *((chances >= classifier.threshold(precision)).sum() for precision in calibration.PRECISIONS if tells)])
 
 
 def write_answers(blocks, answer, write, ahead):
     """Answer blocks of rows, as from sources.read_titles, a part at a time: so many parts `ahead` of the one that is
     written. Returns the sums of what `answer` counts."""
-    waiting, counts = [], np.zeros(3, int)
+    waiting, counts = [], None
 
     def finish(left):
         nonlocal counts
@@ -466,7 +607,7 @@ def write_answers(blocks, answer, write, ahead):
             kept, answering = waiting.pop(0)
             columns, found = answering.result()
             write(kept, columns)
-            counts += found
+            counts = found if counts is None else counts + found
 
     with ThreadPoolExecutor(1) as pool:
         try:
@@ -477,7 +618,7 @@ def write_answers(blocks, answer, write, ahead):
                     finish(ahead)
         finally:  # also what came before a bad row
             finish(0)
-    return counts
+    return np.zeros(4) if counts is None else counts
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
@@ -485,7 +626,7 @@ def write_answers(blocks, answer, write, ahead):
 def label_next(args):
     """Write the titles of --predict to label next, as a table or as a page to label them on."""
     require_titles(args)
-    out, classifier = args.out if devices.is_first() else None, load_named(args)
+    out, classifier = args.out if devices.is_first() else None, load_predicting(args)
     devices.require_same([classifier.identity, args.predict, args.next, args.top])
     pool, candidates = choose.Pool(args.next, labelled_keys(args, classifier)), max(2, args.top)
 
@@ -545,6 +686,8 @@ def main(args):
         return runs.show_all(args.runs, fingerprint)
     if args.neighbors is not None:
         return neighbors(args)
+    if args.compare:
+        return compare(args)
     if args.next:
         return label_next(args)
     return evaluate(args) if args.predict is None else predict(args)

@@ -11,12 +11,14 @@ import json
 import numpy as np
 
 import classify
-from titles import report, runs
+from titles import change, report, runs
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
 NAME, TEXT = 80, 200    # characters that are shown of a category's name, and of any other text
 CATEGORIES = 2000       # rows of the table of categories, and ...
 SUSPECTS = 20           # ... of that of suspects; categories.csv and suspects.csv have all
+TESTS = {"mix": "mix: predicted categories", "sure": "sure: probabilities", "words": "words: titles with a new one",
+         "kind": "kind: a classifier of words (AUC less 0.5)"}
 NODES, UNFOLDED = 2000, 20  # the worst nodes of a tree, which are shown, and above which it is unfolded
 
 STYLE = """
@@ -86,8 +88,11 @@ def headline(scores):
     for name in ("accuracy", "top5_accuracy"):
         interval[name] = report.wilson_interval(scores[name], rows)
     return table(f"Scores of {rows:,} rows", ("score", "value", "95 % interval"), [
-        [meaning, scores[name], interval.get(name)] for name, meaning in report.SCORES.items()]) + "".join(
-        f"<p>{text(note)}.</p>" for note in report.notes(scores))
+        *([meaning, scores[name], interval.get(name)] for name, meaning in report.SCORES.items()),
+        ["accuracy that the probabilities promised", scores["expected_accuracy"],
+         tuple(scores["expected_accuracy_interval"])]]) + "".join(
+             f"<p>{text(note)}.</p>" for note in [*report.notes(scores), *(
+                 [report.changed_said(scores)] if scores["changed"] else [])])
 
 
 def origin(scores):
@@ -240,19 +245,67 @@ def write(folder, made, members, command):
                             for run, (name, _, config, history) in members.items()),
         "Commands": "<p>Where no run has such a name yet, these make this report:</p>\n"
                     f"<pre><code>{commands}</code></pre>"}
+    (folder / "report.html").write_text(whole(
+        made.title, f"{report.checkpoints(scores)}; predictions take all categories to be {report.frequent(scores)}.",
+        scores["synthetic"], parts), encoding="utf-8", newline="\n")
+
+
+def whole(title, lead, synthetic, parts):
+    """A page: its title; a sentence; whether rules made the data; {heading: HTML}."""
     # Headings are words, so they serve as ids.
     links = "".join(f'<a href="#{name}">{name}</a> ' for name in parts)
     body = "".join(f'<section aria-labelledby="{name}"><h2 id="{name}">{name}</h2>\n{part}</section>\n'
                    for name, part in parts.items())
     note = ('<p class="note"><strong>SYNTHETIC data</strong>, made from rules: scores say nothing about real titles.'
-            "</p>\n" if scores["synthetic"] else "")
-    (folder / "report.html").write_text(f"""<!DOCTYPE html>
+            "</p>\n" if synthetic else "")
+    return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1"><title>{text(made.title)}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>{text(title)}</title>
 <style>{STYLE}</style></head>
-<body><header><h1>{text(made.title)}</h1>
-<p>{text(report.checkpoints(scores), 4000)}; predictions take all categories to be {report.frequent(scores)}.</p>
+<body><header><h1>{text(title)}</h1>
+<p>{text(lead, 4000)}</p>
 {note}<nav aria-label="Sections">{links}</nav></header>
 <main>
 {body}</main></body></html>
-""", encoding="utf-8", newline="\n")
+"""
+
+
+# --- a comparison -----------------------------------------------------------------------------------------------------
+
+def write_change(folder, found, command):
+    """Write compare.html into a folder. found: the result of change.compare; command: the one that makes it."""
+    was, bounds = found["validation"], tuple(found["expected_accuracy_interval"])
+    mix, words, verdict = found["mix"], found["words"], found["verdict"]
+    old = words.get("validation", {"unseen_words": None, "titles_with_unseen": None})
+    header = ("", "share in training", "share estimated here")
+    under = " under the mix estimated" if mix["is_estimated"] else ""
+    parts = {
+        "Accuracy": table(f"Accuracy to expect{under}, beside {was['rows']:,} validation rows", (
+            "", "here", "95 % interval", "validation rows"), [
+                ["accuracy", found["expected_accuracy"], bounds, was["accuracy"]],
+                ["mean probability", found["mean_probability"], None, was["mean_probability"]]])
+        + table("Shares that are answered where a precision is promised", ("promise", "here", "validation rows"), [
+            [f"{float(promise):.0%}", row["answered"], row["validation"]]
+            for promise, row in found["promises"].items()]),
+        "Tests": table(f"Differences from the validation rows; an effect counts from p < {change.P:.4f} on", (
+            "of", "p", "effect", "least effect that counts", "changed"), [
+                [meaning, found[name]["p"], found[name]["effect"], change.LEAST[name],
+                 "yes" if name in found["changed"] else "no"]
+                for name, meaning in TESTS.items() if "p" in found.get(name, ())]),
+        "Mix": "".join(table(f"Largest changes of {what}", header, [[name_of(name), *of] for name, *of in mix[key]])
+                       for key, what in (("top_level", "the top level"), ("categories", "categories")) if mix.get(key))
+        or "<p>No change of the mix of categories is certain, so none is estimated.</p>\n",
+        "Words": table("Words that are not in the vocabulary", ("", "here", "validation titles"), [
+            ["share of the words", words["unseen_words"], old["unseen_words"]],
+            ["titles with such a word", words["titles_with_unseen"], old["titles_with_unseen"]]])
+        + table("The most frequent of them", ("word", "times"), words["most_frequent"])
+        + (table(f"Words by which a classifier tells them from validation titles, with an AUC of "
+                 f"{found['kind']['auc']:.3f}", ("of", "words"), [
+                     ["these", found["kind"]["new"]], ["validation titles", found["kind"]["old"]]])
+           if "kind" in found else f"<p>Not compared with validation titles: {text(found['left_out'])}.</p>\n"),
+        "Data": f"<p>{text(found['file'], 4000)}: {found['titles']:,} titles, {found['sampled']:,} of them looked at. "
+                f"{found['trained_titles']:,} have trained the run and are left out; {found['unknown_titles']:,} have "
+                f"no word or n-gram that training has seen.</p>\n<pre><code>{text(command, 4000)}</code></pre>"}
+    (folder / "compare.html").write_text(whole(
+        f"{found['run']}, {found['checkpoint']}: have titles changed?", f"{verdict[0].upper()}{verdict[1:]}.",
+        found["synthetic"], parts), encoding="utf-8", newline="\n")

@@ -362,7 +362,7 @@ class Classifier(classify.BaseClassifier):
 
         # A run under its own prior is calibrated. What is put together anew is calibrated on the validation rows that
         # the checkpoints keep, which are the same of all.
-        labels, temperature = self.validation[0]["labels"], 1.0
+        labels = self.validation[0]["labels"]
         self.temperatures = np.array([kept["temperature"] for kept in self.validation])
         self.smoothing, self.weights = self.validation[0]["smoothing"], np.ones(1)
         if len(own) > 1:
@@ -372,7 +372,11 @@ class Classifier(classify.BaseClassifier):
                 np.divide, self.kept_logits(shifts), self.temperatures)]), labels)
         self.factors = (self.weights / self.temperatures).astype(np.float32)
         if len(own) > 1 or prior != own[0]:
-            temperature, self.smoothing = calibration.fit(self.combined_kept(), labels)
+            self.calibrate()
+
+    def calibrate(self):
+        """Fit the temperature of all members together, and the smoothing, to the validation rows."""
+        temperature, self.smoothing = calibration.fit(self.combined_kept(), self.validation[0]["labels"])
         self.factors /= np.float32(temperature)
 
     @property
@@ -383,10 +387,30 @@ class Classifier(classify.BaseClassifier):
 
     @functools.cached_property
     def under_training_prior(self):
-        other = copy.copy(self)
-        for cached in ("ensemble", "validated", "promises", "level_promises", "rules"):  # under this prior
-            vars(other).pop(cached, None)
+        other = self.copied()
         other.assume("training")
+        return other
+
+    def copied(self):
+        """A copy without what is kept under this prior."""
+        other = copy.copy(self)
+        for kept in ("ensemble", "validated", "promises", "level_promises", "rules", "under_training_prior"):
+            vars(other).pop(kept, None)
+        return other
+
+    def under_mix(self, log_ratios):
+        """The classifier that takes categories to be so much more frequent than in training, log_ratios [C] as from
+        change.mix. What its probabilities mean is told by the validation rows, drawn anew by these ratios: as many as
+        rows that count so unequally are worth (Kish 1965)."""
+        other = self.under_training_prior.copied()
+        other.prior, other.has_own_prior = "estimated", False
+        weights = np.exp(log_ratios.astype(np.float64))[self.validation[0]["labels"]]
+        rows = max(1, round(weights.sum() ** 2 / (weights ** 2).sum()))
+        drawn = np.searchsorted(np.cumsum(weights) / weights.sum(), (np.arange(rows) + 0.5) / rows)
+        other.validation = [kept | {name: kept[name][drawn] for name in ("logits", "labels")} for kept in
+                            self.validation]
+        other.shifts = tuple(shift + log_ratios / other.factors.sum() for shift in other.shifts)
+        other.calibrate()
         return other
 
     @property
@@ -587,6 +611,18 @@ class Classifier(classify.BaseClassifier):
             result[present] = self.in_parts(all_batch, rows)["probability"]
         return result
 
+    def probabilities(self, rows):
+        """The probabilities of all categories of data.Rows, [N, C] float32, whatever is known of their titles."""
+        return self.in_parts(all_batch, rows)["probability"]
+
+    def compare(self, rows, old=None):
+        """Whether new titles, without labels, are like those that trained the runs: a dictionary of change.KEYS. rows
+        are as for `predict`, those without a title left out; old: titles of validation rows (list of str), whose words
+        are compared. Raises ValueError where no title is left that has not trained the runs."""
+        from titles import change  # see `next`
+        _, _, rows = self.present(rows)
+        return change.compare(self, *change.sampled([rows]), old)
+
     def explain(self, rows, categories):
         """For each row (data.Rows, or list of titles) the words that speak most for its category (ids [N]): a list of
         (word, by how much the logarithm of the probability falls without it), the largest first; a value of a column is
@@ -638,4 +674,9 @@ def load_named(args):
     there."""
     # Only best and latest ask what data a run is of; a run that is named needs none here.
     fingerprint = data.fingerprint_of(args.data) if {"best", "latest"}.intersection(args.ckpt) else None
-    return load(*args.ckpt, folder=args.runs, prior=args.prior, fingerprint=fingerprint)
+    return load(*args.ckpt, folder=args.runs, prior=before_estimate(args.prior), fingerprint=fingerprint)
+
+
+def before_estimate(prior):
+    """The prior that a classifier begins with; what `estimated` says changes that of training."""
+    return "training" if prior == "estimated" else prior

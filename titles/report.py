@@ -12,7 +12,7 @@ import numpy as np
 
 import classify
 import data
-from titles import calibration, files, predict
+from titles import calibration, change, files, predict
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
 RESAMPLES = 2000      # of the bootstrap
@@ -20,6 +20,7 @@ CONFUSIONS = 20       # pairs of categories that the report shows
 WORST = 5             # categories that the figure of the recall names
 CONFUSED = ("category", "predicted", "rows", "share_of_category", "examples")  # columns that are shown of these
 NAME, SHOWN = 30, 60  # characters of a name in a figure, and of one that is printed
+SHOWN_WORDS = 10      # of new titles that are printed
 FILES = ("report.json", "report.html", "predictions.csv", "categories.csv", "confusions.csv", "suspects.csv",
          "unknown.csv", "values.csv", "nodes.csv", "recall.png", "confusions.png", "reliability.png",
          "answered.png")  # of a report, all replaced
@@ -44,6 +45,9 @@ KEYS = SCORES | NOTES | {
     "run": "name of the first run", "checkpoint": "its checkpoint, and those of other runs", "step": "of the first",
     "members": "of several runs: step, weight and temperature of each",
     "split": "test, valid, train, or the name of a file", "file": "its path",
+    "expected_accuracy": "mean probability of the predictions: the accuracy that they promised",
+    "expected_accuracy_interval": "95 % interval of that, of rows like the validation rows",
+    "changed": "of mix and sure what differs from the validation rows (see --compare); None where rows are few",
     "data": "files of the rows, folder and fingerprint of a split", "synthetic": "whether rules made the data",
     "prior": "that predictions assume", "temperature": "that divides the logits of all runs together",
     "smoothing": "part of the probability that is spread evenly", "promising_prior": "that --precision assumes",
@@ -236,6 +240,13 @@ def make_scores(classifier, rows, result):
             f"{folder.name}/{which}": {"step": step, "weight": float(weight), "temperature": float(temperature)}
             for (folder, which), step, weight, temperature in zip(
                 classifier.checkpoints, classifier.steps, classifier.weights, classifier.temperatures, strict=True)}
+
+    # What probabilities promised, and whether these rows are like those that they were calibrated on.
+    chances, was_right = (values[:, -1] for values in classifier.validated[:2])
+    expected = float(result["probability"].mean(dtype=np.float64))
+    scores |= {"expected_accuracy": expected, "expected_accuracy_interval": change.interval(
+        expected, len(rows.labels), was_right - chances), "changed": change.of_report(
+            classifier, result["prediction"], result["probability"], rows.trained)}
 
     # What thresholds from validation rows give here, and the scores of every slice.
     right, columns = result["promised_prediction"] == rows.labels, worth(rows, result)
@@ -585,7 +596,14 @@ def write(folder, report):
 
 def frequent(scores):
     """How frequent predictions take all categories to be, as a text."""
-    return "equally frequent" if scores["prior"] == "equal" else "as frequent as in training"
+    return {"equal": "equally frequent", "training": "as frequent as in training",
+            "estimated": "as frequent as is estimated of these titles"}[scores["prior"]]
+
+
+def changed_said(scores):
+    """What differs from the validation rows, as a text."""
+    said = {"mix": "the mix of categories", "sure": "how sure predictions are"}
+    return f"not like the validation rows: {' and '.join(said[name] for name in scores['changed'])} (see --compare)"
 
 
 def notes(scores):
@@ -607,7 +625,7 @@ def mistaken(scores):
 def metrics(scores):
     """{name: number, or None} of what MLflow gets of report.json: SCORES and, of a tree, those of its levels, and what
     its nodes answer where a precision is promised."""
-    found = {name: scores[name] for name in SCORES}
+    found = {name: scores[name] for name in (*SCORES, "expected_accuracy")}
     for level, row in enumerate(scores.get("levels", ()), 1):
         found |= {f"level_{level}_{name}": row[name] for name in ("accuracy", "balanced_accuracy")}
     for precision, row in scores["thresholds"].items() if "levels" in scores else ():
@@ -628,6 +646,10 @@ def show(scores, found):
               f"{row['top5_accuracy']:>8.4f}")
     print(f"predictions take all categories to be {frequent(scores)} (see --prior); calibration error of their "
           f"probabilities {scores['expected_calibration_error']:.4f}")
+
+    low, high = scores["expected_accuracy_interval"]
+    print(f"accuracy that the probabilities promised: {scores['expected_accuracy']:.4f} ({low:.4f} to {high:.4f})"
+          + (f"; {changed_said(scores)}" if scores["changed"] else ""))
 
     # What validation rows promised beside what came true on these rows.
     if scores["promising_prior"] != scores["prior"]:
@@ -661,3 +683,40 @@ def show(scores, found):
             zip(*(found[name] for name in CONFUSED), strict=True), 8):
         print(f"  {count:>5} x {plain_name(true, SHOWN)} taken for {plain_name(wrong, SHOWN)} ({rate:.0%} of its "
               f"rows), such as: {examples.partition(' | ')[0]}")
+
+
+def show_change(found):
+    """Print the result of change.compare."""
+    def short(name):
+        return plain_name(name, SHOWN)
+
+    say = found["verdict"]
+    print(f"{say[0].upper()}{say[1:]}.")
+    left = f", of which {found['sampled']:,} drawn at random" if found["sampled"] < found["titles"] else ""
+    print(f"{found['titles']:,} titles{left}; {found['trained_titles']:,} have trained the run and are left out; "
+          f"{found['unknown_titles']:,} have no word or n-gram that training has seen")
+    low, high = found["expected_accuracy_interval"]
+    under = ", under the estimated mix" if found["mix"]["is_estimated"] else ""
+    was = found["validation"]
+    print(f"accuracy to expect{under}: {found['expected_accuracy']:.4f} ({low:.4f} to {high:.4f}); of "
+          f"{was['rows']:,} validation rows {was['accuracy']:.4f}, by probability {was['mean_probability']:.4f}")
+    for precision, row in found["promises"].items():
+        print(f"promised {float(precision):.0%} right: " + (
+            "by no probability, on these validation rows" if row["answered"] is None else
+            f"{row['answered']:.1%} of the titles, {row['validation']:.1%} of validation rows"))
+    for name, key in (("categories", "categories"), ("nodes of the top level", "top_level")):
+        if rows := found["mix"].get(key):
+            print(f"the largest changes of {name}, from the share in training to the one estimated here:")
+            for category, before, here in rows:
+                print(f"  {before:>8.2%} {here:>8.2%}  {short(category)}")
+    words = found["words"]
+    beside = f" ({words['validation']['unseen_words']:.2%} of validation titles')" if "validation" in words else ""
+    print(f"words that are not in the vocabulary: {words['unseen_words']:.2%}{beside}"
+          + (", most often " if words["most_frequent"] else "")
+          + ", ".join(f"{short(word)} ({times:,})" for word, times in words["most_frequent"][:SHOWN_WORDS]))
+    if "kind" in found:
+        print(f"a classifier tells these titles from validation titles with an AUC of {found['kind']['auc']:.3f}, by "
+              f"words of these: {' '.join(map(short, found['kind']['new'][:SHOWN_WORDS]))}; of validation titles: "
+              f"{' '.join(map(short, found['kind']['old'][:SHOWN_WORDS]))}")
+    else:
+        print(f"not compared with the words of validation titles: {found['left_out']}")

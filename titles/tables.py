@@ -88,7 +88,7 @@ def file_format(args, classifier, file):
         file.seek(0)
         return files.decompressed(file)
 
-    with files.archive_errors(args.test or args.predict):
+    with files.archive_errors(args.test or args.compare or args.predict):
         other = not sources.is_text(opened(), "utf-8") and sources.is_text(opened(), encoding)
     if files.is_patient(file):
         file.seek(0)
