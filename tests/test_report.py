@@ -223,8 +223,8 @@ def test_what_was_promised_is_printed_beside_what_was_kept(capsys):
         "expected_accuracy": 0.81, "expected_accuracy_interval": [0.79, 0.83], "changed": ["mix"]}
     report.show(scores, tables["confusions.csv"])
     lines = capsys.readouterr().out.splitlines()
-    assert ("accuracy that the probabilities promised: 0.8100 (0.7900 to 0.8300); not like the validation rows: the mix "
-            "of categories (see --compare)") in lines
+    assert ("accuracy that the probabilities promised: 0.8100 (0.7900 to 0.8300); not like the validation rows: "
+            "the mix of categories (see --compare)") in lines
     assert [line for line in lines if line.startswith("promised ")] == [
         "promised 90% right: from probability 0.5000 on; here 80.0% of the titles, 91.0% of them right",
         "promised 95% right: from probability 0.7000 on; here 50.0% of the titles, 94.0% of them right",
