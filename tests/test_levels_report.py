@@ -243,6 +243,8 @@ def reported(tmp_path_factory):
     made_of = SimpleNamespace(
         promising=promising, folder=folder / "run", name="best", steps=[7], prior="equal", smoothing=0.0, columns=(),
         factors=np.ones(1), members=[None], folders=[folder / "run"],
+        validated=(draw.random((90, 3)), draw.random((90, 3)) < 0.5),
+        combined_kept=lambda: draw.random((90, len(LEAVES))),
         config={"synthetic": False, "training_rows": [5] * len(LEAVES)})
     found = report.make_report(made_of, rows, result)
     report.write(folder, found)
