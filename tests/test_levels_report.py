@@ -298,7 +298,7 @@ def test_mlflow_gets_levels_and_promises_of_trees_alone(reported):
         assert found[f"test_{name}_95"] == scores["thresholds"]["0.95"][name]
     assert found["test_answered_99"] == 0 and "test_precision_99" not in found and "test_level_4_accuracy" not in found
     flat = {name: value for name, value in scores.items() if name != "levels"}
-    assert report.metrics(flat) == {name: scores[name] for name in report.SCORES}
+    assert report.metrics(flat) == {name: scores[name] for name in (*report.SCORES, "expected_accuracy")}
 
 
 def test_the_list_has_the_levels_above_the_categories(trained, tmp_path, capsys):
