@@ -561,8 +561,8 @@ def predict(args):
 
 
 def summarize(classifier, rule, titles, sums):
-    """Say how many of the likeliest categories, or nodes of a level, should be right, and how many titles a promise of
-    precision answers where the probabilities tell it: sums as from `answered`."""
+    """Say how many of the likeliest categories, or nodes of a level, should be right, and how many titles promises
+    answer: sums of probabilities, and of the latter where these were counted, as from `answered`."""
     level = rule.level or classifier.tree.levels
     chances, right = (values[:, level - 1] for values in classifier.validated[:2])
     low, high = change.interval(sums[0] / titles, titles, right - chances)
@@ -578,7 +578,7 @@ def summarize(classifier, rule, titles, sums):
 def answered(args, classifier, rule, rows):
     """The columns of the answer to data.Rows, lists with an entry for each; and how many titles there are, how many of
     them are left without a category, of how many nothing is known, the sum of the probabilities of the likeliest
-    categories and, where these tell it, how many titles each of calibration.PRECISIONS answers [4 or 7]."""
+    categories and, with --precision, how many titles each of calibration.PRECISIONS answers [4 or 7]."""
     # Behind the nodes stands no name, for titles that are left without one; lines of text need an empty one.
     names = np.array([*classifier.tree.names, None if args.keep else ""], object)
     nodes, probabilities, likeliest, chances = classifier.answers(rows, args.top, rule)
@@ -590,7 +590,8 @@ def answered(args, classifier, rule, rows):
     if args.explain:
         columns.append([" ".join(f"{word}:{gain:.2f}" for word, gain in words)
                         for words in classifier.explain(rows, likeliest)])
-    tells = classifier.tree.levels == 1 and classifier.promising is classifier
+    # Promises take a while to load, so they are asked only where one was wanted; nodes of a tree have other rules.
+    tells = args.precision and classifier.tree.levels == 1
     return columns, np.array([
         len(rows.titles), (nodes[:, 0] < 0).sum(), (probabilities[:, 0] == 0).sum(), chances.sum(dtype=np.float64),
         *((chances >= classifier.threshold(precision)).sum() for precision in calibration.PRECISIONS if tells)])

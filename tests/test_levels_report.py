@@ -243,6 +243,8 @@ def reported(tmp_path_factory):
     made_of = SimpleNamespace(
         promising=promising, folder=folder / "run", name="best", steps=[7], prior="equal", smoothing=0.0, columns=(),
         factors=np.ones(1), members=[None], folders=[folder / "run"],
+        validated=(draw.random((90, 3)), draw.random((90, 3)) < 0.5),
+        combined_kept=lambda: draw.random((90, len(LEAVES))),
         config={"synthetic": False, "training_rows": [5] * len(LEAVES)})
     found = report.make_report(made_of, rows, result)
     report.write(folder, found)
@@ -296,7 +298,7 @@ def test_mlflow_gets_levels_and_promises_of_trees_alone(reported):
         assert found[f"test_{name}_95"] == scores["thresholds"]["0.95"][name]
     assert found["test_answered_99"] == 0 and "test_precision_99" not in found and "test_level_4_accuracy" not in found
     flat = {name: value for name, value in scores.items() if name != "levels"}
-    assert report.metrics(flat) == {name: scores[name] for name in report.SCORES}
+    assert report.metrics(flat) == {name: scores[name] for name in (*report.SCORES, "expected_accuracy")}
 
 
 def test_the_list_has_the_levels_above_the_categories(trained, tmp_path, capsys):
