@@ -349,7 +349,7 @@ def test_an_exported_model_reads_columns(shop, tmp_path, ckpt):
         assert [line.partition("\t")[0] for line in done.stdout.splitlines()] == [
             found[0][0] for found in run.predict(given)]
         noted = {"new.csv": "new.csv: its column Brand is taken for brand", "list.txt": "is a list of titles"}[name]
-        *notes, summary = done.stderr.splitlines()
+        summary, *notes = done.stderr.splitlines()
         assert "should be right" in summary and len(notes) == (ckpt != ("plain",)) and all(noted in n for n in notes)
     keys = assert_documented(dict(np.load(tmp_path / "out/model.npz")))
     assert ("columns" in keys[0]) == (ckpt != ("plain",)) == ({"values", "value_scale", "value_weights"} <= keys[1])
