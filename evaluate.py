@@ -142,7 +142,8 @@ def make_parser():
     add = parser.add_argument_group("categories for new titles").add_argument
     add("--predict", metavar="FILE", help="classify the titles in this file, or - for standard input")
     add("--top", type=cli.positive(int), metavar="K",
-        help="the K likeliest categories (default: 1, with --next 5); with --neighbors: words (default: 10)")
+        help="the K likeliest categories (default: 1; with --next 5, on a page 9); with --neighbors: words (default: "
+        "10)")
     add("--threshold", type=cli.fraction, metavar="P", help="leave the category empty where its probability is below")
     add("--precision", type=cli.fraction, metavar="P",
         help="leave so many categories empty that of the others this share is right; with --prior training where no "
@@ -194,7 +195,8 @@ def parse_args():
 
     # Filled in only here: above, None tells that a flag was not given.
     args.split = args.split or "test"
-    args.top = args.top or (10 if args.neighbors is not None else 5 if args.next else 1)
+    is_page = args.out and tables.suffix_of(args.out) in tables.PAGES
+    args.top = args.top or (10 if args.neighbors is not None else 9 if is_page else 5 if args.next else 1)
     return args
 
 

@@ -186,8 +186,9 @@ def write_next(args, out, file, found, tree):
     categories, others = category_columns(file.form, header), {"split": sources.ONLY_TRAINED}
     nodes, chances = found["number"][:, :args.top], found["probability"][:, :args.top]
     if suffix_of(out) in PAGES:
+        source = "standard input" if args.predict == "-" else cli.readable(Path(args.predict).name)
         labelling.write(out, labelling.Task(
-            heading=f"{len(nodes):,} titles of {cli.readable(Path(args.predict))}, the most useful first",
+            heading=f"{len(nodes):,} titles of {source}, the most useful first",
             header=header, fields=[[*row] for row in zip(*map(as_text, found["kept"].columns), strict=True)],
             title_columns=title_columns(file.form, header),
             candidates=[[*zip(*row, strict=True)] for row in zip(nodes.tolist(), chances.tolist(), strict=True)],
