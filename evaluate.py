@@ -54,7 +54,8 @@ of the same kind, and where it is large enough to matter. Of more than 10,000 ti
 that trained the run are left out, and counted. It goes to runs/NAME/compare-FILE-WHICH/, as compare.html and
 compare.json; --json prints the latter. --prior estimated makes the same test of the mix, says what it found, and where
 that has not changed predicts for the one of training; it reads the file twice. What it estimates holds where the titles
-of a category are as they were and only their number has changed.
+of a category are as they were and only their number has changed: another column of values, such as one that is filled
+in otherwise, may look like another mix.
 
 --predict reads a title a line, or a CSV, Parquet or Excel file with a `title` (or `text`) column, plain or compressed,
 `-` for standard input; columns that the run reads beside it (prepare.py --columns) are found by their names, and where
@@ -431,7 +432,7 @@ def compare(args):
     devices.require_same([classifier.identity, rows.titles, old])
     try:
         found = change.compare(classifier, rows, titles, old, why)
-    except ValueError as error:
+    except change.NoTitles as error:
         raise UserError(f"{args.compare}: {error}") from None
     if not devices.is_first():
         return
@@ -530,6 +531,8 @@ def require_titles(args):
 
 def load_predicting(args):
     """The Classifier of --predict, under its prior."""
+    if args.prior == "estimated" and Path(args.predict).exists() and not Path(args.predict).is_file():
+        raise UserError(f"--prior estimated: {args.predict} can be read only once; it goes with a file")
     classifier = load_named(args)
     return estimated(classifier, sampled_file(args, classifier, args.predict)[0]) if args.prior == "estimated" else (
         classifier)
@@ -566,11 +569,14 @@ def summarize(classifier, rule, titles, sums):
     """Say how many of the likeliest categories, or nodes of a level, should be right, and how many titles promises
     answer: sums of probabilities, and of the latter where these were counted, as from `answered`."""
     level = rule.level or classifier.tree.levels
-    chances, right = (values[:, level - 1] for values in classifier.validated[:2])
-    low, high = change.interval(sums[0] / titles, titles, right - chances)
-    print(f"accuracy to expect of the likeliest {'categories' if level == classifier.tree.levels else 'nodes'}: "
-          f"{sums[0] / titles:.1%} ({low:.1%} to {high:.1%}), if titles are like the validation rows, of which "
-          f"{right.mean():.1%} are right; --compare tells that", file=sys.stderr)
+    what = f"accuracy to expect of the likeliest {'categories' if level == classifier.tree.levels else 'nodes'}"
+    if classifier.prior == "estimated":
+        print(f"{what}: {sums[0] / titles:.1%}, if nothing but the mix of categories has changed", file=sys.stderr)
+    else:
+        chances, right = (values[:, level - 1] for values in classifier.validated[:2])
+        low, high = change.interval(sums[0] / titles, titles, right - chances)
+        print(f"{what}: {sums[0] / titles:.1%} ({low:.1%} to {high:.1%}), if titles are like the validation rows, of "
+              f"which {right.mean():.1%} are right; --compare tells that", file=sys.stderr)
     if len(sums) > 1:
         print("a promise would answer " + ", ".join(f"{share / titles:.1%} ({precision:.0%} right)" for precision, share
                                                    in zip(calibration.PRECISIONS, sums[1:], strict=True)),

@@ -111,8 +111,8 @@ DOWNLOADS = {  # name -> (server folder, {file: size in bytes where it is known}
     "course": (COURSE, {"meli-challenge-2019.tar.bz2": None}),
 }
 
-ONLY_TRAINED = -2  # the split of rows that train, as chosen ones do, which are harder than others: none is held out
-SPLIT_NAMES = {sources.ONLY_TRAINED: ONLY_TRAINED, "train": 0, "training": 0, "valid": 1, "validation": 1, "val": 1,
+HELD_IN = -2  # the split of rows that train, as chosen ones do, which are harder than others: none is held out
+SPLIT_NAMES = {sources.ONLY_TRAINED: HELD_IN, "train": 0, "training": 0, "valid": 1, "validation": 1, "val": 1,
                "dev": 1, "test": 2}
 SUFFIX = re.compile(r"\.(csv|tsv|jsonl|json|txt|parquet|xlsx)(\.(gz|bz2|xz))?$", re.IGNORECASE)
 
@@ -189,6 +189,8 @@ def choose_files(args):
         is_folder = len(args.data) == 1 and args.data[0].is_dir()
         if len(args.data) > 1:
             require_files(args.data)
+            if args.rows:
+                raise UserError("--rows and several files: give one, for the first rows are all of the first file's")
         found = find_files(args.data[0], form) if is_folder else [(path, None) for path in args.data]
     elif RAW.is_dir() and any(SUFFIX.search(path.name) for path in RAW.rglob("*")):
         found = find_files(RAW, form)
@@ -656,13 +658,13 @@ def draw_splits(keys, labels, given, args, leaves):
     """Which split each row belongs to: [N] int8 indices into SPLITS.
 
     Rows with a given split [N] (-1: none) keep it, but a split that the source does not name is drawn from the training
-    rows, by keys [N] uint64 and --seed alone, whatever other rows there are; not from those that are ONLY_TRAINED,
+    rows, by keys [N] uint64 and --seed alone, whatever other rows there are; not from those that are HELD_IN,
     unless all are, or others have their key. With --fold (i, k) the test split is the i-th of k parts. Every category
     (labels [N] below `leaves`; others know only a parent) that has no training row gets those of one key; these alone
     move when others of their category come.
     """
     split, is_leaf = np.maximum(given, 0), labels < leaves
-    drawn_from = (given <= 0) & (given != ONLY_TRAINED)
+    drawn_from = (given <= 0) & (given != HELD_IN)
     pool = (given <= 0) & np.isin(keys, keys[drawn_from]) if drawn_from.any() else given <= 0
     test, valid = (data.draw(keys, args.seed, purpose) for purpose in (0, 1))
     if not (given == 1).any():

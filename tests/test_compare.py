@@ -1,6 +1,7 @@
 """Have titles changed? The tests and the mix against plain references and made data, the accuracy to expect, the
 command with its text, JSON and page, and predictions for the mix that titles have."""
 import json
+import os
 import random
 import re
 
@@ -210,13 +211,38 @@ def test_text_and_page(folder):
 
 def test_few_titles_and_titles_that_trained(folder):
     done = run_here("evaluate", "--ckpt", "shop", "--compare", "few.txt", cwd=folder)
-    assert re.match(r"\d\d titles are too few to tell", done.stdout) and "accuracy to expect" in done.stdout
+    assert re.match(r"\d\d different titles are too few to tell", done.stdout) and "accuracy to expect" in done.stdout
     known = [title for title, *_ in shop(3000, 0)]
     (folder / "both.txt").write_text("\n".join([*known, *(title for title, *_ in shop(300, 6))]), encoding="utf-8")
     found = compared(folder, "both.txt")
     assert 1900 < found["trained_titles"] < 2700 and found["titles"] == 3300
     done = run_here("evaluate", "--ckpt", "shop", "--compare", "both.txt", cwd=folder)
-    assert f"{found['trained_titles']:,} have trained the run and are left out" in done.stdout
+    assert f"{found['trained_titles']:,} of these have trained the run and are left out" in done.stdout
+
+
+def test_titles_that_come_again_tell_nothing_new(folder):
+    few = [title for title, *_ in shop(120, 7)]
+    (folder / "again.txt").write_text("".join(f"{title}\n" for title in few * 12), encoding="utf-8")
+    found = compared(folder, "again.txt")
+    assert found["changed"] == [] and found["different_titles"] <= 120 < found["titles"] == 1440
+    low, high = found["expected_accuracy_interval"]
+    assert high - low > 0.1  # which is that of 120 titles, and not of 1,440
+    done = run_here("evaluate", "--ckpt", "shop", "--predict", "again.txt", "--prior", "estimated", cwd=folder)
+    assert "has not changed" in done.stderr
+
+
+@pytest.mark.parametrize("titles", [["oferta"], ["oferta", "mesa y1"], ["", ""], ["oferta", "mesa", "silla y2"] * 100])
+def test_one_title_or_a_few_make_no_noise(folder, titles):
+    (folder / "little.txt").write_text("".join(f"{title}\n" for title in titles), encoding="utf-8")
+    done = run_here("evaluate", "--ckpt", "shop", "--compare", "little.txt", cwd=folder)
+    assert "too few" in done.stdout.splitlines()[0] and "nan" not in done.stdout and not done.stderr
+    assert "NaN" not in json.dumps(compared(folder, "little.txt"))
+
+
+def test_what_can_be_read_once_has_no_estimate(folder):
+    os.mkfifo(folder / "pipe")
+    done = run_here("evaluate", "--ckpt", "shop", "--predict", "pipe", "--prior", "estimated", cwd=folder, check=False)
+    assert_one_line_error(done, "pipe can be read only once")
 
 
 def test_bad_files_and_flags(folder):

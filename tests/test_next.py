@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import browser
 import numpy as np
@@ -198,6 +199,37 @@ def test_columns_are_called_as_flags_and_the_table_say():
     assert tables.category_columns(form_of(category_column=["3"]), ["a", "b"]) == ["category"]
     assert tables.level_sign(form_of(separator=">")) == " > " == tables.level_sign(form_of())
     assert tables.level_sign(form_of(separator="\t")) == "\t"
+
+
+def test_a_title_is_not_overwritten_by_its_category(label_next, tmp_path):
+    remembered = sources.format_from(argparse.Namespace(title_column=["name"], category_column=None, encoding="utf-8",
+                                                        separator=None), {"category_column": "1"})
+    assert tables.category_columns(remembered, ["name", "brand"]) == ["category"]
+    path = save(tmp_path / "pool.csv", as_table(POOL))
+    for out in ("next.csv", "next.html"):
+        done = label_next(path, 3, "--category-column", "title", "--out", tmp_path / out, check=False)
+        assert_one_line_error(done, "--category-column: title is a column of the title")
+        assert not (tmp_path / out).exists()
+
+
+def test_a_column_of_splits_is_filled_in(label_next, tmp_path):
+    rows = [("funda mesa", "", "1"), ("silla celular", "test", "2")]
+    path = save(tmp_path / "pool.csv", as_table(rows, "title,Split,number"))
+    found = table_of(label_next(path, 5))
+    assert {row["title"]: row["Split"] for row in found} == {"funda mesa": "train-only", "silla celular": "test"}
+    assert "split" not in found[0]
+    label_next(path, 5, "--out", tmp_path / "next.html")
+    page = (tmp_path / "next.html").read_text(encoding="utf-8")
+    assert '"funda mesa","train-only","1"' in page and '"constants":{}' in page
+
+
+def test_candidates_of_a_tree_are_written_as_its_data_has_them(tmp_path):
+    found = {"kept": pa.table({"title": ["a"]}), "number": np.array([[1, 0]]), "probability": np.array([[0.5, 0.4]])}
+    file = SimpleNamespace(header=None, form=form_of(separator="/"), dialect=sources.Dialect())
+    args = argparse.Namespace(top=2, predict="-", out=tmp_path / "next.csv", out_separator=None, out_encoding=None)
+    tables.write_next(args, args.out, file, found, classify.Tree(["A > B", "A > C"]))
+    assert args.out.read_text() == ("title,category,split,candidate_1,probability_1,candidate_2,probability_2\n"
+                                    "a,,train-only,A / C,0.500000,A / B,0.400000\n")
 
 
 def test_a_page_to_label_on(label_next, tmp_path):

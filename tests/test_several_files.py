@@ -326,9 +326,9 @@ def test_data_twice_are_both_read(prep):
     assert meta("one")["fingerprint"] == meta()["fingerprint"]
 
 
-def test_rows_are_counted_over_files(prep):
-    prep(*old_and({"labelled.csv": plain(LABELLED)}), "--rows", 310)
-    assert [sum(one["rows"].values()) for one in meta()["source"]] == [300, 10]
+def test_the_first_rows_are_of_one_file(prep):
+    done = prep(*old_and({"labelled.csv": plain(LABELLED)}), "--rows", 310, check=False)
+    assert_one_line_error(done, "--rows and several files")
 
 
 # --- what follows -----------------------------------------------------------------------------------------------------

@@ -308,7 +308,7 @@ def test_rows_that_were_chosen_only_train():
     """But no key stands on two sides, and where all rows were chosen some are held out."""
     keys = np.random.default_rng(0).integers(1, 2 ** 63, 2000, np.uint64)
     labels, args = np.arange(2000) % 4, SimpleNamespace(seed=0, valid=0.1, fold=None)
-    given = np.where(np.arange(2000) < 500, prepare.ONLY_TRAINED, -1).astype(np.int8)
+    given = np.where(np.arange(2000) < 500, prepare.HELD_IN, -1).astype(np.int8)
     keys[:50] = keys[600:650]
     alone = prepare.draw_splits(keys[500:], labels[500:], given[500:], args, 4)
     split = prepare.draw_splits(keys, labels, given, args, 4)

@@ -15,7 +15,7 @@ from titles import calibration
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
 SAMPLE = 10_000      # titles of a file, drawn at random, that are looked at
-FEW = 50             # fewer titles tell nothing
+FEW = 50             # fewer different titles tell nothing
 CELLS = 1 << 24      # probabilities that are held at a time
 CERTAINTY = 0.01     # the chance that titles of the same kind are called changed, all tests together
 LEAST = {"mix": 0.1, "sure": 0.01, "words": 0.02, "kind": 0.05}  # effects that are worth a word, see `tests`
@@ -31,6 +31,7 @@ KEYS = {
     "verdict": "what has changed, in a sentence", "changed": "of mix, sure, words and kind those that have",
     "titles": "how many there are", "sampled": "how many of them, drawn at random, were looked at",
     "trained_titles": "of these have trained the run, and are left out of all that follows",
+    "different_titles": "are left, each counted once; tests count what comes again as little as it tells",
     "unknown_titles": "have no word or n-gram that training has seen",
     "expected_accuracy": "share of right categories to expect, under the estimated mix where it has changed",
     "expected_accuracy_interval": "95 % interval, of further titles and of what validation rows do not tell",
@@ -42,6 +43,10 @@ KEYS = {
     "such words, the most frequent, and the same of validation titles",
     "kind": "test of a classifier that tells validation titles from these: its AUC, and words that speak for either",
     "left_out": "what was not compared, and why"}
+
+
+class NoTitles(ValueError):
+    """No title is left to compare."""
 
 
 # --- which titles -----------------------------------------------------------------------------------------------------
@@ -70,19 +75,22 @@ def smallest(titles, values, chances):
 # --- tests ------------------------------------------------------------------------------------------------------------
 # Each gives (p, effect): the probability of such a difference where there is none, and how large it is.
 
-def categories_test(old, new):
-    """Of predicted categories old [n] and new [N], numbers: chi-square test, rare ones counted together; the effect is
-    the root mean square by which a share differs, as a part of it, less what chance makes (Cohen's w)."""
+def categories_test(old, new, worth=None):
+    """Of predicted categories old [n] and new [N], numbers, which are `worth` so many: chi-square test, rare ones
+    counted together; the effect is the root mean square by which a share differs, as a part of it, less what chance
+    makes (Cohen's w)."""
     from scipy.stats import chi2_contingency
-    size, both = min(len(old), len(new)) / (len(old) + len(new)), np.concatenate([old, new])
-    counts = np.stack([np.bincount(side, minlength=both.max() + 1) for side in (old, new)])
+    worth = worth or len(new)
+    size, both = min(len(old), worth) / (len(old) + worth), np.concatenate([old, new])
+    counts = np.stack([np.bincount(side, minlength=both.max() + 1) * weight
+                       for side, weight in ((old, 1.0), (new, worth / len(new)))])
     rare = counts.sum(0) * size < POOLED
     counts = np.concatenate([counts[:, ~rare], counts[:, rare].sum(1, keepdims=True)], 1)
     counts = counts[:, counts.sum(0) > 0]
     if counts.shape[1] < 2:
         return 1.0, 0.0
     found = chi2_contingency(counts, correction=False)
-    harmonic = len(old) * len(new) / (len(old) + len(new))
+    harmonic = len(old) * worth / (len(old) + worth)
     return float(found.pvalue), float(np.sqrt(max(0, found.statistic - found.dof) / harmonic))
 
 
@@ -134,6 +142,13 @@ def kind_test(old, new):
     return float(norm.sf(np.sum(deviates) / FOLDS ** 0.5)), float(np.mean(areas) - 0.5), *telling
 
 
+def repeated(titles):
+    """(the number of the first row of each distinct title, how many rows all are worth): as many as rows that count so
+    unequally (Kish 1965), for a title that comes again tells nothing new."""
+    _, first, times = np.unique(data.keys_of(titles), return_index=True, return_counts=True)
+    return np.sort(first), float(times.sum() ** 2 / (times ** 2).sum())
+
+
 def is_changed(name, p, effect):
     return p < P and abs(effect) >= LEAST[name]
 
@@ -170,15 +185,22 @@ def mix(classifier, rows, predicted):
     """((p, effect) of the test of categories, log_ratios or None where they have not changed): of data.Rows, and the
     categories [N] that a predict.Classifier predicts of them under the prior of training, which it must have."""
     kept = classifier.combined_kept()
-    found = categories_test(kept.argmax(1), predicted)
+    worth = repeated(rows.titles)[1]
+    found = categories_test(kept.argmax(1), predicted, worth)
     if not is_changed("mix", *found):
         return found, None
-    # Of many categories fewer rows must do.
-    chosen = slice(None, None, -(-kept.size // (2 * CELLS)))
-    old = np.asarray(calibration.smoothed(kept[chosen], classifier.smoothing))
+    old, chosen = validation_chances(classifier)
     total = sum(p.sum(0, dtype=np.float64) for p in in_parts(classifier, rows))
-    return found, log_ratios(old, classifier.validation[0]["labels"][chosen], total / len(predicted), len(predicted),
+    return found, log_ratios(old, classifier.validation[0]["labels"][chosen], total / len(predicted), worth,
                              SPREAD * found[1])
+
+
+def validation_chances(classifier):
+    """(probabilities of all categories [n, C] of validation rows, which of these, a slice): of many categories fewer
+    rows must do."""
+    kept = classifier.combined_kept()
+    chosen = slice(None, None, max(1, -(-kept.size // (2 * CELLS))))
+    return np.asarray(calibration.smoothed(kept[chosen], classifier.smoothing)), chosen
 
 
 def in_parts(classifier, rows):
@@ -198,8 +220,9 @@ def estimated(classifier, rows):
     """(the Classifier that takes categories to be as frequent as in these data.Rows, what is to be said of it): itself,
     under the prior of training, where they have not changed or too few titles tell it."""
     rows = untrained(classifier, rows)
-    if len(rows.titles) < FEW:
-        return classifier, (f"{len(rows.titles):,} titles that have not trained the run do not tell their mix of "
+    distinct = len(repeated(rows.titles)[0])
+    if distinct < FEW:
+        return classifier, (f"{distinct:,} different titles that have not trained the run do not tell their mix of "
                             "categories: predicts for the training's")
     (p, effect), ratios = mix(classifier, rows, classifier.likeliest(rows, 1)[0][:, 0])
     if ratios is None:
@@ -243,9 +266,9 @@ def expected(classifier, rows, predicted, chance, ratios):
     """(accuracy to expect, its interval) of what a Classifier predicts, with its probabilities, of data.Rows; ratios as
     from `mix`."""
     chances, right, *_ = classifier.validated
-    usual, right = float(chance.mean(dtype=np.float64)), right[:, -1]
+    usual, right, worth = float(chance.mean(dtype=np.float64)), right[:, -1], repeated(rows.titles)[1]
     if ratios is None:
-        return usual, interval(usual, len(chance), right - chances[:, -1])
+        return usual, interval(usual, worth, right - chances[:, -1])
     # Under the new mix: the mean probability of what is predicted, and by how much validation rows say it is off.
     training, factor = classifier.under_training_prior, np.exp(ratios)
 
@@ -256,12 +279,12 @@ def expected(classifier, rows, predicted, chance, ratios):
     for p in in_parts(training, rows):
         found.append(shifted(p, predicted[start:start + len(p)]))
         start += len(p)
-    old = shifted(np.asarray(calibration.smoothed(training.combined_kept(), training.smoothing)),
-                  classifier.combined_kept().argmax(1))
-    weights = factor[classifier.validation[0]["labels"]]
+    old, chosen = validation_chances(training)
+    old, right = shifted(old, classifier.combined_kept()[chosen].argmax(1)), right[chosen]
+    weights = factor[classifier.validation[0]["labels"][chosen]]
     accuracy = float(np.where(chance > 0, np.concatenate(found), 0).mean() + np.average(right - old, weights=weights))
     accuracy = min(1.0, max(0.0, accuracy))
-    return accuracy, interval(accuracy, len(chance), right - old, weights, accuracy - usual)
+    return accuracy, interval(accuracy, worth, right - old, weights, accuracy - usual)
 
 
 def promises(classifier, rows):
@@ -315,21 +338,23 @@ def compare_words(classifier, titles, old):
 def compare(classifier, rows, titles, old=None, why="the validation titles were not given"):
     """What new titles are like, beside the validation rows of a predict.Classifier: a dictionary of KEYS, for JSON.
     rows: data.Rows of them, as from `sampled`; titles: how many there are; old: the validation titles (list of str) or
-    None, and `why`. Raises ValueError where no title is left that has not trained the run."""
+    None, and `why`. Raises NoTitles where none is left that has not trained the run."""
     new = untrained(classifier, rows)
     if not new.titles:
-        raise ValueError(f"no titles that have not trained {classifier.folder.name}")
+        raise NoTitles(f"no titles that have not trained {classifier.folder.name}")
     predicted, chance = (values[:, 0] for values in classifier.likeliest(new, 1))
     training = classifier if classifier.prior == "training" else classifier.under_training_prior
     test, ratios = mix(training, new, predicted if training is classifier else training.likeliest(new, 1)[0][:, 0])
-    is_few, chances = len(new.titles) < FEW, classifier.validated[0][:, -1]
+    first, chances = repeated(new.titles)[0], classifier.validated[0][:, -1]
+    is_few = len(first) < FEW
     ratios = None if is_few else ratios
     accuracy, bounds = expected(classifier, new, predicted, chance, ratios)
     before, here = shares(classifier, np.zeros(1, np.float32) if ratios is None else ratios)
     found = {
         "run": classifier.folder.name, "checkpoint": classifier.name, "prior": classifier.prior,
         "synthetic": classifier.config["synthetic"], "titles": titles, "sampled": len(rows.titles),
-        "trained_titles": len(rows.titles) - len(new.titles), "unknown_titles": int((chance == 0).sum()),
+        "trained_titles": len(rows.titles) - len(new.titles), "different_titles": len(first),
+        "unknown_titles": int((chance == 0).sum()),
         "expected_accuracy": accuracy, "expected_accuracy_interval": bounds,
         "mean_probability": float(chance.mean(dtype=np.float64)),
         "validation": {"rows": len(chances), "accuracy": float(classifier.validated[1][:, -1].mean()),
@@ -337,12 +362,13 @@ def compare(classifier, rows, titles, old=None, why="the validation titles were 
         "promises": promises(classifier, new),
         "mix": {"p": test[0], "effect": test[1], "is_estimated": ratios is not None,
                 "categories": [] if ratios is None else largest_changes(classifier.labels, before, here)},
-        "sure": dict(zip(("p", "effect"), probability_test(chances, chance), strict=True))}
+        "sure": dict(zip(("p", "effect"), probability_test(chances, chance[first]), strict=True))}
     if ratios is not None and classifier.tree.levels > 1:
         nodes, first = classifier.tree.at_level(1)
         found["mix"]["top_level"] = largest_changes([classifier.tree.names[node] for node in nodes], *(
             np.add.reduceat(of, first) for of in (before, here)))
-    old = old if old is None or len(old) >= FEW else None
+    if is_few or (old is not None and len({*old}) < FEW):
+        old, why = None, f"{len(first):,} different titles are too few" if is_few else why
     found |= compare_words(classifier, new.titles, old)
     found["left_out"] = None if old is not None else why
     found["changed"] = [] if is_few else [name for name in LEAST if "p" in found.get(name, ()) and is_changed(
@@ -352,11 +378,11 @@ def compare(classifier, rows, titles, old=None, why="the validation titles were 
 
 def verdict(found):
     """What has changed, in a sentence."""
-    number = found["sampled"] - found["trained_titles"]
+    number = found["different_titles"]
     if number < FEW:
-        return f"{number:,} titles are too few to tell whether they are like the training's: it takes {FEW}"
+        return f"{number:,} different titles are too few to tell whether they are like the training's: it takes {FEW}"
     if not found["changed"]:
-        return (f"these titles are like the training's: no test tells {number:,} of them from "
+        return (f"these titles are like the training's: no test tells {number:,} different ones from "
                 f"{found['validation']['rows']:,} validation rows"
                 + (" by mix or probability" if found["left_out"] else ""))
     said = {"mix": lambda one: f"the mix of categories (shares of predicted ones differ by {one['effect']:.0%})",
@@ -373,12 +399,13 @@ def verdict(found):
             + ". Of titles that are worded otherwise fewer may be right than their probabilities say" * bool(is_worded))
 
 
-def of_report(classifier, predicted, chance, trained):
-    """Which of `mix` and `sure` have changed in rows that a Classifier predicts so, [N] each, those that trained it
-    left out; None where they are too few."""
-    new = ~trained
-    if new.sum() < FEW:
+def of_report(classifier, rows, predicted, chance):
+    """Which of `mix` and `sure` have changed in rows of a report that a Classifier predicts so, [N] each, those that
+    trained it left out; None where they are too few."""
+    new = np.flatnonzero(~rows.trained)
+    first, worth = repeated([rows.inputs.titles[i] for i in new])
+    if len(first) < FEW:
         return None
-    found = {"mix": categories_test(classifier.combined_kept().argmax(1), predicted[new]),
-             "sure": probability_test(classifier.validated[0][:, -1], chance[new])}
+    found = {"mix": categories_test(classifier.combined_kept().argmax(1), predicted[new], worth),
+             "sure": probability_test(classifier.validated[0][:, -1], chance[new[first]])}
     return [name for name, of in found.items() if is_changed(name, *of)]

@@ -11,8 +11,8 @@ import pyarrow as pa
 import data
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
-CANDIDATES, LEAST = 3, 2000  # titles that are kept for each that is wanted, and at least
-UNKNOWN = 0.1                # share of the chosen titles of which the classifier knows nothing, at most
+KEPT, LEAST = 3, 2000  # titles that are kept for each that is wanted, and at least
+UNKNOWN = 0.1          # share of the chosen titles of which the classifier knows nothing, at most
 
 
 class Pool:
@@ -41,7 +41,7 @@ class Pool:
         chosen = np.flatnonzero(~has_label & has_words & (margin < self.limit))
         columns |= {"margin": margin, "title": np.array(titles, object)}
         self.kept.append({name: taken(values, chosen) for name, values in columns.items()})
-        wanted = max(LEAST, CANDIDATES * self.number)
+        wanted = max(LEAST, KEPT * self.number)
         if sum(len(part["margin"]) for part in self.kept) > 2 * wanted:
             self.kept = [self.best(wanted)]
             if len(self.kept[0]["margin"]) == wanted:

@@ -304,8 +304,9 @@ def write_change(folder, found, command):
                      ["these", found["kind"]["new"]], ["validation titles", found["kind"]["old"]]])
            if "kind" in found else f"<p>Not compared with validation titles: {text(found['left_out'])}.</p>\n"),
         "Data": f"<p>{text(found['file'], 4000)}: {found['titles']:,} titles, {found['sampled']:,} of them looked at. "
-                f"{found['trained_titles']:,} have trained the run and are left out; {found['unknown_titles']:,} have "
-                f"no word or n-gram that training has seen.</p>\n<pre><code>{text(command, 4000)}</code></pre>"}
+                f"{found['trained_titles']:,} of these have trained the run and are left out; "
+                f"{found['unknown_titles']:,} have no word or n-gram that training has seen.</p>\n"
+                f"<pre><code>{text(command, 4000)}</code></pre>"}
     (folder / "compare.html").write_text(whole(
         f"{found['run']}, {found['checkpoint']}: have titles changed?", f"{verdict[0].upper()}{verdict[1:]}.",
         found["synthetic"], parts), encoding="utf-8", newline="\n")

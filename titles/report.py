@@ -246,7 +246,7 @@ def make_scores(classifier, rows, result):
     expected = float(result["probability"].mean(dtype=np.float64))
     scores |= {"expected_accuracy": expected, "expected_accuracy_interval": change.interval(
         expected, len(rows.labels), was_right - chances), "changed": change.of_report(
-            classifier, result["prediction"], result["probability"], rows.trained)}
+            classifier, rows, result["prediction"], result["probability"])}
 
     # What thresholds from validation rows give here, and the scores of every slice.
     right, columns = result["promised_prediction"] == rows.labels, worth(rows, result)
@@ -693,8 +693,8 @@ def show_change(found):
     say = found["verdict"]
     print(f"{say[0].upper()}{say[1:]}.")
     left = f", of which {found['sampled']:,} drawn at random" if found["sampled"] < found["titles"] else ""
-    print(f"{found['titles']:,} titles{left}; {found['trained_titles']:,} have trained the run and are left out; "
-          f"{found['unknown_titles']:,} have no word or n-gram that training has seen")
+    print(f"{found['titles']:,} titles{left}; {found['trained_titles']:,} of these have trained the run and are left "
+          f"out; {found['unknown_titles']:,} have no word or n-gram that training has seen")
     low, high = found["expected_accuracy_interval"]
     under = ", under the estimated mix" if found["mix"]["is_estimated"] else ""
     was = found["validation"]

@@ -43,7 +43,7 @@ def check_out(args):
     if suffix in UNWRITTEN:
         raise UserError(f"--out {args.out}: {suffix} is not written; name it {UNWRITTEN[suffix]}")
     if suffix in FORMATS and not (args.keep or args.next):
-        raise UserError(f"--out {args.out}: {suffix} is written with --keep")
+        raise UserError(f"--out {args.out}: {suffix} is written with --keep or --next")
     if suffix in PAGES and not args.next:
         raise UserError(f"--out {args.out}: a page is written with --next")
     if suffix in (*FORMATS, *PAGES) and (args.out_encoding or args.out_separator):
@@ -155,10 +155,14 @@ def answer_writer(args, out, header, dialect, tree):
 
 def category_columns(form, header):
     """The names of the columns of a sources.Format that hold a category, or its levels from the top, in a table with
-    this header or, where they are not there, in another."""
-    keys = [column for column in form.names if sources.is_level(column)]
-    at = sources.locate(header, keys, form.names)
-    return [header[at[key]] if key in at else usual_name(form, key) for key in keys]
+    this header or, where they are not there, in another. Raises UserError where one of them makes the title."""
+    # A number that was remembered, and stands beside usual names, is a place in another file.
+    names = {key: [tuple(name for name in known if isinstance(name, str)) or known for known in form.names[key]]
+             for key in form.names if sources.is_level(key)}
+    at = sources.locate(header, names, names)
+    if wrong := {*at.values()}.intersection(title_columns(form, header)):
+        raise UserError(f"--category-column: {header[min(wrong)]} is a column of the title")
+    return [header[at[key]] if key in at else usual_name(form, key) for key in names]
 
 
 def usual_name(form, column):
@@ -177,34 +181,52 @@ def title_columns(form, header):
     return [*sources.locate(header, filter(sources.is_title, form.names), form.names).values()]
 
 
+def only_trained(table, header):
+    """(a table of titles to label with what tells that they only train, further columns that it needs {name: value}):
+    where it has a column `split`, what is empty there is filled in. Chosen titles are harder than others, so what
+    validates and tests stays like all titles."""
+    import pyarrow.compute as pc
+    at = [i for i, name in enumerate(header) if name.lower() == "split"]
+    if not at:
+        return table, {"split": sources.ONLY_TRAINED}
+    column = table.column(at[0])
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        is_empty = pc.equal(pc.utf8_trim_whitespace(pc.fill_null(column, "")), "")
+        filled = pc.if_else(is_empty, pa.scalar(sources.ONLY_TRAINED, column.type), column)
+        table = table.set_column(at[0], table.field(at[0]), filled)
+    return table, {}
+
+
 def write_next(args, out, file, found, tree):
     """Write titles to label next to `out`, or to standard output: a page to label them on, or their table with a column
     for the category to be filled in, where it has none, and the likeliest ones. file: as from sources.read_titles, with
-    its `form`; found: as from choose.Pool.chosen."""
-    # Chosen titles are harder than others, so they train: what validates and tests stays like all titles.
+    its `form`; found: as from choose.Pool.chosen. Raises UserError where the category has no column of its own."""
     header = file.header or [usual_name(file.form, "title")]
-    categories, others = category_columns(file.form, header), {"split": sources.ONLY_TRAINED}
+    categories, (table, others) = category_columns(file.form, header), only_trained(found["kept"], header)
     nodes, chances = found["number"][:, :args.top], found["probability"][:, :args.top]
     if suffix_of(out) in PAGES:
         source = "standard input" if args.predict == "-" else cli.readable(Path(args.predict).name)
         labelling.write(out, labelling.Task(
             heading=f"{len(nodes):,} titles of {source}, the most useful first",
-            header=header, fields=[[*row] for row in zip(*map(as_text, found["kept"].columns), strict=True)],
+            header=header, fields=[[*row] for row in zip(*map(as_text, table.columns), strict=True)],
             title_columns=title_columns(file.form, header),
             candidates=[[*zip(*row, strict=True)] for row in zip(nodes.tolist(), chances.tolist(), strict=True)],
             names=tree.names, category_columns=categories, separator=level_sign(file.form),
             is_tree=tree.levels > 1, constants=others))
         return
 
+    # A candidate may be copied into the column of the category as it stands.
+    names = [name.replace(classify.PATH, level_sign(file.form)) for name in tree.names] if tree.levels > 1 else (
+        tree.names)
     lacking = {name: value for name, value in (dict.fromkeys(categories) | others).items() if name not in header}
-    names = [classify.free_name(f"{name}_{k + 1}", [*header, *lacking])
-             for k in range(nodes.shape[1]) for name in ("candidate", "probability")]
     answer = [(name, pa.string()) for name in lacking]
-    answer += zip(names, [pa.string(), pa.float64()] * nodes.shape[1], strict=True)
+    for k in range(1, nodes.shape[1] + 1):
+        answer += [(classify.free_name(f"{name}_{k}", [*header, *lacking]), kind)
+                   for name, kind in (("candidate", pa.string()), ("probability", pa.float64()))]
     with writer(out, written_dialect(args, file.dialect), header, answer) as write:
-        write(found["kept"], [*([value] * len(nodes) for value in lacking.values()), *(
-            column for k in range(nodes.shape[1])
-            for column in ([tree.names[node] for node in nodes[:, k].tolist()], chances[:, k].tolist()))])
+        write(table, [*([value] * len(nodes) for value in lacking.values()), *(
+            column for of_rank, p in zip(nodes.T.tolist(), chances.T.tolist(), strict=True)
+            for column in ([names[node] for node in of_rank], p))])
 
 
 @contextmanager
