@@ -281,6 +281,8 @@ def test_predictions_for_the_estimated_mix_are_those_of_the_report(folder):
 def test_from_python(folder, monkeypatch):
     from titles import predict
     monkeypatch.chdir(folder)
+    with pytest.raises(ValueError, match="wanted equal or training"):
+        predict.load("shop", prior="estimated")  # for which titles are needed
     classifier = predict.load("shop")
     titles = [title for title, *_ in shop(1500, 1)]
     found, told = classifier.compare([*titles, None]), compared(folder, "same.csv")

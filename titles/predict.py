@@ -307,7 +307,9 @@ class Classifier(classify.BaseClassifier):
 
     def __init__(self, checkpoints, prior=None):
         """checkpoints: [(folder of a run, "best" or "latest")]; prior: "equal", "training", or None for the first
-        run's own. Raises UserError where they do not go together."""
+        run's own. Raises UserError where they do not go together, ValueError for another prior."""
+        if prior not in (None, "equal", "training"):
+            raise ValueError(f"prior {prior!r}: wanted equal or training")
         # The first run gives its folder to the report, and its name, with the others' behind it.
         (self.folder, which), *others = self.checkpoints = checkpoints
         self.name = "+".join([which, *(f"{folder.name}-{which}" for folder, which in others)])
