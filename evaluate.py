@@ -52,10 +52,10 @@ has changed, words that training has not seen, and, where the prepared data of t
 them from its validation titles. What has changed is said where a test finds it, which errs in one of a hundred files
 of the same kind, and where it is large enough to matter. Of more than 10,000 titles so many are drawn at random; titles
 that trained the run are left out, and counted. It goes to runs/NAME/compare-FILE-WHICH/, as compare.html and
-compare.json; --json prints the latter. --prior estimated makes the same test of the mix, says what it found, and where
-that has not changed predicts for the one of training; it reads the file twice. What it estimates holds where the titles
-of a category are as they were and only their number has changed: another column of values, such as one that is filled
-in otherwise, may look like another mix.
+compare.json, which --json prints, and to the training's MLflow run. --prior estimated makes the same test of the mix,
+says what it found, and where that has not changed predicts for the one of training; it reads the file twice. What it
+estimates holds where the titles of a category are as they were and only their number has changed: a column that is
+filled in otherwise may look like another mix.
 
 --predict reads a title a line, or a CSV, Parquet or Excel file with a `title` (or `text`) column, plain or compressed,
 `-` for standard input; columns that the run reads beside it (prepare.py --columns) are found by their names, and where
@@ -427,6 +427,8 @@ def data_set(args, rows):
 def compare(args):
     files.require_file(args.compare)
     classifier = load_named(args)
+    if devices.is_first():
+        connecting = cli.in_background(tracking.mlflow_client)  # see `evaluate`
     rows, titles = sampled_file(args, classifier, args.compare)
     old, why = validation_titles(args, classifier)
     devices.require_same([classifier.identity, rows.titles, old])
@@ -451,6 +453,9 @@ def compare(args):
         report.show_change(found)
         if folder:
             print(f"report: {folder}/")
+    with tracking.mlflow_warnings():
+        client, _ = connecting.result()
+        tracking.log_report(client, tracking.run_id_of(classifier.folder), name, change.metrics(found), folder)
 
 
 def sampled_file(args, classifier, path):

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 from conftest import assert_one_line_error, run_here, run_script, tiny_rows, write_csv
+from mlflow import MlflowClient
 from scipy import stats
 
 import data
@@ -207,6 +208,17 @@ def test_text_and_page(folder):
     run_here("evaluate", "--ckpt", "shop", "--compare", "other/mix.csv", cwd=folder)
     assert len([*folder.glob("runs/shop/compare-mix.csv-*best")]) == 2
     assert "<b>" not in "".join(path.read_text() for path in folder.glob("runs/shop/compare-*/compare.html"))
+
+
+def test_mlflow_gets_what_is_found(folder):
+    found = compared(folder, "same.csv")
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    run_id = (folder / "runs/shop/mlflow.txt").read_text().strip()
+    logged = client.get_run(run_id).data.metrics
+    assert logged["compare-same.csv_expected_accuracy"] == found["expected_accuracy"]
+    assert logged["compare-same.csv_unseen_words"] == found["words"]["unseen_words"]
+    assert logged["compare-same.csv_answered_90"] == found["promises"]["0.90"]["answered"]
+    assert "compare-same.csv-best" in {file.path for file in client.list_artifacts(run_id)}
 
 
 def test_few_titles_and_titles_that_trained(folder):

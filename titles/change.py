@@ -376,6 +376,13 @@ def compare(classifier, rows, titles, old=None, why="the validation titles were 
     return {"verdict": verdict(found)} | found
 
 
+def metrics(found):
+    """{name: number} of what MLflow gets of the result of `compare`."""
+    return {name: found[name] for name in ("expected_accuracy", "mean_probability", "titles")} | {
+        "unseen_words": found["words"]["unseen_words"], "tests_changed": len(found["changed"])} | {
+        f"answered_{precision[2:]}": row["answered"] for precision, row in found["promises"].items()}
+
+
 def verdict(found):
     """What has changed, in a sentence."""
     number = found["different_titles"]
