@@ -4,6 +4,7 @@
     python evaluate.py --ckpt my-cnn/latest --split valid   # a run by name; best is its default checkpoint
     python evaluate.py --ckpt mlp-1 cnn-1 encoder-1         # several runs on the same data as one
     python evaluate.py --ckpt best --test last-week.csv     # labelled rows in any format that prepare.py reads
+    python evaluate.py --ckpt cnn-1 --against mlp-1         # which of two is better, and whether it could be chance
     python evaluate.py --ckpt best --json                   # the scores as one JSON object
     python evaluate.py --ckpt best --predict titles.txt --top 3 --out predicted.tsv
     python evaluate.py --ckpt best --predict export.csv --keep --precision 0.95 --out scored.csv
@@ -23,9 +24,13 @@ a run that reads columns the values with the most mistakes), nodes.csv (of a tre
 confusions.png, reliability.png and answered.png (of a tree how many rows are answered at which precision). Rows have
 the file and the line that they come from and, where the file has a column `id`, that. The report is added to the
 training's MLflow run. Of several runs it goes to the first one's, as SPLIT-WHICH+OTHER..., with --prior to
-SPLIT-WHICH-PRIOR, with --test to FILE-WHICH (of a second file of that name, to FILE-DIGEST-WHICH). Where it cannot be
-written, a warning says so, and the scores are shown all the same. The interval of the balanced accuracy is a bootstrap
-within categories.
+SPLIT-WHICH-PRIOR, with --against NAME to SPLIT-WHICH-against-NAME, with --test to FILE-WHICH (of a second file of that
+name, to FILE-DIGEST-WHICH). Where it cannot be written, a warning says so, and the scores are shown all the same. The
+interval of the balanced accuracy is a bootstrap within categories.
+
+--against compares --ckpt with another run, or several, on the same rows, in a sentence, on the page by language and
+other slices, and in against.csv by category: the difference in balanced accuracy with a 95 % interval of a paired
+bootstrap, that in accuracy, and McNemar's test. Both have --prior, where it is given, else each its own.
 
 The probability of the likeliest category is the chance that it is right, for titles like the validation rows. The
 report says from which probability on 90, 95 and 99 % of the categories should be right (a bound that holds with a
@@ -81,6 +86,7 @@ on it a person labels some hundred titles with the keyboard, and downloads them 
 prepare.py --data old.csv labelled.csv; a column `split` says that these titles only train, for they are harder than
 others. Takes as long as predicting the titles.
 """
+import argparse
 import itertools
 import json
 import os
@@ -107,7 +113,7 @@ GOES_WITH = {
                     "--predict"),
     **dict.fromkeys(("--out-encoding", "--out-separator"), "--keep or --next"), "--levels": "--keep",
     "--next": "--predict", "--top": "--predict or --neighbors",
-    **dict.fromkeys(("--test", "--split"), "a report"), "--json": "a report or --compare",
+    **dict.fromkeys(("--test", "--split", "--against"), "a report"), "--json": "a report or --compare",
     **dict.fromkeys(("--title-column", "--encoding"), "--predict or --test or --compare"),
     **dict.fromkeys(("--category-column", "--separator"), "--test or --next")}
 NOT_TOGETHER = (("--test", "--split"), ("--threshold", "--precision"), ("--level", "--leaf-only"),
@@ -135,6 +141,8 @@ def make_parser():
         "several, the levels from the top")
     add("--separator", type=cli.level_separator, metavar="S",
         help="of FILE: what divides the levels of a category, such as '>' (default: as the data was prepared)")
+    add("--against", nargs="+", metavar="CKPT",
+        help="say whether --ckpt is better on these rows than this run, or than several that are averaged")
     add("--json", action="store_true", help="print scores, or what --compare finds, as one JSON object, nothing else")
 
     add("--compare", type=Path, metavar="FILE",
@@ -241,10 +249,13 @@ def evaluate(args):
     if args.prior == "estimated":
         classifier = estimated(classifier, change.sampled([rows.inputs])[0])
     result = report.score_rows(classifier, rows)
+    other = predicted_by_other(args, rows) if args.against else None
     if not devices.is_first():
         return
 
     made = report.make_report(classifier, rows, result)
+    if other:
+        report.add_paired(made, rows, result, *other)
     name = report_name(args, classifier, rows)
     folder = write_report(args, classifier, made, name)
     if args.json:
@@ -261,6 +272,20 @@ def evaluate(args):
         run_id = tracking.run_id_of(classifier.folder)
         client.log_inputs(run_id, [*tracking.training_sets(classifier.config), data_set(args, rows)])
         tracking.log_report(client, run_id, name, report.metrics(made.scores), folder)
+
+
+def predicted_by_other(args, rows):
+    """(name of the classifier of --against, which of these rows it has right [N] bool). Raises UserError where it does
+    not read the same rows."""
+    args = argparse.Namespace(**vars(args) | {"ckpt": args.against})
+    classifier, its = read_file(args) if args.test else read_split(args)
+    if its.inputs.titles != rows.inputs.titles:
+        raise UserError(f"--against {cli.quoted(args.against)}: reads other rows of {args.test}; name the columns with "
+                        "--title-column and --category-column")
+    if args.prior == "estimated":
+        classifier = estimated(classifier, change.sampled([its.inputs])[0])
+    return f"{' + '.join(folder.name for folder in classifier.folders)}", (
+        classifier.likeliest(its.inputs, 1)[0][:, 0] == its.labels)
 
 
 def read_split(args):
@@ -364,7 +389,8 @@ def free_report(args, classifier, place, path, file):
     """The name of the folder of what is said of a place, such as a split or the name of a file, with the path that
     `file` in it says, or None."""
     def name(place):
-        return "-".join([place, classifier.name, *([args.prior] if args.prior else [])])
+        other = [re.sub(r"[^\w.-]", "_", f"against-{'+'.join(args.against)}")] if args.against else []
+        return "-".join([place, classifier.name, *([args.prior] if args.prior else []), *other])
 
     with contextlib.suppress(OSError, UserError):
         if path and files.read_json(classifier.folder / name(place) / file).get("file") != path:
@@ -376,8 +402,8 @@ def command(args, classifier):
     """The command that makes a report again, also when `best` has come to mean another run."""
     words = ["python", "evaluate.py", "--ckpt", *(
         f"{runs.short_name(folder, args.runs)}/{which}" for folder, which in classifier.checkpoints)]
-    for name, usual in {"split": "test", "test": None, "compare": None, "prior": None, "title_column": None,
-                        "category_column": None, "separator": None, "encoding": "utf-8"}.items():
+    for name, usual in {"split": "test", "encoding": "utf-8", **dict.fromkeys((
+            "test", "compare", "against", "prior", "title_column", "category_column", "separator"))}.items():
         if (value := getattr(args, name)) is not None and str(value) != usual:
             words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
     return cli.quoted(words) + runs.other_folders(args)

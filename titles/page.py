@@ -187,6 +187,20 @@ def columns(worth, values):
             "Values with the most mistakes", ("value", "column", "rows", "wrong"), rows)
 
 
+def against(scores, categories):
+    """Which of two is better: of all rows and of slices, and by category those that differ most."""
+    found = scores["against"]
+    header = ("slice", "rows", "balanced accuracy", "95 % interval", "accuracy", "95 % interval", "McNemar's p")
+    rows = [[name, row["rows"], row["balanced_accuracy"], tuple(row["balanced_accuracy_interval"]), row["accuracy"],
+             tuple(row["accuracy_interval"]), row["p"]] for name, row in {"all": found, **found["slices"]}.items()]
+    listed = [[name_of(name), *others] for name, *others in zip(*categories.values(), strict=True)]
+    ends = listed if len(listed) <= 2 * SUSPECTS else [*listed[:SUSPECTS], *listed[-SUSPECTS:]]
+    return (f"<p>{text(report.better(scores), 4000)}.</p>\n" + table(
+        f"By how much it is better than {found['other']}", header, rows) + table(
+            "Categories that gain most, and at the end those that lose most; against.csv has all",
+            ("category", "rows", "recall", "recall of the other", "McNemar's p"), ends))
+
+
 def recalls(categories, path):
     """The figure, and a table of all categories."""
     # The page stays small whatever the number of categories: the worst are listed, the figure has all.
@@ -238,6 +252,7 @@ def write(folder, made, members, command):
         **({"Levels": levels(scores), "Tree": tree(tables["nodes.csv"])} if "levels" in scores else {}),
         "Probabilities": probabilities(scores, folder),
         "Slices": slices(scores),
+        **({"Against": against(scores, tables["against.csv"])} if "against" in scores else {}),
         **({"Columns": columns(scores["columns"], tables["values.csv"])} if "columns" in scores else {}),
         "Categories": recalls(tables["categories.csv"], folder / "recall.png"),
         "Mistakes": mistakes(tables["confusions.csv"], tables["suspects.csv"]),

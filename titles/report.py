@@ -12,7 +12,7 @@ import numpy as np
 
 import classify
 import data
-from titles import calibration, change, files, predict
+from titles import calibration, change, files, paired, predict
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
 RESAMPLES = 2000      # of the bootstrap
@@ -22,7 +22,7 @@ CONFUSED = ("category", "predicted", "rows", "share_of_category", "examples")  #
 NAME, SHOWN = 30, 60  # characters of a name in a figure, and of one that is printed
 SHOWN_WORDS = 10      # of new titles that are printed
 FILES = ("report.json", "report.html", "predictions.csv", "categories.csv", "confusions.csv", "suspects.csv",
-         "unknown.csv", "values.csv", "nodes.csv", "recall.png", "confusions.png", "reliability.png",
+         "unknown.csv", "values.csv", "nodes.csv", "against.csv", "recall.png", "confusions.png", "reliability.png",
          "answered.png")  # of a report, all replaced
 UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 
@@ -55,6 +55,7 @@ KEYS = SCORES | NOTES | {
                   "each level, the shares of rows that get a node and a leaf, their precision, and the first of leaves "
                   "alone",
     "columns": "of a run that reads columns: accuracies with all of them, without each, and without any",
+    "against": "which is better, these runs or the `other` (see paired.KEYS), also of the slices",
     "levels": "of a tree, from the top: nodes, rows that know theirs, accuracy and balanced accuracy",
     "mistakes": "of a tree: share that are right one level up, that are wrong at the top, and edges from the true "
                 "category to the predicted one"}
@@ -526,6 +527,17 @@ def make_report(classifier, rows, result):
     return Report(title, scores, tables, figures)
 
 
+def add_paired(made, rows, result, other, right):
+    """Add to a Report on Labelled rows with the result of `score_rows` whether it is better than the classifier
+    `other`, a name, which has these rows right [N] bool."""
+    known = rows.has_category
+    rows, first, second = rows.part(known), (result["prediction"] == rows.labels)[known], right[known]
+    masks = {"all": np.ones(len(first), bool), **slices(rows)}
+    found = {name: paired.difference(rows.labels[mask], first[mask], second[mask]) for name, mask in masks.items()}
+    made.scores["against"] = {"other": other, **found.pop("all"), "slices": found}
+    made.tables["against.csv"] = paired.by_category(rows.labels, first, second, rows.names)
+
+
 def make_tables(rows, training_rows, result):
     """The tables of a report on Labelled rows: {file: {column: values}}. training_rows [C] of each category that the
     run knows; result as from `score_rows`."""
@@ -606,6 +618,12 @@ def changed_said(scores):
     return f"not like the validation rows: {' and '.join(said[name] for name in scores['changed'])} (see --compare)"
 
 
+def better(scores):
+    """Which of two is better, as a text."""
+    members, found = [name.partition("/")[0] for name in scores.get("members", ())], scores["against"]
+    return paired.said(found, " + ".join(dict.fromkeys(members)) or scores["run"], found["other"])
+
+
 def notes(scores):
     """What is to be said of some rows, see NOTES: a list of texts."""
     # Rows that know only a parent are not among those of the scores.
@@ -650,6 +668,9 @@ def show(scores, found):
     low, high = scores["expected_accuracy_interval"]
     print(f"accuracy that the probabilities promised: {scores['expected_accuracy']:.4f} ({low:.4f} to {high:.4f})"
           + (f"; {changed_said(scores)}" if scores["changed"] else ""))
+
+    if "against" in scores:
+        print(f"{better(scores)}.")
 
     # What validation rows promised beside what came true on these rows.
     if scores["promising_prior"] != scores["prior"]:
