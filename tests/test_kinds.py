@@ -90,7 +90,7 @@ def test_categories_and_languages_may_have_any_name(tmp_path):
     run_here("train", "--name", "odd", "--epochs", 2, "--dim", 8, cwd=tmp_path)
     done = run_here("evaluate", "--ckpt", "odd", cwd=tmp_path)
     assert done.stderr == "" and {path.name for path in (tmp_path / "runs/odd/test-best").iterdir()} == {
-        *report.FILES} - {"unknown.csv", "values.csv", "nodes.csv", "answered.png"}
+        *report.FILES} - {"unknown.csv", "values.csv", "nodes.csv", "against.csv", "answered.png"}
     scores = json.loads((tmp_path / "runs/odd/test-best/report.json").read_text())["slices"]
     assert {f"language {name}" for name in LANGUAGES.values()} <= scores.keys()
 
