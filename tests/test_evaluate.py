@@ -56,8 +56,8 @@ def test_the_keys_of_a_report_are_documented(reported, tmp_path):
     (tmp_path / "few.csv").write_text("title,category\nmesa,MESAS\n", encoding="utf-8")
     others = json.loads(run_here("evaluate", "--ckpt", "bag", "filters", "--test", tmp_path / "few.csv", "--json",
                                  cwd=folder).stdout)
-    # See test_shop.py and test_levels.py for these.
-    assert scores.keys() | others.keys() | {"columns", "levels", "mistakes"} == report.KEYS.keys()
+    # See test_shop.py, test_levels.py and test_against.py for these.
+    assert scores.keys() | others.keys() | {"columns", "levels", "mistakes", "against"} == report.KEYS.keys()
     for part in scores["slices"].values():
         assert part.keys() == {*report.SCORES, "rows", "balanced_accuracy_interval"}
 
