@@ -1,6 +1,7 @@
 """Which of two is better: the differences and their intervals against plain references, and the command."""
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -79,6 +80,7 @@ def test_categories_with_the_largest_gain_come_first():
 
 
 def test_two_runs_on_a_split_and_on_a_file(trained, tmp_path):
+    trained = shutil.copytree(trained, tmp_path / "shop")  # reports are written beside the runs
     done = run_here("evaluate", "--ckpt", "filters", "--against", "bag", cwd=trained)
     assert " points of balanced accuracy better than " in done.stdout and "could be chance: " in done.stdout
     folder = trained / "runs/filters/test-best-against-bag"

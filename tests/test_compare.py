@@ -67,6 +67,13 @@ def test_few_made_files_of_the_same_mix_are_called_changed_and_others_are():
     assert alarms <= 3 and misses <= 5
 
 
+def test_rows_that_come_again_are_worth_less():
+    first, worth = change.repeated(["a b", "c", "a b", "A  b", "d"])
+    assert first.tolist() == [0, 1, 4] and worth == pytest.approx(25 / (9 + 1 + 1))
+    with np.errstate(all="raise"):
+        assert change.repeated([])[1] == 0
+
+
 def test_tests_of_little_or_nothing():
     assert change.categories_test(np.zeros(60, int), np.zeros(70, int)) == (1.0, 0.0)
     # Categories that are expected less than five times are one.
@@ -329,6 +336,7 @@ def test_predictions_end_with_the_accuracy_to_expect(folder):
     assert run_script("classify", "exported/model.npz", "few.txt", cwd=folder).stderr == ""
 
 
+@pytest.mark.slow
 def test_a_tree_is_compared_by_its_rules(tmp_path):
     rows = [(title, "reliable", "spanish", ("Móvil > " if name in ("FUNDAS", "CELULARES") else "Casa > ") + name)
             for title, _, _, name in tiny_rows(1500)]

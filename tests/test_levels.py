@@ -323,6 +323,7 @@ def report_of(folder, *flags):
     return json.loads(run_here("evaluate", *flags, "--json", cwd=folder).stdout)
 
 
+@pytest.mark.slow
 def test_paths_as_we_write_them_are_known_whatever_divides_the_levels_of_the_data(shop, tmp_path):
     """Also without the prepared data, and where it had several columns or lists among plain names."""
     ours = [("cuchillo cocina", "Home > Kitchen > Knives"), ("toalla", "Home > Bath > Towels")]

@@ -294,6 +294,7 @@ def pool(trained, tmp_path):
     return tmp_path / "shop"
 
 
+@pytest.mark.slow
 def test_a_table_that_was_filled_in_trains(label_next, pool):
     before = split_of_titles(pool / "data/prepared")
     label_next(pool / "pool.csv", 30, "--out", pool / "next.csv")

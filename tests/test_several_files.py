@@ -346,6 +346,7 @@ def grown(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_labels_return_into_training(grown):
     """The story: prepare both, train on what the old run knows, evaluate; mistakes name the file that each row is
     of."""

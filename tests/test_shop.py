@@ -440,6 +440,7 @@ def test_an_encoder_reads_columns_beside_its_pieces(shop, tmp_path):
 
 # --- several columns of text ------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_titles_of_several_columns(prep, tmp_path):
     """Prepared, trained on, predicted and exported as one text, whose parts stay apart."""
     rows = [(f"mueble x{i}", f"{name.lower()} de casa" if i % 5 else "", name)

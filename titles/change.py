@@ -146,7 +146,7 @@ def repeated(titles):
     """(the number of the first row of each distinct title, how many rows all are worth): as many as rows that count so
     unequally (Kish 1965), for a title that comes again tells nothing new."""
     _, first, times = np.unique(data.keys_of(titles), return_index=True, return_counts=True)
-    return np.sort(first), float(times.sum() ** 2 / (times ** 2).sum())
+    return np.sort(first), float(times.sum() ** 2 / max(1, (times ** 2).sum()))
 
 
 def is_changed(name, p, effect):
