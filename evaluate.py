@@ -284,7 +284,7 @@ def predicted_by_other(args, rows):
                         "--title-column and --category-column")
     if args.prior == "estimated":
         classifier = estimated(classifier, change.sampled([its.inputs])[0])
-    return f"{' + '.join(folder.name for folder in classifier.folders)}", (
+    return " + ".join(folder.name for folder in classifier.folders), (
         classifier.likeliest(its.inputs, 1)[0][:, 0] == its.labels)
 
 

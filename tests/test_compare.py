@@ -72,6 +72,9 @@ def test_rows_that_come_again_are_worth_less():
     assert first.tolist() == [0, 1, 4] and worth == pytest.approx(25 / (9 + 1 + 1))
     with np.errstate(all="raise"):
         assert change.repeated([])[1] == 0
+    old, new = np.repeat(np.arange(4), [80, 40, 20, 10]), np.repeat(np.arange(4), [50, 40, 30, 20])
+    once, again = change.categories_test(old, new), change.categories_test(old, np.repeat(new, 12), len(new))
+    assert again == pytest.approx(once) and change.categories_test(old, np.repeat(new, 12))[0] < once[0] / 10
 
 
 def test_tests_of_little_or_nothing():
