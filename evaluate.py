@@ -2,6 +2,7 @@
 
     python evaluate.py --ckpt best                          # the best run on this data, on the test split
     python evaluate.py --ckpt my-cnn/latest --split valid   # a run by name; best is its default checkpoint
+    python evaluate.py --ckpt all                           # the best run of every model on this data, as one
     python evaluate.py --ckpt mlp-1 cnn-1 encoder-1         # several runs on the same data as one
     python evaluate.py --ckpt best --test last-week.csv     # labelled rows in any format that prepare.py reads
     python evaluate.py --ckpt cnn-1 --against mlp-1         # which of two is better, and whether it could be chance
@@ -127,7 +128,8 @@ def make_parser():
         __doc__, stray=lambda word: "--predict" if Path(word).is_file() else "--ckpt")
     add = parser.add_argument_group("which runs").add_argument
     add("--ckpt", nargs="+", default=["best"],
-        help="best or latest of all runs, or a run: NAME, NAME/best, NAME/latest, or a path; several are averaged")
+        help="best or latest of all runs; all: the best run of every model, averaged; or a run: NAME, NAME/best, "
+        "NAME/latest, or a path; several are averaged")
     cli.add_data_flag(add)
     add("--runs", type=Path, default=Path("runs"), help="folder of all runs")
     add("--prior", choices=("equal", "training", "estimated"),

@@ -43,7 +43,8 @@ def parse_args():
     parser = cli.argument_parser(__doc__, stray=lambda word: "--ckpt")
     add = parser.add_argument
     add("--ckpt", nargs="+", default=["best"],
-        help="best or latest of all runs, or a run: NAME, NAME/best, NAME/latest, or a path; several are averaged")
+        help="best or latest of all runs; all: the best run of every model, averaged; or a run: NAME, NAME/best, "
+        "NAME/latest, or a path; several are averaged")
     cli.add_data_flag(add)
     add("--runs", type=Path, default=Path("runs"), help="folder of all runs")
     add("--prior", choices=("equal", "training"), help="how frequent categories are taken to be (default: as the run)")

@@ -5,6 +5,8 @@
     python train.py --model encoder                  # a pretrained encoder, after prepare.py --encoder use
     python train.py --resume my-cnn                  # go on after Ctrl-C, a crash or a kill, to the same bits
     python train.py --refit my-cnn                   # the same again on training and validation rows, as my-cnn-refit
+    python train.py --model mlp cnn encoder --refit  # one after the other, their refits, and all of them together
+    python train.py --model mlp cnn encoder --refit --within 20m     # as much of that as fits, the most useful first
     python train.py --init-from my-cnn --epochs 2    # on new data, from what that run knows of its words and categories
     mlflow ui --backend-store-uri sqlite:///mlflow.db
     python -c "import mlflow; print(mlflow.search_runs(experiment_names=['titles']))"   # all runs as a pandas table
@@ -18,6 +20,11 @@ MLflow (sqlite:///mlflow.db, or MLFLOW_TRACKING_URI). The checkpoint `best` is t
 accuracy on the validation split; the test split is never looked at. Ctrl-C saves `latest` and says how to go on. A
 refit trains for as many epochs as the best checkpoint had, and keeps its temperature; nothing is left to choose an
 epoch by, so its checkpoint is the last one. `evaluate.py --ckpt best` takes the refit where the best run has one.
+
+Several models, --seeds, --refit without a name and --within are one command for several trainings, which end with the
+command that uses them together. Typed again it goes on where it was stopped: what runs of the same settings, data and
+scripts are there are not trained again, whoever has trained them. --within ends it for certain: what will not fit is
+left out, or trains for fewer epochs, at least half of them where there is another run already.
 On two cores the built-in SYNTHETIC set takes the bag 28 s and the CNN 75 s, start-up included; balanced accuracy on its
 validation split is about 0.83 and 0.86.
 
@@ -58,7 +65,8 @@ MODELS = ("mlp", "cnn", "rnn", "transformer", "encoder")  # the names in model.M
 LESS = f"less above {SMALL:,} rows"
 SETTINGS = {
     "model": [
-        Setting("model", MODELS, "mlp", "which module of model.py", shapes=True),
+        Setting("model", MODELS, "mlp", "which module of model.py; several are trained one after the other",
+                shapes=True, several="+"),
         Setting("hidden", cli.positive(int), [], "widths of hidden layers, such as 256 128; on the bag of mlp they "
                 "score about as none, and take longer", needs=("field",), shapes=True, several="*"),
         Setting("dim", cli.positive(int), None, "numbers in a word vector", "the pretrained ones' or 100",
@@ -154,7 +162,11 @@ def parse_args(argv=None):
     add("--runs", type=Path, default=Path("runs"), help="folder of all runs")
     add("--name", help="name of the run (default: model and number)")
     add("--resume", metavar="NAME", help="go on with this run; its own settings hold")
-    add("--refit", metavar="NAME", help="train anew with the settings of this run, on validation rows, too")
+    add("--refit", metavar="NAME", nargs="?", const="",
+        help="train anew with the settings of this run, on validation rows, too; without a name: of those just trained")
+    add("--seeds", type=cli.positive(int), metavar="N", default=1, help="train each model with N seeds, from --seed on")
+    add("--within", type=cli.duration, metavar="TIME",
+        help="be done in this time, such as 90s, 20m or 1h30m: the most useful trainings that fit")
     add("--init-from", metavar="NAME",
         help="begin with what this run (or NAME/latest, or a path) has learned of the same words, n-grams and "
         "categories on other data (categories that it lacks begin, in an encoder, with their names); its settings hold "
@@ -164,7 +176,15 @@ def parse_args(argv=None):
         "kill loses are trained again by --resume, to the same bits")
     cli.add_process_flags(add)
     settings.add_flags(parser, SETTINGS)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+
+    # A run has one model; of several there is a training each, see titles/series.py.
+    args.models = vars(args).pop("model", [])
+    if len({*args.models}) < len(args.models):
+        parser.error(f"--model {' '.join(args.models)}: the same twice")
+    if len(args.models) == 1:
+        args.model = args.models[0]
+    return args
 
 
 if __name__ == "__main__":
@@ -179,8 +199,8 @@ import optax
 import classify
 import data
 import model
-from titles import calibration, configuration, devices, predict, runs, start, tracking
-from titles.progress import Progress, introduce, leave, print_epoch, sizes_of
+from titles import calibration, configuration, devices, predict, runs, series, start, tracking
+from titles.progress import Place, Progress, introduce, leave, print_epoch, requests, sizes_of
 from titles.tree import shared_rows
 
 TABLE = configuration.Table(SETTINGS, size_rule, PRIOR)
@@ -411,13 +431,14 @@ class Ready(NamedTuple):
     groups: list        # of data.length_groups
     rows: dict          # {what they are for: rows}, of `scored_rows`
     predictor: object   # function of the state: a predict.Predictor
-    go_on: str          # the command that goes on with this run
+    place: Place        # with the command that goes on
+    stop: list          # as from progress.requests
 
 
-def train(args):
-    # All that can be refused is refused before anything is written.
-    plan, is_new = configuration.plan(TABLE, args), args.resume is None
-    config, folder = plan.config, plan.folder
+def train(args, plan, place):
+    """Train what a configuration.Plan says, to the end or until a signal or its Place among other trainings of the
+    command ends it. Returns the run's folder."""
+    config, folder, is_new = plan.config, plan.folder, plan.is_new
     devices.require_same({name: value for name, value in config.items() if name not in ("created", "checksum")})
 
     # MLflow takes seconds to connect; meanwhile the loop is compiled.
@@ -430,33 +451,39 @@ def train(args):
 
     # Only now, with all compiled, a new run gets its folder: what fails before this leaves none behind.
     if is_new and devices.is_first():
-        folder = runs.create(folder, config, plan.meta, plan.trained, named=bool(args.name or args.refit))
+        folder = runs.create(folder, config, plan.meta, plan.trained, plan.named)
     if is_new:
         folder = Path(devices.from_first(str(folder)))
-    ready = Ready(programs, groups, scored_rows(config, arrays),
-                  lambda state: predict.make_predictor(config, state["variables"] | frozen, features),
-                  f"{cli.listed(Path(sys.argv[0]))} --resume {folder.name}{runs.other_folders(args)}")
+    is_alone, place = place.command is None, place._replace(command=place.command or (
+        f"{cli.listed(Path(sys.argv[0]))} --resume {folder.name}{runs.other_folders(args)}"))
+    scored = scored_rows(config, arrays)
     plan = arrays = of_rows = None  # the devices have all training rows
 
     # A resumed run goes on from its latest checkpoint. A kill may have kept its last epochs from being logged.
     with runs.training_lock(folder), contextlib.ExitStack() as stack:
+        # From here on Ctrl-C only asks: the loop ends after a chunk and saves a checkpoint.
+        stop = stack.enter_context(requests(place.deadline))
         manager, sizes = runs.checkpoint_manager(folder), sizes_of(state["variables"] | frozen)
         state, history = runs.restore_latest(manager, state)
         before = history[-1]["seconds"] if history else 0  # that the trainings took which this one goes on from
-        tracker = mlflow and stack.enter_context(tracking.Tracker(mlflow, folder, config, sizes, STARTED - before))
+        tracker = mlflow and stack.enter_context(tracking.Tracker(mlflow, folder, config, sizes, place.started - before))
         saves = stack.enter_context(runs.Saves(manager, folder, tracker, args.save_seconds))
         saves.log_again(history)
         introduce(folder.name, config, sizes)
+        ready = Ready(programs, groups, scored, lambda state: predict.make_predictor(
+            config, state["variables"] | frozen, features), place, stop)
         history = loop(config, ready, state, saves, history)
 
     if "refit" in config:
         said = f"trained on {config['rows']:,} rows for {config['epochs']} epochs, as was best for {config['refit']}"
     else:
         said = runs.best_said(history)
-    print(f"{said}{' on SYNTHETIC data' if config['synthetic'] else ''}; {time.time() - STARTED:.1f} s in all\n"
-          f"test it: python evaluate.py --ckpt {folder.name}{runs.other_folders(args)}")
-    if mlflow and (page := tracking.experiment_page(mlflow[1])):
+    print(f"{said}{' on SYNTHETIC data' if config['synthetic'] else ''}; {time.time() - place.started:.1f} s in all")
+    if is_alone:  # else something is said of all at the end
+        print(f"test it: python evaluate.py --ckpt {folder.name}{runs.other_folders(args)}")
+    if mlflow and not place.others and (page := tracking.experiment_page(mlflow[1])):
         print(f"look at it: {page}")
+    return folder
 
 
 def loop(config, ready, state, saves, history):
@@ -466,16 +493,12 @@ def loop(config, ready, state, saves, history):
     is_refit = "refit" in config  # it has trained on the validation rows; what the run before learned of them holds
     validation = runs.restore_validation(saves.folder.with_name(config["refit"])) if is_refit else None
 
-    # From here on Ctrl-C only asks: the loop ends after a chunk and saves a checkpoint. A signal to one process ends
-    # all at the same step, for they must go on together.
-    stop, progress = [], Progress(config, RATES, schedule, step)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: stop.append(number))
+    progress = Progress(config, RATES, schedule, step, ready.place.others)
 
     # What comes before the first step: scores by chance, or what a former run's knowledge is worth here.
     if step == 0 and not is_refit:
         print_epoch({"epoch": 0} | evaluate_rows(ready.predictor(state), ready.rows["valid"], "valid"))
-    print(f"ready after {time.time() - STARTED:.1f} s (reading, compiling)")
+    print(f"ready after {time.time() - ready.place.started:.1f} s (reading, compiling)")
     if runs.is_over(config, history):
         print("all epochs are done, or --patience has ended them: nothing is left to train")
 
@@ -486,7 +509,7 @@ def loop(config, ready, state, saves, history):
         for width, order in data.batches(ready.groups, config["batch_size"], config["seed"], epoch):
             done += len(order)
             chunks += [(ready.programs[width], order)] if done > step else []
-        state, losses = train_chunks(state, chunks, step, progress, stop)
+        state, losses = train_chunks(state, chunks, step, progress, ready.stop)
         begun_step, step = step, losses[-1][0]
         check_finite([loss for _, loss, _ in losses], saves.folder.name, config, step)
         seconds = time.time() - begun
@@ -497,7 +520,7 @@ def loop(config, ready, state, saves, history):
             validation = calibrate(predictor, ready.rows["calibration"])
         if step < done:  # a signal came
             saves.save(step, state | {"validation": validation}, history, losses)
-            leave(ready.go_on, step, asked(stop))
+            leave(ready.place.command, saves.folder, step, asked(ready.stop))
 
         # Evaluate on a sample of the training rows and on all validation rows.
         row = {"epoch": epoch + 1, "step": step} | evaluate_rows(predictor, ready.rows["train"], "train")
@@ -507,15 +530,15 @@ def loop(config, ready, state, saves, history):
         check_finite([row["train_loss"], row.get("valid_loss", 0)], saves.folder.name, config, step)
         row |= {"temperature": float(validation["temperature"]), "smoothing": float(validation["smoothing"]),
                 "titles_per_second": (step - begun_step) / epoch_steps * config["rows"] / seconds,
-                "seconds": time.time() - STARTED + before}
+                "seconds": time.time() - ready.place.started + before}
         history = [*history, row]
 
         # Save and log, or let a quick epoch wait. A signal that comes while it waits ends the next epoch.
         is_best, is_last = not is_refit and runs.epochs_since_best(history) == 0, runs.is_over(config, history)
-        saved = saves.epoch(step, state | {"validation": validation}, history, losses, asked(stop) or is_last)
+        saved = saves.epoch(step, state | {"validation": validation}, history, losses, asked(ready.stop) or is_last)
         print_epoch(row, is_best)
-        if saved and not is_last and (number := asked(stop)):
-            leave(ready.go_on, step, number)
+        if saved and not is_last and (number := asked(ready.stop)):
+            leave(ready.place.command, saves.folder, step, number)
         progress.pause(time.time() - begun - seconds)  # evaluating and saving are not training time
     return history
 
@@ -547,8 +570,8 @@ def compile_chunks(config, state, arrays, groups):
 
 
 def train_chunks(state, chunks, step, progress, stop):
-    """Train on chunks [(program, order)], from `step` on, until `stop` of some process has the number of a signal, or
-    the loss is broken: check_finite then says so, before anything is saved. Returns the state, and [(step, loss, time)]
+    """Train on chunks [(program, order)], from `step` on, until `stop` of some process has a number (all end at the same
+    step then, for they must go on together), or the loss is broken: check_finite then says so, before anything is saved. Returns the state, and [(step, loss, time)]
     of the chunks that were trained on."""
     losses, signals = [], []
     for program, order in chunks:
@@ -572,9 +595,13 @@ def check_finite(values, name, config, step):
 
 
 def asked(stop):
-    """The number of a signal that some process got, or 0."""
+    """What asks some process to stop, see progress.requests, or 0."""
     return int(devices.largest(max(stop, default=0)))
 
 
+def main(args):
+    series.run(TABLE, args, train, STARTED)
+
+
 if __name__ == "__main__":
-    cli.run(lambda: devices.together(train, ARGS))
+    cli.run(lambda: devices.together(main, ARGS))

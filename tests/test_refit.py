@@ -64,7 +64,8 @@ def test_a_refit_has_as_many_epochs_as_the_best_checkpoint(refit, tmp_path, monk
     second = SimpleNamespace(best_step=lambda: 2 * config["steps"] // config["epochs"])
     monkeypatch.setattr(runs, "checkpoint_manager", lambda *args, **options: second)
     monkeypatch.chdir(refit)
-    plan = configuration.plan(train.TABLE, train.parse_args(["--refit", "bag", "--runs", str(tmp_path)]))
+    args = train.parse_args(["--refit", "bag", "--runs", str(tmp_path)])
+    plan = configuration.plan(train.TABLE, args, configuration.read_prepared(args))
     assert config["epochs"] == 4 and plan.config["epochs"] == 2
 
 
@@ -104,7 +105,7 @@ def test_a_refit_goes_on_to_the_same_bits(refit, tmp_path, monkeypatch):
         patch.setattr(runs, "write_metrics", lambda *_: 1 / 0)
         patch.chdir(copy)
         with pytest.raises(ZeroDivisionError):
-            train.train(train.parse_args(["--refit", "bag"]))
+            train.main(train.parse_args(["--refit", "bag"]))
     run_here("train", "--resume", "bag-refit", cwd=copy)
     assert_same_run(refit / "runs/bag-refit", copy / "runs/bag-refit")
 

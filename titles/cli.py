@@ -270,6 +270,16 @@ fraction_or_one = functools.partial(fraction, wanted="a share above 0, up to 1, 
 fraction_or_zero = functools.partial(fraction, wanted="0, or a share below 1, such as 0.1", ends=(0,))
 
 
+def duration(text):
+    """An argparse type: `90s`, `20m`, `1h30m` -> seconds."""
+    found = re.fullmatch("(?:([0-9]{1,4})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,8})s)?", text)
+    parts = found.groups() if found else ()
+    seconds = sum(int(part or 0) * size for part, size in zip(parts, (3600, 60, 1), strict=False))
+    if not seconds:
+        raise argparse.ArgumentTypeError(f"{text!r}: wanted a time such as 90s, 20m or 1h30m")
+    return seconds
+
+
 def fold(text):
     """An argparse type: `2/5` -> (2, 5), the second of five parts."""
     found = re.fullmatch("([0-9]{1,9})/([0-9]{1,9})", text)

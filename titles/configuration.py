@@ -46,6 +46,14 @@ NEEDS = {"field": "{model} has no such setting", "pieces": "{model} has no such 
          "tree": "the categories are no tree; see prepare.py --separator"}
 
 
+class InVain(UserError):
+    """A setting was typed that nothing uses."""
+
+    def __init__(self, name, message):
+        super().__init__(message)
+        self.name = name
+
+
 class Plan(NamedTuple):
     """The run to begin, to resume or to refit, and what it trains on."""
     folder: Path
@@ -53,6 +61,8 @@ class Plan(NamedTuple):
     meta: dict           # of the prepared data; of an encoder with its `pieces`
     arrays: dict         # of the splits that it trains and validates on
     trained: np.ndarray  # the content of trained.npy
+    is_new: bool         # whether it is not begun yet
+    named: bool          # whether its name may be no other
 
 
 class Table(NamedTuple):
@@ -79,7 +89,7 @@ def configure(table, args, meta, titles, former=None):
     lacks = {setting.name: lacking(setting, config, meta) for setting in all_of(table.settings)}
     for name, value in given.items():
         if lacks[name] and (name, value) != ("minn", 0):  # fastText's way to have none
-            raise UserError(f"{flag_of(name)}: {NEEDS[lacks[name]].format(model=config['model'])}; leave it out")
+            raise InVain(name, f"{flag_of(name)}: {NEEDS[lacks[name]].format(model=config['model'])}; leave it out")
     config = {name: value for name, value in config.items() if value is not None and not lacks.get(name)}
     config["settings"] = [name for name in lacks if name in config]
     if "encoder" not in config:
@@ -203,12 +213,19 @@ def require_sound(config, meta):
 
 # --- which run --------------------------------------------------------------------------------------------------------
 
-def plan(table, args):
-    """The Plan of the run that flags ask for; writes nothing. Raises UserError where it cannot be."""
+def read_prepared(args):
+    """(meta, arrays) of the prepared data that a training reads. Raises UserError where it cannot be trained on."""
     meta, arrays = data.load_prepared(args.data, ("train", "valid"), on_disk=("train",))
     if not (meta["rows"]["train"] and meta["rows"]["valid"]):
         raise UserError(f"{cli.listed(args.data)}: has no training or no validation rows; name the folder that it was "
                         "prepared --like with it")
+    return meta, arrays
+
+
+def plan(table, args, prepared):
+    """The Plan of the run that flags ask for, prepared: as from `read_prepared`; writes nothing. Raises UserError where
+    it cannot be."""
+    meta, arrays = prepared
     if args.refit is not None:
         return plan_refit(table, args, meta, arrays)
     if args.resume is not None:
@@ -232,7 +249,14 @@ def plan(table, args):
     if former:
         # A resumed run must begin with the same checkpoint, whatever best and latest of all runs are by then.
         config["init_from"] = f"{runs.short_name(path, args.runs)}/{which}"
-    return Plan(folder, finished(config, trained), meta, arrays, trained)
+    return Plan(folder, finished(config, trained), meta, arrays, trained, True, args.name is not None)
+
+
+def changed(plan, **settings):
+    """The Plan of a new run with another seed, or for other epochs."""
+    config = plan.config | settings
+    config["steps"] = config["epochs"] * (plan.config["steps"] // plan.config["epochs"])
+    return plan._replace(config=finished(config, plan.trained))
 
 
 def finished(config, trained):
@@ -259,7 +283,7 @@ def plan_resumed(table, args, meta, arrays):
     else:
         meta, arrays = without_trained(args.data, meta, arrays, trained, "init_from" in config)
         meta, arrays = without_parents(args.data, meta, arrays)
-    return Plan(folder, config, meta, arrays, trained)
+    return Plan(folder, config, meta, arrays, trained, False, True)
 
 
 def plan_refit(table, args, meta, arrays):
@@ -283,8 +307,8 @@ def plan_refit(table, args, meta, arrays):
         "steps": epochs * data.epoch_steps(rows["titles"], config["batch_size"]),
         "training_rows": tree.shared_rows(rows["labels"], data.tree_of(meta)).tolist(),
         "source": runs.source_checksums(), "versions": runs.versions()}
-    folder = runs.new_folder(args.runs, f"{args.refit}-refit", config["model"])
-    return Plan(folder, finished(config, trained), meta, arrays, trained)
+    folder = runs.new_folder(args.runs, runs.refit_folder(folder).name, config["model"])
+    return Plan(folder, finished(config, trained), meta, arrays, trained, True, True)
 
 
 def load_run(table, args, flag, meta):

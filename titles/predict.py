@@ -658,12 +658,14 @@ class Classifier(classify.BaseClassifier):
 
 
 def load(*ckpt, folder="runs", prior=None, fingerprint=None):
-    """The Classifier of one or several checkpoints, named as for --ckpt ("cnn-1", "cnn-1/latest"; "best" if none is).
-    folder: of all runs; fingerprint: of the prepared data that `best` and `latest` must have been trained on, or None.
+    """The Classifier of one or several checkpoints, named as for --ckpt ("cnn-1", "cnn-1/latest", "all"; "best" if none
+    is). folder: of all runs; fingerprint: of the prepared data that the runs of `best`, `latest` and `all` must have
+    been trained on, or None.
     Raises UserError where a checkpoint cannot be found or read, or where they do not go together."""
     cli.require_device()
     ckpt = [os.fspath(name) for name in ckpt or ["best"]]
-    found = [runs.find(name, folder, fingerprint) for name in ckpt]
+    found = [one for name in ckpt for one in (
+        runs.find_all(folder, fingerprint) if name == "all" else [runs.find(name, folder, fingerprint)])]
 
     # Two names may mean one checkpoint, such as best and the name of that run; it would only count twice.
     if len({(path.resolve(), which) for path, which in found}) < len(found):
@@ -672,10 +674,10 @@ def load(*ckpt, folder="runs", prior=None, fingerprint=None):
 
 
 def load_named(args):
-    """The Classifier that --ckpt, --runs and --prior name; best and latest are of the runs on --data, where that is
-    there."""
-    # Only best and latest ask what data a run is of; a run that is named needs none here.
-    fingerprint = data.fingerprint_of(args.data) if {"best", "latest"}.intersection(args.ckpt) else None
+    """The Classifier that --ckpt, --runs and --prior name; best, latest and all are of the runs on --data, where that
+    is there."""
+    # Only these ask what data a run is of; a run that is named needs none here.
+    fingerprint = data.fingerprint_of(args.data) if {"best", "latest", "all"}.intersection(args.ckpt) else None
     return load(*args.ckpt, folder=args.runs, prior=before_estimate(args.prior), fingerprint=fingerprint)
 
 

@@ -1,12 +1,35 @@
 """What a training prints: what is trained and where, a line for each epoch, and how far it is."""
 import math
+import signal
 import sys
+import threading
 import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
 import model
 from titles import devices, runs
+
+TIME_UP = 1  # beside the numbers of signals that end a training, for none of them has it
+
+
+class Place(NamedTuple):
+    """Where a training stands among all that its command does."""
+    started: float          # when it was asked for, as from time.time()
+    deadline: float = None  # when it must stop
+    others: float = 0.0     # seconds that those after it will take
+    command: str = None     # that goes on, where it is not --resume with the run's name
+
+
+class TimeIsUp(Exception):
+    """Raised by a training that its deadline has ended, after saving; the message is for the user."""
+
+    def __init__(self, message, folder):
+        super().__init__(message)
+        self.folder = folder
 
 
 def sizes_of(variables):
@@ -42,8 +65,10 @@ def print_epoch(row, is_best=False):
 class Progress:
     """Prints how far a training is: every second on a terminal, else every ten seconds."""
 
-    def __init__(self, config, rates, schedule, step):
-        """rates: {a setting: the learning rate's name in a line}; schedule: train.schedule; step: of the begin."""
+    def __init__(self, config, rates, schedule, step, others=0.0):
+        """rates: {a setting: the learning rate's name in a line}; schedule: train.schedule; step: of the begin; others:
+        seconds that further trainings of the command will take."""
+        self.others = others
         self.config, self.rates = config, {rate: name for rate, name in rates.items() if rate in config}
         factor_of = {rate: schedule(config, rate) for rate in self.rates}
 
@@ -69,15 +94,38 @@ class Progress:
         rates = ", ".join(f"{name} {config[rate] * float(factors[rate]):.1e}" for rate, name in self.rates.items())
         print(f"epoch {-(-step // epoch_steps):>3}/{config['epochs']} {step / config['steps']:6.1%}  loss {loss:7.4f}  "
               f"{rates}  {steps / epoch_steps * config['rows'] / seconds:9,.0f} titles/s  "
-              f"{clock(seconds)} elapsed  {clock(seconds / steps * left)} left", flush=True)
+              f"{clock(seconds)} elapsed  {clock(seconds / steps * left)} left"
+              + (f", {clock(seconds / steps * left + self.others)} of all" if self.others else ""), flush=True)
 
 
 def clock(seconds):
     return f"{seconds // 60:.0f}:{seconds % 60:02.0f}"
 
 
-def leave(command, step, number):
-    """End the program after a signal of this number; command: the one that goes on."""
-    print(f"stopped at step {step:,}; go on with: python {command}")
+@contextmanager
+def requests(deadline=None):
+    """A list that gets what asks a training to stop: TIME_UP at the deadline, and the numbers of Ctrl-C and SIGTERM,
+    which in this block only ask."""
+    stop, before = [], {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, lambda number, frame: stop.append(number))
+    timer = threading.Timer(max(0, (deadline or 0) - time.time()), stop.append, [TIME_UP])
+    timer.daemon = True
+    if deadline:
+        timer.start()
+    try:
+        yield stop
+    finally:
+        timer.cancel()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def leave(command, folder, step, number):
+    """End a training after what has asked for it, of this number; command: the one that goes on."""
+    said = f"stopped at step {step:,}; go on with: python {command}"
+    if number == TIME_UP:
+        raise TimeIsUp(f"the time is up: {said}", Path(folder))
+    print(said)
     # The status that a shell gives to what a signal has ended.
     raise SystemExit(128 + number)

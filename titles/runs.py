@@ -64,8 +64,8 @@ def new_folder(runs, name, model):
 
     # A name becomes a folder and a word of --ckpt, where best and latest mean something else; Windows drops a dot at
     # the end.
-    if not re.fullmatch(r"\w([\w.-]*[\w-])?", name) or name in ("best", "latest"):
-        raise UserError(f"--name {name}: use letters, digits, '-', '_' and '.' within, and not best or latest")
+    if not re.fullmatch(r"\w([\w.-]*[\w-])?", name) or name in ("best", "latest", "all"):
+        raise UserError(f"--name {name}: use letters, digits, '-', '_' and '.' within, and not best, latest or all")
     if (runs / name).exists():
         raise UserError(TAKEN.format(folder=runs / name))
     return runs / name
@@ -117,6 +117,38 @@ def all_runs(runs, fingerprint=None):
             if config and fingerprint in (None, config.get("fingerprint"))]
 
 
+def find_all(runs, fingerprint=None):
+    """[(folder of a run, "best")] that `--ckpt all` means: of each model the run whose best epoch is best, or its
+    refit, the best one first. Raises UserError where there is none."""
+    found = {}
+    for folder, config in all_runs(runs, fingerprint):
+        # A refit has no validation scores: it is chosen by those of the run that it was made of.
+        if "refit" not in config and is_told_alike(config) and (best := best_epoch(read_metrics(folder))):
+            if BEST not in best:
+                raise UserError(NO_METRICS.format(path=folder / "metrics.csv"))
+            found.setdefault(config["model"], []).append((rank(best), config["created"], folder))
+    # Of equally good ones it is the last.
+    best = sorted(map(max, found.values()), reverse=True) or no_run(runs, fingerprint)
+    return [(finished_refit(folder) or folder, "best") for *_, folder in best]
+
+
+def finished_refit(folder):
+    """The folder of the refit of a run, where that came to its end, or None."""
+    refit = refit_folder(folder)
+    config = config_of(refit)
+    # Then it has left a checkpoint of its last step.
+    is_finished = config.get("refit") == folder.name and (refit / f"checkpoints/{config.get('steps')}").is_dir()
+    return refit if is_finished else None
+
+
+def refit_folder(folder):
+    return folder.with_name(f"{folder.name}-refit")
+
+
+def no_run(runs, fingerprint):
+    raise UserError(f"{runs}: no trained run here{' on this data' if fingerprint else ''}; run train.py first")
+
+
 def find(ckpt, runs, fingerprint=None):
     """(folder of a run, "best" or "latest") that `--ckpt` means.
 
@@ -125,26 +157,13 @@ def find(ckpt, runs, fingerprint=None):
     Raises UserError where there is none.
     """
     runs, ckpt = Path(runs), str(Path(ckpt))  # without a slash at its end
-    if ckpt in ("best", "latest"):
-        found = []
-        for folder, config in all_runs(runs, fingerprint):
-            # A refit has no validation scores: it is chosen by those of the run that it was made of.
-            is_judged = "refit" not in config and is_told_alike(config)
-            if ckpt == "best" and is_judged and (best := best_epoch(read_metrics(folder))):
-                if BEST not in best:
-                    raise UserError(NO_METRICS.format(path=folder / "metrics.csv"))
-                found.append((rank(best), folder))
-            # Only a checkpoint that is whole has nothing but a number for a name.
-            if ckpt == "latest" and any(path.name.isdigit() for path in (folder / "checkpoints").glob("*")):
-                found.append((config.get("created", 0), folder))
-        if not found:
-            raise UserError(f"{runs}: no trained run here{' on this data' if fingerprint else ''}; run train.py first")
-        folder = max(found, key=lambda item: item[0])[1]
-        # A refit that came to its end has left a checkpoint of its last step.
-        refit = folder.with_name(f"{folder.name}-refit")
-        config = config_of(refit)
-        is_refit = config.get("refit") == folder.name and (refit / f"checkpoints/{config.get('steps')}").is_dir()
-        return refit if ckpt == "best" and is_refit else folder, ckpt
+    if ckpt == "best":
+        return find_all(runs, fingerprint)[0]
+    if ckpt == "latest":
+        # Only a checkpoint that is whole has nothing but a number for a name.
+        found = [(config.get("created", 0), folder) for folder, config in all_runs(runs, fingerprint)
+                 if any(path.name.isdigit() for path in (folder / "checkpoints").glob("*"))]
+        return max(found or no_run(runs, fingerprint), key=lambda item: item[0])[1], ckpt
 
     # The name of a run, or a path to its folder.
     path, which = Path(ckpt), "best"

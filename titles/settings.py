@@ -58,9 +58,9 @@ def add_flags(parser, table):
     for group, settings in table.items():
         add = parser.add_argument_group(group).add_argument
         for setting in settings:
-            how = {"action": "store_true"} if setting.kind is bool else {
-                "choices": setting.kind} if isinstance(setting.kind, tuple) else {
-                "type": setting.kind, "metavar": setting.metavar, "nargs": setting.several}
+            how = {"action": "store_true"} if setting.kind is bool else {"nargs": setting.several} | (
+                {"choices": setting.kind} if isinstance(setting.kind, tuple) else
+                {"type": setting.kind, "metavar": setting.metavar})
             add(flag_of(setting.name), help=help_of(setting), default=argparse.SUPPRESS, **how)
 
 
