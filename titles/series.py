@@ -220,13 +220,15 @@ class Series:
             others = sum(self.seconds_of(i) for i in range(number + 1, len(self.steps)) if not self.there(i))
             try:
                 self.folders[number] = train(self.args, self.plan(step, decided), Place(
-                    begun if self.took else started, self.deadline, others, cli.quoted(sys.argv)))
+                    begun if self.folders else started, self.deadline, others, cli.quoted(sys.argv)))
             except TimeIsUp as error:
                 print(error)
                 if step.base is None and runs.best_epoch(runs.history_of(error.folder)):
                     self.folders[number] = error.folder
                 break
-            self.took, self.expected = self.took + time.time() - begun, self.expected + step.seconds
+            if "epochs" in decided:
+                self.took += time.time() - begun
+                self.expected += step.seconds * decided["epochs"] / step.plan.config["epochs"]
             gc.collect()  # what one training had in memory must not lie beside the next one's
 
         self.end()
