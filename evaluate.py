@@ -296,7 +296,7 @@ def read_split(args):
     """(Classifier, report.Labelled) of a prepared split. Raises UserError where they do not go together."""
     meta, arrays = data.load_prepared(args.data, (args.split,), text=args.split, ids=False)
     if not meta["rows"][args.split]:
-        where = "name the folder that it was prepared --like with it" if meta["options"].get("like") else (
+        where = "name the folder that it was prepared --like with it" if meta["options"]["like"] else (
             "report on a labelled file with --test")
         raise UserError(f"{cli.listed(args.data)}: has no {args.split} rows; {where}")
     classifier = load(*args.ckpt, folder=args.runs, prior=before_estimate(args.prior), fingerprint=meta["fingerprint"],

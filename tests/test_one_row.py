@@ -260,12 +260,16 @@ def test_a_tree_of_one_row_a_leaf(tmp_path):
 
 def test_more_rows_go_with_them(lone, tmp_path):
     """A folder that was prepared --like has its validation rows in the other one, which has none."""
-    save(tmp_path / "more.csv", "title,category\n" + "".join(f"{name} verde,{name.upper()}\n" for name in NAMES))
-    run_here("prepare", "--data", tmp_path / "more.csv", "--like", lone / "data/prepared", "--out", tmp_path / "more",
-             cwd=tmp_path)
-    done = run_here("train", "--data", tmp_path / "more", *FLAGS, cwd=tmp_path, check=False)
-    assert_one_line_error(done, "has no validation rows", "--like")
-    run_here("train", "--data", lone / "data/prepared", tmp_path / "more", "--name", "both", *FLAGS, cwd=tmp_path)
+    base = lone / "data/prepared"
+    for word in ("verde", "gris", "rosa"):  # whichever of two folders comes first
+        part = tmp_path / word
+        save(tmp_path / "more.csv", "title,category\n" + "".join(f"{name} {word},{name.upper()}\n" for name in NAMES))
+        run_here("prepare", "--data", "more.csv", "--like", base, "--out", part, cwd=tmp_path)
+        assert data.load_prepared(part)[0]["options"]["like"] and not data.load_prepared([part, base])[0]["options"][
+            "like"]
+    assert_one_line_error(run_here("train", "--data", part, *FLAGS, cwd=tmp_path, check=False),
+                          "has no validation rows", "--like")
+    run_here("train", "--data", base, part, "--name", "both", *FLAGS, cwd=tmp_path)
     config = files.read_json(tmp_path / "runs/both/config.json")
     assert config["rows"] == 24 and config["calibration_rows"] == 0
 

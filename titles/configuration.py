@@ -207,7 +207,7 @@ def require_sound(config, meta):
 def plan(table, args):
     """The Plan of the run that flags ask for; writes nothing. Raises UserError where it cannot be."""
     meta, arrays = data.load_prepared(args.data, ("train", "valid"), on_disk=("train",))
-    is_part = not meta["rows"]["valid"] and meta["options"].get("like")
+    is_part = not meta["rows"]["valid"] and meta["options"]["like"]
     if not meta["rows"]["train"] or is_part:
         raise UserError(f"{cli.listed(args.data)}: has no {'validation' if is_part else 'training'} rows; name the "
                         "folder that it was prepared --like with it")

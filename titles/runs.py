@@ -123,7 +123,7 @@ def find(ckpt, runs, fingerprint=None):
 
     `best`: of all runs (on the data with this fingerprint, if given) the one whose best epoch is best; where none has
     validation scores, the one begun last of those that came to their end, or of all. `latest`: the run begun last.
-     Else the name or path of a run, with /best (the default) or /latest behind.
+    Else the name or path of a run, with /best (the default) or /latest behind.
     Raises UserError where there is none.
     """
     runs, ckpt = Path(runs), str(Path(ckpt))  # without a slash at its end
@@ -316,8 +316,9 @@ def is_judged(config):
 
 
 def is_told_alike(config):
-    """Whether the best epoch of a run was told as these scripts tell it; older ones did not say it."""
-    return config.get("best", "max valid_balanced_accuracy") == TOLD_BY
+    """Whether the best epoch of a run was told as these scripts tell it, or nothing told it; older ones did not say
+    it."""
+    return config["calibration_rows"] == 0 or config.get("best", "max valid_balanced_accuracy") == TOLD_BY
 
 
 def epochs_since_best(history):
