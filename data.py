@@ -357,7 +357,7 @@ def joined_meta(metas):
     if len(metas) == 1:
         return meta | {"words": words}, codes
 
-    # The folder that others are like comes first. Counts are added; shares are averaged by the rows that they are shares of.
+    # The folder that others are like comes first. Counts are added; shares are averaged by the rows that they are of.
     ordered = sorted(metas, key=lambda one: bool(one["options"]["like"]))
     size = [sum(one["rows"].values()) for one in metas]
     rows = {split: sum(one["rows"][split] for one in metas) for split in SPLITS}
