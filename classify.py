@@ -19,7 +19,8 @@ the likeliest category is the chance that it is right, for titles like the valid
 mean, which is the accuracy to expect, is said at the end. A title of which training has seen no word and no n-gram has
 no category and the probability 0. A precision that the validation rows cannot promise leaves all categories empty, and
 a warning says which one they can. With --threshold or --precision, --top K writes the answer, and then the K candidates
-whatever their probability. Where categories are leaves of a tree, the answer is the deepest node above the likeliest
+whatever their probability. Of a model that had no validation rows probabilities mean nothing known: a warning says so,
+and --precision is refused. Where categories are leaves of a tree, the answer is the deepest node above the likeliest
 that is sure enough, unless --level or --leaf-only ask otherwise. A CSV file (comma, semicolon or tab) is told by its
 header, which names a column title or text, or what --title-column says; the columns that the model reads beside it,
 such as brand or price, are found by their names, and where one is lacking a warning says so. --keep writes all columns
@@ -884,6 +885,11 @@ class Rule(NamedTuple):
     thresholds: list    # from which probability on, by level from the top, or of `level` alone; None: always
 
 
+# Of a run without validation rows.
+UNCALIBRATED = ("was trained without validation rows, so what its probabilities mean is not known, and no precision "
+                "can be promised")
+
+
 class BaseClassifier:
     """Rows in, answers out: what Classifier and predict.Classifier have in common. They have `labels`, and the Tree of
     these; the `columns` of rows, and names of `title_columns`, see `read_rows`; `likeliest`, which gives numbers of
@@ -891,7 +897,8 @@ class BaseClassifier:
     top], and those [N, L] of the nodes above the first; `promises`: (number of validation rows, [(share of them that a
     threshold lets through, that threshold, the least precision among them)], from all rows to the fewest); of a tree
     `level_promises`, such steps of each level above the categories, and `rules`, [(precision, thresholds of a Rule, the
-    share of these rows that it answers)], rising; and `promising`, the classifier of the same kind that answers where a
+    share of these rows that it answers)], rising; `is_calibrated`, whether there were validation rows, so that
+    probabilities mean something; and `promising`, the classifier of the same kind that answers where a
     precision is to be promised."""
 
     columns, title_columns = (), ()
@@ -918,7 +925,8 @@ class BaseClassifier:
         With a threshold, or the precision that one is to promise (see `threshold`), the first pair is the answer: the
         likeliest category, or None where its probability is below; with top > 1 the `top` candidates follow. A
         precision takes categories to be as frequent as in training, unless the classifier was made with another prior;
-        one that cannot be promised answers nothing and warns (UserWarning), saying which one can.
+        one that cannot be promised answers nothing and warns (UserWarning), saying which one can; of a model that had
+        no validation rows ValueError is raised.
 
         Where categories are the leaves of a tree, the answer is the deepest node above the likeliest category that is
         sure enough, with its own probability. level (1 is the top; the number of levels means categories alone) asks
@@ -931,7 +939,7 @@ class BaseClassifier:
         """
         if top < 1:
             raise ValueError(f"top {top}: wanted 1 or more")
-        classifier = self if precision is None else self.promising
+        classifier = self if precision is None else self.require_calibrated(f"precision {precision}").promising
         rule, unkept = classifier.rule(precision, threshold, level)
         if unkept:
             warnings.warn(unkept, stacklevel=2)
@@ -942,6 +950,12 @@ class BaseClassifier:
             for i, nodes, chances in zip(present, *(column.tolist() for column in found)):  # noqa: B905
                 result[i] = [(names[node], p) for node, p in zip(nodes, chances)]  # noqa: B905
         return result
+
+    def require_calibrated(self, what):
+        """This classifier; raises ValueError where what is asked for rests on validation rows, and there were none."""
+        if not self.is_calibrated:
+            raise ValueError(f"{what}: the model {UNCALIBRATED}")
+        return self
 
     def threshold(self, precision, level=None):
         """The probability, as `predict` gives it without a precision, from which on at least this share of the
@@ -1054,7 +1068,7 @@ class Classifier(BaseClassifier):
 
     def __init__(self, model):
         """model: path of model.npz, or its arrays. Raises ModelError where it is damaged or something else, OSError
-        where it cannot be read."""
+        where it cannot be read. Warns (UserWarning) of a file's that was trained without validation rows."""
         arrays = model if isinstance(model, dict) else read_model(model)
         self.settings = json.loads(arrays["settings"].tobytes())
         # Text is kept as arrays of bytes, so that no pickle is needed.
@@ -1070,6 +1084,8 @@ class Classifier(BaseClassifier):
             self.columns, prepared) for i, settings in enumerate(self.settings["members"])]
         self.promising_shifts = [arrays.get(f"{i}/promising_shift") for i in range(len(self.members))]
         self.begin()
+        if not self.is_calibrated and arrays is not model:
+            warnings.warn(f"{model}: {UNCALIBRATED}", stacklevel=2)
 
     @functools.cached_property
     def promising(self):
@@ -1232,6 +1248,10 @@ class Classifier(BaseClassifier):
         for chosen, z, _ in self.in_blocks(rows):
             result[present[chosen]] = self.probabilities(z)
         return result
+
+    @property
+    def is_calibrated(self):
+        return self.settings.get("promises", [1])[0] > 0  # earlier versions, which kept none, had validation rows
 
     @property
     def promises(self):
@@ -1677,8 +1697,9 @@ def asked(classifier, args):
     for flag in ("level", "leaf_only", "levels"):
         if levels == 1 and getattr(args, flag):
             raise ModelError(f"--{flag.replace('_', '-')}: the categories are no tree")
-    classifier = classifier.promising if args.precision else classifier
     try:
+        classifier = classifier.require_calibrated(f"precision {args.precision}").promising if args.precision else (
+            classifier)
         rule, unkept = classifier.rule(args.precision, args.threshold, levels if args.leaf_only else args.level)
     except ValueError as error:
         raise ModelError(f"--{error}") from None
@@ -1690,7 +1711,12 @@ def asked(classifier, args):
 
 def main():
     args, notes = parse_args(), Notes()
-    classifier, rule = asked(Classifier(args.model), args)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        classifier = Classifier(args.model)
+    classifier, rule = asked(classifier, args)
+    for warning in said:
+        print(f"warning: {warning.message}", file=sys.stderr)
 
     # The same bytes on every system.
     sys.stdout.reconfigure(encoding="utf-8", newline="\n")
@@ -1728,7 +1754,7 @@ def answer(args, classifier, rule, file, notes):
         else:
             sys.stdout.writelines(map(form.format, *columns))
         sys.stdout.flush()
-    if titles >= SUMMED:
+    if titles >= SUMMED and classifier.is_calibrated:
         print(f"{titles:,} titles: of their likeliest categories {expected / titles:.1%} should be right, if they are "
               "like the validation rows", file=sys.stderr)
 

@@ -357,7 +357,8 @@ def joined_meta(metas):
     if len(metas) == 1:
         return meta | {"words": words}, codes
 
-    # Counts are added; shares are averaged by the rows that they are shares of.
+    # The folder that others are like comes first. Counts are added; shares are averaged by the rows that they are of.
+    ordered = sorted(metas, key=lambda one: bool(one["options"]["like"]))
     size = [sum(one["rows"].values()) for one in metas]
     rows = {split: sum(one["rows"][split] for one in metas) for split in SPLITS}
 
@@ -368,8 +369,7 @@ def joined_meta(metas):
         "words": words, "languages": languages if all(names) else None, "rows": rows,
         "synthetic": all(one["synthetic"] for one in metas),
         "source": [file for one in metas for file in one["source"]],
-        # The folder that others are like comes first.
-        "command": "\n".join(one["command"] for one in sorted(metas, key=lambda one: bool(one["options"]["like"]))),
+        "command": "\n".join(one["command"] for one in ordered), "options": ordered[0]["options"],
         "training_rows": np.sum([one["training_rows"] for one in metas], 0).tolist(),
         "unknown_share": {split: mean([one["unknown_share"][split] for one in metas],
                                       [one["rows"][split] for one in metas]) for split in SPLITS},

@@ -79,6 +79,10 @@ candidates, and the probability 0. It needs nothing but the run's folder (an enc
 requirements-encoder.txt); best and latest are of the runs on --data, where that is there. What comes through a pipe is
 answered as it comes. Of 100 titles or more the accuracy to expect of the likeliest categories is said at the end.
 
+A run on data without validation rows (of one row a category there are none) is evaluated and predicts like others, and
+so does --next. What its probabilities mean is not known, which a warning and the report say; --precision, --compare and
+--prior estimated, which rest on validation rows, are refused.
+
 --next chooses of the titles of --predict those that teach the most: the ones whose two likeliest categories are nearly
 as likely, of near-equal titles one, and none that the runs or their data in --data have a label of. It writes their
 table, the most useful first, with an empty column for the category, named as the data's (or as --category-column says;
@@ -232,7 +236,7 @@ import pyarrow as pa
 import classify
 import data
 from titles import calibration, change, choose, devices, page, report, runs, sources, tables, tracking
-from titles.predict import PREDICT_ROWS, before_estimate, load, load_named
+from titles.predict import PREDICT_ROWS, before_estimate, load, load_named, resting_on_validation
 
 # --- a report ---------------------------------------------------------------------------------------------------------
 
@@ -293,7 +297,12 @@ def predicted_by_other(args, rows):
 def read_split(args):
     """(Classifier, report.Labelled) of a prepared split. Raises UserError where they do not go together."""
     meta, arrays = data.load_prepared(args.data, (args.split,), text=args.split, ids=False)
-    classifier = load(*args.ckpt, folder=args.runs, prior=before_estimate(args.prior), fingerprint=meta["fingerprint"])
+    if not meta["rows"][args.split]:
+        where = "name the folder that it was prepared --like with it" if meta["options"]["like"] else (
+            "report on a labelled file with --test")
+        raise UserError(f"{cli.listed(args.data)}: has no {args.split} rows; {where}")
+    classifier = load(*args.ckpt, folder=args.runs, prior=before_estimate(args.prior), fingerprint=meta["fingerprint"],
+                      resting=resting_on_validation(args))
     if classifier.config["fingerprint"] != meta["fingerprint"]:
         raise UserError(f"{classifier.folder}: was trained on other data ({classifier.config['fingerprint']}) than "
                         f"{cli.listed(args.data)} holds ({meta['fingerprint']}); name its data with --data, report "
@@ -302,9 +311,6 @@ def read_split(args):
     if refits and args.split == "valid":
         raise UserError(f"{refits[0]}: is a refit, so the validation rows trained it; report on another split, or on "
                         "the run that it was made of (--ckpt NAME)")
-    if not meta["rows"][args.split]:
-        raise UserError(f"{cli.listed(args.data)}: has no {args.split} rows; name the folder that it was prepared "
-                        "--like with it")
     found = arrays[args.split]
     return classifier, report.Labelled(
         inputs=data.Rows(found["text"], found["columns"][:, classifier.column_numbers]) if classifier.columns else
@@ -603,6 +609,8 @@ def summarize(classifier, rule, titles, sums):
     answer: sums of probabilities, and of the latter where these were counted, as from `answered`."""
     level = rule.level or classifier.tree.levels
     what = f"accuracy to expect of the likeliest {'categories' if level == classifier.tree.levels else 'nodes'}"
+    if not classifier.is_calibrated:
+        return
     if classifier.prior == "estimated":
         print(f"{what}: {sums[0] / titles:.1%}, if nothing but the mix of categories has changed", file=sys.stderr)
     else:

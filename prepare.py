@@ -40,7 +40,8 @@ it is one of its own, and the same name below two parents is two.
 Splits that the source does not give are drawn: 20 % test, then --valid of the rest. Where a title goes depends on its
 words and --seed alone, so next month's file, which has these rows and more, keeps all of them where they were; equal
 titles stay on one side, and with --group-column all rows of one product, seller or document. A category without a
-training row gets one, until others come to train. Takes about 4 s for a million rows on two cores; 20 million rows need
+training row gets one, until others come to train; where all categories have only one, none validates or tests, and a
+warning says what is lacking then. Takes about 4 s for a million rows on two cores; 20 million rows need
 4 GB of memory.
 --encoder also cuts titles into pieces of words, about 9,000 titles a second and core.
 --like prepares more training rows with the vocabulary, categories and options of another folder, which need not be on
@@ -694,16 +695,17 @@ def draw_splits(keys, labels, given, args, leaves):
 
 
 def require_splits(rows, made, args, base):
-    """Raise UserError where a split that is needed has no row, or none that knows its leaf."""
+    """Raise UserError where no row trains, or none of those that train or validate knows its leaf."""
     split, is_leaf = made.split, made.label < made.tree.leaves
     if (split == LEFT_OUT).all():
         raise UserError(f"{rows.where}: all its titles validate or test in {args.like}, so none is left to train")
     for s, name in enumerate(SPLITS if base is None else ()):
         if not (split == s).any():
-            raise UserError(f"{rows.where}: the {name} split is empty; " + (
-                f"the split column, or a file's name, says {SPLITS[rows.given.max()]} of all rows: leave it out, or "
-                "read them with --test beside the training file" if s == 0 else
-                "there are too few different titles to hold some out"))
+            if s:
+                continue  # too few different titles to hold some out: `report` says so
+            raise UserError(f"{rows.where}: the {name} split is empty; the split column, or a file's name, says "
+                            f"{SPLITS[rows.given.max()]} of all rows: leave it out, or read them with --test beside "
+                            "the training file")
         if s < 2 and not is_leaf[split == s].any():
             raise UserError(f"{rows.where}: no {name} row has all levels of its category; those that know only a "
                             f"parent cannot {'teach' if s == 0 else 'tell'} which leaf is right")
@@ -1190,7 +1192,13 @@ def report(meta, found, out, written, seconds):
             print(f"  {name:<22}{line}")
     if meta["options"]["like"]:
         return  # what a part lacks, the folder that it is like may have
-    for number, what in ((meta["not_split_categories"], "have no test row; scores do not cover them"),
+    for split, what in (("valid", "a training keeps its last epoch, what probabilities mean is not known, and no "
+                         "precision can be promised"), ("test", "name test rows with --test")):
+        if not meta["rows"][split]:
+            print(f"warning: the {split} split is empty, for there are too few different titles to hold some out: "
+                  f"{what}", file=sys.stderr)
+    lacks_test = meta["rows"]["test"] and meta["not_split_categories"]
+    for number, what in ((lacks_test, "have no test row; scores do not cover them"),
                          (meta["not_in_train_categories"], "have no training row and cannot be learned")):
         if number:
             print(f"warning: {number:,} categories {what}", file=sys.stderr)

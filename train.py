@@ -19,12 +19,15 @@ Reads data/prepared/ (prepare.py writes it). Writes runs/NAME/ (its files are de
 MLflow (sqlite:///mlflow.db, or MLFLOW_TRACKING_URI). The checkpoint `best` is the one with the highest balanced
 accuracy on the validation split; the test split is never looked at. Ctrl-C saves `latest` and says how to go on. A
 refit trains for as many epochs as the best checkpoint had, and keeps its temperature; nothing is left to choose an
-epoch by, so its checkpoint is the last one. `evaluate.py --ckpt best` takes the refit where the best run has one.
+epoch by, so its checkpoint is the last one. `evaluate.py --ckpt best` takes the refit where the best run has one. Where
+the data has no validation rows, as with one row a category, the last checkpoint is the only one as well; then no
+temperature is fitted, and no precision can be promised.
 
 Several models, --seeds, --refit without a name and --within are one command for several trainings, which end with the
 command that uses them together. Typed again it goes on where it was stopped: what runs of the same settings, data and
 scripts are there are not trained again, whoever has trained them. --within ends it for certain: what will not fit is
 left out, or trains for fewer epochs, at least half of them where there is another run already.
+
 On two cores the built-in SYNTHETIC set takes the bag 28 s and the CNN 75 s, start-up included; balanced accuracy on its
 validation split is about 0.83 and 0.86.
 
@@ -81,7 +84,7 @@ SETTINGS = {
         Setting("epochs", cli.positive(int), by_model(15, mlp=25, cnn=20, encoder=6), "passes over the training rows",
                 f"{LESS}, half without any n-grams"),
         Setting("patience", cli.positive(int), None, "stop when N epochs have brought no better validation score",
-                "never", metavar="N"),
+                "never", needs=("validation",), metavar="N"),
         Setting("batch_size", cli.positive(int), by_model(None, encoder=64), "rows of a step",
                 "others a 500th of the training rows, as a power of 2 from 64 to 1,024"),
         Setting("lr", cli.positive(float), by_model(1e-3, cnn=2e-3, rnn=2e-3, encoder=3e-3),
@@ -465,8 +468,8 @@ def train(args, plan, place):
         stop = stack.enter_context(requests(place.deadline))
         manager, sizes = runs.checkpoint_manager(folder), sizes_of(state["variables"] | frozen)
         state, history = runs.restore_latest(manager, state)
-        before = history[-1]["seconds"] if history else 0  # that the trainings took which this one goes on from
-        tracker = mlflow and stack.enter_context(tracking.Tracker(mlflow, folder, config, sizes, place.started - before))
+        began = place.started - (history[-1]["seconds"] if history else 0)  # as if nothing had come between
+        tracker = mlflow and stack.enter_context(tracking.Tracker(mlflow, folder, config, sizes, began))
         saves = stack.enter_context(runs.Saves(manager, folder, tracker, args.save_seconds))
         saves.log_again(history)
         introduce(folder.name, config, sizes)
@@ -474,11 +477,8 @@ def train(args, plan, place):
             config, state["variables"] | frozen, features), place, stop)
         history = loop(config, ready, state, saves, history)
 
-    if "refit" in config:
-        said = f"trained on {config['rows']:,} rows for {config['epochs']} epochs, as was best for {config['refit']}"
-    else:
-        said = runs.best_said(history)
-    print(f"{said}{' on SYNTHETIC data' if config['synthetic'] else ''}; {time.time() - place.started:.1f} s in all")
+    print(f"{runs.best_said(config, history)}{' on SYNTHETIC data' if config['synthetic'] else ''}; "
+          f"{time.time() - place.started:.1f} s in all")
     if is_alone:  # else something is said of all at the end
         print(f"test it: python evaluate.py --ckpt {folder.name}{runs.other_folders(args)}")
     if mlflow and not place.others and (page := tracking.experiment_page(mlflow[1])):
@@ -490,13 +490,15 @@ def loop(config, ready, state, saves, history):
     """Train until all epochs are done or --patience says so. Returns the scores of all epochs."""
     epoch_steps, step = config["steps"] // config["epochs"], int(state["optimizer"]["step"])
     before = history[-1]["seconds"] if history else 0
-    is_refit = "refit" in config  # it has trained on the validation rows; what the run before learned of them holds
-    validation = runs.restore_validation(saves.folder.with_name(config["refit"])) if is_refit else None
+    is_judged = runs.is_judged(config)
+    # What the run before has learned of validation rows holds for a refit, which has trained on them.
+    validation = {"validation": runs.restore_validation(saves.folder.with_name(config["refit"]))} if (
+        "refit" in config) else {}
 
     progress = Progress(config, RATES, schedule, step, ready.place.others)
 
     # What comes before the first step: scores by chance, or what a former run's knowledge is worth here.
-    if step == 0 and not is_refit:
+    if step == 0 and is_judged:
         print_epoch({"epoch": 0} | evaluate_rows(ready.predictor(state), ready.rows["valid"], "valid"))
     print(f"ready after {time.time() - ready.place.started:.1f} s (reading, compiling)")
     if runs.is_over(config, history):
@@ -516,26 +518,26 @@ def loop(config, ready, state, saves, history):
 
         # Calibrate: a checkpoint holds what its probabilities mean.
         predictor = ready.predictor(state)
-        if not is_refit:
-            validation = calibrate(predictor, ready.rows["calibration"])
+        if is_judged:
+            validation = {"validation": calibrate(predictor, ready.rows["calibration"])}
         if step < done:  # a signal came
-            saves.save(step, state | {"validation": validation}, history, losses)
+            saves.save(step, state | validation, history, losses)
             leave(ready.place.command, saves.folder, step, asked(ready.stop))
 
         # Evaluate on a sample of the training rows and on all validation rows.
         row = {"epoch": epoch + 1, "step": step} | evaluate_rows(predictor, ready.rows["train"], "train")
-        if not is_refit:
+        if is_judged:
             row |= evaluate_rows(predictor, ready.rows["valid"], "valid")
         del predictor  # it has the vectors of all words
         check_finite([row["train_loss"], row.get("valid_loss", 0)], saves.folder.name, config, step)
-        row |= {"temperature": float(validation["temperature"]), "smoothing": float(validation["smoothing"]),
+        row |= {name: float(kept[name]) for kept in validation.values() for name in ("temperature", "smoothing")} | {
                 "titles_per_second": (step - begun_step) / epoch_steps * config["rows"] / seconds,
                 "seconds": time.time() - ready.place.started + before}
         history = [*history, row]
 
         # Save and log, or let a quick epoch wait. A signal that comes while it waits ends the next epoch.
-        is_best, is_last = not is_refit and runs.epochs_since_best(history) == 0, runs.is_over(config, history)
-        saved = saves.epoch(step, state | {"validation": validation}, history, losses, asked(ready.stop) or is_last)
+        is_best, is_last = is_judged and runs.epochs_since_best(history) == 0, runs.is_over(config, history)
+        saved = saves.epoch(step, state | validation, history, losses, asked(ready.stop) or is_last)
         print_epoch(row, is_best)
         if saved and not is_last and (number := asked(ready.stop)):
             leave(ready.place.command, saves.folder, step, number)
@@ -570,9 +572,9 @@ def compile_chunks(config, state, arrays, groups):
 
 
 def train_chunks(state, chunks, step, progress, stop):
-    """Train on chunks [(program, order)], from `step` on, until `stop` of some process has a number (all end at the same
-    step then, for they must go on together), or the loss is broken: check_finite then says so, before anything is saved. Returns the state, and [(step, loss, time)]
-    of the chunks that were trained on."""
+    """Train on chunks [(program, order)], from `step` on, until `stop` of some process has a number (all end at the
+    same step then, for they must go on together), or the loss is broken: check_finite then says so, before anything is
+    saved. Returns the state, and [(step, loss, time)] of the chunks that were trained on."""
     losses, signals = [], []
     for program, order in chunks:
         state, loss = program(state, order)

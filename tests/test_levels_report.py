@@ -242,7 +242,7 @@ def reported(tmp_path_factory):
     promising.prior, promising.threshold = "training", lambda precision: 0.7 if precision < 0.99 else math.inf
     made_of = SimpleNamespace(
         promising=promising, folder=folder / "run", name="best", steps=[7], prior="equal", smoothing=0.0, columns=(),
-        factors=np.ones(1), members=[None], folders=[folder / "run"],
+        is_calibrated=True, factors=np.ones(1), members=[None], folders=[folder / "run"],
         validated=(draw.random((90, 3)), draw.random((90, 3)) < 0.5),
         combined_kept=lambda: draw.random((90, len(LEAVES))),
         config={"synthetic": False, "training_rows": [5] * len(LEAVES)})

@@ -188,8 +188,8 @@ def test_folders_that_do_not_go_together(parts, tmp_path):
     run_here("prepare", "--data", "other.csv", "--out", "other", "--max-len", 7, cwd=tmp_path)
     for folders, words in (((parts / "base", tmp_path / "other"), "was prepared with another vocab.txt than"),
                            ((parts / "base", parts / "base"), "the same prepared data twice"),
-                           ((parts / "one", parts / "two"), "no training or no validation rows"),
-                           ((parts / "one",), "no training or no validation rows")):
+                           ((parts / "one", parts / "two"), "has no validation rows; name the folder"),
+                           ((parts / "one",), "has no validation rows; name the folder")):
         done = run_here("train", "--data", *folders, *FLAGS, cwd=tmp_path, check=False)
         assert_one_line_error(done, words)
     assert not (tmp_path / "runs").exists()

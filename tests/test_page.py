@@ -95,8 +95,8 @@ def write(folder, names=("A", "B"), titles=("x",), history=(), drawn=False, **ot
     source = {"files": [{"file": titles[0], "rows": 3, "checksum": "ab"}], "folder": titles[0], "fingerprint": "cd"}
     scores = {"checkpoint": "best", "step": 7, "split": "test", "data": source, "prior": "equal",
               "promising_prior": "training", "synthetic": synthetic, "unknown_category_rows": 3,
-              "unknown_title_rows": 0, "trained_rows": 0, "parent_rows": 0, "expected_accuracy": 0.81,
-              "expected_accuracy_interval": [0.79, 0.83], "changed": ["mix"], "slices": {
+              "unknown_title_rows": 0, "trained_rows": 0, "parent_rows": 0, "calibration_rows": 9,
+              "expected_accuracy": 0.81, "expected_accuracy_interval": [0.79, 0.83], "changed": ["mix"], "slices": {
                   name: report.summarize(rows.labels[mask], {key: value[mask] for key, value in result.items()})
                   for name, mask in report.slices(rows).items()},
               "thresholds": PROMISES,

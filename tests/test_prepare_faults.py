@@ -33,7 +33,6 @@ BAD = {  # name: (content of bad.csv, flags, words of the message)
     "bad rows": (pairs(*["a,b,c"] * 30), [], ["bad.csv:502: 3 columns instead of 2", "30 bad rows of 1,030", "--max-"]),
     "one category": ("title,category\na,b\nc,b\n", [], ["bad.csv: only one category (b)"]),
     "no letters": ("title,category\n!,b\n?,c\n", [], ["bad.csv: no title has a letter or digit"]),
-    "few titles": ("title,category\na,b\nc,d\n", [], ["bad.csv: the valid split is empty", "too few different titles"]),
     "split of another name": ("title,category,split\na,b,\nc,d,exam\n", [], ["bad.csv: the split column says 'exam'"]),
     "no such language": (GOOD, ["--languages", "klingon"], ["bad.csv: no rows in klingon"]),
     "no language column": (pairs(), ["--languages", "spanish"], ["bad.csv: has no language column"]),

@@ -219,7 +219,7 @@ def test_what_was_promised_is_printed_beside_what_was_kept(capsys):
     rows, result, tables = made_up([*"ABCD"], ["uno", "dos"])
     scores = report.summarize(rows.labels, result) | {
         "slices": {}, "prior": "equal", "promising_prior": "equal", "thresholds": PROMISES,
-        "unknown_category_rows": 7, "unknown_title_rows": 0, "trained_rows": 0, "parent_rows": 0,
+        "unknown_category_rows": 7, "unknown_title_rows": 0, "trained_rows": 0, "parent_rows": 0, "calibration_rows": 9,
         "expected_accuracy": 0.81, "expected_accuracy_interval": [0.79, 0.83], "changed": ["mix"]}
     report.show(scores, tables["confusions.csv"])
     lines = capsys.readouterr().out.splitlines()

@@ -131,7 +131,8 @@ def test_stopped_it_goes_on_with_the_same_command_to_the_same_bits(both, prepare
 
 
 def test_seeds_are_trained_round_by_round_and_used_together(fresh):
-    said = run_here("train", "--model", "mlp", "cnn", "--seeds", 2, "--seed", 7, "--name", "x", *SMALL, cwd=fresh).stdout
+    seeds = ("--seeds", 2, "--seed", 7)
+    said = run_here("train", "--model", "mlp", "cnn", *seeds, "--name", "x", *SMALL, cwd=fresh).stdout
     assert names(fresh) == ["x-cnn-7", "x-cnn-8", "x-mlp-7", "x-mlp-8"]
     seeds = {name: files.read_json(fresh / f"runs/{name}/config.json")["seed"] for name in names(fresh)}
     assert all(name.endswith(str(seed)) for name, seed in seeds.items())
@@ -212,7 +213,8 @@ def test_a_deadline_saves_and_uses_what_is_there(fresh, monkeypatch, epochs):
     flags = ("--model", "mlp", "cnn", "--epochs", 5, "--dim", 16, "--filters", 8, "--batch-size", 8)
     said = run_here("train", *flags, "--within", "2h", cwd=fresh).stdout.splitlines()
     assert any(line.startswith("the time is up: stopped at step ") and "go on with: python " in line for line in said)
-    assert said[-1] == f"test {'it: python evaluate.py --ckpt mlp-1' if epochs == 1 else 'them: python evaluate.py --ckpt all'}"
+    assert said[-1] == "test " + (
+        "it: python evaluate.py --ckpt mlp-1" if epochs == 1 else "them: python evaluate.py --ckpt all")
     monkeypatch.undo()
     said = run_here("train", *flags, cwd=fresh).stdout
     assert "mlp: is there already, as mlp-1" in said

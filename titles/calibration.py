@@ -81,7 +81,11 @@ def minimized(function, start, bounds, *arrays):
 
 def fit(logits, labels):
     """(temperature, smoothing) that make the probability of the likeliest category the chance that it is right, for
-    logits [N, C] float32 of rows with these labels [N]; see `calibration_loss`. NumPy arrays."""
+    logits [N, C] float32 of rows with these labels [N]; see `calibration_loss`. NumPy arrays. Without rows nothing
+    changes: (1, 0)."""
+    if not len(labels):
+        return 1.0, 0.0
+
     # A few rows without a mistake do not prove that there are none: targets are a little off 0 and 1, as in Platt 1999.
     right = logits.argmax(1) == labels
     hits, errors = right.sum(), (~right).sum()
@@ -97,11 +101,14 @@ def fit(logits, labels):
 def fit_weights(logits, labels):
     """Weights [M] of several models, not negative and 1 in sum, for their logits [M, N, C] after temperature: halfway
     between equal ones and those whose weighted sum, times any factor, has the least cross-entropy; equal ones where the
-    latter gain no more than their standard error."""
+    latter gain no more than their standard error, or where there are no rows."""
+    even = np.full(len(logits), 1 / len(logits))
+    if not len(labels):
+        return even
+
     # The average of sharp predictions that differ is too modest, so with a sum of 1 any single model would look better
     # than it deserves. The temperature is fitted afterwards: here each choice may have the factor that suits it.
     logits, labels = jax.device_put((logits, labels))
-    even = np.full(len(logits), 1 / len(logits))
     best = minimized(pooled_loss, even, [(0, None)] * len(logits), logits, labels)
     factor = minimized(pooled_loss, np.ones(1), [(0, None)], logits.mean(0)[None], labels)
     equal = np.full(len(logits), factor[0] / len(logits))

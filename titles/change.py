@@ -408,10 +408,10 @@ def verdict(found):
 
 def of_report(classifier, rows, predicted, chance):
     """Which of `mix` and `sure` have changed in rows of a report that a Classifier predicts so, [N] each, those that
-    trained it left out; None where they are too few."""
+    trained it left out; None where they are too few, or there are no validation rows."""
     new = np.flatnonzero(~rows.trained)
     first, worth = repeated([rows.inputs.titles[i] for i in new])
-    if len(first) < FEW:
+    if len(first) < FEW or not classifier.is_calibrated:
         return None
     found = {"mix": categories_test(classifier.combined_kept().argmax(1), predicted[new], worth),
              "sure": probability_test(classifier.validated[0][:, -1], chance[new[first]])}

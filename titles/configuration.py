@@ -8,7 +8,7 @@ config.json of a run holds the settings that it uses (each by the name that trai
     encoder, pieces     of an encoder: its package as encoder.describe tells it, and the pieces in its table
     pretrained_vectors  whether the words' vectors began as pretrained ones
     training_rows       [C] training rows of each category
-    calibration_rows    validation rows that a checkpoint keeps logits of
+    calibration_rows    validation rows that a checkpoint keeps logits of; 0 where there are none, see runs.is_judged
     best                which score told the best epoch, see runs.TOLD_BY
     values              ids of the values of all columns that were prepared, whichever it reads
     refit               the run that it is a refit of
@@ -41,6 +41,7 @@ NEEDS = {"field": "{model} has no such setting", "pieces": "{model} has no such 
          "characters": "--maxn 0 leaves no character n-grams", "n-grams": "there are no n-grams",
          "table": "--freeze-embeddings leaves the table as it is, and no column has another",
          "quality": "the prepared data says of no row how reliable its label is",
+         "validation": "the prepared data has no validation rows, so no epoch is known to be better than another",
          "columns": "the prepared data has no columns beside the titles; run prepare.py again, with --columns",
          "values": "no column is read",
          "tree": "the categories are no tree; see prepare.py --separator"}
@@ -172,8 +173,8 @@ def lacking(setting, config, meta):
     met = {"field": setting.name in model.fields(config["model"]), "words": words,
            "pieces": not words, "layers": not config["freeze_layers"], "characters": config["maxn"] > 0,
            "n-grams": ngrams, "table": not config["freeze_embeddings"] or config["columns"],
-           "quality": meta["reliable_share"] is not None, "columns": meta["columns"], "values": config["columns"],
-           "tree": meta["levels"] > 1}
+           "quality": meta["reliable_share"] is not None, "validation": meta["rows"]["valid"],
+           "columns": meta["columns"], "values": config["columns"], "tree": meta["levels"] > 1}
     return next((need for need in setting.needs if not met[need]), None)
 
 
@@ -216,9 +217,10 @@ def require_sound(config, meta):
 def read_prepared(args):
     """(meta, arrays) of the prepared data that a training reads. Raises UserError where it cannot be trained on."""
     meta, arrays = data.load_prepared(args.data, ("train", "valid"), on_disk=("train",))
-    if not (meta["rows"]["train"] and meta["rows"]["valid"]):
-        raise UserError(f"{cli.listed(args.data)}: has no training or no validation rows; name the folder that it was "
-                        "prepared --like with it")
+    is_part = not meta["rows"]["valid"] and meta["options"]["like"]
+    if not meta["rows"]["train"] or is_part:
+        raise UserError(f"{cli.listed(args.data)}: has no {'validation' if is_part else 'training'} rows; name the "
+                        "folder that it was prepared --like with it")
     return meta, arrays
 
 
@@ -291,8 +293,10 @@ def plan_refit(table, args, meta, arrays):
     checkpoint."""
     folder, config = load_run(table, args, "refit", meta)
     best = runs.checkpoint_manager(folder, read_only=True).best_step()
-    if "refit" in config or best is None:
-        raise UserError(f"{folder}: {'is a refit itself' if 'refit' in config else 'has no best checkpoint to refit'}")
+    if best is None or not runs.is_judged(config):
+        why = "is a refit itself" if "refit" in config else "has no best checkpoint to refit" if (
+            config["calibration_rows"]) else "was trained without validation rows, so a refit would have the same rows"
+        raise UserError(f"{folder}: {why}")
     if changed := runs.changed_source(folder, config):
         print(f"warning: {folder}: {' and '.join(changed)} changed since it was trained", file=sys.stderr)
 

@@ -89,8 +89,8 @@ def headline(scores):
         interval[name] = report.wilson_interval(scores[name], rows)
     return table(f"Scores of {rows:,} rows", ("score", "value", "95 % interval"), [
         *([meaning, scores[name], interval.get(name)] for name, meaning in report.SCORES.items()),
-        ["accuracy that the probabilities promised", scores["expected_accuracy"],
-         tuple(scores["expected_accuracy_interval"])]]) + "".join(
+        *([["accuracy that the probabilities promised", scores["expected_accuracy"],
+            tuple(scores["expected_accuracy_interval"])]] if scores["calibration_rows"] else [])]) + "".join(
              f"<p>{text(note)}.</p>" for note in [*report.notes(scores), *(
                  [report.changed_said(scores)] if scores["changed"] else [])])
 
@@ -229,8 +229,9 @@ def mistakes(found, suspects):
 
 def training(folder, name, config, history):
     """Curves and settings of a run."""
-    curves = figure(folder / "loss.png", "Loss and balanced accuracy after each epoch; best epoch "
-                    f"{runs.best_epoch(history)['epoch']:.0f} (dashed)") if history else ""
+    best = runs.best_epoch(history)
+    said = f"; best epoch {best['epoch']:.0f} (dashed)" if runs.BEST in best else ""
+    curves = figure(folder / "loss.png", f"Loss and balanced accuracy after each epoch{said}") if history else ""
     settings = [[key, json.dumps(value, ensure_ascii=False)] for key, value in runs.settings(config).items()]
     return (f"<h3>{text(name)}</h3>\n" + (curves or "<p>No curves: metrics.csv or loss.png is missing.</p>\n")
             + "<details><summary>Settings</summary>" + table(f"Settings of {name}", ("setting", "value"), settings)

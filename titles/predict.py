@@ -8,6 +8,7 @@ what its probabilities mean. What modules compute (model.py), what a run keeps (
 import copy
 import functools
 import os
+import sys
 
 import flax
 import flax.linen as nn
@@ -377,9 +378,13 @@ class Classifier(classify.BaseClassifier):
             self.calibrate()
 
     def calibrate(self):
-        """Fit the temperature of all members together, and the smoothing, to the validation rows."""
+        """Fit the temperature of all members together, and the smoothing, to the validation rows, if there are any."""
         temperature, self.smoothing = calibration.fit(self.combined_kept(), self.validation[0]["labels"])
         self.factors /= np.float32(temperature)
+
+    @property
+    def is_calibrated(self):
+        return len(self.validation[0]["labels"]) > 0
 
     @property
     def promising(self):
@@ -620,8 +625,10 @@ class Classifier(classify.BaseClassifier):
     def compare(self, rows, old=None):
         """Whether new titles, without labels, are like those that trained the runs: a dictionary of change.KEYS. rows
         are as for `predict`, those without a title left out; old: titles of validation rows (list of str), whose words
-        are compared. Raises ValueError where no title is left that has not trained the runs."""
+        are compared. Raises ValueError where no title is left that has not trained the runs, or where these had no
+        validation rows."""
         from titles import change  # see `next`
+        self.require_calibrated("compare")
         _, _, rows = self.present(rows)
         return change.compare(self, *change.sampled([rows]), old)
 
@@ -657,11 +664,13 @@ class Classifier(classify.BaseClassifier):
         return result
 
 
-def load(*ckpt, folder="runs", prior=None, fingerprint=None):
+def load(*ckpt, folder="runs", prior=None, fingerprint=None, resting=None):
     """The Classifier of one or several checkpoints, named as for --ckpt ("cnn-1", "cnn-1/latest", "all"; "best" if none
     is). folder: of all runs; fingerprint: of the prepared data that the runs of `best`, `latest` and `all` must have
     been trained on, or None.
-    Raises UserError where a checkpoint cannot be found or read, or where they do not go together."""
+    A warning says where they were trained without validation rows; resting: what is wanted of them that rests on these
+    rows, such as --compare, or None. Raises UserError where a checkpoint cannot be found or read, where they do not go
+    together, or where there is nothing to rest on."""
     cli.require_device()
     ckpt = [os.fspath(name) for name in ckpt or ["best"]]
     found = [one for name in ckpt for one in (
@@ -670,7 +679,12 @@ def load(*ckpt, folder="runs", prior=None, fingerprint=None):
     # Two names may mean one checkpoint, such as best and the name of that run; it would only count twice.
     if len({(path.resolve(), which) for path, which in found}) < len(found):
         raise UserError(f"--ckpt {' '.join(ckpt)}: the same checkpoint twice")
-    return Classifier(found, prior)
+    classifier = Classifier(found, prior)
+    if resting and not classifier.is_calibrated:
+        raise UserError(f"{resting}: {classifier.folder} {classify.UNCALIBRATED}")
+    if not classifier.is_calibrated and devices.is_first():
+        print(f"warning: {classifier.folder}: {classify.UNCALIBRATED}", file=sys.stderr)
+    return classifier
 
 
 def load_named(args):
@@ -678,7 +692,15 @@ def load_named(args):
     is there."""
     # Only these ask what data a run is of; a run that is named needs none here.
     fingerprint = data.fingerprint_of(args.data) if {"best", "latest", "all"}.intersection(args.ckpt) else None
-    return load(*args.ckpt, folder=args.runs, prior=before_estimate(args.prior), fingerprint=fingerprint)
+    return load(*args.ckpt, folder=args.runs, prior=before_estimate(args.prior), fingerprint=fingerprint,
+                resting=resting_on_validation(args))
+
+
+def resting_on_validation(args):
+    """What flags ask for that only validation rows can tell, or None."""
+    given = {f"--{name}": getattr(args, name, None) for name in ("precision", "compare")} | {
+        "--prior estimated": args.prior == "estimated"}
+    return next((flag for flag, value in given.items() if value), None)
 
 
 def before_estimate(prior):

@@ -41,6 +41,9 @@ def sizes_of(variables):
 
 def introduce(name, config, sizes):
     """Print what is trained and where: the configuration, sizes, and the loss that chance would give."""
+    if not config["calibration_rows"] and devices.is_first():
+        print("warning: the data has no validation rows, so the last epoch is kept, be it the best or not, what "
+              "probabilities mean is not known, and no precision can be promised", file=sys.stderr)
     count = devices.mesh().size
     if config["batch_size"] % count and devices.is_first():
         print(f"warning: {count} devices cannot share batches of {config['batch_size']} rows evenly, so each computes "

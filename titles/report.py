@@ -46,8 +46,9 @@ KEYS = SCORES | NOTES | {
     "members": "of several runs: step, weight and temperature of each",
     "split": "test, valid, train, or the name of a file", "file": "its path",
     "expected_accuracy": "mean probability of the predictions: the accuracy that they promised",
-    "expected_accuracy_interval": "95 % interval of that, of rows like the validation rows",
+    "expected_accuracy_interval": "95 % interval of that, of rows like the validation rows; None of no such rows",
     "changed": "of mix and sure what differs from the validation rows (see --compare); None where rows are few",
+    "calibration_rows": "validation rows that say what probabilities mean; 0: nothing says it, and nothing is expected",
     "data": "files of the rows, folder and fingerprint of a split", "synthetic": "whether rules made the data",
     "prior": "that predictions assume", "temperature": "that divides the logits of all runs together",
     "smoothing": "part of the probability that is spread evenly", "promising_prior": "that --precision assumes",
@@ -244,10 +245,11 @@ def make_scores(classifier, rows, result):
 
     # What probabilities promised, and whether these rows are like those that they were calibrated on.
     chances, was_right = (values[:, -1] for values in classifier.validated[:2])
-    expected = float(result["probability"].mean(dtype=np.float64))
-    scores |= {"expected_accuracy": expected, "expected_accuracy_interval": change.interval(
-        expected, len(rows.labels), was_right - chances), "changed": change.of_report(
-            classifier, rows, result["prediction"], result["probability"])}
+    expected = float(result["probability"].mean(dtype=np.float64)) if len(chances) else None
+    scores |= {"calibration_rows": len(chances), "expected_accuracy": expected,
+               "expected_accuracy_interval": change.interval(
+                   expected, len(rows.labels), was_right - chances) if len(chances) else None,
+               "changed": change.of_report(classifier, rows, result["prediction"], result["probability"])}
 
     # What thresholds from validation rows give here, and the scores of every slice.
     right, columns = result["promised_prediction"] == rows.labels, worth(rows, result)
@@ -625,11 +627,12 @@ def better(scores):
 
 
 def notes(scores):
-    """What is to be said of some rows, see NOTES: a list of texts."""
+    """What is to be said of some rows, see NOTES, and of what probabilities mean: a list of texts."""
     # Rows that know only a parent are not among those of the scores.
     rows = {"parent_rows": scores["rows"] + scores["parent_rows"]}
     return [f"{scores[name]:,} of {rows.get(name, scores['rows']):,} rows {what}"
-            for name, what in NOTES.items() if scores[name]]
+            for name, what in NOTES.items() if scores[name]] + (
+                [] if scores["calibration_rows"] else [f"{scores['run']} {classify.UNCALIBRATED}"])
 
 
 def mistaken(scores):
@@ -665,17 +668,18 @@ def show(scores, found):
     print(f"predictions take all categories to be {frequent(scores)} (see --prior); calibration error of their "
           f"probabilities {scores['expected_calibration_error']:.4f}")
 
-    low, high = scores["expected_accuracy_interval"]
-    print(f"accuracy that the probabilities promised: {scores['expected_accuracy']:.4f} ({low:.4f} to {high:.4f})"
-          + (f"; {changed_said(scores)}" if scores["changed"] else ""))
+    if scores["calibration_rows"]:
+        low, high = scores["expected_accuracy_interval"]
+        print(f"accuracy that the probabilities promised: {scores['expected_accuracy']:.4f} ({low:.4f} to {high:.4f})"
+              + (f"; {changed_said(scores)}" if scores["changed"] else ""))
 
     if "against" in scores:
         print(f"{better(scores)}.")
 
     # What validation rows promised beside what came true on these rows.
-    if scores["promising_prior"] != scores["prior"]:
+    if scores["calibration_rows"] and scores["promising_prior"] != scores["prior"]:
         print("with --precision they take them to be as frequent as in training:")
-    for precision, row in scores["thresholds"].items():
+    for precision, row in scores["thresholds"].items() if scores["calibration_rows"] else ():
         kept = "-" if row["precision"] is None else f"{row['precision']:.1%}"
         alone = f" (with --leaf-only {row['leaf_only']['coverage']:.1%})" if "leaf_only" in row else ""
         if row["threshold"] is None:

@@ -7,8 +7,9 @@ runs/NAME/ holds
                        one where that has columns beside titles
     trained.npy        [K] uint64, data.title_keys of the titles that trained it, or the run that it began from
     source/            the scripts as they were; config.json has the checksums of those that train.py loaded
-    checkpoints/STEP/  Orbax checkpoints: the best by validation balanced accuracy, and the latest; of a pretrained
-                       encoder what training changed, the rest is in its package
+    checkpoints/STEP/  Orbax checkpoints: the best by validation balanced accuracy, and the latest, which is both where
+                       nothing tells the best (see `is_judged`); of a pretrained encoder what training changed, the rest
+                       is in its package
     metrics.csv, loss.png    one row, and one point of the curves, for every epoch
     mlflow.txt         the id of the run in MLflow
     SPLIT-WHICH/       reports of evaluate.py
@@ -122,11 +123,13 @@ def find_all(runs, fingerprint=None):
     refit, the best one first. Raises UserError where there is none."""
     found = {}
     for folder, config in all_runs(runs, fingerprint):
-        # A refit has no validation scores: it is chosen by those of the run that it was made of.
-        if "refit" not in config and is_told_alike(config) and (best := best_epoch(read_metrics(folder))):
-            if BEST not in best:
+        # A refit is chosen by the validation scores of the run that it was made of.
+        if "refit" not in config and is_told_alike(config) and (history := read_metrics(folder)):
+            best = best_epoch(history)
+            if is_judged(config) != (BEST in best):
                 raise UserError(NO_METRICS.format(path=folder / "metrics.csv"))
-            found.setdefault(config["model"], []).append((rank(best), config["created"], folder))
+            place = rank(best), is_over(config, history), config["created"]
+            found.setdefault(config["model"], []).append((*place, folder))
     # Of equally good ones it is the last.
     best = sorted(map(max, found.values()), reverse=True) or no_run(runs, fingerprint)
     return [(finished_refit(folder) or folder, "best") for *_, folder in best]
@@ -152,8 +155,9 @@ def no_run(runs, fingerprint):
 def find(ckpt, runs, fingerprint=None):
     """(folder of a run, "best" or "latest") that `--ckpt` means.
 
-    `best`: of all runs (on the data with this fingerprint, if given) the one whose best epoch is best. `latest`: the
-    run begun last. Else the name or path of a run, with /best (the default) or /latest behind.
+    `best`: of all runs (on the data with this fingerprint, if given) the one whose best epoch is best; where none has
+    validation scores, the one begun last of those that came to their end, or of all. `latest`: the run begun last.
+    Else the name or path of a run, with /best (the default) or /latest behind.
     Raises UserError where there is none.
     """
     runs, ckpt = Path(runs), str(Path(ckpt))  # without a slash at its end
@@ -304,27 +308,37 @@ def history_of(folder):
 
 
 def rank(row):
-    """What is larger the better an epoch is, of its row of metrics.csv; of one without such a score, as of a refit, it
-    is the least."""
+    """What is larger the better an epoch is, of its row of metrics.csv; of one without such a score (see
+    `is_judged`) it is the least."""
     score = row.get(BEST)
     return -math.inf if score is None else score if BETTER is max else -score
 
 
 def best_epoch(history):
-    """The row of the best epoch. Of several equally good ones it is the last, whose checkpoint Orbax keeps. A refit has
-    no validation scores: then it is the last epoch. Before the first epoch it is empty."""
+    """The row of the best epoch. Of several equally good ones it is the last, whose checkpoint Orbax keeps, as where
+    they have no validation scores. Before the first epoch it is empty."""
     return max(reversed(history), key=rank, default={})
 
 
-def best_said(history):
-    """The best epoch as a text."""
+def best_said(config, history):
+    """The best epoch as a text; where nothing tells it, how long the run was trained."""
     best = best_epoch(history)
+    if not is_judged(config):
+        said = f"trained on {config['rows']:,} rows for {len(history)} epochs"
+        return f"{said}, as was best for {config['refit']}" if "refit" in config else said
     return f"best epoch {best['epoch']}: {BEST.replace('valid_', 'validation ').replace('_', ' ')} {best[BEST]:.4f}"
 
 
+def is_judged(config):
+    """Whether the epochs of a run have validation scores. Those of a refit, which has trained on the validation rows,
+    and of a run on data without any have none: then the last checkpoint counts as the best."""
+    return "refit" not in config and config["calibration_rows"] > 0
+
+
 def is_told_alike(config):
-    """Whether the best epoch of a run was told as these scripts tell it; older ones did not say it."""
-    return config.get("best", "max valid_balanced_accuracy") == TOLD_BY
+    """Whether the best epoch of a run was told as these scripts tell it, or nothing told it; older ones did not say
+    it."""
+    return config["calibration_rows"] == 0 or config.get("best", "max valid_balanced_accuracy") == TOLD_BY
 
 
 def epochs_since_best(history):
@@ -351,8 +365,8 @@ def training_of(folder, others=""):
 
 
 def loss_figure(history, title):
-    """Loss and balanced accuracy of the training and the validation split, which a refit has not, over the epochs; a
-    line marks the best one."""
+    """Loss and balanced accuracy of the training and the validation split over the epochs, and a line that marks the
+    best one; without validation scores (see `is_judged`) only the first of these."""
     from matplotlib.figure import Figure
     figure = Figure((9, 3.5), layout="constrained")
     figure.suptitle(title)
@@ -361,9 +375,9 @@ def loss_figure(history, title):
             if f"{split}_{kind}" not in history[0]:
                 continue
             axes.plot([row["epoch"] for row in history], [row[f"{split}_{kind}"] for row in history], "o-", label=name)
-        best = best_epoch(history)["epoch"]
-        axes.vlines(best, 0, 1, transform=axes.get_xaxis_transform(), color="gray", linestyle="dashed",
-                    label=f"best epoch: {best:.0f}")
+        if BEST in (best := best_epoch(history)):
+            axes.vlines(best["epoch"], 0, 1, transform=axes.get_xaxis_transform(), color="gray", linestyle="dashed",
+                        label=f"best epoch: {best['epoch']:.0f}")
         axes.set(xlabel="epoch", ylabel="cross-entropy (nats)" if kind == "loss" else "balanced accuracy",
                  title=kind.replace("_", " "))
         axes.legend()
@@ -541,8 +555,7 @@ def restore(folder, which):
         print(f"warning: {folder}: {' and '.join(changed)} changed since it was trained; it may predict otherwise than "
               f"it did (its own scripts: {folder / 'source'}/)", file=sys.stderr)
     manager = checkpoint_manager(folder, read_only=True)
-    # A refit has its last checkpoint alone, for nothing is left to tell a best one by.
-    step = manager.best_step() if which == "best" and "refit" not in config else manager.latest_step()
+    step = manager.best_step() if which == "best" and is_judged(config) else manager.latest_step()
     if step is None:
         raise UserError(f"{folder}: has no {which} checkpoint" + (
             f"; try {folder}/latest" if manager.latest_step() is not None else ""))
@@ -550,13 +563,14 @@ def restore(folder, which):
     # The configuration tells the shapes, so nothing but what prediction needs is read.
     try:
         variables = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
-        shapes = {"validation": validation_shapes(config), "variables": jax.tree.map(
+        shapes = validation_shapes(config) | {"variables": jax.tree.map(
             lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), variables,
             model.shardings(config, variables))}
     except KeyError as error:
         raise UserError(f"{folder}: was trained without {error}, which its model needs now; use the scripts that it "
                         f"keeps in {folder / 'source'}/") from None
-    saved = restore_checkpoint(manager, step, **shapes) | {"columns": columns_of(folder, config)}
+    saved = no_validation(config) | restore_checkpoint(manager, step, **shapes) | {
+        "columns": columns_of(folder, config)}
     if "encoder" in config:
         config, variables = encoder.complete(config, saved["variables"])
         saved["variables"] = devices.put(variables, devices.whole())
@@ -568,16 +582,23 @@ def restore_validation(folder):
     manager = checkpoint_manager(folder, read_only=True)
     if (step := manager.best_step()) is None:
         raise UserError(f"{folder}: has no best checkpoint")
-    return restore_checkpoint(manager, step, validation=validation_shapes(files.read_json(folder / "config.json")))[
-        "validation"]
+    return restore_checkpoint(manager, step, **validation_shapes(files.read_json(folder / "config.json")))["validation"]
 
 
 def validation_shapes(config):
-    """The arrays that a checkpoint keeps of validation rows, see train.calibrate."""
+    """{"validation": the arrays that a checkpoint keeps of validation rows, see train.calibrate}; nothing where there
+    are none."""
     rows = config["calibration_rows"]
-    return {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape, dtype in (
+    return {"validation": {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape, dtype in (
         ("logits", (rows, config["classes"]), np.float16), ("labels", (rows,), np.int32),
-        ("temperature", (), np.float32), ("smoothing", (), np.float32))}
+        ("temperature", (), np.float32), ("smoothing", (), np.float32))}} if rows else {}
+
+
+def no_validation(config):
+    """The same arrays of no rows, which leave probabilities as they are."""
+    return {"validation": {
+        "logits": np.zeros((0, config["classes"]), np.float16), "labels": np.zeros(0, np.int32),
+        "temperature": np.float32(1), "smoothing": np.float32(0)}}
 
 
 def former(plan, folder, is_new):

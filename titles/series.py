@@ -61,8 +61,8 @@ def ended_at(limit):
     """End the program at this time, as from time.time(), where it is still in the block: in the middle of something
     that looks at no clock, such as compiling. What it has kept is whole, as after any kill."""
     def end():
-        print("error: --within: the time is over in the middle of a step that cannot be cut short; nothing that was saved "
-              "is lost, the same command goes on", file=sys.stderr, flush=True)
+        print("error: --within: the time is over in the middle of what cannot be cut short; nothing that was saved is "
+              "lost, the same command goes on", file=sys.stderr, flush=True)
         os._exit(2)
 
     timer = threading.Timer(max(0, (limit or 0) - time.time()), end)
@@ -102,6 +102,8 @@ def steps_of(table, args, prepared):
                 plan = plan._replace(folder=args.runs / "-".join(parts), named=True)
             steps.append(Step(f"{model}, seed {seed}" if args.seeds > 1 else model, plan, seconds=seconds))
         if args.refit == "":
+            if not plans[0].meta["rows"]["valid"]:
+                raise UserError("--refit: there are no validation rows, so a refit would have the same rows")
             for i, step in enumerate(steps[first:], first):
                 rows = step.plan.meta["rows"]
                 more = 1 + rows["valid"] / rows["train"]
@@ -258,11 +260,12 @@ class Series:
         if len(names) > 1:
             # Weights and temperature are fitted as evaluate.py and export.py will fit them.
             together = predict.load(*names, folder=self.args.runs)
-            labels = together.validation[0]["labels"]
-            score = predict.balanced_accuracy(labels, together.combined_kept().argmax(1))
-            print(f"all together: balanced accuracy {score:.4f} on {len(labels):,} validation rows"
-                  f"{', of the runs before their refits' if self.args.refit == '' else ''}; weights " + ", ".join(
-                      f"{name} {weight:.2f}" for name, weight in zip(names, together.weights, strict=True)))
+            weights = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(names, together.weights, strict=True))
+            if together.is_calibrated:
+                labels = together.validation[0]["labels"]
+                score = predict.balanced_accuracy(labels, together.combined_kept().argmax(1))
+                print(f"all together: balanced accuracy {score:.4f} on {len(labels):,} validation rows"
+                      f"{', of the runs before their refits' if self.args.refit == '' else ''}; weights {weights}")
         of_all = runs.find_all(self.args.runs, self.steps[0].plan.config["fingerprint"])
         is_all = {folder.resolve() for folder, _ in of_all} == {folder.resolve() for folder in folders}
         print(f"test {'them' if len(names) > 1 else 'it'}: python evaluate.py --ckpt "

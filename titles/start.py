@@ -107,9 +107,10 @@ def pretrained_variables(config, meta, arrays, learned=None):
         # Nothing below the classifier changes, so each title goes through the layers once. Row 0 stays padding's.
         vectors, numbered = [np.zeros((1, table.shape[1]), np.float32)], {}
         for split, rows in arrays.items():
-            vectors.append(predict.title_vectors(config, table, layers, rows["titles"]))
+            if len(rows["titles"]):
+                vectors.append(predict.title_vectors(config, table, layers, rows["titles"]))
             end = sum(map(len, vectors))
-            numbered[split] = rows | {"titles": np.arange(end - len(vectors[-1]), end, dtype=np.uint32)[:, None]}
+            numbered[split] = rows | {"titles": np.arange(end - len(rows["titles"]), end, dtype=np.uint32)[:, None]}
         table, arrays = np.concatenate(vectors), numbered
     return {"table": table, "pieces": meta["pieces"].astype(np.int32), "layers": layers} | head, arrays
 

@@ -129,7 +129,8 @@ def split_set(prepared, split, context):
 
 def training_sets(config):
     """The data sets that a run has trained on and was chosen by; none of a run that was begun before it told them."""
-    contexts = {"train": "training", "valid": "training" if "refit" in config else "validation"}
+    contexts = {"train": "training"} | ({"valid": "training" if "refit" in config else "validation"} if (
+        config["calibration_rows"]) else {})
     return [split_set(config["data"], split, context) for split, context in contexts.items() if "data" in config]
 
 
