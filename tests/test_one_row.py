@@ -183,14 +183,15 @@ def test_best_is_the_last_one_that_came_to_its_end(tmp_path):
     def best():
         return runs.find("best", tmp_path, "f")[0].name
 
-    add("empty", 9, 0)
+    add("a-empty", 9, 0)
     with pytest.raises(UserError, match="no trained run"):
         best()
-    add("half", 8, 2)
-    assert best() == "half"
-    add("zero", 1, 3)
-    add("first", 2, 3)
-    assert best() == "first"
+    add("b-half", 8, 2)
+    assert best() == "b-half"
+    add("c-first", 1, 3)
+    add("d-second", 2, 3)
+    add("e-earliest", 0, 3)
+    assert best() == "d-second"
     add("judged", 0, 1, score=0.1)
     assert best() == "judged"
     add("better", 0, 1, score=0.2)
