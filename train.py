@@ -179,7 +179,7 @@ import optax
 import classify
 import data
 import model
-from titles import calibration, configuration, devices, predict, runs, start, tracking
+from titles import calibration, configuration, costs, devices, predict, runs, start, tracking
 from titles.progress import Progress, introduce, leave, print_epoch, sizes_of
 from titles.tree import shared_rows
 
@@ -412,6 +412,14 @@ class Ready(NamedTuple):
     rows: dict          # {what they are for: rows}, of `scored_rows`
     predictor: object   # function of the state: a predict.Predictor
     go_on: str          # the command that goes on with this run
+
+
+def expected(plan, save_seconds):
+    """The costs.Costs of a training that has not begun; None on several devices."""
+    config, tree = plan.config, data.tree_of(plan.meta)
+    return costs.expected(plan, costs.Loop(
+        make_optimizer(config), make_train_chunk(config),
+        lambda features, rows, frozen: training_arrays(config, features, rows, frozen, tree), TRAIN_SAMPLE, save_seconds))
 
 
 def train(args):
