@@ -3,6 +3,7 @@
     python train.py                                  # the bag of words (mlp)
     python train.py --model cnn --name my-cnn        # the sentence CNN; also rnn and transformer
     python train.py --model encoder                  # a pretrained encoder, after prepare.py --encoder use
+    python train.py --costs mlp cnn                  # minutes and memory that these would take; trains nothing
     python train.py --resume my-cnn                  # go on after Ctrl-C, a crash or a kill, to the same bits
     python train.py --refit my-cnn                   # the same again on training and validation rows, as my-cnn-refit
     python train.py --init-from my-cnn --epochs 2    # on new data, from what that run knows of its words and categories
@@ -24,6 +25,7 @@ validation split is about 0.83 and 0.86.
 Where to edit: SETTINGS, `schedule`, `make_optimizer` and `loss_of` here; modules and their pooling in model.py; the
 tokenizer in classify.py. A Setting is a flag, and config["its_name"] everywhere.
 """
+import argparse
 import contextlib
 import functools
 import math
@@ -162,6 +164,8 @@ def parse_args(argv=None):
     add("--save-seconds", type=cli.not_negative(float), default=10.0, metavar="S",
         help="after an epoch, save and log only when the last save is S seconds ago (0: after each); epochs that a "
         "kill loses are trained again by --resume, to the same bits")
+    add("--costs", nargs="*", choices=MODELS, metavar="MODEL",
+        help="say what the training would take, or what one of each of these models would, and train nothing")
     cli.add_process_flags(add)
     settings.add_flags(parser, SETTINGS)
     return parser.parse_args(argv)
@@ -412,21 +416,44 @@ class Ready(NamedTuple):
     rows: dict          # {what they are for: rows}, of `scored_rows`
     predictor: object   # function of the state: a predict.Predictor
     go_on: str          # the command that goes on with this run
+    foreseen: object    # costs.Costs, or None
 
 
 def expected(plan, save_seconds):
     """The costs.Costs of a training that has not begun; None on several devices."""
-    config, tree = plan.config, data.tree_of(plan.meta)
-    return costs.expected(plan, costs.Loop(
-        make_optimizer(config), make_train_chunk(config),
-        lambda features, rows, frozen: training_arrays(config, features, rows, frozen, tree), TRAIN_SAMPLE, save_seconds))
+    def arrays(features, rows, frozen):
+        return training_arrays(plan.config, features, rows, frozen, data.tree_of(plan.meta))
+
+    return costs.expected(plan, costs.Loop(make_optimizer(plan.config), make_train_chunk(plan.config), arrays,
+                                           TRAIN_SAMPLE, save_seconds))
+
+
+def tell_costs(args):
+    """Say what trainings cost, of this model or of those that --costs names, and train nothing."""
+    begun = time.time() - STARTED
+    for name in args.costs or [None]:
+        plan = configuration.plan(TABLE, argparse.Namespace(**vars(args) | ({"model": name} if name else {})))
+        found = expected(plan, args.save_seconds)
+        if found is None:
+            raise UserError("--costs: what several devices do together is not known before; train, and it is told")
+        print(f"{plan.config['model']} {costs.said(found, begun)}", flush=True)
+        costs.warn(found)
 
 
 def train(args):
+    if args.costs is not None:
+        return tell_costs(args)
+
     # All that can be refused is refused before anything is written.
     plan, is_new = configuration.plan(TABLE, args), args.resume is None
     config, folder = plan.config, plan.folder
     devices.require_same({name: value for name, value in config.items() if name not in ("created", "checksum")})
+
+    # What it costs is said before it is paid.
+    foreseen = expected(plan, args.save_seconds)
+    if is_new and foreseen:
+        print(costs.said(foreseen, time.time() - STARTED))
+        costs.warn(foreseen)
 
     # MLflow takes seconds to connect; meanwhile the loop is compiled.
     connecting = cli.in_background(tracking.mlflow_client) if devices.is_first() else None
@@ -443,7 +470,8 @@ def train(args):
         folder = Path(devices.from_first(str(folder)))
     ready = Ready(programs, groups, scored_rows(config, arrays),
                   lambda state: predict.make_predictor(config, state["variables"] | frozen, features),
-                  f"{cli.listed(Path(sys.argv[0]))} --resume {folder.name}{runs.other_folders(args)}")
+                  f"{cli.listed(Path(sys.argv[0]))} --resume {folder.name}{runs.other_folders(args)}",
+                  foreseen)
     plan = arrays = of_rows = None  # the devices have all training rows
 
     # A resumed run goes on from its latest checkpoint. A kill may have kept its last epochs from being logged.
@@ -476,7 +504,7 @@ def loop(config, ready, state, saves, history):
 
     # From here on Ctrl-C only asks: the loop ends after a chunk and saves a checkpoint. A signal to one process ends
     # all at the same step, for they must go on together.
-    stop, progress = [], Progress(config, RATES, schedule, step)
+    stop, progress = [], Progress(config, RATES, schedule, step, ready.foreseen, STARTED)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: stop.append(number))
 

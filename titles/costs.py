@@ -24,29 +24,33 @@ import numpy as np
 import classify
 import data
 import model
-from titles import calibration, devices, encoder, predict, start
+from titles import calibration, devices, predict, start
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
 TIMED = 8            # operations that are run by themselves, at most
 TURNS, LONG = 5, 0.05    # times that each is run, and seconds after which no further turn begins; the quickest counts
-PART = 1 << 22       # bytes of the rows that are gathered or added while that is timed, at most, and 8 times as many of
-ROWS = 8             # the table; training rows that the loop is traced with: no operation of a step looks at all rows
+PART = 1 << 22       # bytes of rows that are gathered or added while that is timed, at most; of the table 8 times as many
+ROWS = 8             # training rows that the loop is traced with; no operation of a step looks at all rows
 COMPILE = {"cpu": 0.004}, 0.015  # seconds to compile an operation, by the kind of device, and on any other
 ARRANGE = 1.5e-7     # seconds for an id of a training row before the first step: counts, weights, the way to the device
 FITTING = 30         # times that the loss is computed while a temperature is fitted
 SAVE, DISK = 0.3, 2e8    # seconds of a save (Orbax, MLflow, the figure), and bytes of arrays that are written a second
-MLFLOW = 3.0         # seconds until MLflow is connected, and at its end
+BEGIN, END = 2.5, 1.0    # seconds of random numbers and until MLflow is connected, and of MLflow's end
+PROGRAMS = 3         # that score and are compiled in half the time: titles by length, of scores, calibration and samples
+FEW = 50_000         # rows of all epochs, up to which steps are short beside all else, and no operation is measured
 LIBRARIES = 2.6e8    # bytes of MLflow, Orbax, SciPy and Matplotlib, which are loaded after the plan is made
 PROGRAM = 1.6e5      # bytes that stay of compiling an operation
 # Operations that the compiler makes a part of others, and those that it runs by themselves. Any other takes its time
 # for every number that comes out of it, or of a sum that goes in.
-FREE = {"broadcast_in_dim", "reshape", "squeeze", "expand_dims", "sharding_constraint", "slice", "iota", "stop_gradient"}
+FREE = {"broadcast_in_dim", "reshape", "squeeze", "expand_dims", "sharding_constraint", "slice", "iota",
+        "stop_gradient"}
 ALONE = {"dot_general", "gather", "scatter-add"}
 
 
 class Costs(NamedTuple):
     """What a training takes, from its plan to its end."""
-    before: float   # seconds until its first step, and to compile
+    before: float   # seconds until its first step: arrays, compiling the loop, MLflow
+    compiling: float    # seconds to compile what judges, most of it in the first epoch
     steps: int
     step: float     # seconds, on average
     epochs: int
@@ -57,7 +61,7 @@ class Costs(NamedTuple):
 
     @property
     def seconds(self):
-        return self.before + self.steps * self.step + self.epochs * self.judging + self.saving
+        return self.before + self.compiling + self.steps * self.step + self.epochs * self.judging + self.saving
 
 
 class Loop(NamedTuple):
@@ -120,18 +124,17 @@ class Rates:
     @functools.cached_property
     def number(self):
         """Seconds for a number of what is no operation by itself: those of a loss and its gradient, by their count."""
-        def loss(x, y):
-            return (jax.nn.logsumexp(jnp.tanh(x * y) + x, -1) ** 2).sum()
-
-        x = jnp.asarray(np.random.default_rng(0).random((512, 256)), jnp.float32)
-        traced = jax.jit(jax.grad(loss, (0, 1))).trace(x, x)
+        x = np.random.default_rng(0).random((512, 256), np.float32)
+        traced = jax.jit(jax.grad(
+            lambda x, y: (jax.nn.logsumexp(jnp.tanh(x * y) + x, -1) ** 2).sum(), (0, 1))).trace(x, x)
+        x = jax.device_put(x)
         return quickest(traced.lower().compile(), x, x) / sum(
             size_of(equation) for equation, _ in operations(traced.jaxpr.jaxpr) if equation.primitive.name not in FREE)
 
     @functools.cached_property
     def call(self):
         """Seconds to call a program, which is no part of what it does."""
-        return quickest(jax.jit(lambda x: x + 1).lower(jnp.zeros(())).compile(), jnp.zeros(()))
+        return quickest(jax.jit(lambda x: x + 1).lower(np.float32(0)).compile(), np.float32(0))
 
     def seconds(self, found, measure=TIMED):
         """Seconds that `operations` take. Those that take longest are measured, at most so many."""
@@ -184,14 +187,15 @@ def timed(equation):
         most = np.array([shapes[0][i] - whole[i] + 1 for i in by_index])
     for i, (shape, x) in enumerate(zip(shapes, equation.invars, strict=True)):
         is_index = i == 1 and name != "dot_general"
-        arrays.append(jnp.asarray(draw.integers(0, most, shape) if is_index else draw.random(shape, np.float32),
-                                  x.aval.dtype))
+        arrays.append(jax.device_put((draw.integers(0, most, shape) if is_index else draw.random(
+            shape, np.float32)).astype(x.aval.dtype)))
 
     # Rows are added in place, as in the loop.
     changes = name == "scatter-add"
     program = jax.jit(lambda *arrays: equation.primitive.bind(*arrays, **equation.params),
                       donate_argnums=0 if changes else ()).lower(*arrays).compile()
-    part = shapes[1][0] / max(1, equation.invars[1].aval.shape[0]) if len(shapes[1]) > 1 and name != "dot_general" else 1
+    shape = equation.invars[1].aval.shape
+    part = shapes[1][0] / shape[0] if name != "dot_general" and math.prod(shape[:1]) else 1
     return size_of(equation) * part, quickest(program, *arrays, changes=changes)
 
 
@@ -236,21 +240,24 @@ def expected(plan, loop):
     vectors, scored, batch, fit = traced_judging(plan, state, features, width)
     judged = min(loop.sample, config["rows"]) + ("refit" not in config) * (
         plan.meta["rows"]["valid"] + config["calibration_rows"])
-    rates = RATES.seconds(step), RATES.seconds(vectors, 2), RATES.seconds(scored, 2), RATES.seconds(fit, 0)
+    many = config["rows"] * config["epochs"] > FEW
+    rates = [RATES.seconds(found, many * most) for found, most in (
+        (step, TIMED), (vectors, 2), (scored, 2), (fit, 0))]
     judging = rates[1] + judged / batch * rates[2] + ("refit" not in config) * FITTING * rates[3]
-    compiled = len(groups) * len(step) + len(vectors) + 4 * len(scored) + len(fit)
+    loops, judges = len(groups) * len(step), len(vectors) + PROGRAMS * len(scored) + len(fit)
 
     own, fallback = COMPILE
-    before = compiled * own.get(platform(), fallback) + ARRANGE * math.prod(titles.shape) + MLFLOW
+    compiling = own.get(platform(), fallback)
+    before = loops * compiling + ARRANGE * math.prod(titles.shape) + BEGIN
     if config.get("freeze_layers"):  # each title goes through the layers once
         before += sum(plan.meta["rows"].values()) / batch * rates[2]
     saved = nbytes(state)
     epoch = epoch_steps * rates[0] + judging
     saves = 1 + config["epochs"] * epoch / max(epoch, loop.save_seconds, 1e-9)
     device, host = bytes_of(plan, state, features, (step, scored), epoch < loop.save_seconds)
-    base += PROGRAM * compiled + LIBRARIES * ("orbax.checkpoint" not in sys.modules)
-    return Costs(before, config["steps"], rates[0], config["epochs"], judging, saves * (SAVE + saved / DISK),
-                 int(base + host + device * (platform() == "cpu")), device)
+    base += PROGRAM * (loops + judges) + LIBRARIES * ("orbax.checkpoint" not in sys.modules)
+    return Costs(float(before), judges * compiling, config["steps"], rates[0], config["epochs"], judging,
+                 END + saves * (SAVE + saved / DISK), int(base + host + device * (platform() == "cpu")), int(device))
 
 
 def shapes_of_features(plan):
@@ -350,9 +357,9 @@ def bytes_of(plan, state, features, traced, waits):
     # The state, all training rows, what is frozen, the vectors of words with what they are made of, and what a batch is
     # computed with, or the temperature.
     words = 0 if "encoder" in config else 4 * features["own"].shape[0] * (config["dim"] + 1)
-    scratch = max(*(4 * largest_of(found) for found in traced),
+    scratch = max(*(2 * largest_of(found) for found in traced),
                   12 * config["calibration_rows"] * config["classes"])
-    device = saved + count * row + nbytes(features) + nbytes(frozen_table(plan)) + 2 * words + scratch
+    device = saved + count * row + nbytes(features) + nbytes(frozen_table(plan)) + words * 3 // 2 + scratch
 
     # A table that Orbax cuts into files (see runs.save_checkpoint) is encoded part by part, any other as a whole.
     table = state["variables"].get("table")
@@ -394,20 +401,19 @@ def free_on_device():
 
 # --- said -------------------------------------------------------------------------------------------------------------
 
-def said(costs):
-    """A line of what a training takes."""
-    return (f"costs about {duration(costs.seconds)} ({duration(costs.steps // costs.epochs * costs.step + costs.judging)}"
-            f" an epoch) and {memory_said(costs.bytes)} of memory")
+def said(costs, passed=0.0):
+    """A line of what a training takes; passed: seconds that its command has taken already."""
+    epoch = costs.steps // costs.epochs * costs.step + costs.judging
+    return (f"costs about {duration(costs.seconds + passed)} ({duration(epoch)} an epoch) and "
+            f"{memory_said(costs.bytes)} of memory")
 
 
 def duration(seconds):
     """Seconds as a person says them."""
-    if seconds < 1:
-        return "less than a second"
     for unit, length in (("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
-            return f"{seconds / length:.{1 if seconds < 10 * length and unit == 'hours' else 0}f} {unit}"
-    return f"{seconds:.0f} s"
+            return f"{seconds / length:.{int(seconds < 10 * length)}f} {unit}"
+    return f"{seconds:.{int(seconds < 10)}f} s"
 
 
 def memory_said(count):
