@@ -504,7 +504,7 @@ def loop(config, ready, state, saves, history):
 
     # From here on Ctrl-C only asks: the loop ends after a chunk and saves a checkpoint. A signal to one process ends
     # all at the same step, for they must go on together.
-    stop, progress = [], Progress(config, RATES, schedule, step, ready.foreseen, STARTED)
+    stop = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: stop.append(number))
 
@@ -515,6 +515,7 @@ def loop(config, ready, state, saves, history):
     if runs.is_over(config, history):
         print("all epochs are done, or --patience has ended them: nothing is left to train")
 
+    progress = Progress(config, RATES, schedule, step, ready.foreseen, STARTED)
     while not runs.is_over(config, history):
         # Train on every row once. Chunks that were done before this run was resumed are left out.
         begun, epoch, chunks = time.time(), len(history), []

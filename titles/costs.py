@@ -28,14 +28,14 @@ from titles import calibration, devices, predict, start
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
 TIMED = 8            # operations that are run by themselves, at most
-TURNS, LONG = 5, 0.05    # times that each is run, and seconds after which no further turn begins; the quickest counts
+TURNS, LONG = 5, 0.05  # times that each is run, and seconds after which no further turn begins; the quickest counts
 PART = 1 << 22       # bytes of rows that are gathered or added while that is timed, at most; of the table 8 times as many
 ROWS = 8             # training rows that the loop is traced with; no operation of a step looks at all rows
 COMPILE = {"cpu": 0.004}, 0.015  # seconds to compile an operation, by the kind of device, and on any other
 ARRANGE = 1.5e-7     # seconds for an id of a training row before the first step: counts, weights, the way to the device
 FITTING = 30         # times that the loss is computed while a temperature is fitted
 SAVE, DISK = 0.3, 2e8    # seconds of a save (Orbax, MLflow, the figure), and bytes of arrays that are written a second
-BEGIN, END = 2.5, 1.0    # seconds of random numbers and until MLflow is connected, and of MLflow's end
+BEGIN, END = 2.5, 1.0  # seconds of random numbers and until MLflow is connected, and of MLflow's end
 PROGRAMS = 3         # that score and are compiled in half the time: titles by length, of scores, calibration and samples
 FEW = 50_000         # rows of all epochs, up to which steps are short beside all else, and no operation is measured
 LIBRARIES = 2.6e8    # bytes of MLflow, Orbax, SciPy and Matplotlib, which are loaded after the plan is made
