@@ -60,6 +60,7 @@ import os
 import re
 import shlex
 import signal
+import subprocess
 import sys
 import time
 import unicodedata
@@ -101,6 +102,8 @@ SIGNS = (" > ", ">", " / ", "/", "|", " :: ", "::", "\xbb")
 NUMBERS = 0.8               # of a column's values, the share that tells that it has numbers
 CODE = 9                    # digits from which on whole numbers are names, such as those of bar codes
 NEAR_ROWS, NEAR_SHARE = 5000, 0.25  # of so many test titles, the share that is near a training title, for a hint
+MANY_ROWS = 50_000          # training rows from which on it is told what training takes; fewer take a minute or so
+PATIENCE = 120              # seconds until that must be told
 SYNTHETIC_ROWS = 100_000    # size of the built-in set, unless --rows is given
 SYNTHETIC_CATEGORIES = 120
 
@@ -1126,6 +1129,29 @@ def prepare(args):
         written = sum(path.stat().st_size for path in folder.iterdir())
     bad.warn()
     report(meta, made.tree, args.out, written, time.time() - started)
+    if meta["rows"]["train"] >= MANY_ROWS and not args.like:
+        tell_costs(args.out, ("mlp", "cnn", "encoder") if args.encoder else ("mlp", "cnn"))
+
+
+def tell_costs(out, models):
+    """Print what these models would take to train on the prepared folder `out`, as train.py says it; a warning where it
+    cannot."""
+    # What a step costs only JAX can tell, which is not loaded here.
+    command = ["train.py", "--data", str(out), "--costs", *models]
+    try:
+        done = subprocess.run([sys.executable, Path(__file__).resolve().parent / command[0], *command[1:]],
+                              capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL)
+        failed = done.returncode and (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+    except (OSError, subprocess.TimeoutExpired) as error:
+        failed = str(error)
+    if failed:
+        print(f"warning: what training takes is not known ({failed[:200]}); try python {cli.quoted(command)}",
+              file=sys.stderr)
+        return
+    print("training on this machine:")
+    for line in done.stdout.splitlines():
+        print(f"  {line.replace(' costs', ':', 1)}")
+    print(done.stderr, end="", file=sys.stderr)
 
 
 def require_own(out):

@@ -29,15 +29,15 @@ from titles import calibration, devices, predict, start
 # --- knobs ------------------------------------------------------------------------------------------------------------
 TIMED = 8            # operations that are run by themselves, at most
 TURNS, LONG = 5, 0.05  # times that each is run, and seconds after which no further turn begins; the quickest counts
-PART = 1 << 22       # bytes of rows that are gathered or added while that is timed, at most; of the table 8 times as many
+PART = 1 << 22       # bytes of rows gathered or added while that is timed, at most; of the table 8 times as many
 ROWS = 8             # training rows that the loop is traced with; no operation of a step looks at all rows
 COMPILE = {"cpu": 0.004}, 0.015  # seconds to compile an operation, by the kind of device, and on any other
 ARRANGE = 1.5e-7     # seconds for an id of a training row before the first step: counts, weights, the way to the device
 FITTING = 30         # times that the loss is computed while a temperature is fitted
 SAVE, DISK = 0.3, 2e8    # seconds of a save (Orbax, MLflow, the figure), and bytes of arrays that are written a second
 BEGIN, END = 2.5, 1.0  # seconds of random numbers and until MLflow is connected, and of MLflow's end
-PROGRAMS = 3         # that score and are compiled in half the time: titles by length, of scores, calibration and samples
-FEW = 50_000         # rows of all epochs, up to which steps are short beside all else, and no operation is measured
+PROGRAMS = 3         # that score, compiled in half the time: by length of titles; for scores, samples and calibration
+QUICK = 2.0          # seconds of all steps, guessed, below which they are little beside all else, and none is measured
 LIBRARIES = 2.6e8    # bytes of MLflow, Orbax, SciPy and Matplotlib, which are loaded after the plan is made
 PROGRAM = 1.6e5      # bytes that stay of compiling an operation
 # Operations that the compiler makes a part of others, and those that it runs by themselves. Any other takes its time
@@ -240,8 +240,8 @@ def expected(plan, loop):
     vectors, scored, batch, fit = traced_judging(plan, state, features, width)
     judged = min(loop.sample, config["rows"]) + ("refit" not in config) * (
         plan.meta["rows"]["valid"] + config["calibration_rows"])
-    many = config["rows"] * config["epochs"] > FEW
-    rates = [RATES.seconds(found, many * most) for found, most in (
+    is_long = config["steps"] * RATES.seconds(step, 0) > QUICK
+    rates = [RATES.seconds(found, is_long * most) for found, most in (
         (step, TIMED), (vectors, 2), (scored, 2), (fit, 0))]
     judging = rates[1] + judged / batch * rates[2] + ("refit" not in config) * FITTING * rates[3]
     loops, judges = len(groups) * len(step), len(vectors) + PROGRAMS * len(scored) + len(fit)
