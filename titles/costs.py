@@ -29,9 +29,10 @@ from titles import calibration, devices, predict, start
 # --- knobs ------------------------------------------------------------------------------------------------------------
 TIMED = 8            # operations that are run by themselves, at most
 TURNS, LONG = 5, 0.05  # times that each is run, and seconds after which no further turn begins; the quickest counts
-PART = 1 << 22       # bytes of rows gathered or added while that is timed, at most; of the table 8 times as many
+PART = 1 << 22       # bytes of rows gathered or added while that is timed, and of their table: most words come often
+ALL = 1.3            # times as long as by themselves operations take together, which do not find their arrays in caches
 ROWS = 8             # training rows that the loop is traced with; no operation of a step looks at all rows
-COMPILE = {"cpu": 0.004}, 0.015  # seconds to compile an operation, by the kind of device, and on any other
+COMPILE = {"cpu": 0.005}, 0.015  # seconds to compile an operation, by the kind of device, and on any other
 ARRANGE = 1.5e-7     # seconds for an id of a training row before the first step: counts, weights, the way to the device
 FITTING = 30         # times that the loss is computed while a temperature is fitted
 SAVE, DISK = 0.3, 2e8    # seconds of a save (Orbax, MLflow, the figure), and bytes of arrays that are written a second
@@ -115,6 +116,13 @@ def size_of(equation):
     return max(map(math.prod, [out, *shapes_of(equation.invars)] if name.startswith(("reduce", "arg")) else [out]))
 
 
+def is_alone(equation):
+    """Whether the compiler runs an operation by itself. What is gathered from elsewhere than rows is a part of what it
+    is gathered for."""
+    name, numbers = equation.primitive.name, equation.params.get("dimension_numbers")
+    return name in ALONE and (name != "gather" or 0 in numbers.start_index_map)
+
+
 class Rates:
     """How quick this device is. What was measured once is kept."""
 
@@ -140,7 +148,7 @@ class Rates:
         """Seconds that `operations` take. Those that take longest are measured, at most so many."""
         counted, total = {}, 0.0
         for equation, times in found:
-            if equation.primitive.name in ALONE:
+            if is_alone(equation):
                 key = (equation.primitive.name, *shapes_of(equation.invars), str(equation.params["dimension_numbers"]))
                 counted[key] = equation, counted.get(key, (None, 0))[1] + times
             elif equation.primitive.name not in FREE:
@@ -155,7 +163,7 @@ class Rates:
             if key not in self.measured:
                 size, seconds = timed(counted[key][0])
                 self.measured[key] = key[0], size, max(seconds - self.call, 1e-7)
-        return total + sum(times * self.of(key, size_of(equation)) for key, (equation, times) in counted.items())
+        return ALL * (total + sum(times * self.of(key, size_of(one)) for key, (one, times) in counted.items()))
 
     def of(self, key, size):
         """Seconds of an operation of this size, as it was measured, or as the one that is most like it."""
@@ -179,7 +187,7 @@ def timed(equation):
             numbers.scatter_dims_to_operand_dims, numbers.update_window_dims)
         whole = equation.params.get("slice_sizes", (1,) * len(shapes[0]))
         if 0 in by_index and whole[0] == 1 and not numbers.operand_batching_dims:
-            shapes[0] = min(shapes[0][0], 1 + 2 * PART // max(1, math.prod(shapes[0][1:]))), *shapes[0][1:]
+            shapes[0] = min(shapes[0][0], 1 + PART // 4 // max(1, math.prod(shapes[0][1:]))), *shapes[0][1:]
             if 0 not in window:
                 out = size_of(equation)
                 few = min(shapes[1][0], 1 + PART // 4 * shapes[1][0] // max(out, 1))

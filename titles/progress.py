@@ -59,19 +59,17 @@ class Progress:
         self.begun, self.first_step, self.printed = time.time(), step, 0
         self.expected, self.started = expected, started or self.begun
         self.whole = expected and self.begun - self.started + expected.seconds - expected.before  # of the command
-        self.pauses, self.chunks, self.is_sure = [], [], False
+        self.pauses, self.is_sure, self.shown = [], False, 0
+        self.chunks, self.last = [], (step, None)  # (steps that are done, seconds) of the first chunk and of now
 
     def pause(self, seconds):
         """These seconds at the end of an epoch, which judging and saving took, are no part of the training's speed."""
         self.pauses.append(seconds)
 
     def speed(self):
-        """Seconds of a step."""
-        # The first chunk is slower than the others. What was begun last is not done yet.
-        (first, begun), *others = self.chunks
-        if len(others) < 2:
-            return begun / (first - self.first_step)
-        return (others[-1][1] - begun) / (others[-2][0] - first)
+        """Seconds of a step: without the first chunk, which is slower than the others, as soon as there is another."""
+        (first, begun), (done, seconds) = self.chunks[0], self.chunks[-1]
+        return (seconds - begun) / (done - first) if done > first else seconds / (done - self.first_step)
 
     def left(self, step):
         """Seconds that the training still takes after this step, by its speed so far."""
@@ -89,11 +87,14 @@ class Progress:
         return (config["steps"] - step) * self.speed() + pauses * pause + extra
 
     def show(self, step, loss):
-        """step: that was begun last; what came before the last chunk is done, or all of the first one."""
+        """step: of the chunk that was begun last. It is done where it is the first one of an epoch; else the chunk before
+        it is, see train.train_chunks."""
         config, now = self.config, time.time()
-        seconds = now - self.begun - sum(self.pauses)
-        self.chunks.append((step, seconds))
-        if not self.is_sure and (seconds > SURE[0] or len(self.chunks) > SURE[1]):
+        seconds, before = now - self.begun - sum(self.pauses), self.last
+        self.last = step, len(self.pauses)
+        self.chunks = [*self.chunks[:1], (step if before[1] != self.last[1] else before[0], seconds)]
+        self.shown += 1
+        if not self.is_sure and (seconds > SURE[0] or self.shown > SURE[1]):
             self.is_sure = True
             self.correct(now - self.started + self.left(step))
         if now - self.printed < (1 if sys.stdout.isatty() else 10):
