@@ -41,7 +41,7 @@ Splits that the source does not give are drawn: 20 % test, then --valid of the r
 words and --seed alone, so next month's file, which has these rows and more, keeps all of them where they were; equal
 titles stay on one side, and with --group-column all rows of one product, seller or document. A category without a
 training row gets one, until others come to train. Takes about 4 s for a million rows on two cores; 20 million rows need
-4 GB of memory.
+4 GB of memory. Of many rows it says at the end what training on them takes (train.py --costs).
 --encoder also cuts titles into pieces of words, about 9,000 titles a second and core.
 --like prepares more training rows with the vocabulary, categories and options of another folder, which need not be on
 the same machine, so that parts of a large set can be made side by side. Nothing is drawn from them for validation or

@@ -19,6 +19,8 @@ MLflow (sqlite:///mlflow.db, or MLFLOW_TRACKING_URI). The checkpoint `best` is t
 accuracy on the validation split; the test split is never looked at. Ctrl-C saves `latest` and says how to go on. A
 refit trains for as many epochs as the best checkpoint had, and keeps its temperature; nothing is left to choose an
 epoch by, so its checkpoint is the last one. `evaluate.py --ckpt best` takes the refit where the best run has one.
+What the training costs is said before its first step, and again where its speed turns out to be another; with memory
+that will not do comes a warning.
 On two cores the built-in SYNTHETIC set takes the bag 28 s and the CNN 75 s, start-up included; balanced accuracy on its
 validation split is about 0.83 and 0.86.
 
@@ -419,24 +421,28 @@ class Ready(NamedTuple):
     foreseen: object    # costs.Costs, or None
 
 
-def expected(plan, save_seconds):
-    """The costs.Costs of a training that has not begun; None on several devices."""
+def expected(plan, save_seconds, started=STARTED):
+    """The costs.Costs of a training that has not begun, with the time since it was asked for; None on several
+    devices."""
     def arrays(features, rows, frozen):
         return training_arrays(plan.config, features, rows, frozen, data.tree_of(plan.meta))
 
-    return costs.expected(plan, costs.Loop(make_optimizer(plan.config), make_train_chunk(plan.config), arrays,
-                                           TRAIN_SAMPLE, save_seconds))
+    passed = time.time() - started
+    found = costs.expected(plan, costs.Loop(make_optimizer(plan.config), make_train_chunk(plan.config), arrays,
+                                            TRAIN_SAMPLE, save_seconds))
+    return found and found._replace(before=found.before + passed)
 
 
 def tell_costs(args):
     """Say what trainings cost, of this model or of those that --costs names, and train nothing."""
-    begun = time.time() - STARTED
+    passed = time.time() - STARTED
     for name in args.costs or [None]:
+        started = time.time() - passed  # as if each were the first one
         plan = configuration.plan(TABLE, argparse.Namespace(**vars(args) | ({"model": name} if name else {})))
-        found = expected(plan, args.save_seconds)
+        found = expected(plan, args.save_seconds, started)
         if found is None:
             raise UserError("--costs: what several devices do together is not known before; train, and it is told")
-        print(f"{plan.config['model']} {costs.said(found, begun)}", flush=True)
+        print(f"{plan.config['model']} {costs.said(found)}", flush=True)
         costs.warn(found)
 
 
@@ -452,7 +458,7 @@ def train(args):
     # What it costs is said before it is paid.
     foreseen = expected(plan, args.save_seconds)
     if is_new and foreseen:
-        print(costs.said(foreseen, time.time() - STARTED))
+        print(costs.said(foreseen))
         costs.warn(foreseen)
 
     # MLflow takes seconds to connect; meanwhile the loop is compiled.

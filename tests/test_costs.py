@@ -59,6 +59,7 @@ def test_rows_that_are_added_and_sums_are_sized_by_what_goes_in():
     (lambda table, ids: table[ids.astype(int)], ((7,), (3, 2))),
     (lambda table, ids: table[ids.astype(int), 1:3], ((7, 9), (3,))),
     (lambda table, ids: table.at[ids.astype(int)].add(jnp.ones((*ids.shape, 100))), ((300_000, 100), (20_000, 2))),
+    (lambda table, ids: table.at[3].add(ids[0]), ((9,), (2,))),
     (lambda table, ids: table @ ids, ((5, 6, 7), (5, 7, 2)))])
 def test_an_operation_runs_by_itself(function, shapes):
     """Also where of the table and the rows a part is taken, which then counts for so much less."""
@@ -71,7 +72,7 @@ def test_an_operation_runs_by_itself(function, shapes):
 
 # --- bytes ------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("flags", [[], ["--model", "cnn", "--dim", 8], ["--maxn", 0, "--minn", 0]])
+@pytest.mark.parametrize("flags", [[], ["--model", "cnn", "--dim", 8], ["--maxn", 0, "--minn", 0], ["--shard-table"]])
 def test_bytes_are_those_of_the_real_arrays(planned, flags):
     plan, found = planned(*flags)
     state, features, frozen, arrays = start.begin(plan, train.make_optimizer(plan.config))

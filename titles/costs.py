@@ -120,7 +120,8 @@ def is_alone(equation):
     """Whether the compiler runs an operation by itself. What is gathered from elsewhere than rows is a part of what it
     is gathered for."""
     name, numbers = equation.primitive.name, equation.params.get("dimension_numbers")
-    return name in ALONE and (name != "gather" or 0 in numbers.start_index_map)
+    has_keys = any(jnp.issubdtype(x.aval.dtype, jax.dtypes.extended) for x in equation.invars)  # of random numbers
+    return name in ALONE and not has_keys and (name != "gather" or 0 in numbers.start_index_map)
 
 
 class Rates:
@@ -188,7 +189,7 @@ def timed(equation):
         whole = equation.params.get("slice_sizes", (1,) * len(shapes[0]))
         if 0 in by_index and whole[0] == 1 and not numbers.operand_batching_dims:
             shapes[0] = min(shapes[0][0], 1 + PART // 4 // max(1, math.prod(shapes[0][1:]))), *shapes[0][1:]
-            if 0 not in window:
+            if 0 not in window and len(shapes[1]) > 1:
                 out = size_of(equation)
                 few = min(shapes[1][0], 1 + PART // 4 * shapes[1][0] // max(out, 1))
                 shapes[1:] = [(few, *shape[1:]) for shape in shapes[1:]]
@@ -409,10 +410,10 @@ def free_on_device():
 
 # --- said -------------------------------------------------------------------------------------------------------------
 
-def said(costs, passed=0.0):
-    """A line of what a training takes; passed: seconds that its command has taken already."""
+def said(costs):
+    """A line of what a training takes."""
     epoch = costs.steps // costs.epochs * costs.step + costs.judging
-    return (f"costs about {duration(costs.seconds + passed)} ({duration(epoch)} an epoch) and "
+    return (f"costs about {duration(costs.seconds)} ({duration(epoch)} an epoch) and "
             f"{memory_said(costs.bytes)} of memory")
 
 

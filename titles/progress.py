@@ -58,7 +58,6 @@ class Progress:
         self.factors = jax.jit(factors)  # one program instead of one for each operation
         self.begun, self.first_step, self.printed = time.time(), step, 0
         self.expected, self.started = expected, started or self.begun
-        self.whole = expected and self.begun - self.started + expected.seconds - expected.before  # of the command
         self.pauses, self.is_sure, self.shown = [], False, 0
         self.chunks, self.last = [], (step, None)  # (steps that are done, seconds) of the first chunk and of now
 
@@ -87,7 +86,7 @@ class Progress:
         return (config["steps"] - step) * self.speed() + pauses * pause + extra
 
     def show(self, step, loss):
-        """step: of the chunk that was begun last. It is done where it is the first one of an epoch; else the chunk before
+        """step: of the chunk that was begun last. It is done where it is the first one of an epoch; else the one before
         it is, see train.train_chunks."""
         config, now = self.config, time.time()
         seconds, before = now - self.begun - sum(self.pauses), self.last
@@ -111,7 +110,7 @@ class Progress:
 
     def correct(self, seconds):
         """Say that the command will have taken so many seconds, where that is not what was expected."""
-        if self.expected and not 1 / DIFFERS < seconds / self.whole < DIFFERS:
+        if self.expected and not 1 / DIFFERS < seconds / self.expected.seconds < DIFFERS:
             print(f"costs about {costs.duration(seconds)} by the speed of its first steps", flush=True)
 
 
