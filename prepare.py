@@ -41,8 +41,8 @@ Splits that the source does not give are drawn: 20 % test, then --valid of the r
 words and --seed alone, so next month's file, which has these rows and more, keeps all of them where they were; equal
 titles stay on one side, and with --group-column all rows of one product, seller or document. A category without a
 training row gets one, until others come to train; where all categories have only one, none validates or tests, and a
-warning says what is lacking then. Takes about 4 s for a million rows on two cores; 20 million rows need
-4 GB of memory.
+warning says what is lacking then. Takes about 4 s for a million rows on two cores; 20 million rows need 4 GB of memory.
+Of many rows it says at the end what training on them takes (train.py --costs).
 --encoder also cuts titles into pieces of words, about 9,000 titles a second and core.
 --like prepares more training rows with the vocabulary, categories and options of another folder, which need not be on
 the same machine, so that parts of a large set can be made side by side. Nothing is drawn from them for validation or
@@ -61,6 +61,7 @@ import os
 import re
 import shlex
 import signal
+import subprocess
 import sys
 import time
 import unicodedata
@@ -102,6 +103,8 @@ SIGNS = (" > ", ">", " / ", "/", "|", " :: ", "::", "\xbb")
 NUMBERS = 0.8               # of a column's values, the share that tells that it has numbers
 CODE = 9                    # digits from which on whole numbers are names, such as those of bar codes
 NEAR_ROWS, NEAR_SHARE = 5000, 0.25  # of so many test titles, the share that is near a training title, for a hint
+MANY_ROWS = 50_000          # training rows from which on it is told what training takes; fewer take a minute or so
+PATIENCE = 120              # seconds until that must be told
 SYNTHETIC_ROWS = 100_000    # size of the built-in set, unless --rows is given
 SYNTHETIC_CATEGORIES = 120
 
@@ -1128,6 +1131,29 @@ def prepare(args):
         written = sum(path.stat().st_size for path in folder.iterdir())
     bad.warn()
     report(meta, made.tree, args.out, written, time.time() - started)
+    if meta["rows"]["train"] >= MANY_ROWS and not args.like:
+        tell_costs(args.out, ("mlp", "cnn", "encoder") if args.encoder else ("mlp", "cnn"))
+
+
+def tell_costs(out, models):
+    """Print what these models would take to train on the prepared folder `out`, as train.py says it; a warning where it
+    cannot."""
+    # What a step costs only JAX can tell, which is not loaded here.
+    command = ["train.py", "--data", str(out), "--costs", "--model", *models]
+    try:
+        done = subprocess.run([sys.executable, Path(__file__).resolve().parent / command[0], *command[1:]],
+                              capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL)
+        failed = done.returncode and (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+    except (OSError, subprocess.TimeoutExpired) as error:
+        failed = str(error)
+    if failed:
+        print(f"warning: what training takes is not known ({failed[:200]}); try python {cli.quoted(command)}",
+              file=sys.stderr)
+        return
+    print("training on this machine:")
+    for line in done.stdout.splitlines():
+        print(f"  {line.replace(' costs', ':', 1)}")
+    print(done.stderr, end="", file=sys.stderr)
 
 
 def require_own(out):

@@ -7,6 +7,7 @@
     python train.py --refit my-cnn                   # the same again on training and validation rows, as my-cnn-refit
     python train.py --model mlp cnn encoder --refit  # one after the other, their refits, and all of them together
     python train.py --model mlp cnn encoder --refit --within 20m     # as much of that as fits, the most useful first
+    python train.py --model mlp cnn --costs          # the minutes and the memory that this would take
     python train.py --init-from my-cnn --epochs 2    # on new data, from what that run knows of its words and categories
     mlflow ui --backend-store-uri sqlite:///mlflow.db
     python -c "import mlflow; print(mlflow.search_runs(experiment_names=['titles']))"   # all runs as a pandas table
@@ -27,6 +28,9 @@ Several models, --seeds, --refit without a name and --within are one command for
 command that uses them together. Typed again it goes on where it was stopped: what runs of the same settings, data and
 scripts are there are not trained again, whoever has trained them. --within ends it for certain: what will not fit is
 left out, or trains for fewer epochs, at least half of them where there is another run already.
+
+What a training costs is said before its first step, and again where its speed turns out to be another; with memory that
+will not do comes a warning. --costs says it of all that a command asks for, and trains nothing.
 
 On two cores the built-in SYNTHETIC set takes the bag 28 s and the CNN 75 s, start-up included; balanced accuracy on its
 validation split is about 0.83 and 0.86.
@@ -177,6 +181,7 @@ def parse_args(argv=None):
     add("--save-seconds", type=cli.not_negative(float), default=10.0, metavar="S",
         help="after an epoch, save and log only when the last save is S seconds ago (0: after each); epochs that a "
         "kill loses are trained again by --resume, to the same bits")
+    add("--costs", action="store_true", help="say what all this would take, and train nothing")
     cli.add_process_flags(add)
     settings.add_flags(parser, SETTINGS)
     args = parser.parse_args(argv)
@@ -202,7 +207,7 @@ import optax
 import classify
 import data
 import model
-from titles import calibration, configuration, devices, predict, runs, series, start, tracking
+from titles import calibration, configuration, costs, devices, predict, runs, series, start, tracking
 from titles.progress import Place, Progress, introduce, leave, print_epoch, requests, sizes_of
 from titles.tree import shared_rows
 
@@ -434,8 +439,17 @@ class Ready(NamedTuple):
     groups: list        # of data.length_groups
     rows: dict          # {what they are for: rows}, of `scored_rows`
     predictor: object   # function of the state: a predict.Predictor
-    place: Place        # with the command that goes on
+    place: Place        # with the command that goes on, and what the training is expected to cost
     stop: list          # as from progress.requests
+
+
+def expected(plan, save_seconds):
+    """The costs.Costs of a training that has not begun; None on several devices."""
+    def arrays(features, rows, frozen):
+        return training_arrays(plan.config, features, rows, frozen, data.tree_of(plan.meta))
+
+    return costs.expected(plan, costs.Loop(make_optimizer(plan.config), make_train_chunk(plan.config), arrays,
+                                           TRAIN_SAMPLE, save_seconds))
 
 
 def train(args, plan, place):
@@ -443,6 +457,13 @@ def train(args, plan, place):
     command ends it. Returns the run's folder."""
     config, folder, is_new = plan.config, plan.folder, plan.is_new
     devices.require_same({name: value for name, value in config.items() if name not in ("created", "checksum")})
+
+    # What it costs is said before it is paid.
+    passed, found = time.time() - place.started, place.expected or expected(plan, args.save_seconds)
+    place = place._replace(expected=found and found._replace(before=found.before + passed))
+    if is_new and found:
+        print(costs.said(place.expected))
+        costs.warn(found)
 
     # MLflow takes seconds to connect; meanwhile the loop is compiled.
     connecting = cli.in_background(tracking.mlflow_client) if devices.is_first() else None
@@ -495,7 +516,7 @@ def loop(config, ready, state, saves, history):
     validation = {"validation": runs.restore_validation(saves.folder.with_name(config["refit"]))} if (
         "refit" in config) else {}
 
-    progress = Progress(config, RATES, schedule, step, ready.place.others)
+
 
     # What comes before the first step: scores by chance, or what a former run's knowledge is worth here.
     if step == 0 and is_judged:
@@ -504,6 +525,7 @@ def loop(config, ready, state, saves, history):
     if runs.is_over(config, history):
         print("all epochs are done, or --patience has ended them: nothing is left to train")
 
+    progress = Progress(config, RATES, schedule, step, ready.place)
     while not runs.is_over(config, history):
         # Train on every row once. Chunks that were done before this run was resumed are left out.
         begun, epoch, chunks = time.time(), len(history), []
@@ -602,7 +624,7 @@ def asked(stop):
 
 
 def main(args):
-    series.run(TABLE, args, train, STARTED)
+    series.run(TABLE, args, series.Calls(train, expected), STARTED)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def test_it_goes_on_to_the_same_bits(lone, tmp_path):
         patch.setattr(runs, "write_metrics", lambda *_: 1 / 0)
         patch.chdir(copy)
         with pytest.raises(ZeroDivisionError):
-            train.train(train.parse_args(["--name", "bag", *map(str, FLAGS), "--save-seconds", "0"]))
+            train.main(train.parse_args(["--name", "bag", *map(str, FLAGS), "--save-seconds", "0"]))
     steps = [int(path.name) for path in (copy / "runs/bag/checkpoints").iterdir()]
     assert steps == [files.read_json(copy / "runs/bag/config.json")["steps"] // 3]
     run_here("train", "--resume", "bag", cwd=copy)
@@ -176,7 +176,7 @@ def test_best_is_the_last_one_that_came_to_its_end(tmp_path):
         rows = [{"epoch": i + 1, "step": i + 1} | ({} if score is None else {runs.BEST: score}) for i in range(epochs)]
         (tmp_path / name).mkdir()
         files.write_json(tmp_path / name / "config.json", {
-            "format": runs.FORMAT, "fingerprint": "f", "created": created, "epochs": 3,
+            "format": runs.FORMAT, "fingerprint": "f", "model": "mlp", "created": created, "epochs": 3,
             "calibration_rows": 0 if score is None else 9} | config)
         runs.write_metrics(tmp_path / name, rows)
 

@@ -51,7 +51,9 @@ def fresh(prepared, tmp_path):
 def expecting(monkeypatch):
     """A function that has the models take so many seconds, {model: seconds}."""
     def expect(seconds):
-        monkeypatch.setattr(costs, "expected", lambda plan: costs.Costs(seconds[plan.config["model"]], 0))
+        monkeypatch.setattr(costs, "expected", lambda plan, loop: costs.Costs(
+            before=seconds[plan.config["model"]], compiling=0, steps=plan.config["steps"], step=1e-9,
+            epochs=plan.config["epochs"], judging=0, saving=0, bytes=0, device=0))
     return expect
 
 

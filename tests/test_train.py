@@ -14,7 +14,7 @@ import model
 import train
 from titles import cli, configuration, files, predict, settings
 from titles.cli import UserError
-from titles.progress import Progress
+from titles.progress import Place, Progress
 from titles.settings import Setting, by_model
 
 
@@ -87,7 +87,7 @@ def test_one_schedule_for_both_rates(monkeypatch):
     assert not np.array_equal(before["table"], state["variables"]["table"])
     assert not leaves_equal(before["params"], state["variables"]["params"])
     monkeypatch.setattr(sys, "stdout", out := io.StringIO())
-    Progress(config, train.RATES, train.schedule, 3).show(4, 1.0)
+    Progress(config, train.RATES, train.schedule, 3, Place(0.0)).show(4, 1.0)
     assert "lr 2.5e-03, table 2.5e-02 " in out.getvalue()
 
 

@@ -43,10 +43,10 @@ class Predictor:
     values: tuple | None    # of a run with columns: the table of values [V, D], its weights [V], model.value_features
 
 
-def make_predictor(config, variables, features):
+def make_predictor(config, variables, features, compose=model.compose):
     """The Predictor of a run's configuration, its variables as from model.init, and model.feature_tables of words with
     model.value_features of columns. An encoder's variables are the whole "params" and "table"; it needs no features of
-    words."""
+    words. compose: model.compose, or what it was compiled of, where all of this is traced."""
     features, values = devices.put(features, devices.whole()), None
     if config.get("columns"):
         values = (variables["values"], variables["value_weights"],
@@ -56,7 +56,7 @@ def make_predictor(config, variables, features):
         weights = jnp.ones(len(table)).at[0].set(0)
         return Predictor(model.build(config), 1, variables["params"], table, weights, (table, weights), None, {},
                          values)
-    words = model.compose(variables["table"], variables["weights"], features, config.get("shard_table", False))
+    words = compose(variables["table"], variables["weights"], features, config.get("shard_table", False))
     kept = {name: features[name] for name in ("hashes", "first", "buckets")}
     return Predictor(model.build(config), config["word_ngrams"], variables["params"], variables["table"],
                      variables["weights"], words, None, kept, values)

@@ -11,7 +11,10 @@ from typing import NamedTuple
 import jax
 
 import model
-from titles import devices, runs
+from titles import costs, devices, runs
+
+SURE = 3, 8    # seconds of training, or chunks, after which its speed is known
+DIFFERS = 1.1  # times as long, or as short, as was expected, is worth a line
 
 TIME_UP = 1  # beside the numbers of signals that end a training, for none of them has it
 
@@ -22,6 +25,7 @@ class Place(NamedTuple):
     deadline: float = None  # when it must stop
     others: float = 0.0     # seconds that those after it will take
     command: str = None     # that goes on, where it is not --resume with the run's name
+    expected: costs.Costs = None    # of this training, where they are known before
 
 
 class TimeIsUp(Exception):
@@ -66,12 +70,12 @@ def print_epoch(row, is_best=False):
 
 
 class Progress:
-    """Prints how far a training is: every second on a terminal, else every ten seconds."""
+    """Prints how far a training is: every second on a terminal, else every ten seconds. Once, as soon as its speed is
+    known, it says what the training costs by that, where it was expected to cost something else."""
 
-    def __init__(self, config, rates, schedule, step, others=0.0):
-        """rates: {a setting: the learning rate's name in a line}; schedule: train.schedule; step: of the begin; others:
-        seconds that further trainings of the command will take."""
-        self.others = others
+    def __init__(self, config, rates, schedule, step, place):
+        """rates: {a setting: the learning rate's name in a line}; schedule: train.schedule; step: of the begin; place:
+        the training's Place."""
         self.config, self.rates = config, {rate: name for rate, name in rates.items() if rate in config}
         factor_of = {rate: schedule(config, rate) for rate in self.rates}
 
@@ -80,25 +84,62 @@ class Progress:
 
         self.factors = jax.jit(factors)  # one program instead of one for each operation
         self.begun, self.first_step, self.printed = time.time(), step, 0
+        self.place, self.expected = place, place.expected
+        self.pauses, self.is_sure, self.shown = [], False, 0
+        self.chunks, self.last = [], (step, None)  # (steps that are done, seconds) of the first chunk and of now
 
     def pause(self, seconds):
-        """Leave these seconds out of the time that the training has taken, and so out of its speed."""
-        self.begun += seconds
+        """These seconds at the end of an epoch, which judging and saving took, are no part of the training's speed."""
+        self.pauses.append(seconds)
+
+    def speed(self):
+        """Seconds of a step: without the first chunk, which is slower than the others, as soon as there is another."""
+        (first, begun), (done, seconds) = self.chunks[0], self.chunks[-1]
+        return (seconds - begun) / (done - first) if done > first else seconds / (done - self.first_step)
+
+    def left(self, step):
+        """Seconds that the training still takes after this step, by its speed so far."""
+        config, epochs = self.config, self.config["epochs"]
+        pauses = epochs - self.first_step * epochs // config["steps"] - len(self.pauses)
+        pause = extra = 0.0
+        if len(self.pauses) > 1:  # in the first one programs are compiled
+            pause = sum(self.pauses[1:]) / len(self.pauses[1:])
+        elif self.expected:
+            # As slow as the steps are in comparison, but compiling.
+            pause = (self.expected.judging * self.speed() / self.expected.step + self.expected.saving / epochs)
+            extra = 0 if self.pauses else self.expected.compiling / 2  # the other half is done before the first step
+        elif self.pauses:
+            pause = self.pauses[0]
+        return (config["steps"] - step) * self.speed() + pauses * pause + extra
 
     def show(self, step, loss):
-        if time.time() - self.printed < (1 if sys.stdout.isatty() else 10):
+        """step: of the chunk that was begun last. It is done where it is the first one of an epoch; else the one before
+        it is, see train.train_chunks."""
+        config, now = self.config, time.time()
+        seconds, before = now - self.begun - sum(self.pauses), self.last
+        self.last = step, len(self.pauses)
+        self.chunks = [*self.chunks[:1], (step if before[1] != self.last[1] else before[0], seconds)]
+        self.shown += 1
+        if not self.is_sure and (seconds > SURE[0] or self.shown > SURE[1]):
+            self.is_sure = True
+            self.correct(now - self.place.started + self.left(step))
+        if now - self.printed < (1 if sys.stdout.isatty() else 10):
             return
-        config, self.printed = self.config, time.time()
 
         # Speed is that of this process: what came before --resume does not count, nor do pauses.
-        seconds, steps, left = self.printed - self.begun, step - self.first_step, self.config["steps"] - step
+        self.printed = now
         epoch_steps = config["steps"] // config["epochs"]
         factors = self.factors(step)
         rates = ", ".join(f"{name} {config[rate] * float(factors[rate]):.1e}" for rate, name in self.rates.items())
         print(f"epoch {-(-step // epoch_steps):>3}/{config['epochs']} {step / config['steps']:6.1%}  loss {loss:7.4f}  "
-              f"{rates}  {steps / epoch_steps * config['rows'] / seconds:9,.0f} titles/s  "
-              f"{clock(seconds)} elapsed  {clock(seconds / steps * left)} left"
-              + (f", {clock(seconds / steps * left + self.others)} of all" if self.others else ""), flush=True)
+              f"{rates}  {config['rows'] / epoch_steps / self.speed():9,.0f} titles/s  "
+              f"{clock(now - self.begun)} elapsed  {clock(self.left(step))} left"
+              + (f", {clock(self.left(step) + self.place.others)} of all" if self.place.others else ""), flush=True)
+
+    def correct(self, seconds):
+        """Say that the command will have taken so many seconds, where that is not what was expected."""
+        if self.expected and not 1 / DIFFERS < seconds / self.expected.seconds < DIFFERS:
+            print(f"costs about {costs.duration(seconds)} by the speed of its first steps", flush=True)
 
 
 def clock(seconds):

@@ -25,22 +25,30 @@ LEAST_EPOCHS = 0.5  # share of a training's epochs: where fewer fit and another 
 RESERVE = 0.05, 3   # share of the time, and seconds, that are kept for the last checkpoint and for what comes of all
 
 
+class Calls(NamedTuple):
+    """What train.py does with a training."""
+    train: object      # function of (args, plan, place): trains, and returns the run's folder
+    expected: object   # function of (plan, save_seconds): its costs.Costs, or None where they are not known before
+
+
 class Step(NamedTuple):
     """A training that a command asks for."""
     says: str                  # what it is, such as `cnn, seed 1`
     plan: configuration.Plan   # as of a new run; of a refit that of its base
+    expected: costs.Costs      # of that plan, or None
     base: int = None           # of a refit: the number of the step that it is a refit of
-    seconds: float = 0.0       # that it will take, as far as is known before
+    more: float = 1.0          # times as many rows as the plan's
+
+    @property
+    def seconds(self):
+        return self.expected.seconds * self.more if self.expected else 0.0
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
 
-def run(table, args, train, started):
-    """Do what a command of train.py asks for, by train(args, plan, place), which returns the folder of a run.
-
-    table: a configuration.Table; started: when the command began, as from time.time(). All that can be refused is
-    refused by a UserError before the first training begins.
-    """
+def run(table, args, calls, started):
+    """Do what a command of train.py asks for. table: a configuration.Table; calls: Calls; started: when the command
+    began, as from time.time(). All that can be refused is refused by a UserError before the first training begins."""
     one = "--resume" if args.resume is not None else "--refit" if args.refit else None
     several = len(args.models) > 1 or args.seeds > 1 or args.refit == ""
     if several and one:
@@ -49,9 +57,13 @@ def run(table, args, train, started):
     with ended_at(args.within and started + args.within):
         prepared = configuration.read_prepared(args)
         if several or (deadline and not one):
-            return Series(table, args, prepared, deadline).run(train, started)
+            series = Series(table, args, prepared, calls, deadline)
+            return series.say_costs(started) if args.costs else series.run(calls.train, started)
+        plan = configuration.plan(table, args, prepared)
+        if args.costs:
+            return say_costs(plan.config["model"], calls.expected(plan, args.save_seconds), time.time() - started)
         try:
-            train(args, configuration.plan(table, args, prepared), Place(started, deadline))
+            calls.train(args, plan, Place(started, deadline))
         except TimeIsUp as error:
             print(error)
 
@@ -75,6 +87,14 @@ def ended_at(limit):
         timer.cancel()
 
 
+def say_costs(what, found, passed):
+    """Print what a training costs, of which it is known what it is; passed: seconds that its command has taken."""
+    if found is None:
+        raise UserError("--costs: what several devices do together is not known before; train, and it is told")
+    print(f"{what} {costs.said(found._replace(before=found.before + passed))}", flush=True)
+    costs.warn(found)
+
+
 def single(args, left_out=(), **changes):
     """The arguments of a command for one training, of one for several; left_out: names of those it does not have."""
     kept = {name: value for name, value in vars(args).items() if name not in left_out}
@@ -83,31 +103,31 @@ def single(args, left_out=(), **changes):
 
 # --- which trainings --------------------------------------------------------------------------------------------------
 
-def steps_of(table, args, prepared):
+def steps_of(table, args, prepared, calls):
     """[Step] of a command in their order: all models of a seed, then their refits, then the next seed."""
     models = args.models or [None]
     if args.within:
         models = sorted(models, key=lambda name: USEFUL.index(name) if name in USEFUL else len(USEFUL))
     plans = plans_of(table, args, prepared, models)
-    expected = [costs.expected(plan).seconds for plan in plans]
+    expected = [calls.expected(plan, args.save_seconds) for plan in plans]
 
     steps = []
     for number in range(args.seeds):
         first = len(steps)
-        for plan, seconds in zip(plans, expected, strict=True):
+        for plan, found in zip(plans, expected, strict=True):
             model, seed = plan.config["model"], plan.config["seed"] + number
             plan = configuration.changed(plan, seed=seed)
             if args.name:
                 parts = [args.name, *([model] if len(models) > 1 else []), *([str(seed)] if args.seeds > 1 else [])]
                 plan = plan._replace(folder=args.runs / "-".join(parts), named=True)
-            steps.append(Step(f"{model}, seed {seed}" if args.seeds > 1 else model, plan, seconds=seconds))
+            steps.append(Step(f"{model}, seed {seed}" if args.seeds > 1 else model, plan, found))
         if args.refit == "":
             if not plans[0].meta["rows"]["valid"]:
                 raise UserError("--refit: there are no validation rows, so a refit would have the same rows")
             for i, step in enumerate(steps[first:], first):
                 rows = step.plan.meta["rows"]
                 more = 1 + rows["valid"] / rows["train"]
-                steps.append(Step(f"{step.says}, refit", step.plan, i, step.seconds * more))
+                steps.append(Step(f"{step.says}, refit", step.plan, step.expected, i, more))
     return steps
 
 
@@ -150,9 +170,9 @@ def same_run(plan, runs_folder, any_epochs):
 class Series:
     """The trainings of a command while they are done."""
 
-    def __init__(self, table, args, prepared, deadline):
+    def __init__(self, table, args, prepared, calls, deadline):
         self.table, self.args, self.prepared, self.deadline = table, args, prepared, deadline
-        self.steps = steps_of(table, args, prepared)
+        self.steps = steps_of(table, args, prepared, calls)
         self.folders = {}                    # number of a step: the folder of its run
         self.took, self.expected = 0.0, 0.0  # seconds of the trainings that were done here, and what was expected
 
@@ -178,8 +198,8 @@ class Series:
         if base and (history := runs.history_of(base)):
             # A refit has the epochs of the best checkpoint.
             epochs = runs.best_epoch(history)["epoch"] / history[-1]["epoch"]
-            return history[-1]["seconds"] * epochs * step.seconds / self.steps[step.base].seconds
-        return step.seconds * (self.took / self.expected if self.took else 1)
+            return history[-1]["seconds"] * epochs * step.more
+        return step.seconds * (self.took / self.expected if self.expected else 1)
 
     def decided(self, number):
         """What to do with a step: {what: of which run, why, or how many epochs}."""
@@ -221,8 +241,10 @@ class Series:
             print(f"--- {number + 1} of {len(self.steps)}: {step.says}; {elapsed} elapsed ---")
             others = sum(self.seconds_of(i) for i in range(number + 1, len(self.steps)) if not self.there(i))
             try:
+                same = step.base is None and decided.get("epochs") == step.plan.config["epochs"]
                 self.folders[number] = train(self.args, self.plan(step, decided), Place(
-                    begun if self.folders else started, self.deadline, others, cli.quoted(sys.argv)))
+                    begun if self.folders else started, self.deadline, others, cli.quoted(sys.argv),
+                    step.expected if same else None))
             except TimeIsUp as error:
                 print(error)
                 if step.base is None and runs.best_epoch(runs.history_of(error.folder)):
@@ -234,6 +256,15 @@ class Series:
             gc.collect()  # what one training had in memory must not lie beside the next one's
 
         self.end()
+
+    def say_costs(self, started):
+        """Print what each training costs, and all."""
+        passed = time.time() - started
+        for step in self.steps:
+            if step.base is None:
+                say_costs(step.says, step.expected, passed)
+        total = costs.duration(passed + sum(step.seconds for step in self.steps))
+        print(f"all {len(self.steps)} about {total}" + (", with their refits" if self.args.refit == "" else ""))
 
     def announce(self):
         """Print what is to be done, and how long it will take."""
