@@ -208,8 +208,8 @@ def test_a_resumed_training_has_less_left():
 # --- the scripts ------------------------------------------------------------------------------------------------------
 
 def test_costs_alone_write_nothing(tiny, tmp_path):
-    done = run_script("train", "--data", tiny / "data/prepared", "--costs", "--model", "mlp", "cnn", "--refit", "--epochs", 3,
-                      cwd=tmp_path)
+    flags = ("--costs", "--model", "mlp", "cnn", "--refit", "--epochs", 3)
+    done = run_script("train", "--data", tiny / "data/prepared", *flags, cwd=tmp_path)
     *lines, total = done.stdout.splitlines()
     assert total.startswith("all 4 about ") and total.endswith(", with their refits")
     assert [line.split()[:3] for line in lines] == [["mlp", "costs", "about"], ["cnn", "costs", "about"]]
@@ -218,7 +218,8 @@ def test_costs_alone_write_nothing(tiny, tmp_path):
 
 
 def test_costs_of_a_model_that_cannot_be(tiny, tmp_path):
-    done = run_here("train", "--data", tiny / "data/prepared", "--costs", "--model", "encoder", cwd=tmp_path, check=False)
+    flags = ("--costs", "--model", "encoder")
+    done = run_here("train", "--data", tiny / "data/prepared", *flags, cwd=tmp_path, check=False)
     assert_one_line_error(done, "--encoder use")
 
 
