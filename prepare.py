@@ -1131,15 +1131,17 @@ def prepare(args):
         written = sum(path.stat().st_size for path in folder.iterdir())
     bad.warn()
     report(meta, made.tree, args.out, written, time.time() - started)
-    if meta["rows"]["train"] >= MANY_ROWS and not args.like:
-        tell_costs(args.out, ("mlp", "cnn", "encoder") if args.encoder else ("mlp", "cnn"))
+    tell_costs(args, meta["rows"]["train"])
 
 
-def tell_costs(out, models):
-    """Print what these models would take to train on the prepared folder `out`, as train.py says it; a warning where it
-    cannot."""
+def tell_costs(args, rows):
+    """Print what training takes on what was prepared, where these are many training rows, as train.py says it; a
+    warning where it cannot."""
+    if rows < MANY_ROWS or args.like:
+        return
     # What a step costs only JAX can tell, which is not loaded here.
-    command = ["train.py", "--data", str(out), "--costs", "--model", *models]
+    models = ["mlp", "cnn", *["encoder"] * bool(args.encoder)]
+    command = ["train.py", "--data", str(args.out), "--costs", "--model", *models]
     try:
         done = subprocess.run([sys.executable, Path(__file__).resolve().parent / command[0], *command[1:]],
                               capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL)
