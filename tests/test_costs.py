@@ -26,8 +26,9 @@ def steady(monkeypatch):
 def planned(tiny, tmp_path, steady):
     """A function of flags: the Plan of a training on the tiny set, and its Costs."""
     def planned(*flags):
-        plan = configuration.plan(train.TABLE, train.parse_args([
-            "--data", str(tiny / "data/prepared"), "--runs", str(tmp_path / "runs"), *map(str, flags)]))
+        args = train.parse_args([
+            "--data", str(tiny / "data/prepared"), "--runs", str(tmp_path / "runs"), *map(str, flags)])
+        plan = configuration.plan(train.TABLE, args, configuration.read_prepared(args))
         return plan, train.expected(plan, 10)
     return planned
 
