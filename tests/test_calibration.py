@@ -56,14 +56,15 @@ def test_a_classifier_that_errs_nowhere_or_everywhere_has_finite_numbers():
 def test_weights_go_to_the_better_model():
     logits, labels = rows_of(1.0)
     noise = np.random.default_rng(1).normal(size=logits.shape).astype(np.float32) * 4
-    weights = calibration.fit_weights(np.stack([noise, logits, noise[::-1]]), labels)
-    np.testing.assert_allclose(weights, [1 / 6, 2 / 3, 1 / 6], atol=0.02)  # halfway to equal ones
+    weights = calibration.fit_weights(np.stack([noise, logits, noise[::-1]]), labels, np.array([0.5, 0.3, 0.2]))
+    np.testing.assert_allclose(weights, [0.25, 0.65, 0.1], atol=0.02)  # halfway to those it was given
 
 
-def test_weights_are_equal_where_others_are_no_better():
+@pytest.mark.parametrize("even", [[0.5, 0.5], [0.6, 0.4]], ids=str)
+def test_weights_stay_where_others_are_no_better(even):
     logits, labels = rows_of(1.0, n=300)
     noise = np.random.default_rng(1).normal(size=(2, *logits.shape)).astype(np.float32) * 0.1
-    np.testing.assert_array_equal(calibration.fit_weights(logits + noise, labels), [0.5, 0.5])
+    np.testing.assert_array_equal(calibration.fit_weights(logits + noise, labels, np.array(even)), even)
 
 
 def test_log_prior_counts_a_category_without_rows_as_half_a_row():
@@ -77,20 +78,22 @@ COUNT = np.array([900, 300, 100, 60, 40])  # training rows; validation rows are 
 
 @pytest.fixture
 def classifier(monkeypatch):
-    """A function of the priors of runs and one that is asked for: (predict.Classifier, logits of each run [n, C],
-    labels). Checkpoints keep logits that are made up, of which those of later runs say less and are sharper."""
+    """A function of the priors of runs, one that is asked for, and the numbers of runs that have an encoder:
+    (predict.Classifier, logits of each run [n, C], labels). Checkpoints keep logits that are made up, of which those of
+    later runs say less and are sharper."""
     draw = np.random.default_rng(0)
     labels = draw.choice(5, 1500, p=COUNT / COUNT.sum())
 
-    def classifier(priors, prior=None):
+    def classifier(priors, prior=None, encoders=()):
         kept = {}
         for i, own in enumerate(priors):
-            z = (1 + i) * (np.eye(5)[labels] * (3 - 2 * i) + draw.normal(size=(1500, 5)))
+            z = (1 + i) * (np.eye(5)[labels] * 3 / (1 + 2 * i) + draw.normal(size=(1500, 5)))
             z += np.log(COUNT / COUNT.sum()) * (own == "training")
             kept[str(i)] = {"logits": z.astype(np.float16), "labels": labels, "temperature": np.float32(1.5 + i),
                             "smoothing": np.float32(0.3)}
         monkeypatch.setattr(runs, "restore", lambda folder, which: (
-            {"files": {}, "prior": priors[int(folder.name)], "training_rows": COUNT.tolist()}, [], [*"abcde"],
+            {"files": {}, "prior": priors[int(folder.name)], "training_rows": COUNT.tolist()} | (
+                {"encoder": {}} if int(folder.name) in encoders else {}), [], [*"abcde"],
             {"variables": None, "validation": kept[folder.name], "columns": []}, 1))
         return (predict.Classifier([(Path(name), "best") for name in kept], prior),
                 [np.float64(run["logits"]) for run in kept.values()], labels)
@@ -98,12 +101,15 @@ def classifier(monkeypatch):
     return classifier
 
 
-@pytest.mark.parametrize("priors, prior", [
-    (("equal", "equal"), "equal"), (("equal", "training"), "training"), (("equal",), "training"),
-    (("training",), "equal")], ids=str)
-def test_what_is_put_together_anew_is_calibrated_anew(classifier, priors, prior):
-    """Several runs, or a run under another prior. Against SciPy, from the logits that are kept."""
-    found, logits, labels = classifier(priors, prior)
+@pytest.mark.parametrize("priors, prior, encoders, even", [
+    (("equal", "equal"), "equal", (), [0.5, 0.5]), (("equal", "training"), "training", (), [0.5, 0.5]),
+    (("equal",), "training", (), [1]), (("training",), "equal", (), [1]),
+    (("equal", "training", "equal"), "equal", (), [1 / 3] * 3), (("equal",) * 3, "equal", (1,), [0.25, 0.5, 0.25]),
+    (("training",) * 3, "equal", (0, 2), [0.25, 0.5, 0.25]), (("equal",) * 2, "equal", (0, 1), [0.5, 0.5])], ids=str)
+def test_what_is_put_together_anew_is_calibrated_anew(classifier, priors, prior, encoders, even):
+    """Several runs, or a run under another prior. Against SciPy, from the logits that are kept. Those that read words,
+    and those that have an encoder, count as much together before weights are fitted."""
+    found, logits, labels = classifier(priors, prior, encoders)
     log_prior = np.log(COUNT / COUNT.sum())
 
     # Weights are fitted to rows as frequent as in training, so under that prior; a single run needs none.
@@ -116,9 +122,9 @@ def test_what_is_put_together_anew_is_calibrated_anew(classifier, priors, prior)
 
     weights = np.ones(1)
     if len(priors) > 1:
-        best = minimize(loss, [0.5, 0.5], method="Nelder-Mead").x
-        weights = (best / best.sum() + 0.5) / 2
-        assert best.min() > 0 and abs(weights[0] - 0.5) > 0.05
+        best = minimize(loss, even, method="Nelder-Mead").x
+        weights = (best / best.sum() + even) / 2
+        assert best.min() > 0 and np.abs(weights - even).max() > 0.05
     np.testing.assert_allclose(found.weights, weights, atol=2e-3)
 
     # Temperature and smoothing are then those that fit all together, under the prior that is asked for.

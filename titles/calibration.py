@@ -98,24 +98,23 @@ def fit(logits, labels):
     return float(np.exp(log_temperature)), float(1 / (1 + np.exp(-odds)))
 
 
-def fit_weights(logits, labels):
+def fit_weights(logits, labels, even):
     """Weights [M] of several models, not negative and 1 in sum, for their logits [M, N, C] after temperature: halfway
-    between equal ones and those whose weighted sum, times any factor, has the least cross-entropy; equal ones where the
-    latter gain no more than their standard error, or where there are no rows."""
-    even = np.full(len(logits), 1 / len(logits))
+    between `even` [M], 1 in sum, and those whose weighted sum, times any factor, has the least cross-entropy; `even`
+    where the latter gain no more than their standard error, or where there are no rows."""
     if not len(labels):
         return even
 
     # The average of sharp predictions that differ is too modest, so with a sum of 1 any single model would look better
     # than it deserves. The temperature is fitted afterwards: here each choice may have the factor that suits it.
-    logits, labels = jax.device_put((logits, labels))
-    best = minimized(pooled_loss, even, [(0, None)] * len(logits), logits, labels)
-    factor = minimized(pooled_loss, np.ones(1), [(0, None)], logits.mean(0)[None], labels)
-    equal = np.full(len(logits), factor[0] / len(logits))
+    (logits, labels), factors = jax.device_put((logits, labels)), [(0, None)] * len(logits)
+    best = minimized(pooled_loss, even, factors, logits, labels)
+    averaged = jnp.einsum("m,mnc->nc", jnp.asarray(even, jnp.float32), logits)[None]
+    unfitted = even * minimized(pooled_loss, np.ones(1), factors[:1], averaged, labels)
 
-    # Weights that are as good as equal ones by chance would only add noise.
+    # Weights that are as good as these by chance would only add noise.
     before, after = (np.asarray(cross_entropy(jnp.einsum("m,mnc->nc", jnp.asarray(weights, jnp.float32), logits),
-                                              labels), np.float64) for weights in (equal, best))
+                                              labels), np.float64) for weights in (unfitted, best))
     gain = before - after
     if gain.mean() <= gain.std() / np.sqrt(len(gain)):
         return even

@@ -371,8 +371,11 @@ class Classifier(classify.BaseClassifier):
         if len(own) > 1:
             # By cross-entropy on rows whose categories are as frequent as in training, so under that prior.
             shifts = [log_prior if one == "equal" else 0 for one in own]
+            # Members that read words err alike, so all of them count as much as those that read pieces do.
+            reads = ["encoder" in config for config, _ in self.members]
+            even = np.array([1 / reads.count(one) for one in reads]) / len(set(reads))
             self.weights = calibration.fit_weights(np.stack([*map(
-                np.divide, self.kept_logits(shifts), self.temperatures)]), labels)
+                np.divide, self.kept_logits(shifts), self.temperatures)]), labels, even)
         self.factors = (self.weights / self.temperatures).astype(np.float32)
         if len(own) > 1 or prior != own[0]:
             self.calibrate()
