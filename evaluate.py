@@ -36,7 +36,8 @@ bootstrap, that in accuracy, and McNemar's test. Both have --prior, where it is 
 The probability of the likeliest category is the chance that it is right, for titles like the validation rows. The
 report says from which probability on 90, 95 and 99 % of the categories should be right (a bound that holds with a
 certainty of 99 %, from validation rows), and how many are right on the rows reported on. Several runs are averaged
-after their temperatures, by the weights that fit the validation rows best, or equal ones where these are as good.
+after their temperatures; those that read words have as much weight together as encoders have, and where validation rows
+are better fitted by other weights they go half of the way there.
 Predictions assume a prior: that all categories are equally frequent (`equal`, what training with --balance logit or
 weights aims at), or as frequent as in training (`training`, as after --balance none). The default is the first run's
 own; --prior converts by adding or taking away the log prior. What a precision promises counts titles, of which frequent
