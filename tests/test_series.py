@@ -147,9 +147,11 @@ def test_all_is_the_best_run_of_every_model_or_its_refit(copy):
     assert runs.find_all(copy / "runs")[0] == runs.find("best", copy / "runs")
     assert {folder.name for folder, _ in runs.find_all(copy / "runs")} == {"mlp-1-refit", "cnn-1-refit"}
 
-    # A worse one of a model changes nothing, one as good but newer is taken, without a refit it stands itself.
+    # A worse one of a model changes nothing, nor one that is as good but has no refit; else the newer one is taken.
     run_here("train", "--model", "mlp", "--epochs", 1, "--table-lr", 1e-4, "--dim", 16, "--name", "worse", cwd=copy)
     run_here("train", "--model", "cnn", *SMALL, "--name", "newer", cwd=copy)
+    assert {folder.name for folder, _ in runs.find_all(copy / "runs")} == {"mlp-1-refit", "cnn-1-refit"}
+    shutil.rmtree(copy / "runs/cnn-1-refit")
     found = [folder.name for folder, _ in runs.find_all(copy / "runs")]
     assert sorted(found) == ["mlp-1-refit", "newer"]
     by_name = scores(copy, *found)

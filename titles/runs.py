@@ -128,9 +128,9 @@ def find_all(runs, fingerprint=None):
             best = best_epoch(history)
             if is_judged(config) != (BEST in best):
                 raise UserError(NO_METRICS.format(path=folder / "metrics.csv"))
-            place = rank(best), is_over(config, history), config["created"]
+            place = rank(best), is_over(config, history), finished_refit(folder) is not None, config["created"]
             found.setdefault(config["model"], []).append((*place, folder))
-    # Of equally good ones it is the last.
+    # Of equally good ones it is one that has a refit, and the last of these.
     best = sorted(map(max, found.values()), reverse=True) or no_run(runs, fingerprint)
     return [(finished_refit(folder) or folder, "best") for *_, folder in best]
 
