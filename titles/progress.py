@@ -13,7 +13,7 @@ import jax
 import model
 from titles import costs, devices, runs
 
-SURE = 3, 8    # seconds of training, or chunks, after which its speed is known
+SURE = 3       # seconds of training after which its speed is known: the first chunks are slower than the others
 DIFFERS = 1.1  # times as long, or as short, as was expected, is worth a line
 
 TIME_UP = 1  # beside the numbers of signals that end a training, for none of them has it
@@ -85,7 +85,7 @@ class Progress:
         self.factors = jax.jit(factors)  # one program instead of one for each operation
         self.begun, self.first_step, self.printed = time.time(), step, 0
         self.place, self.expected = place, place.expected
-        self.pauses, self.is_sure, self.shown = [], False, 0
+        self.pauses, self.is_sure = [], False
         self.chunks, self.last = [], (step, None)  # (steps that are done, seconds) of the first chunk and of now
 
     def pause(self, seconds):
@@ -119,8 +119,7 @@ class Progress:
         seconds, before = now - self.begun - sum(self.pauses), self.last
         self.last = step, len(self.pauses)
         self.chunks = [*self.chunks[:1], (step if before[1] != self.last[1] else before[0], seconds)]
-        self.shown += 1
-        if not self.is_sure and (seconds > SURE[0] or self.shown > SURE[1]):
+        if not self.is_sure and seconds > SURE:
             self.is_sure = True
             self.correct(now - self.place.started + self.left(step))
         if now - self.printed < (1 if sys.stdout.isatty() else 10):
