@@ -103,7 +103,8 @@ SIGNS = (" > ", ">", " / ", "/", "|", " :: ", "::", "\xbb")
 NUMBERS = 0.8               # of a column's values, the share that tells that it has numbers
 CODE = 9                    # digits from which on whole numbers are names, such as those of bar codes
 NEAR_ROWS, NEAR_SHARE = 5000, 0.25  # of so many test titles, the share that is near a training title, for a hint
-MANY_ROWS = 50_000          # training rows from which on it is told what training takes; fewer take a minute or so
+MANY_ROWS = 50_000          # training rows from which on it is told what training takes; fewer take a minute or so, ...
+MANY_PIECED = 5000          # ... but of an encoder
 PATIENCE = 120              # seconds until that must be told
 SYNTHETIC_ROWS = 100_000    # size of the built-in set, unless --rows is given
 SYNTHETIC_CATEGORIES = 120
@@ -1137,7 +1138,7 @@ def prepare(args):
 def tell_costs(args, rows):
     """Print what training takes on what was prepared, where these are many training rows, as train.py says it; a
     warning where it cannot."""
-    if rows < MANY_ROWS or args.like:
+    if rows < (MANY_PIECED if args.encoder else MANY_ROWS) or args.like:
         return
     # What a step costs only JAX can tell, which is not loaded here.
     models = ["mlp", "cnn", *["encoder"] * bool(args.encoder)]
