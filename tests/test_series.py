@@ -102,6 +102,51 @@ def test_what_is_there_is_not_trained_again(copy):
     assert {"mlp-2", "cnn-2"} < {*names(copy)} and "mlp-2-refit" not in names(copy)
 
 
+def test_the_same_data_prepared_with_another_command_is_the_same(copy):
+    (copy / "tiny.csv").rename(copy / "other.csv")
+    run_here("prepare", "--data", "other.csv", cwd=copy)
+    assert "0 of 4 trainings to do" in run_here("train", *BOTH, cwd=copy).stdout
+
+
+def test_a_refit_of_a_run_that_is_gone_is_none(copy):
+    shutil.rmtree(copy / "runs/mlp-1")
+    said = run_here("train", *BOTH, cwd=copy).stdout
+    assert "run mlp-2 on" in said and "run mlp-2-refit on" in said  # a new mlp-1 would have the refit of another
+
+    shutil.rmtree(copy / "runs/cnn-1")
+    run_here("train", "--model", "cnn", "--name", "cnn-1", "--lr", 0.02, *SMALL, cwd=copy)
+    assert runs.finished_refit(copy / "runs/cnn-1") is None
+    done = run_here("train", "--model", "cnn", "--name", "mlp-1", "--refit", *SMALL, cwd=copy, check=False)
+    assert_one_line_error(done, "mlp-1-refit: a run of this name is there")
+    assert not (copy / "runs/mlp-1").exists()
+
+
+def test_one_training_that_fails_does_not_keep_the_others_from_theirs(fresh, monkeypatch):
+    lock = runs.training_lock
+
+    def refuse(folder):
+        if folder.name.startswith("cnn"):
+            raise cli.UserError("something is wrong")
+        return lock(folder)
+
+    monkeypatch.setattr(runs, "training_lock", refuse)
+    done = run_here("train", *BOTH, cwd=fresh, check=False)
+    assert done.returncode == 2 and done.stderr.splitlines() == [
+        "error: cnn: something is wrong", "error: 1 of 4 trainings failed, see above"]
+    assert "cnn, refit: left out" in done.stdout
+    assert done.stdout.splitlines()[-1] == "test it: python evaluate.py --ckpt mlp-1-refit"
+
+
+def test_costs_are_of_what_is_not_there(copy):
+    shutil.rmtree(copy / "runs/cnn-1-refit")
+    said = run_here("train", *BOTH, "--costs", cwd=copy).stdout.splitlines()
+    assert said[:3] == ["mlp: is there already, as mlp-1", "cnn: is there already, as cnn-1",
+                        "mlp, refit: is there already, as mlp-1-refit"]
+    assert len(said) == 4 and said[3].startswith("all 1 about ")
+    done = run_here("train", "--resume", "mlp-1", "--costs", cwd=copy, check=False)
+    assert_one_line_error(done, "--costs", "--resume")
+
+
 def test_other_scripts_or_other_data_make_other_runs(copy, monkeypatch):
     monkeypatch.setattr(runs, "changed_source", lambda folder, config: ["train.py"] * (folder.name == "mlp-1"))
     said = run_here("train", *BOTH[:3], *SMALL, cwd=copy).stdout
@@ -157,6 +202,13 @@ def test_all_is_the_best_run_of_every_model_or_its_refit(copy):
     by_name = scores(copy, *found)
     assert scores(copy, "all") == by_name and by_name["run"] == found[0]
 
+    # Of other data than that of the best run there is none among them, where no data is named.
+    write_csv(copy / "other.csv", tiny_rows(500, seed=1))
+    run_here("prepare", "--data", "other.csv", "--out", "other", cwd=copy)
+    run_here("train", "--data", "other", "--model", "rnn", "--units", 4, "--epochs", 1, "--dim", 16, cwd=copy)
+    both = {folder.name for folder, _ in runs.find_all(copy / "runs")}
+    assert both in ({"rnn-1"}, {*found})
+
     # The same from Python, and as a file.
     classifier = evaluate.load("all", folder=copy / "runs")
     assert [folder.name for folder in classifier.folders] == found
@@ -191,7 +243,11 @@ def test_the_first_trains_for_the_epochs_that_fit(fresh, expecting):
     config = files.read_json(fresh / "runs/mlp-1/config.json")
     assert config["epochs"] == 5 and config["steps"] % 5 == 0
 
-    # With a time it counts as done; without one it is not the training that is asked for.
+    # With a time it counts as done, but not for one of more than twice its epochs; without a time it is not the
+    # training that is asked for.
+    again = run_here("train", "--model", "mlp", "--within", "1h", "--epochs", 11, "--dim", 16, cwd=fresh).stdout
+    assert "1 of 1 trainings" in again and files.read_json(fresh / "runs/mlp-2/config.json")["epochs"] == 11
+    shutil.rmtree(fresh / "runs/mlp-2")
     flags = ("--model", "mlp", "--epochs", 10, "--dim", 16)
     assert "0 of 1 trainings" in run_here("train", *flags, "--within", "9m", cwd=fresh).stdout
     assert "1 of 1 trainings" in run_here("train", *flags, "--refit", "--within", "9m", cwd=fresh).stdout.replace(
@@ -250,6 +306,7 @@ def test_the_limit_ends_what_looks_at_no_clock():
     (["--model", "mlp", "cnn", "--resume", "mlp-1"], ["--resume NAME goes on with one run"]),
     (["--seeds", "2", "--refit", "mlp-1"], ["--refit NAME goes on with one run"]),
     (["--refit", "--resume", "mlp-1"], ["--resume NAME goes on with one run"]),
+    (["--seed", "4294967295", "--seeds", "2"], ["--seeds 2", "--seed"]),
     (["--within", "5"], ["--within", "'5'", "20m"]),
     (["--within", "0m"], ["--within", "20m"]),
     (["--seeds", "0"], ["--seeds", "0"]),

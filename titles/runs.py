@@ -54,8 +54,9 @@ TAKEN = "{folder}: a run of this name is there; choose another --name, or go on 
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 def free_name(runs, model):
-    """The first of MODEL-1, MODEL-2, ... that no run in the folder `runs` has."""
-    return next(name for i in itertools.count(1) if not (runs / (name := f"{model}-{i}")).exists())
+    """The first of MODEL-1, MODEL-2, ... that no run in the folder `runs` has, nor a refit of one that is gone."""
+    names = (runs / f"{model}-{i}" for i in itertools.count(1))
+    return next(folder.name for folder in names if not (folder.exists() or refit_folder(folder).exists()))
 
 
 def new_folder(runs, name, model):
@@ -121,27 +122,39 @@ def all_runs(runs, fingerprint=None):
 def find_all(runs, fingerprint=None):
     """[(folder of a run, "best")] that `--ckpt all` means: of each model the run whose best epoch is best, or its
     refit, the best one first. Raises UserError where there is none."""
-    found = {}
+    found = []
     for folder, config in all_runs(runs, fingerprint):
         # A refit is chosen by the validation scores of the run that it was made of.
         if "refit" not in config and is_told_alike(config) and (history := read_metrics(folder)):
             best = best_epoch(history)
             if is_judged(config) != (BEST in best):
                 raise UserError(NO_METRICS.format(path=folder / "metrics.csv"))
+            # Of equally good ones it is one that has a refit, and the last of these.
             place = rank(best), is_over(config, history), finished_refit(folder) is not None, config["created"]
-            found.setdefault(config["model"], []).append((*place, folder))
-    # Of equally good ones it is one that has a refit, and the last of these.
-    best = sorted(map(max, found.values()), reverse=True) or no_run(runs, fingerprint)
-    return [(finished_refit(folder) or folder, "best") for *_, folder in best]
+            found.append((*place, folder, config))
+
+    # Only what has learned the same data can answer together, so where none is named it is that of the best run.
+    found = sorted(found, key=lambda item: item[:4], reverse=True) or no_run(runs, fingerprint)
+    of_model = {}
+    for *_, folder, config in found:
+        if config["fingerprint"] == found[0][-1]["fingerprint"]:
+            of_model.setdefault(config["model"], folder)
+    return [(finished_refit(folder) or folder, "best") for folder in of_model.values()]
 
 
 def finished_refit(folder):
     """The folder of the refit of a run, where that came to its end, or None."""
+    refit, config = refit_of(folder) or (None, {})
+    # Then it has left a checkpoint of its last step.
+    return refit if refit and (refit / f"checkpoints/{config['steps']}").is_dir() else None
+
+
+def refit_of(folder):
+    """(folder, configuration) of the refit of a run, or None; not that of an earlier run of the same name."""
     refit = refit_folder(folder)
     config = config_of(refit)
-    # Then it has left a checkpoint of its last step.
-    is_finished = config.get("refit") == folder.name and (refit / f"checkpoints/{config.get('steps')}").is_dir()
-    return refit if is_finished else None
+    is_its = config.get("refit") == folder.name and config["created"] >= config_of(folder).get("created", 0)
+    return (refit, config) if is_its else None
 
 
 def refit_folder(folder):

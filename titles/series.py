@@ -5,13 +5,16 @@ train.py trains, configuration.py says what decides a run, costs.py what a train
 """
 import gc
 import json
+import math
 import os
 import sys
 import threading
 import time
 from argparse import Namespace
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
+
+import jax
 
 from titles import cli, configuration, costs, devices, predict, runs
 from titles.cli import UserError
@@ -52,7 +55,9 @@ def run(table, args, calls, started):
     one = "--resume" if args.resume is not None else "--refit" if args.refit else None
     several = len(args.models) > 1 or args.seeds > 1 or args.refit == ""
     if several and one:
-        raise UserError(f"{one} NAME goes on with one run; leave several models, --seeds and a second --refit out")
+        raise UserError(f"{one} NAME goes on with one run; leave several models, --seeds and --refit alone out")
+    if args.costs and args.resume is not None:
+        raise UserError("--costs: tells what a new training takes; leave --resume out")
     deadline = args.within and started + args.within * (1 - RESERVE[0]) - RESERVE[1]
     with ended_at(args.within and started + args.within):
         prepared = configuration.read_prepared(args)
@@ -88,9 +93,9 @@ def ended_at(limit):
 
 
 def say_costs(what, found, passed):
-    """Print what a training costs, of which it is known what it is; passed: seconds that its command has taken."""
+    """Print what a training costs; passed: seconds that its command has taken."""
     if found is None:
-        raise UserError("--costs: what several devices do together is not known before; train, and it is told")
+        return print(f"{what}: how long several devices take together is told while they train", flush=True)
     print(f"{what} {costs.said(found._replace(before=found.before + passed))}", flush=True)
     costs.warn(found)
 
@@ -109,6 +114,8 @@ def steps_of(table, args, prepared, calls):
     if args.within:
         models = sorted(models, key=lambda name: USEFUL.index(name) if name in USEFUL else len(USEFUL))
     plans = plans_of(table, args, prepared, models)
+    if plans[0].config["seed"] + args.seeds > 1 << 32:
+        raise UserError(f"--seeds {args.seeds}: the last seed is too large; begin with a smaller --seed")
     expected = [calls.expected(plan, args.save_seconds) for plan in plans]
 
     steps = []
@@ -123,7 +130,8 @@ def steps_of(table, args, prepared, calls):
             steps.append(Step(f"{model}, seed {seed}" if args.seeds > 1 else model, plan, found))
         if args.refit == "":
             if not plans[0].meta["rows"]["valid"]:
-                raise UserError("--refit: there are no validation rows, so a refit would have the same rows")
+                raise UserError("--refit: there are no validation rows, so a refit would have the same rows; leave it "
+                                "out")
             for i, step in enumerate(steps[first:], first):
                 rows = step.plan.meta["rows"]
                 more = 1 + rows["valid"] / rows["train"]
@@ -147,10 +155,12 @@ def plans_of(table, args, prepared, models):
     return plans
 
 
-def same_run(plan, runs_folder, any_epochs):
+def same_run(plan, runs_folder, least):
     """(folder of the run that a plan of a new one would only repeat, by settings, data and scripts, whether nothing is
-    left to train of it), or None. any_epochs: whether fewer epochs are as good."""
-    free = {"created", "checksum", "source", "versions", *(("epochs", "steps") if any_epochs else ())}
+    left to train of it), or None. least: epochs that are enough."""
+    # Where the data came from does not matter, if it is the same.
+    free = {"created", "checksum", "source", "versions", "data"}
+    free |= {"epochs", "steps"} if least < plan.config["epochs"] else set()
 
     def compared(config):
         return {name: value for name, value in json.loads(json.dumps(config)).items() if name not in free}
@@ -158,7 +168,7 @@ def same_run(plan, runs_folder, any_epochs):
     found, wanted = [], compared(plan.config)
     for folder, config in runs.all_runs(runs_folder, plan.config["fingerprint"]):
         if (not plan.named or folder.name == plan.folder.name) and compared(config) == wanted and (
-                not runs.changed_source(folder, config)):
+                config["epochs"] >= least and not runs.changed_source(folder, config)):
             history = runs.history_of(folder)
             found.append((runs.is_over(config, history), len(history), config["created"], folder))
     is_over, *_, folder = max(found, default=(None, None))
@@ -174,23 +184,34 @@ class Series:
         self.table, self.args, self.prepared, self.deadline = table, args, prepared, deadline
         self.steps = steps_of(table, args, prepared, calls)
         self.folders = {}                    # number of a step: the folder of its run
+        self.stopped = False                 # whether the time is up
         self.took, self.expected = 0.0, 0.0  # seconds of the trainings that were done here, and what was expected
 
         # A name that another run has is refused before anything is trained.
         for number, step in enumerate(self.steps):
-            if step.plan.named and step.base is None and not self.there(number):
-                runs.new_folder(args.runs, step.plan.folder.name, step.plan.config["model"])
+            if step.plan.named and not self.there(number):
+                folder = step.plan.folder if step.base is None else runs.refit_folder(step.plan.folder)
+                runs.new_folder(args.runs, folder.name, step.plan.config["model"])
 
     def there(self, number):
         """(folder of the run that a step would only repeat, whether nothing is left to train of it), or None."""
         step = self.steps[number]
         if step.base is None:
-            return same_run(step.plan, self.args.runs, any_epochs=bool(self.deadline))
+            epochs = step.plan.config["epochs"]
+            least = min(self.fit(number), math.ceil(LEAST_EPOCHS * epochs)) if self.deadline else epochs
+            return same_run(step.plan, self.args.runs, least)
         base = self.folders.get(step.base) or (self.there(step.base) or [None])[0]
-        folder = base and runs.refit_folder(base)
-        if not folder or runs.config_of(folder).get("refit") != base.name:
-            return None
-        return folder, runs.is_over(runs.config_of(folder), runs.history_of(folder))
+        refit = base and runs.refit_of(base)
+        return refit and (refit[0], runs.is_over(refit[1], runs.history_of(refit[0])))
+
+    def left(self):
+        """Seconds until the deadline."""
+        return max(0.0, self.deadline - time.time()) if self.deadline else math.inf
+
+    def fit(self, number):
+        """The epochs of a step that fit into the time that is left."""
+        epochs, seconds, left = self.steps[number].plan.config["epochs"], self.seconds_of(number), self.left()
+        return epochs if seconds <= left else int(epochs * left / seconds)
 
     def seconds_of(self, number):
         """The seconds that a step will take, by what those before it took."""
@@ -208,13 +229,14 @@ class Series:
             return {"there": there[0].name}
         if step.base is not None and step.base not in self.folders:
             return {"left out": "as what it would be a refit of"}
+        if self.stopped:
+            return {"left out": "as the time is up"}
         if there:
             return {"resume": there[0].name}
-        epochs, seconds = step.plan.config["epochs"], self.seconds_of(number)
-        left = self.deadline - time.time() if self.deadline else seconds
-        fit = epochs if seconds <= left else int(epochs * max(0, left) / seconds)
+        epochs, fit = step.plan.config["epochs"], self.fit(number)
         if fit < epochs and (step.base is not None or (self.folders and fit < LEAST_EPOCHS * epochs)):
-            return {"left out": f"it would take about {clock(seconds)}, and {clock(max(0, left))} are left"}
+            return {"left out": f"it would take about {clock(self.seconds_of(number))}, and {clock(self.left())} are "
+                    "left"}
         return {"refit": self.folders[step.base].name} if step.base is not None else {"epochs": max(1, fit)}
 
     def plan(self, step, decided):
@@ -227,6 +249,7 @@ class Series:
     def run(self, train, started):
         """Do all, by train(args, plan, place)."""
         self.announce()
+        failed = 0
         for number, step in enumerate(self.steps):
             # All processes must do the same, whatever each sees of the disk and the clock.
             decided = json.loads(devices.from_first(json.dumps(self.decided(number))))
@@ -239,39 +262,63 @@ class Series:
                 continue
             elapsed, begun = clock(time.time() - started), time.time()
             print(f"--- {number + 1} of {len(self.steps)}: {step.says}; {elapsed} elapsed ---")
-            others = sum(self.seconds_of(i) for i in range(number + 1, len(self.steps)) if not self.there(i))
             try:
-                same = step.base is None and decided.get("epochs") == step.plan.config["epochs"]
                 self.folders[number] = train(self.args, self.plan(step, decided), Place(
-                    begun if self.folders else started, self.deadline, others, cli.quoted(sys.argv),
-                    step.expected if same else None))
+                    begun if self.folders else started, self.deadline, self.seconds_after(number),
+                    cli.quoted(sys.argv), self.expected_of(step, decided)))
             except TimeIsUp as error:
                 print(error)
+                self.stopped = True
                 if step.base is None and runs.best_epoch(runs.history_of(error.folder)):
                     self.folders[number] = error.folder
-                break
-            if "epochs" in decided:
-                self.took += time.time() - begun
-                self.expected += step.seconds * decided["epochs"] / step.plan.config["epochs"]
+            except UserError as error:
+                # Such as a loss that is no longer finite: the other models can be trained all the same. Of several
+                # processes each has errors of its own.
+                if jax.process_count() > 1:
+                    raise
+                print(f"error: {step.says}: {error}", file=sys.stderr)
+                failed += 1
+            else:
+                if "epochs" in decided:
+                    self.took += time.time() - begun
+                    self.expected += step.seconds * decided["epochs"] / step.plan.config["epochs"]
             gc.collect()  # what one training had in memory must not lie beside the next one's
 
         self.end()
+        if failed:
+            raise UserError(f"{failed} of {len(self.steps)} trainings failed, see above")
+
+    def expected_of(self, step, decided):
+        """The costs.Costs of a step, where they are those of a new run for all its epochs."""
+        return step.expected if decided.get("epochs") == step.plan.config["epochs"] else None
+
+    def seconds_after(self, number):
+        """Seconds that the steps behind one will take."""
+        return sum(self.seconds_of(i) for i in range(number + 1, len(self.steps)) if not self.there(i))
 
     def say_costs(self, started):
-        """Print what each training costs, and all."""
-        passed = time.time() - started
-        for step in self.steps:
-            if step.base is None:
+        """Print what each training costs, and all that are not there yet."""
+        passed, left = time.time() - started, self.not_there()
+        for i, step in enumerate(self.steps):
+            if i not in left:
+                print(f"{step.says}: is there already, as {self.there(i)[0].name}")
+            elif step.base is None:
                 say_costs(step.says, step.expected, passed)
-        total = costs.duration(passed + sum(step.seconds for step in self.steps))
-        print(f"all {len(self.steps)} about {total}" + (", with their refits" if self.args.refit == "" else ""))
+        if left and all(step.expected for step in self.steps):
+            print(f"all {len(left)} about {costs.duration(passed + sum(self.steps[i].seconds for i in left))}" + (
+                ", with their refits" if self.args.refit == "" else ""))
+
+    def not_there(self):
+        """The numbers of the steps that are to be trained."""
+        return [i for i in range(len(self.steps)) if not (there := self.there(i)) or not there[1]]
 
     def announce(self):
-        """Print what is to be done, and how long it will take."""
-        left = [i for i in range(len(self.steps)) if not (there := self.there(i)) or not there[1]]
-        said = ", ".join(f"{self.steps[i].says} {clock(self.steps[i].seconds)}" for i in left)
-        print(f"{len(left)} of {len(self.steps)} trainings to do" + (
-            f", in about {clock(sum(self.steps[i].seconds for i in left))}: {said}" if left else ""))
+        """Print what is to be done and, where it is known, how long it will take."""
+        left, said = [self.steps[i] for i in self.not_there()], ""
+        if left and all(step.expected for step in left):
+            said = f", in about {clock(sum(step.seconds for step in left))}"
+            said += ": " + ", ".join(f"{step.says} {clock(step.seconds)}" for step in left)
+        print(f"{len(left)} of {len(self.steps)} trainings to do{said}")
 
     def members(self):
         """The folders of what came of all: of each training its refit, where there is one."""
@@ -285,19 +332,22 @@ class Series:
         """Calibrate together what was trained, and say how to use it."""
         folders, others = self.members(), runs.other_folders(self.args)
         if not folders:
-            raise UserError(f"--within {clock(self.args.within)}: no epoch of a training fits, so there is nothing to "
-                            "use yet; the same command goes on")
+            raise UserError("no training came to the end of an epoch, so there is nothing to use yet; the same command "
+                            "goes on")
         names = [folder.name for folder in folders]
         if len(names) > 1:
             # Weights and temperature are fitted as evaluate.py and export.py will fit them.
             together = predict.load(*names, folder=self.args.runs)
             weights = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(names, together.weights, strict=True))
+            has_refits = any("refit" in config for config, _ in together.members)
             if together.is_calibrated:
                 labels = together.validation[0]["labels"]
                 score = predict.balanced_accuracy(labels, together.combined_kept().argmax(1))
                 print(f"all together: balanced accuracy {score:.4f} on {len(labels):,} validation rows"
-                      f"{', of the runs before their refits' if self.args.refit == '' else ''}; weights {weights}")
-        of_all = runs.find_all(self.args.runs, self.steps[0].plan.config["fingerprint"])
-        is_all = {folder.resolve() for folder, _ in of_all} == {folder.resolve() for folder in folders}
+                      f"{', of the runs before their refits' if has_refits else ''}; weights {weights}")
+        is_all = False
+        with suppress(UserError):  # of a damaged run that is none of these
+            of_all = runs.find_all(self.args.runs, self.steps[0].plan.config["fingerprint"])
+            is_all = {folder.resolve() for folder, _ in of_all} == {folder.resolve() for folder in folders}
         print(f"test {'them' if len(names) > 1 else 'it'}: python evaluate.py --ckpt "
               f"{'all' if is_all and len(names) > 1 else ' '.join(names)}{others}")
