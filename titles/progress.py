@@ -1,4 +1,4 @@
-"""What a training prints: what is trained and where, a line for each epoch, and how far it is."""
+"""What a training prints: what is trained and where, a line for each epoch, and how far it is; what asks it to stop."""
 import math
 import signal
 import sys
@@ -15,7 +15,6 @@ from titles import costs, devices, runs
 
 SURE = 3       # seconds of training after which its speed is known: the first chunks are slower than the others
 DIFFERS = 1.1  # times as long, or as short, as was expected, is worth a line
-
 TIME_UP = 1  # beside the numbers of signals that end a training, for none of them has it
 
 
