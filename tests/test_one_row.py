@@ -156,7 +156,8 @@ def test_from_python_a_precision_is_refused(lone):
 def test_nothing_is_fitted_to_no_rows():
     nothing = np.zeros((0, 5), np.float32), np.zeros(0, np.int32)
     assert calibration.fit(*nothing) == (1, 0)
-    assert calibration.fit_weights(np.stack([nothing[0]] * 4), nothing[1]).tolist() == [0.25] * 4
+    even = np.array([0.25, 0.25, 0.5])
+    assert calibration.fit_weights(np.stack([nothing[0]] * 3), nothing[1], even) is even
 
 
 def test_titles_to_label_next_are_chosen_as_ever(lone):
