@@ -79,6 +79,7 @@ def test_categories_with_the_largest_gain_come_first():
         first[labels == 1], second[labels == 1])
 
 
+@pytest.mark.slow
 def test_two_runs_on_a_split_and_on_a_file(trained, tmp_path):
     trained = shutil.copytree(trained, tmp_path / "shop")  # reports are written beside the runs
     done = run_here("evaluate", "--ckpt", "filters", "--against", "bag", cwd=trained)

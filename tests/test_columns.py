@@ -123,6 +123,7 @@ def test_parts_of_a_title_stay_apart():
     assert one != other
 
 
+@pytest.mark.slow
 def test_no_filter_crosses_a_border():
     """The features of a CNN's widest windows are those of each part alone."""
     from test_model import random_predictor

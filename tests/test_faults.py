@@ -55,6 +55,7 @@ def test_an_endless_line_is_not_read_into_memory(trained, tmp_path):
     assert "titles:3: an unclosed quote" in done.stderr and done.stdout.count("\n") == 100_001
 
 
+@pytest.mark.slow
 def test_a_report_is_the_former_or_the_new_one_whole(trained, tmp_path):
     """On a disk that is full or read-only, where one may be mounted, and after a kill between two renames. The scores
     are shown and logged all the same."""

@@ -348,6 +348,7 @@ def test_paths_as_we_write_them_are_known_whatever_divides_the_levels_of_the_dat
         name not in SHOP for _, name in rows)
 
 
+@pytest.mark.slow
 def test_names_among_lists_are_paths_as_we_write_them(tmp_path):
     rows = [{"title": title, "category": name.split(" > ") if i % 2 else name}
             for i, (title, name) in enumerate(shop_rows(300, 8))]
@@ -358,6 +359,7 @@ def test_names_among_lists_are_paths_as_we_write_them(tmp_path):
     assert report_of(tmp_path, "--ckpt", "lists", "--test", "lists.jsonl")["unknown_category_rows"] == 0
 
 
+@pytest.mark.slow
 def test_a_tree_with_one_root(tmp_path):
     """Its node is as sure as can be, and there is one candidate at its level."""
     with open(tmp_path / "root.csv", "w", newline="") as file:

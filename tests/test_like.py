@@ -223,6 +223,7 @@ def test_a_bag_learns_what_another_run_says_of_titles_without_categories(parts, 
     assert config["rows"] == files.read_json(tmp_path / "base/meta.json")["rows"]["train"] + len(rows["text"])
 
 
+@pytest.mark.slow
 def test_categories_of_parts_and_of_files_are_compared_tidy(tmp_path):
     rows = [(f"x{i % 7} {i}", "", "", ("Cafe\u0301", "té\u00a0y 👩\u200d🔧")[i % 2]) for i in range(80)]
     plain = [(*row[:3], ("Café", "té y 👩🔧")[i % 2]) for i, row in enumerate(tiny_rows(40))]

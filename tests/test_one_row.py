@@ -204,6 +204,7 @@ def test_all_runs_are_listed(lone):
     assert [line.split()[:3] for line in lines[1:]] == [["bag", "mlp", "-"], ["filters", "cnn", "-"]]
 
 
+@pytest.mark.slow
 def test_a_run_begins_from_another(lone, tmp_path):
     """From one without validation rows, on data that has some; and the other way round."""
     copy = tmp_path / "copy"
@@ -243,6 +244,7 @@ def test_a_model_with_validation_rows_does_not(trained, tmp_path):
         assert classify.Classifier(tmp_path / "small/model.npz").is_calibrated
 
 
+@pytest.mark.slow
 def test_a_tree_of_one_row_a_leaf(tmp_path):
     rows = [(title, f"{'CASA' if i % 2 else 'ROPA'} > {name}") for i, (title, name) in enumerate(rows_of(1))]
     write_csv(tmp_path / "one.csv", rows, "title,category")

@@ -95,6 +95,7 @@ def test_categories_that_the_run_does_not_know_are_wrong_and_listed(trained, tmp
     assert table["PUERTAS"]["support"] == "1" and table["PUERTAS"]["training_rows"] == "0"
 
 
+@pytest.mark.slow
 def test_files_of_which_little_is_left(trained, tmp_path):
     """No row is right, none is of a known category, there is one row, nothing of a title is known, all is right."""
     for rows, accuracy, unknown in (

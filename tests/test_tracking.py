@@ -116,6 +116,7 @@ def test_the_table_of_runs_has_a_view_with_scores(watched):
     assert printed.splitlines()[-1].endswith("&viewStateShareKey=scores")
 
 
+@pytest.mark.slow
 def test_evaluating_latest_changes_no_number_of_best(watched):
     folder, _ = watched
     scores = json.loads(run_here("evaluate", "--ckpt", "early", "--json", cwd=folder).stdout)
@@ -174,6 +175,7 @@ def test_the_page_of_an_experiment_has_no_password(monkeypatch):
     assert "secret" not in str(error) and "host:1/x" in str(error)
 
 
+@pytest.mark.slow
 def test_a_report_of_several_runs_goes_to_the_first(watched):
     folder, _ = watched
     run_here("train", "--name", "other", "--epochs", 2, "--dim", 4, cwd=folder)
@@ -186,6 +188,7 @@ def test_a_report_of_several_runs_goes_to_the_first(watched):
     assert "test-best+other-best" in [item.path for item in client.list_artifacts(first)]
 
 
+@pytest.mark.slow
 def test_a_report_of_a_file_logs_the_file(watched):
     """Of a name that MLflow would not take, twice, and of no category that the run knows; and a report of a split that
     the training has logged."""
