@@ -1145,7 +1145,8 @@ def tell_costs(args, rows):
     command = ["train.py", "--data", str(args.out), "--costs", "--model", *models]
     try:
         done = subprocess.run([sys.executable, Path(__file__).resolve().parent / command[0], *command[1:]],
-                              capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL)
+                              capture_output=True, encoding="utf-8", errors="replace", timeout=PATIENCE,
+                              stdin=subprocess.DEVNULL)
         failed = done.returncode and (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
     except (OSError, subprocess.TimeoutExpired) as error:
         failed = str(error)

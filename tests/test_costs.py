@@ -157,7 +157,7 @@ def test_limits_on_the_group_count(monkeypatch, limit, wanted):
              "/sys/fs/cgroup/a/memory.max": f"{limit}\n", "/sys/fs/cgroup/a/memory.current": "2000000\n",
              "/sys/fs/cgroup/a/memory.stat": "anon 1\ninactive_file 500000\n"}
 
-    def read_text(path):
+    def read_text(path, encoding):
         if path.as_posix() not in files:
             raise FileNotFoundError
         return files[path.as_posix()]

@@ -379,7 +379,7 @@ def bytes_of(plan, state, features, traced, waits):
 def used():
     """Bytes of memory that this process has; None where the system does not say."""
     with suppress(OSError, TypeError):
-        return 1024 * int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+        return 1024 * int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text("utf-8"))[1])
     return None
 
 
@@ -388,15 +388,15 @@ def free():
     system does not say."""
     found = []
     with suppress(OSError, TypeError):
-        found.append(1024 * int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[1]))
+        found.append(1024 * int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text("utf-8"))[1]))
 
     # Limits of a group hold for the groups in it. What was read from files and can be dropped does not count.
     with suppress(OSError):
-        group = Path("/sys/fs/cgroup") / Path("/proc/self/cgroup").read_text().rpartition("::/")[2].strip()
+        group = Path("/sys/fs/cgroup") / Path("/proc/self/cgroup").read_text("utf-8").rpartition("::/")[2].strip()
         for folder in (group, *group.parents):
             with suppress(OSError, ValueError, TypeError):
-                limit, now = (int((folder / f"memory.{name}").read_text()) for name in ("max", "current"))
-                cached = re.search(r"^inactive_file (\d+)", (folder / "memory.stat").read_text(), re.M)
+                limit, now = (int((folder / f"memory.{name}").read_text("utf-8")) for name in ("max", "current"))
+                cached = re.search(r"^inactive_file (\d+)", (folder / "memory.stat").read_text("utf-8"), re.M)
                 found.append(max(0, limit - now + int(cached[1])))
     return min(found, default=None)
 
