@@ -230,6 +230,17 @@ def checkpoint(folder):
     return (saved["variables"], saved["optimizer"]), history
 
 
+def fail_after_a_checkpoint(folder, *flags):
+    """Train in a folder with these flags, until the first checkpoint is saved and what comes then fails."""
+    import train
+    from titles import runs
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "write_metrics", lambda *_: 1 / 0)
+        patch.chdir(folder)
+        with pytest.raises(ZeroDivisionError):
+            train.main(train.parse_args([*map(str, flags)]))
+
+
 def assert_same_run(first, second):
     (one, history), (two, other) = checkpoint(first), checkpoint(second)
     assert history == other

@@ -7,12 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import assert_one_line_error, assert_same_run, meta, run_here, save, snapshot, write_csv
+from conftest import (
+    assert_one_line_error,
+    assert_same_run,
+    fail_after_a_checkpoint,
+    meta,
+    run_here,
+    save,
+    snapshot,
+    write_csv,
+)
 
 import classify
 import data
 import evaluate
-import train
 from titles import calibration, files, runs
 from titles.cli import UserError
 
@@ -85,11 +93,7 @@ def test_it_goes_on_to_the_same_bits(lone, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(lone, copy)
     shutil.rmtree(copy / "runs/bag")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "write_metrics", lambda *_: 1 / 0)
-        patch.chdir(copy)
-        with pytest.raises(ZeroDivisionError):
-            train.main(train.parse_args(["--name", "bag", *map(str, FLAGS), "--save-seconds", "0"]))
+    fail_after_a_checkpoint(copy, "--name", "bag", *FLAGS, "--save-seconds", 0)
     steps = [int(path.name) for path in (copy / "runs/bag/checkpoints").iterdir()]
     assert steps == [files.read_json(copy / "runs/bag/config.json")["steps"] // 3]
     run_here("train", "--resume", "bag", cwd=copy)

@@ -6,7 +6,16 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from conftest import assert_one_line_error, assert_same_run, new_state, run_here, texts, tiny_rows, write_csv
+from conftest import (
+    assert_one_line_error,
+    assert_same_run,
+    fail_after_a_checkpoint,
+    new_state,
+    run_here,
+    texts,
+    tiny_rows,
+    write_csv,
+)
 
 import classify
 import data
@@ -96,16 +105,11 @@ def test_best_is_the_refit_where_the_best_run_has_one(refit, tmp_path):
         shutil.move(tmp_path / "filters", refit / "runs/filters")
 
 
-def test_a_refit_goes_on_to_the_same_bits(refit, tmp_path, monkeypatch):
-    import train
+def test_a_refit_goes_on_to_the_same_bits(refit, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(refit, copy)
     shutil.rmtree(copy / "runs/bag-refit")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "write_metrics", lambda *_: 1 / 0)
-        patch.chdir(copy)
-        with pytest.raises(ZeroDivisionError):
-            train.main(train.parse_args(["--refit", "bag"]))
+    fail_after_a_checkpoint(copy, "--refit", "bag")
     run_here("train", "--resume", "bag-refit", cwd=copy)
     assert_same_run(refit / "runs/bag-refit", copy / "runs/bag-refit")
 

@@ -264,7 +264,7 @@ class Series:
             print(f"--- {number + 1} of {len(self.steps)}: {step.says}; {elapsed} elapsed ---")
             try:
                 self.folders[number] = train(self.args, self.plan(step, decided), Place(
-                    begun if self.folders else started, self.deadline, self.seconds_after(number),
+                    begun if number else started, self.deadline, self.seconds_after(number),
                     cli.quoted(sys.argv), self.expected_of(step, decided)))
             except TimeIsUp as error:
                 print(error)
