@@ -256,7 +256,7 @@ def evaluate(args):
     if args.prior == "estimated":
         classifier = estimated(classifier, change.sampled([rows.inputs])[0])
     result = report.score_rows(classifier, rows)
-    other = predicted_by_other(args, rows) if args.against else None
+    other = predicted_by_other(args, classifier, rows) if args.against else None
     if not devices.is_first():
         return
 
@@ -281,9 +281,9 @@ def evaluate(args):
         tracking.log_report(client, run_id, name, report.metrics(made.scores), folder)
 
 
-def predicted_by_other(args, rows):
-    """(name of the classifier of --against, which of these rows it has right [N] bool). Raises UserError where it does
-    not read the same rows."""
+def predicted_by_other(args, one, rows):
+    """(name of the classifier of --against, which of these rows it has right [N] bool). Raises UserError where it is
+    the classifier `one` itself, or does not read the same rows."""
     args = argparse.Namespace(**vars(args) | {"ckpt": args.against})
     classifier, its = read_file(args) if args.test else read_split(args)
     if its.inputs.titles != rows.inputs.titles:
@@ -291,7 +291,10 @@ def predicted_by_other(args, rows):
                         "--title-column and --category-column")
     if args.prior == "estimated":
         classifier = estimated(classifier, change.sampled([its.inputs])[0])
-    return " + ".join(folder.name for folder in classifier.folders), (
+    names = " + ".join(folder.name for folder in classifier.folders)
+    if classifier.identity == one.identity:
+        raise UserError(f"--against {cli.quoted(args.ckpt)}: is {names}, as --ckpt is; name another run")
+    return names, (
         classifier.likeliest(its.inputs, 1)[0][:, 0] == its.labels)
 
 

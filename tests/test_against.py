@@ -109,4 +109,5 @@ def test_what_cannot_be_compared_is_said(trained):
         return run_here("evaluate", "--ckpt", "filters", *flags, cwd=trained, check=False)
 
     assert_one_line_error(told("--against", "nobody"), "nobody")
+    assert_one_line_error(told("--against", "filters/best"), "is filters, as --ckpt is")
     assert_one_line_error(told("--against", "bag", "--predict", "tiny.csv"), "--against goes with a report")
