@@ -93,6 +93,8 @@ TEST_SHARE = 0.2            # of the rows, where the source gives no test split
 # labels have one), and where a category has so many titles, and so large a share of its titles' first words is its own.
 GLUED = 12
 CUT_TITLES, CUT_SHARE = 8, 0.95
+# A warning comes where so large a share of titles is cut, with the length that leaves so many whole.
+CUT_OFF, WHOLE = 0.05, 0.99
 PIECE_ROWS = 8192           # titles that a process cuts into pieces at a time
 LEFT_OUT = len(SPLITS)      # the split of rows that go to none (--like)
 STEPS = 16                  # that the numbers of a column are cut into, of equally many training rows
@@ -273,14 +275,14 @@ def read_rows(args, chosen, bad, base):
     of `words`, of `spellings` of categories (see `marked_paths`) and of `languages`, and a list of those of the `texts`
     of --columns; `word_keys`, the keys of the words; arrays with one entry a row, `spelling`, `language`, `values`
     [N, K] (codes of texts), `id` (Arrow strings) and those of `columns_of`, but None for what is OPTIONAL and no row
-    has; the number of rows `of_file` each; how many were `read`, with so many words before titles are cut, and titles
-    that are `cut`. Raises UserError where rows or words are missing, or too many rows are bad.
+    has; the number of rows `of_file` each; how many were `read`, and `of_length`, how many have 0, 1, ... words before
+    titles are cut. Raises UserError where rows or words are missing, or too many rows are bad.
     """
     import pyarrow.compute as pc
     words, spellings, languages, word_keys = Codes(), Codes(), Codes(), np.zeros(0, np.uint64)
     texts = [Codes() for _ in args.columns]
-    blocks, columns, had, of_file = [], [], set(), Counter()
-    count = read = word_count = cut = 0
+    blocks, columns, had, of_file, of_length = [], [], set(), Counter(), Counter()
+    count = read = 0
     for path, split, block, found, codes, distinct, lengths in tokenized_blocks(args, chosen, bad, base):
         # Word numbers in the order of appearance, and the keys of the words that are new.
         numbers = words.number(distinct)[codes]
@@ -288,7 +290,7 @@ def read_rows(args, chosen, bad, base):
         word_keys = np.concatenate([word_keys, data.text_keys(reversed([*new]))])
 
         # What --max-len cuts off is counted and dropped.
-        word_count, cut = word_count + len(codes), cut + int((lengths > args.max_len).sum())
+        of_length.update(dict(enumerate(np.bincount(lengths).tolist())))
         position = np.arange(len(codes)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         short = np.minimum(lengths, args.max_len).astype(data.smallest_uint(args.max_len))
         blocks.append(Block(slice(count, count + len(lengths)), numbers[position < args.max_len], short,
@@ -312,13 +314,13 @@ def read_rows(args, chosen, bad, base):
     for path, split in chosen:
         if not sum(of_file[one] for one in chosen if one[1] == split):
             raise UserError(f"{path}: no rows" + (f" in {' or '.join(args.languages)}" if args.languages else ""))
-    if not word_count:
+    if not any(of_length[words] for words in of_length if words):
         raise UserError(f"{where}: no title has a letter or digit; is the title column the right one?")
     arrays = {name: (pa.chunked_array if name == "id" else np.concatenate)([part[name] for part in columns])
               for name in columns[0] if name not in OPTIONAL or name in had}
     return SimpleNamespace(where=where, paths=[path for path, _ in chosen], blocks=blocks, words=words,
                            spellings=spellings, languages=languages, texts=texts, word_keys=word_keys,
-                           read=count, word_count=word_count, cut=cut, of_file=[of_file[one] for one in chosen],
+                           read=count, of_length=of_length, of_file=[of_file[one] for one in chosen],
                            overruled=0, first_overruled=None,
                            **dict.fromkeys(OPTIONAL) | arrays)
 
@@ -977,7 +979,7 @@ def write_pieces(folder, args, sizes):
 #   reliable_share            of labels marked reliable, or null where nothing marks them
 #   vocabulary, unknown_share its words, SPECIALS included; {split}, of words that are not in it
 #   max_len, cut_share        words of a title at most; of titles that had more
-#   mean_words                of a title, before it is cut
+#   mean_words, most_words    of a title, before it is cut; that 99 of 100 have at most
 #   conflicting_rows          whose title comes with another category, too
 #   also_in_train             {valid, test}, of rows whose title trains, too
 #   near_equal_share          of test titles that differ in one word from a training title, or null if not drawn here
@@ -993,6 +995,7 @@ def describe(args, chosen, rows, made, bad):
     leaves, nodes = made.tree.leaves, len(made.tree.names)
     of_category = [np.bincount(made.label[made.split == s], minlength=nodes)[:leaves] for s in range(3)]
     by_file = [np.bincount(mine, minlength=3).tolist() for mine in np.split(made.split, np.cumsum(rows.of_file)[:-1])]
+    words, titles = map(np.array, zip(*sorted(rows.of_length.items()), strict=True))
     held_out = {name: rows.key[made.split == s] for s, name in enumerate(SPLITS) if s}
     drawn = not args.like and rows.group is None and not (rows.given == 2).any()
     return {
@@ -1017,7 +1020,9 @@ def describe(args, chosen, rows, made, bad):
         "languages": made.languages,
         "reliable_share": None if rows.reliable is None else float(rows.reliable[made.split != LEFT_OUT].mean()),
         "vocabulary": len(made.words.vocab), "unknown_share": made.unknown_share,
-        "max_len": args.max_len, "cut_share": rows.cut / rows.read, "mean_words": rows.word_count / rows.read,
+        "max_len": args.max_len, "cut_share": float(titles[words > args.max_len].sum() / titles.sum()),
+        "mean_words": float(np.average(words, weights=titles)),
+        "most_words": int(words[np.searchsorted(np.cumsum(titles), WHOLE * titles.sum())]),
         "conflicting_rows": conflicting_rows(rows.key, made.label, made.tree),
         "also_in_train": {name: float(np.isin(keys, rows.key[made.split == 0]).sum() / max(1, len(keys)))
                           for name, keys in held_out.items()},
@@ -1227,6 +1232,14 @@ def report(meta, found, out, written, seconds):
         if not meta["rows"][split]:
             print(f"warning: the {split} split is empty, for there are too few different titles to hold some out: "
                   f"{what}", file=sys.stderr)
+    if meta["cut_share"] > CUT_OFF:
+        print(f"warning: {meta['cut_share']:.0%} of the titles have more than {meta['max_len']} words, and what comes "
+              f"behind these is not read; {WHOLE:.0%} have at most {meta['most_words']}: --max-len "
+              f"{meta['most_words']}", file=sys.stderr)
+    if (meta.get("full_share") or 0) > CUT_OFF:
+        print(f"warning: {meta['full_share']:.0%} of the titles may have more than {meta['encoder']['max_len']} "
+              "pieces, and an encoder does not read what comes behind; more --max-pieces read more, and train slower",
+              file=sys.stderr)
     lacks_test = meta["rows"]["test"] and meta["not_split_categories"]
     for number, what in ((lacks_test, "have no test row; scores do not cover them"),
                          (meta["not_in_train_categories"], "have no training row and cannot be learned")):

@@ -127,6 +127,7 @@ def test_meta_and_table_count_what_is_there(prep):
     assert about["unknown_share"] == pytest.approx(unknown) and unknown["train"] == 0 < unknown["test"]
     assert about["cut_share"] == np.mean([length > 3 for length in lengths])
     assert about["mean_words"] == pytest.approx(np.mean(lengths))
+    assert about["most_words"] == np.quantile(lengths, 0.99, method="inverted_cdf")
     counts = Counter(row[2] for row in found["train"])
     assert about["training_rows"] == [counts[name] for name in files.read_lines("data/prepared/labels.txt")]
     assert about["not_split_categories"] == 2 and about["not_in_train_categories"] == 0
@@ -145,6 +146,9 @@ def test_meta_and_table_count_what_is_there(prep):
                  "titles also in train valid 0.00%, test 0.00%", f"fingerprint {about['fingerprint']}"):
         assert line in " ".join(done.stdout.split()), line
     assert done.stderr == (f"warning: titles.csv:{len(rows) + 2}: an unclosed quote was taken as text\n"
+                           f"warning: {about['cut_share']:.0%} of the titles have more than 3 words, and what comes "
+                           f"behind these is not read; 99% have at most {about['most_words']}: --max-len "
+                           f"{about['most_words']}\n"
                            "warning: 2 categories have no test row; scores do not cover them\n")
     assert f"{sum(path.stat().st_size for path in Path('data/prepared').iterdir()):,} bytes to data/prepared/" \
         in done.stdout
