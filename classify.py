@@ -60,6 +60,7 @@ import numpy as np
 PART = 8192         # titles that are cut into words at a time
 BLOCK = 128         # titles that go through the network at a time, so that they fit the processor's cache
 WORDS = 1 << 17     # whose vectors are kept for the next titles
+LEARNT = 512        # words whose vectors are made at a time
 MAX_LINE = 8 << 20  # bytes of a title
 SUMMED = 100        # titles from which on a summary says what to expect of them
 
@@ -119,6 +120,41 @@ def decode_entities(title):
     return ENTITY.sub(lambda found: html.unescape(found[0]), title) if "&" in title else title
 
 
+# --- many titles ------------------------------------------------------------------------------------------------------
+
+MARK = "\x1e"  # before each of many titles that are one text
+
+# ASCII letters and digits in lower case, other ASCII but for BORDER and MARK as spaces, bytes of other characters as
+# they are.
+PLAIN_BYTES = bytes(byte if byte > 127 or chr(byte).isalnum() or chr(byte) in BORDER + MARK else ord(" ")
+                    for byte in bytes(range(256)).lower())
+
+
+def chunks_of(titles):
+    """The chunks of titles (list of str), bytes of UTF-8 without ASCII that separates, with a MARK before those of each
+    title: the words of a title are those of its chunks, which come again and again."""
+    text = f" {MARK} ".join(["", *titles])
+    if text.count(MARK) > len(titles):
+        text = f" {MARK} ".join(["", *(title.replace(MARK, " ") for title in titles)])
+    # Two things reach across what separates: HTML entities, and capital sigma, whose lower case depends on what stands
+    # behind it.
+    text = decode_entities(text).replace(BORDER, f" {BORDER} ")
+    if "\u03a3" in text:
+        text = text.lower()
+    return text.encode("utf-8", "surrogatepass").translate(PLAIN_BYTES).split()
+
+
+def beginning(title, words):
+    """Of a title, if it is long, a beginning that has so many words at least."""
+    size = 16 * words + 100
+    while size < len(title):
+        # Words end at a space.
+        if len(tokenize(title[:size].rpartition(" ")[0])) >= words:
+            return title[:size].rpartition(" ")[0]
+        size *= 2
+    return title
+
+
 # --- n-grams ----------------------------------------------------------------------------------------------------------
 
 NGRAM_CHARACTERS = 32   # a word's n-grams come from so many of its characters
@@ -135,24 +171,27 @@ def character_ngrams(words, minn, maxn, buckets):
     text = [f"<{word[:NGRAM_CHARACTERS]}>" for word in words]
     length = np.array([len(word) for word in text], int)
 
-    # How many n-grams of each size every word has, and where the first of them goes.
-    sizes = np.arange(max(minn, 1), maxn + 1)
-    count = np.maximum(0, length - sizes[:, None] + 1)                  # [sizes, W]
-    start = np.concatenate([[0], np.cumsum(count.sum(0))])
+    # How many n-grams of each size every word has, and where its own begin.
+    count = {size: np.maximum(0, length - size + 1) for size in range(max(minn, 1), maxn + 1)}
+    start = np.zeros(len(words) + 1, int)
+    np.cumsum(sum(count.values(), np.zeros(len(words), int)), out=start[1:])
     bucket = np.zeros(start[-1], np.uint32)
 
-    # All words one after the other as code points: the word that each belongs to, and its position there.
+    # All words one after the other as code points: how many of its word are left from each of them on, and where the
+    # n-gram goes that begins there.
     code = np.frombuffer("".join(text).encode("utf-32-le"), np.uint32)
-    word = np.repeat(np.arange(len(words)), length)
-    position = np.arange(len(code)) - np.repeat(np.cumsum(length) - length, length)
+    ends, position = np.cumsum(length), np.arange(len(code))
+    left = np.repeat(ends, length) - position
+    place = np.repeat(start[:-1] - ends + length, length) + position
 
-    # All n-grams of one size together; 32 bits overflow on purpose.
-    for size, before in zip(sizes, np.cumsum(count, 0) - count):  # noqa: B905
-        first = np.flatnonzero(position + size <= length[word])
-        value = np.full(len(first), 2166136261, np.uint32)
-        for offset in range(size):
-            value = (value ^ code[first + offset]) * np.uint32(16777619)
-        bucket[start[word[first]] + before[word[first]] + position[first]] = value % np.uint32(buckets)
+    # The hashes of one size, at all positions, are made of those of the size before; 32 bits overflow on purpose.
+    value = np.full(len(code), 2166136261, np.uint32)
+    for size in range(1, maxn + 1):
+        value = (value[:len(code) - size + 1] ^ code[size - 1:]) * np.uint32(16777619)
+        if size in count:
+            first = np.flatnonzero(left[:len(value)] >= size)
+            bucket[place[first]] = value[first] % np.uint32(buckets)
+            place += np.repeat(count[size], length)
     return start, bucket
 
 
@@ -743,35 +782,37 @@ class Member:
 
     def rows(self, numbers):
         """Rows of the table: [...] -> [..., D] float32."""
-        return self.table[numbers] * self.row_scale[numbers][..., None]
+        # Made float32 first, and then multiplied in place, for NumPy is slow with two types.
+        rows = self.table.take(numbers, 0).astype(np.float32)
+        rows *= self.row_scale.take(numbers)[..., None]
+        return rows
 
     def learn(self, words, own, at):
         """Compose the vectors of words, whose own rows are given, for their positions from `at` on."""
-        # The weighted sum of a word's own row and those of its n-grams, divided by the norm of the weights, which is
-        # then the weight of the word.
-        s = self.settings
+        s, behind = self.settings, at + len(words)
         start, bucket = character_ngrams(words, s["minn"], s["maxn"], len(self.row_of_bucket) or 1)
-        ngrams = self.row_of_bucket[bucket]
-        own_weight, weight = self.weights[own], self.weights[ngrams] * np.float32(s["character_weight"])
-        squares = own_weight ** 2 + segment_sums(weight ** 2, start)
-        norms = np.sqrt(squares)
-        vectors = own_weight[:, None] * self.rows(own) + segment_sums(weight[:, None] * self.rows(ngrams), start)
-        behind = at + len(words)
+        count = np.diff(start)
+        # A word is made of its own row and, behind it, those of its n-grams; row 0 has no weight.
+        rows = np.zeros((len(words), 1 + count.max()), np.int32)
+        rows[:, 0], ngrams = own, rows[:, 1:]
+        ngrams[np.arange(ngrams.shape[1]) < count[:, None]] = self.row_of_bucket[bucket]
+        weights = self.weights[rows]
+        weights[:, 1:] *= np.float32(s["character_weight"])
         self.vectors, self.norms = grown(self.vectors, behind), grown(self.norms, behind)
-        self.vectors[at:behind], self.norms[at:behind] = vectors / np.maximum(norms, 1e-6)[:, None], norms
+        self.vectors[at:behind], self.norms[at:behind] = composed(self.rows(rows), weights)
 
     def inputs(self, ids, hashes, values):
         """Positions of words [B, L], 0 where there is none, their hashes, and ids of values [B, K] -> Inputs of the
         network."""
         ids, hashes = ids[:, :self.settings["max_len"]], hashes[:, :self.settings["max_len"]]
-        vectors, weights, inside = [self.vectors[ids]], [self.norms[ids]], ids > 0
+        vectors, weights, inside = [self.vectors.take(ids, 0)], [self.norms.take(ids)], ids > 0
 
         # There is no n-gram where the title, or a part of it, has ended.
         for ahead, value in enumerate(word_ngram_hashes(hashes, self.settings["word_ngrams"]), 1):
             inside = inside[:, :-1] & (ids[:, ahead:] > 0)
             rows = np.where(inside, self.row_of_bucket[value % np.uint32(len(self.row_of_bucket))], 0)
             vectors.append(self.rows(rows))
-            weights.append(self.weights[rows])
+            weights.append(self.weights.take(rows))
         return Inputs(np.concatenate(vectors, 1), np.concatenate(weights, 1), ids.shape[1], self.values.vectors(values))
 
     def logits(self, ids, hashes, values):
@@ -797,10 +838,7 @@ class Values:
         if not self.chosen:
             return np.zeros((len(ids), 0, 0), np.float32), np.zeros((len(ids), 0), np.float32)
         rows, factors = (part[ids[:, self.chosen]] for part in self.made_of)
-        weights = self.weights[rows] * factors
-        norms = np.sqrt((weights ** 2).sum(2))
-        weights = weights / np.maximum(norms, np.float32(1e-6))[..., None]
-        return (weights[:, :, None] @ self.table[rows])[:, :, 0], norms
+        return composed(self.table[rows], self.weights[rows] * factors)
 
 
 class EncoderMember:
@@ -860,13 +898,11 @@ def nested(arrays):
     return tree
 
 
-def segment_sums(values, start):
-    """[T, ...] -> [S, ...]: the sum of values[start[i]:start[i + 1]] for each i."""
-    sums, filled = np.zeros((len(start) - 1, *values.shape[1:]), np.float32), start[1:] > start[:-1]
-    # Of an empty segment reduceat gives a value, not 0, so these are left out.
-    if filled.any():
-        sums[filled] = np.add.reduceat(values, start[:-1][filled], axis=0)
-    return sums
+def composed(vectors, weights):
+    """What is made of rows, vectors [..., P, D] and weights [..., P] -> vectors [..., D] and their weights [...]: the
+    weighted sum, divided by the norm of the weights, which is then the weight."""
+    norms = np.sqrt((weights ** 2).sum(-1))
+    return ((weights / np.maximum(norms, np.float32(1e-6))[..., None])[..., None, :] @ vectors)[..., 0, :], norms
 
 
 def grown(array, size):
@@ -1110,44 +1146,66 @@ class Classifier(BaseClassifier):
 
     def forget(self):
         """Begin anew with the words that have been met."""
-        # A word that is asked for the first time gets the next position among `words`; that of padding is 0, and so is
-        # that of the empty words of a BORDER.
-        self.positions, self.words = collections.defaultdict(itertools.count(1).__next__, {"": 0}), [""]
+        # The position of a word is its number among `words`; that of padding is 0, and so is that of the empty words of
+        # a BORDER. A chunk that is met the first time gets the next number; its words are the `count` ones from `start`
+        # on in `flat`.
+        self.chunks, self.words = collections.defaultdict(itertools.count().__next__), [""]
+        self.positions, self.flat = {"": 0}, np.zeros(0, np.int32)
+        self.start, self.count = np.zeros(0, np.int32), np.zeros(0, np.int32)
         self.hashes, self.in_vocabulary = np.zeros(1024, np.uint32), np.zeros(1024, bool)
         for member in self.of_words:
             member.forget()
 
     def encode(self, titles):
-        """Positions of the words of titles (list of str): [N, L], 0 behind the last word."""
-        # Titles repeat words, so what is known of these is kept; when it is too much, all of it goes, for the memory.
-        if len(self.positions) > WORDS:
+        """Positions of the words of titles (list of str): [N, L], 0 behind the last word; how many words each has."""
+        # Titles repeat chunks, so what is known of these is kept; when it is too much, all of it goes, for the memory.
+        if len(self.chunks) > WORDS:
             self.forget()
-        words = [tokenize(title)[:self.max_len] for title in titles]
-        lengths = np.array([len(found) for found in words])
+        chunks, before = chunks_of([beginning(title, self.max_len) for title in titles]), len(self.count)
+        codes = np.fromiter(map(self.chunks.__getitem__, chunks), np.int32, len(chunks))
+        if len(self.chunks) > before:
+            self.meet([*itertools.islice(reversed(self.chunks), len(self.chunks) - before)][::-1])
 
-        # The position of every word; what is new stands at the end of the dictionary.
-        flat = map(self.positions.__getitem__, itertools.chain.from_iterable(words))
-        flat, before = np.fromiter(flat, np.int32, lengths.sum()), len(self.words)
-        self.words += [*itertools.islice(reversed(self.positions), len(self.positions) - before)][::-1]
-
-        # Words that are met the first time, some at a time: the rows of all their n-grams would take much memory.
-        for at in range(before, len(self.words), 1024):
-            new = self.words[at:at + 1024]
-            own, behind = np.array([self.vocabulary.get(word, UNKNOWN) for word in new]), at + len(new)
-            self.hashes, self.in_vocabulary = grown(self.hashes, behind), grown(self.in_vocabulary, behind)
-            self.hashes[at:behind], self.in_vocabulary[at:behind] = word_hashes(new), own > UNKNOWN
-            for member in self.of_words:
-                member.learn(new, own, at)
+        # All words one after the other, and how many each title has. A title begins with a mark, a chunk without words,
+        # the first one ever met.
+        count = self.count[codes]
+        ends = np.cumsum(count)
+        flat = self.flat[np.repeat(self.start[codes] - ends + count, count) + np.arange(ends[-1])]
+        lengths = np.diff(ends[codes == 0], append=ends[-1])
 
         # A mask is filled row by row, which is the order of `flat`.
         ids = np.zeros((len(titles), max(lengths.max(), 1)), np.int32)
         ids[np.arange(ids.shape[1]) < lengths[:, None]] = flat
-        return ids, lengths
+        return ids[:, :max(self.max_len, 1)], np.minimum(lengths, self.max_len)
+
+    def meet(self, chunks):
+        """Note the words of chunks, bytes, that are met the first time."""
+        found = [tokenize(chunk.decode("utf-8", "surrogatepass")) for chunk in chunks]
+        flat, at = [*itertools.chain.from_iterable(found)], len(self.words)
+        # Words of a length together, for little padding.
+        self.words += sorted((word for word in dict.fromkeys(flat) if word not in self.positions), key=len)
+        self.positions.update(zip(self.words[at:], range(at, len(self.words))))  # noqa: B905
+        count = np.array([*map(len, found)], np.int32)
+        start = len(self.flat) + np.cumsum(count, dtype=np.int32) - count
+        self.flat = np.concatenate([self.flat, np.array([self.positions[word] for word in flat], np.int32)])
+        self.start, self.count = np.concatenate([self.start, start]), np.concatenate([self.count, count])
+
+        # Some words at a time: the rows of all their n-grams would take much memory.
+        self.hashes, self.in_vocabulary = (grown(array, len(self.words)) for array in (
+            self.hashes, self.in_vocabulary))
+        for at in range(at, len(self.words), LEARNT):
+            new = self.words[at:at + LEARNT]
+            own, behind = np.array([self.vocabulary.get(word, UNKNOWN) for word in new]), at + len(new)
+            self.hashes[at:behind], self.in_vocabulary[at:behind] = word_hashes(new), own > UNKNOWN
+            for member in self.of_words:
+                member.learn(new, own, at)
 
     def known(self, ids):
         """Whether training has seen a word or a character n-gram of each title: [N, L] -> [N]."""
         # Only titles without a word of the vocabulary need the slower look at n-grams.
-        known = self.in_vocabulary[ids].any(1)
+        known = self.in_vocabulary.take(ids).any(1)
+        if known.all():
+            return known
         for member in self.of_words:
             minn, maxn, left = member.settings["minn"], member.settings["maxn"], np.flatnonzero(~known)
             words = np.setdiff1d(ids[left, :member.settings["max_len"]], [0])
@@ -1156,7 +1214,7 @@ class Classifier(BaseClassifier):
                 seen = self.seen_ngrams(minn, maxn)
                 # A hash that was seen stands where the binary search would put it.
                 hits = seen[np.minimum(np.searchsorted(seen, hashes), len(seen) - 1)] == hashes
-                found = words[segment_sums(hits, start) > 0]
+                found = words[np.repeat(np.arange(len(words)), np.diff(start))[hits]]
                 known[left] = np.isin(ids[left, :member.settings["max_len"]], found).any(1)
         return known
 
@@ -1180,9 +1238,10 @@ class Classifier(BaseClassifier):
                 ids, lengths = self.encode(part.titles)
                 # Titles of about the same length go together, so little padding is computed.
                 order = np.argsort(lengths, kind="stable")
-                for chosen in np.split(order, range(BLOCK, len(order), BLOCK)):
-                    block = Rows([part.titles[i] for i in chosen], part.values[chosen])
-                    yield at + chosen, *self.logits(ids[chosen, :max(lengths[chosen[-1]], 1)], block)
+                for first in range(0, len(order), BLOCK):
+                    chosen = order[first:first + BLOCK]
+                    yield at + chosen, *self.logits(ids[chosen, :max(lengths[chosen[-1]], 1)],
+                                                    Rows([part.titles[i] for i in chosen], part.values[chosen]))
 
     def logits(self, ids, rows):
         """(logits of all members together [B, C], whether anything of a title is known [B]): ids [B, L] of the words of
@@ -1195,7 +1254,7 @@ class Classifier(BaseClassifier):
                 z, has_pieces = member.logits(*rows)
                 logits.append(z)
                 known |= has_pieces
-        return np.tensordot(np.array(self.settings["weights"], np.float32), logits, 1), known
+        return sum(np.float32(weight) * z for weight, z in zip(self.settings["weights"], logits)), known  # noqa: B905
 
     def probabilities(self, z):
         """[B, C] logits -> probabilities, a share of which is spread evenly."""
