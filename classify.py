@@ -130,12 +130,13 @@ PLAIN_BYTES = bytes(byte if byte > 127 or chr(byte).isalnum() or chr(byte) in BO
                     for byte in bytes(range(256)).lower())
 
 
-def chunks_of(titles):
+def chunks_of(titles, words):
     """The chunks of titles (list of str), bytes of UTF-8 without ASCII that separates, with a MARK before those of each
-    title: the words of a title are those of its chunks, which come again and again."""
-    text = f" {MARK} ".join(["", *titles])
-    if text.count(MARK) > len(titles):
-        text = f" {MARK} ".join(["", *(title.replace(MARK, " ") for title in titles)])
+    title: the words of a title, so many at least if it has them, are those of its chunks, which come again and
+    again."""
+    text, long = f" {MARK} ".join(["", *titles]), 100 + 16 * words
+    if text.count(MARK) > len(titles) or max(map(len, titles)) > long:
+        text = f" {MARK} ".join(["", *(beginning(title.replace(MARK, " "), words, long) for title in titles)])
     # Two things reach across what separates: HTML entities, and capital sigma, whose lower case depends on what stands
     # behind it.
     text = decode_entities(text).replace(BORDER, f" {BORDER} ")
@@ -144,13 +145,12 @@ def chunks_of(titles):
     return text.encode("utf-8", "surrogatepass").translate(PLAIN_BYTES).split()
 
 
-def beginning(title, words):
-    """Of a title, if it is long, a beginning that has so many words at least."""
-    size = 16 * words + 100
+def beginning(title, words, size):
+    """Of a title of more than `size` characters a beginning that has so many words at least."""
     while size < len(title):
-        # Words end at a space.
-        if len(tokenize(title[:size].rpartition(" ")[0])) >= words:
-            return title[:size].rpartition(" ")[0]
+        found = title[:size].rpartition(" ")[0]  # no word reaches across a space
+        if len(tokenize(found)) >= words:
+            return found
         size *= 2
     return title
 
@@ -414,6 +414,9 @@ def read_rows(rows, title_columns=(), columns=()):
     is_table, usual = names is not None, (*title_columns, "title")[0]
     if not is_table:
         rows = listed(rows)
+        if not any(issubclass(kind, collections.abc.Mapping) for kind in {*map(type, rows)}):
+            titles = [None if title is None else title.replace(BORDER, " ") for title in map(title_text, rows)]
+            return titles, np.zeros((len(titles), len(columns)), np.int32), []
         records = [row if isinstance(row, collections.abc.Mapping) else {usual: row} for row in rows]
         names = dict.fromkeys(name for row in records for name in row)
 
@@ -430,15 +433,14 @@ def read_rows(rows, title_columns=(), columns=()):
     found = {name: column(name) for name in title_columns}
     parts = [values for values in found.values() if values is not None]
     parts = parts or [values for values in map(column, ("title", "text")) if values is not None][:1]
-    if not parts and (is_table or rows):
+    if not parts:
         raise TypeError(f"rows: no column {' or '.join((*title_columns, 'title', 'text'))}")
     titles = [joined(texts) for texts in zip(*(map(title_text, values) for values in parts))]  # noqa: B905
     values = {one: column(one.name) for one in columns}
     ids = [np.zeros(len(titles), np.int32) if given is None else one.ids(given) for one, given in values.items()]
-    lacking = [name for name, given in found.items() if given is None and parts]
+    lacking = [name for name, given in found.items() if given is None]
     lacking += [one.name for one, given in values.items() if given is None]
-    has_columns = is_table or any(isinstance(row, collections.abc.Mapping) for row in rows)
-    return titles, stacked(ids, len(titles)), lacking if has_columns else []
+    return titles, stacked(ids, len(titles)), lacking
 
 
 def title_text(title):
@@ -491,6 +493,7 @@ class Tree:
         paths = [self.paths[node] if node >= 0 else [] for node in nodes]
         return [[path[level] if level < len(path) else "" for path in paths] for level in range(self.levels)]
 
+    @functools.lru_cache(maxsize=None)
     def at_level(self, level):
         """(nodes of a level, from 1, where leaves that end above it stand for themselves; [M'] the first leaf of
         each)."""
@@ -617,7 +620,9 @@ def head(p, x):
 
 
 def dense(p, x):
-    return x @ p["kernel"] + p["bias"]
+    y = x @ p["kernel"]
+    y += p["bias"]
+    return y
 
 
 def bag(vectors, weights):
@@ -818,7 +823,9 @@ class Member:
     def logits(self, ids, hashes, values):
         """The same -> [B, C] logits."""
         network = NETWORKS[self.settings["model"]].logits
-        return network(self.params, self.settings, self.inputs(ids, hashes, values)) + self.shift
+        z = network(self.params, self.settings, self.inputs(ids, hashes, values))
+        z += self.shift
+        return z
 
 
 class Values:
@@ -952,8 +959,10 @@ class BaseClassifier:
         if lacking:
             warnings.warn(f"the rows have no column {' and no column '.join(lacking)}; the others answer without",
                           stacklevel=3)
-        present = [i for i, title in enumerate(titles) if title is not None]
-        return len(titles), present, Rows([titles[i] for i in present], values[present])
+        number, present = len(titles), [i for i, title in enumerate(titles) if title is not None]
+        if len(present) < number:
+            titles, values = [titles[i] for i in present], values[present]
+        return number, present, Rows(titles, values)
 
     def predict(self, rows, top=1, threshold=None, precision=None, level=None):
         """For every row a list of its `top` likeliest (category, probability), the likeliest first.
@@ -983,8 +992,10 @@ class BaseClassifier:
         result, names = [[] for _ in range(number)], [*self.tree.names, None]
         if present:
             *found, _, _ = classifier.answers(rows, top, rule)
-            for i, nodes, chances in zip(present, *(column.tolist() for column in found)):  # noqa: B905
-                result[i] = [(names[node], p) for node, p in zip(nodes, chances)]  # noqa: B905
+            ranks = [zip(map(names.__getitem__, nodes), chances)  # noqa: B905
+                     for nodes, chances in zip(*(column.T.tolist() for column in found))]  # noqa: B905
+            for i, *pairs in zip(present, *ranks):  # noqa: B905
+                result[i] = pairs
         return result
 
     def require_calibrated(self, what):
@@ -1161,7 +1172,7 @@ class Classifier(BaseClassifier):
         # Titles repeat chunks, so what is known of these is kept; when it is too much, all of it goes, for the memory.
         if len(self.chunks) > WORDS:
             self.forget()
-        chunks, before = chunks_of([beginning(title, self.max_len) for title in titles]), len(self.count)
+        chunks, before = chunks_of(titles, self.max_len), len(self.count)
         codes = np.fromiter(map(self.chunks.__getitem__, chunks), np.int32, len(chunks))
         if len(self.chunks) > before:
             self.meet([*itertools.islice(reversed(self.chunks), len(self.chunks) - before)][::-1])
@@ -1230,18 +1241,18 @@ class Classifier(BaseClassifier):
     def in_blocks(self, rows):
         """Rows, or a list of titles, a block at a time: (their numbers [B], logits [B, C], whether titles are known
         [B])."""
-        rows = self.rows(rows)
-        for at in range(0, len(rows.titles), PART):
-            part = rows.part(slice(at, at + PART))
+        all_rows = self.rows(rows)
+        for at in range(0, len(all_rows.titles), PART):
+            part = all_rows.part(slice(at, at + PART))
             # The lock is held until the part is answered, so that no other thread forgets the words that ids stand for.
             with self.lock:
                 ids, lengths = self.encode(part.titles)
                 # Titles of about the same length go together, so little padding is computed.
                 order = np.argsort(lengths, kind="stable")
-                for first in range(0, len(order), BLOCK):
-                    chosen = order[first:first + BLOCK]
-                    yield at + chosen, *self.logits(ids[chosen, :max(lengths[chosen[-1]], 1)],
-                                                    Rows([part.titles[i] for i in chosen], part.values[chosen]))
+                ids, lengths = ids[order], np.maximum(lengths[order], 1)
+                rows = Rows([part.titles[i] for i in order.tolist()], part.values[order])
+                for block in (slice(first, first + BLOCK) for first in range(0, len(order), BLOCK)):
+                    yield at + order[block], *self.logits(ids[block, :lengths[block][-1]], rows.part(block))
 
     def logits(self, ids, rows):
         """(logits of all members together [B, C], whether anything of a title is known [B]): ids [B, L] of the words of
@@ -1254,13 +1265,15 @@ class Classifier(BaseClassifier):
                 z, has_pieces = member.logits(*rows)
                 logits.append(z)
                 known |= has_pieces
-        return sum(np.float32(weight) * z for weight, z in zip(self.settings["weights"], logits)), known  # noqa: B905
+        return functools.reduce(np.add, map(np.multiply, np.array(self.settings["weights"], np.float32), logits)), known
 
-    def probabilities(self, z):
-        """[B, C] logits -> probabilities, a share of which is spread evenly."""
+    def probabilities(self, z, chosen=None):
+        """[B, C] logits -> probabilities, a share of which is spread evenly, of all categories or of those chosen
+        [B, K]."""
         smoothing = np.float32(self.settings["smoothing"])
         z = np.exp(z - z.max(1, keepdims=True))
-        return z * ((1 - smoothing) / z.sum(1, keepdims=True)) + smoothing / np.float32(z.shape[1])
+        factor, least = (1 - smoothing) / z.sum(1, keepdims=True), smoothing / np.float32(z.shape[1])
+        return (z if chosen is None else z[np.arange(len(z))[:, None], chosen]) * factor + least
 
     def likeliest(self, rows, top, level=None):
         """The `top` likeliest categories, or nodes of a level, of Rows, or of a list of titles: (numbers [N, top],
@@ -1279,17 +1292,17 @@ class Classifier(BaseClassifier):
         path = np.zeros((size[0], self.tree.levels), np.float32)
         for chosen, z, known in self.in_blocks(rows):
             # Categories are ranked by their logits, for small probabilities may round to the same number.
-            if len(nodes) == len(self.labels):
-                p = self.probabilities(z)
-            else:
-                z = p = self.node_chances(np.add.reduceat(softmax(z), first, axis=1), np.diff(
+            is_leaves, leaves = len(nodes) == len(self.labels), z
+            if not is_leaves:
+                z = self.node_chances(np.add.reduceat(softmax(z), first, axis=1), np.diff(
                     first, append=len(self.labels)))
             # Of equal ones the first comes first, with either function.
             best = z.argmax(1)[:, None] if top == 1 else np.argsort(-z, 1, kind="stable")[:, :top]
-            found[chosen], chances[chosen] = nodes[best], np.take_along_axis(p, best, 1) * known[:, None]
+            p = self.probabilities(z, best) if is_leaves else np.take_along_axis(z, best, 1)
+            found[chosen], chances[chosen] = nodes[best], p * known[:, None]
             if climbs:
                 # The difference of a running sum between the bounds of a node is the sum of the leaves below.
-                running = np.cumsum(np.pad(softmax(z), ((0, 0), (1, 0))), 1, dtype=np.float64)
+                running = np.cumsum(np.pad(softmax(leaves), ((0, 0), (1, 0))), 1, dtype=np.float64)
                 low, high = self.tree.below[self.tree.above[best[:, 0]]].transpose(2, 0, 1)
                 sums = np.take_along_axis(running, high, 1) - np.take_along_axis(running, low, 1)
                 path[chosen] = self.node_chances(sums, high - low) * known[:, None]
