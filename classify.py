@@ -39,6 +39,7 @@ import copy
 import csv
 import fnmatch
 import functools
+import gc
 import hashlib
 import html
 import importlib.util
@@ -785,12 +786,10 @@ class Member:
         """Begin anew with the vectors and weights of words that have been met; the first one is padding."""
         self.vectors, self.norms = np.zeros((1024, self.table.shape[1]), np.float32), np.zeros(1024, np.float32)
 
-    def rows(self, numbers):
-        """Rows of the table: [...] -> [..., D] float32."""
-        # Made float32 first, and then multiplied in place, for NumPy is slow with two types.
-        rows = self.table.take(numbers, 0).astype(np.float32)
-        rows *= self.row_scale.take(numbers)[..., None]
-        return rows
+    def rows(self, numbers, out=None):
+        """Rows of the table: [...] -> [..., D] float32, which are written into `out`."""
+        # Made float32 first, for NumPy is slow to multiply two types.
+        return np.multiply(self.table.take(numbers, 0).astype(np.float32), self.row_scale.take(numbers)[..., None], out)
 
     def learn(self, words, own, at):
         """Compose the vectors of words, whose own rows are given, for their positions from `at` on."""
@@ -810,15 +809,21 @@ class Member:
         """Positions of words [B, L], 0 where there is none, their hashes, and ids of values [B, K] -> Inputs of the
         network."""
         ids, hashes = ids[:, :self.settings["max_len"]], hashes[:, :self.settings["max_len"]]
-        vectors, weights, inside = [self.vectors.take(ids, 0)], [self.norms.take(ids)], ids > 0
+        rows, inside = [np.zeros((len(ids), 0), np.int32)], ids > 0
 
         # There is no n-gram where the title, or a part of it, has ended.
         for ahead, value in enumerate(word_ngram_hashes(hashes, self.settings["word_ngrams"]), 1):
             inside = inside[:, :-1] & (ids[:, ahead:] > 0)
-            rows = np.where(inside, self.row_of_bucket[value % np.uint32(len(self.row_of_bucket))], 0)
-            vectors.append(self.rows(rows))
-            weights.append(self.weights.take(rows))
-        return Inputs(np.concatenate(vectors, 1), np.concatenate(weights, 1), ids.shape[1], self.values.vectors(values))
+            rows.append(self.row_of_bucket.take(value % np.uint32(len(self.row_of_bucket))) * inside)
+
+        # Written where they belong, which is faster than to join them, with the titles behind, so that what is written
+        # at a time lies together.
+        ids, rows = ids.T, np.concatenate(rows, 1).T
+        vectors = np.empty((len(ids) + len(rows), *ids.shape[1:], self.table.shape[1]), np.float32)
+        self.vectors.take(ids, 0, vectors[:len(ids)], "clip")
+        self.rows(rows, vectors[len(ids):])
+        weights = np.concatenate([self.norms.take(ids), self.weights.take(rows)])
+        return Inputs(vectors.swapaxes(0, 1), weights.T, len(ids), self.values.vectors(values))
 
     def logits(self, ids, hashes, values):
         """The same -> [B, C] logits."""
@@ -917,7 +922,9 @@ def grown(array, size):
     if size <= len(array):
         return array
     # At least twice as large, so that growing often costs little in all.
-    return np.concatenate([array, np.zeros((max(size, 2 * len(array)) - len(array), *array.shape[1:]), array.dtype)])
+    larger = np.empty((max(size, 2 * len(array)), *array.shape[1:]), array.dtype)
+    larger[:len(array)] = array
+    return larger
 
 
 # --- the classifier ---------------------------------------------------------------------------------------------------
@@ -989,13 +996,14 @@ class BaseClassifier:
         if unkept:
             warnings.warn(unkept, stacklevel=2)
         number, present, rows = self.present(rows)
-        result, names = [[] for _ in range(number)], [*self.tree.names, None]
-        if present:
-            *found, _, _ = classifier.answers(rows, top, rule)
+        *found, _, _ = classifier.answers(rows, top, rule)
+        names = [*self.tree.names, None]
+        with uncollected():
             ranks = [zip(map(names.__getitem__, nodes), chances)  # noqa: B905
                      for nodes, chances in zip(*(column.T.tolist() for column in found))]  # noqa: B905
-            for i, *pairs in zip(present, *ranks):  # noqa: B905
-                result[i] = pairs
+            result = [[] for _ in range(number)]
+            for i, pairs in zip(present, zip(*ranks)):  # noqa: B905
+                result[i] += pairs
         return result
 
     def require_calibrated(self, what):
@@ -1079,6 +1087,18 @@ class BaseClassifier:
         if nodes.shape[1] == 1:
             return best, sure, *likeliest
         return np.concatenate([best, nodes], 1), np.concatenate([sure, chances], 1), *likeliest
+
+
+@contextlib.contextmanager
+def uncollected():
+    """Without the garbage collector, which looks again and again through many objects that are made at once."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 # By how much the probability of a node may lie below its threshold: of many leaves the last bits are chance.
