@@ -61,7 +61,7 @@ import numpy as np
 PART = 8192         # titles that are cut into words at a time
 BLOCK = 128         # titles that go through the network at a time, so that they fit the processor's cache
 WORDS = 1 << 17     # whose vectors are kept for the next titles
-LEARNT = 512        # words whose vectors are made at a time
+LEARNT = 1024       # words whose vectors are made at a time
 MAX_LINE = 8 << 20  # bytes of a title
 SUMMED = 100        # titles from which on a summary says what to expect of them
 
@@ -803,7 +803,10 @@ class Member:
         weights = self.weights[rows]
         weights[:, 1:] *= np.float32(s["character_weight"])
         self.vectors, self.norms = grown(self.vectors, behind), grown(self.norms, behind)
-        self.vectors[at:behind], self.norms[at:behind] = composed(self.rows(rows), weights)
+        for part in (slice(first, first + BLOCK) for first in range(0, len(words), BLOCK)):
+            size = 1 + count[part].max()
+            self.vectors[at:behind][part], self.norms[at:behind][part] = composed(
+                self.rows(rows[part, :size]), weights[part, :size])
 
     def inputs(self, ids, hashes, values):
         """Positions of words [B, L], 0 where there is none, their hashes, and ids of values [B, K] -> Inputs of the
@@ -1211,7 +1214,7 @@ class Classifier(BaseClassifier):
 
     def meet(self, chunks):
         """Note the words of chunks, bytes, that are met the first time."""
-        found = [tokenize(chunk.decode("utf-8", "surrogatepass")) for chunk in chunks]
+        found = [*map(tokenize, b" ".join(chunks).decode("utf-8", "surrogatepass").split(" "))]
         flat, at = [*itertools.chain.from_iterable(found)], len(self.words)
         # Words of a length together, for little padding.
         self.words += sorted((word for word in dict.fromkeys(flat) if word not in self.positions), key=len)
@@ -1254,7 +1257,7 @@ class Classifier(BaseClassifier):
         if (minn, maxn) not in self.seen:
             # The hash 0 keeps the array from being empty.
             words = list(self.vocabulary)[len(SPECIALS):]
-            self.seen[minn, maxn] = np.unique(np.concatenate([np.zeros(1, np.uint32)] + [
+            self.seen[minn, maxn] = np.sort(np.concatenate([np.zeros(1, np.uint32)] + [
                 character_ngrams(words[at:at + 8192], minn, maxn, HASHES)[1] for at in range(0, len(words), 8192)]))
         return self.seen[minn, maxn]
 
