@@ -1192,13 +1192,14 @@ class Classifier(BaseClassifier):
     def encode(self, titles):
         """Positions of the words of titles (list of str): [N, L], 0 behind the last word; how many words each has."""
         # Titles repeat chunks, so what is known of these is kept; when it is too much, all of it goes, for the memory.
-        if len(self.chunks) > WORDS:
+        if max(len(self.chunks), len(self.words)) > WORDS:
             self.forget()
-        # Quicker where a title comes alone.
+        # Where a title comes alone, what follows takes three times as long.
         if len(titles) == 1:
-            found = [*map(self.positions.get, tokenize(titles[0])[:self.max_len])]
-            if found and None not in found:
-                return np.array([found], np.int32), np.array([len(found)])
+            words = tokenize(titles[0])[:self.max_len]
+            if not self.positions.keys() >= {*words}:
+                self.learn(words)
+            return np.array([[self.positions[word] for word in words or [""]]], np.int32), np.array([len(words)])
         chunks, before = chunks_of(titles, self.max_len), len(self.count)
         codes = np.fromiter(map(self.chunks.__getitem__, chunks), np.int32, len(chunks))
         if len(self.chunks) > before:
@@ -1222,18 +1223,22 @@ class Classifier(BaseClassifier):
     def meet(self, chunks):
         """Note the words of chunks, bytes, that are met the first time."""
         found = [*map(tokenize, b" ".join(chunks).decode("utf-8", "surrogatepass").split(" "))]
-        flat, at = [*itertools.chain.from_iterable(found)], len(self.words)
-        # Words of a length together, for little padding.
-        self.words += sorted((word for word in dict.fromkeys(flat) if word not in self.positions), key=len)
-        self.positions.update(zip(self.words[at:], range(at, len(self.words))))  # noqa: B905
-        count = np.array([*map(len, found)], np.int32)
+        words, count = [*itertools.chain.from_iterable(found)], np.array([*map(len, found)], np.int32)
+        self.learn(words)
         start = len(self.flat) + np.cumsum(count, dtype=np.int32) - count
-        self.flat = np.concatenate([self.flat, np.array([self.positions[word] for word in flat], np.int32)])
+        self.flat = np.concatenate([self.flat, np.array([self.positions[word] for word in words], np.int32)])
         self.start, self.count = np.concatenate([self.start, start]), np.concatenate([self.count, count])
 
-        # Some words at a time: the rows of all their n-grams would take much memory.
+    def learn(self, words):
+        """Note what is to be known of words that are met the first time."""
+        # Words of a length together, for little padding.
+        at, new = len(self.words), sorted((w for w in dict.fromkeys(words) if w not in self.positions), key=len)
+        self.words += new
+        self.positions.update(zip(new, range(at, len(self.words))))  # noqa: B905
         self.hashes, self.in_vocabulary = (grown(array, len(self.words)) for array in (
             self.hashes, self.in_vocabulary))
+
+        # Some at a time: the rows of all their n-grams would take much memory.
         for at in range(at, len(self.words), LEARNT):
             new = self.words[at:at + LEARNT]
             own, behind = np.array([self.vocabulary.get(word, UNKNOWN) for word in new]), at + len(new)
