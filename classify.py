@@ -133,16 +133,14 @@ PLAIN_BYTES = bytes(byte if byte > 127 or chr(byte).isalnum() or chr(byte) in BO
 
 def chunks_of(titles, words):
     """The chunks of titles (list of str), bytes of UTF-8 without ASCII that separates, with a MARK before those of each
-    title: the words of a title, so many at least if it has them, are those of its chunks, which come again and
-    again."""
+    title: the words of a title, of a very long one so many at least, are those of its chunks."""
     text, long = f" {MARK} ".join(["", *titles]), 100 + 16 * words
     if text.count(MARK) > len(titles) or max(map(len, titles)) > long:
         text = f" {MARK} ".join(["", *(beginning(title.replace(MARK, " "), words, long) for title in titles)])
     # Two things reach across what separates: HTML entities, and capital sigma, whose lower case depends on what stands
     # behind it.
     text = decode_entities(text).replace(BORDER, f" {BORDER} ")
-    if "\u03a3" in text:
-        text = text.lower()
+    text = text.lower() if "\u03a3" in text else text
     return text.encode("utf-8", "surrogatepass").translate(PLAIN_BYTES).split()
 
 
@@ -481,6 +479,8 @@ class Tree:
         # [M, L] the node above each at every level, from the top; from its own level on the node itself.
         self.above = np.array([[self.number[PATH.join(path[:level])] for level in range(1, self.levels + 1)]
                                for path in self.paths], int).reshape(-1, self.levels)
+        # By level the first leaf of each node; those below one follow one another.
+        self.firsts = [np.flatnonzero(np.diff(nodes, prepend=-1)) for nodes in self.above[:self.leaves].T]
 
     def size(self, level=None):
         """The number of nodes of a level, or of categories."""
@@ -492,13 +492,11 @@ class Tree:
         paths = [self.paths[node] if node >= 0 else [] for node in nodes]
         return [[path[level] if level < len(path) else "" for path in paths] for level in range(self.levels)]
 
-    @functools.lru_cache(maxsize=None)
     def at_level(self, level):
         """(nodes of a level, from 1, where leaves that end above it stand for themselves; [M'] the first leaf of
         each)."""
-        nodes, first = np.unique(self.above[:self.leaves, level - 1], return_index=True)
-        order = np.argsort(first)
-        return nodes[order], first[order]
+        first = self.firsts[level - 1]
+        return self.above[first, level - 1], first
 
 
 def node_chances(sums, leaves, smoothing, categories):
@@ -619,9 +617,7 @@ def head(p, x):
 
 
 def dense(p, x):
-    y = x @ p["kernel"]
-    y += p["bias"]
-    return y
+    return x @ p["kernel"] + p["bias"]
 
 
 def bag(vectors, weights):
@@ -829,9 +825,7 @@ class Member:
     def logits(self, ids, hashes, values):
         """The same -> [B, C] logits."""
         network = NETWORKS[self.settings["model"]].logits
-        z = network(self.params, self.settings, self.inputs(ids, hashes, values))
-        z += self.shift
-        return z
+        return network(self.params, self.settings, self.inputs(ids, hashes, values)) + self.shift
 
 
 class Values:
@@ -999,7 +993,11 @@ class BaseClassifier:
         number, present, rows = self.present(rows)
         *found, _, _ = classifier.answers(rows, top, rule)
         names = [*self.tree.names, None]
-        with uncollected():
+        # Pairs are no garbage, though they are so many that the collector would look through all again and again.
+        with contextlib.ExitStack() as after:
+            if gc.isenabled():
+                after.callback(gc.enable)
+            gc.disable()
             ranks = [zip(map(names.__getitem__, nodes), chances)  # noqa: B905
                      for nodes, chances in zip(*(column.T.tolist() for column in found))]  # noqa: B905
             result = [[] for _ in range(number)]
@@ -1090,18 +1088,6 @@ class BaseClassifier:
         return np.concatenate([best, nodes], 1), np.concatenate([sure, chances], 1), *likeliest
 
 
-@contextlib.contextmanager
-def uncollected():
-    """Without the garbage collector, which looks again and again through many objects that are made at once."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
 # By how much the probability of a node may lie below its threshold: of many leaves the last bits are chance.
 MARGIN = 1e-6
 
@@ -1180,11 +1166,11 @@ class Classifier(BaseClassifier):
     def forget(self):
         """Begin anew with the words that have been met."""
         # The position of a word is its number among `words`; that of padding is 0, and so is that of the empty words of
-        # a BORDER. A chunk that is met the first time gets the next number; its words are the `count` ones from `start`
-        # on in `flat`.
-        self.chunks, self.words = collections.defaultdict(itertools.count().__next__), [""]
-        self.positions, self.flat = {"": 0}, np.zeros(0, np.int32)
-        self.start, self.count = np.zeros(0, np.int32), np.zeros(0, np.int32)
+        # a BORDER. A chunk that is asked for the first time gets the next number; its words are `count` positions in
+        # `flat`, from `start` on.
+        self.words, self.positions = [""], {"": 0}
+        self.chunks = collections.defaultdict(itertools.count().__next__)
+        self.flat, self.start, self.count = (np.zeros(0, np.int32) for _ in range(3))
         self.hashes, self.in_vocabulary = np.zeros(1024, np.uint32), np.zeros(1024, bool)
         for member in self.of_words:
             member.forget()
@@ -1194,57 +1180,53 @@ class Classifier(BaseClassifier):
         # Titles repeat chunks, so what is known of these is kept; when it is too much, all of it goes, for the memory.
         if max(len(self.chunks), len(self.words)) > WORDS:
             self.forget()
-        # Where a title comes alone, what follows takes three times as long.
+        # For a title alone what is quick for many takes three times as long.
         if len(titles) == 1:
             words = tokenize(titles[0])[:self.max_len]
             if not self.positions.keys() >= {*words}:
                 self.learn(words)
             return np.array([[self.positions[word] for word in words or [""]]], np.int32), np.array([len(words)])
-        chunks, before = chunks_of(titles, self.max_len), len(self.count)
+        chunks = chunks_of(titles, self.max_len)
         codes = np.fromiter(map(self.chunks.__getitem__, chunks), np.int32, len(chunks))
-        if len(self.chunks) > before:
-            self.meet([*itertools.islice(reversed(self.chunks), len(self.chunks) - before)][::-1])
+        if len(self.chunks) > len(self.count):
+            self.meet([*itertools.islice(reversed(self.chunks), len(self.chunks) - len(self.count))][::-1])
 
         # All words one after the other, and how many each title has. A title begins with a mark, a chunk without words,
         # the first one ever met.
-        count = self.count.take(codes)
-        ends, lengths = count.cumsum(), np.add.reduceat(count, (codes == 0).nonzero()[0])
-        flat = self.flat.take((self.start.take(codes) - ends + count).repeat(count) + np.arange(ends[-1]))
-        width = int(lengths.max())
-        if width > self.max_len:
-            place, width = np.arange(len(flat)) - (lengths.cumsum() - lengths).repeat(lengths), self.max_len
-            flat, lengths = flat[place < width], np.minimum(lengths, width)
+        count = self.count[codes]
+        ends, lengths = np.cumsum(count), np.add.reduceat(count, np.flatnonzero(codes == 0))
+        flat = self.flat[np.repeat(self.start[codes] - ends + count, count) + np.arange(ends[-1])]
+        if lengths.max() > self.max_len:
+            place = np.arange(len(flat)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+            flat, lengths = flat[place < self.max_len], np.minimum(lengths, self.max_len)
 
         # A mask is filled row by row, which is the order of `flat`.
-        ids = np.zeros((len(titles), max(width, 1)), np.int32)
+        ids = np.zeros((len(titles), max(lengths.max(), 1)), np.int32)
         ids[np.arange(ids.shape[1]) < lengths[:, None]] = flat
         return ids, lengths
 
     def meet(self, chunks):
         """Note the words of chunks, bytes, that are met the first time."""
         found = [*map(tokenize, b" ".join(chunks).decode("utf-8", "surrogatepass").split(" "))]
-        words, count = [*itertools.chain.from_iterable(found)], np.array([*map(len, found)], np.int32)
-        self.learn(words)
+        self.learn(words := [*itertools.chain.from_iterable(found)])
+        flat, count = np.array([self.positions[word] for word in words], np.int32), np.array([*map(len, found)], np.int32)
         start = len(self.flat) + np.cumsum(count, dtype=np.int32) - count
-        self.flat = np.concatenate([self.flat, np.array([self.positions[word] for word in words], np.int32)])
-        self.start, self.count = np.concatenate([self.start, start]), np.concatenate([self.count, count])
+        self.flat, self.start, self.count = map(np.concatenate, (
+            (self.flat, flat), (self.start, start), (self.count, count)))
 
     def learn(self, words):
-        """Note what is to be known of words that are met the first time."""
-        # Words of a length together, for little padding.
-        at, new = len(self.words), sorted((w for w in dict.fromkeys(words) if w not in self.positions), key=len)
-        self.words += new
-        self.positions.update(zip(new, range(at, len(self.words))))  # noqa: B905
-        self.hashes, self.in_vocabulary = (grown(array, len(self.words)) for array in (
-            self.hashes, self.in_vocabulary))
-
-        # Some at a time: the rows of all their n-grams would take much memory.
-        for at in range(at, len(self.words), LEARNT):
-            new = self.words[at:at + LEARNT]
-            own, behind = np.array([self.vocabulary.get(word, UNKNOWN) for word in new]), at + len(new)
+        """Note what is to be known of those words that are met the first time."""
+        # Words of a length together, for little padding; some at a time, for all their n-grams would take much memory.
+        words = sorted((word for word in dict.fromkeys(words) if word not in self.positions), key=len)
+        for new in (words[first:first + LEARNT] for first in range(0, len(words), LEARNT)):
+            at, behind = len(self.words), len(self.words) + len(new)
+            own = np.array([self.vocabulary.get(word, UNKNOWN) for word in new])
+            self.hashes, self.in_vocabulary = grown(self.hashes, behind), grown(self.in_vocabulary, behind)
             self.hashes[at:behind], self.in_vocabulary[at:behind] = word_hashes(new), own > UNKNOWN
             for member in self.of_words:
                 member.learn(new, own, at)
+            self.words += new
+            self.positions.update(zip(new, range(at, behind)))  # noqa: B905
 
     def known(self, ids):
         """Whether training has seen a word or a character n-gram of each title: [N, L] -> [N]."""
@@ -1276,9 +1258,9 @@ class Classifier(BaseClassifier):
     def in_blocks(self, rows):
         """Rows, or a list of titles, a block at a time: (their numbers [B], logits [B, C], whether titles are known
         [B])."""
-        all_rows = self.rows(rows)
-        for at in range(0, len(all_rows.titles), PART):
-            part = all_rows.part(slice(at, at + PART))
+        rows = self.rows(rows)
+        for start in range(0, len(rows.titles), PART):
+            part = rows.part(slice(start, start + PART))
             # The lock is held until the part is answered, so that no other thread forgets the words that ids stand for.
             with self.lock:
                 ids, lengths = self.encode(part.titles)
@@ -1290,7 +1272,7 @@ class Classifier(BaseClassifier):
                     part = Rows([part.titles[i] for i in order.tolist()], part.values[order])
                 for block in (slice(first, first + BLOCK) for first in range(0, len(order), BLOCK)):
                     width = max(lengths[block][-1], 1) if len(order) > BLOCK else ids.shape[1]
-                    yield at + order[block], *self.logits(ids[block, :width], part.part(block))
+                    yield start + order[block], *self.logits(ids[block, :width], part.part(block))
 
     def logits(self, ids, rows):
         """(logits of all members together [B, C], whether anything of a title is known [B]): ids [B, L] of the words of
