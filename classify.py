@@ -58,7 +58,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-PART = 8192         # titles that are cut into words at a time
+PART = 16384        # titles that are cut into words at a time
 BLOCK = 128         # titles that go through the network at a time, so that they fit the processor's cache
 WORDS = 1 << 17     # whose vectors are kept for the next titles
 LEARNT = 1024       # words whose vectors are made at a time
