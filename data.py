@@ -41,6 +41,7 @@ import pyarrow as pa
 import classify
 from classify import (  # noqa: F401
     BORDER,
+    PLAIN_BYTES,
     SPECIALS,
     UNKNOWN,
     Rows,
@@ -65,10 +66,6 @@ NUMBER = re.compile(r"[-+]?\d*\.?\d+([eE][-+]?\d+)?")  # in files of word vector
 # The checksum of what says what a word is: a section of classify.py, whose networks are edited more often.
 TOKENIZER = files.checksum_of(
     Path(classify.__file__).read_bytes().partition(b"# --- tokenizer -")[2].partition(b"# --- ")[0])
-
-# ASCII letters and digits in lower case, other ASCII but for BORDER as spaces, bytes of other characters as they are.
-PLAIN_BYTES = bytes(byte if byte > 127 or chr(byte).isalnum() or chr(byte) == BORDER else ord(" ")
-                    for byte in bytes(range(256)).lower())
 
 tokenize_chunk = functools.lru_cache(1 << 18)(tokenize)  # most chunks come again and again
 

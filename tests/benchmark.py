@@ -5,6 +5,7 @@
     python tests/benchmark.py --json > speed.json
     python tests/benchmark.py --rows 100000 --only mlp fasttext-hs-all
     python tests/benchmark.py --rows 20000000 --turns 1 --only prepare mlp-1-epoch    # needs 8 GB of disk
+    python tests/benchmark.py --only mlp exported --turbo turbo/bin/python    # exported files; pin it to one core
     python tests/benchmark.py --scores FOLDER --only svm fasttext mlp cnn both    # scores on real data, see below
     python tests/benchmark.py --draw scores.png    # the README's picture, from the first table of EXPERIMENTS.md
 
@@ -17,6 +18,11 @@ fastText without the reading of its file); `wall` is the whole command from star
 on the same test split. Machines are noisy: all parts run in --turns, one after another, and what counts are the medians
 and ranges of the ratios of one turn.
 
+`exported` has the file that export.py makes of `mlp` answer the test titles, in turns with fastText's softmax model of
+the same features, which is given the titles' words, and with fasttext-turbo 0.1.0, which reads that model: as both
+packages are imported by one name, --turbo names the Python of an environment that has it. Counted are titles a second
+of the processor's time, all at once, and milliseconds of a title by itself, see answering.py.
+
 --scores measures on every folder in FOLDER with a train.csv and a test.csv (columns title and category): train.py with
 its defaults for each model, for mlp and cnn together (`both`) and with the encoder (`all`; needs
 requirements-encoder.txt), over --seeds, with --refit also on all rows; and beside them a linear SVM on TF-IDF
@@ -25,6 +31,7 @@ of train.csv, we on the nine tenths that prepare.py does not set aside for valid
 calibration error of every training, and what became of the promise that 95 % are right.
 """
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -48,13 +55,14 @@ MODELS = ["mlp", "cnn", "rnn", "transformer", "encoder"]
 TOGETHER = {"both": ["mlp", "cnn"], "all": ["mlp", "cnn", "encoder"]}
 SCORED = ["svm", "fasttext", *MODELS, *TOGETHER]
 SCRIPTS = ("prepare", "train", "evaluate", "synthetic")
+PACKAGES = {"jax": ["jax"], "fasttext": ["fasttext", "fasttext-wheel"], "torch": ["torch"]}  # names that each has
 
 
-def measured(*command, folder):
+def measured(*command, folder, python=sys.executable):
     """Run a Python command in `folder`; returns (seconds, peak resident memory in MB, standard output)."""
     started = time.perf_counter()
     with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen([sys.executable, *map(str, command)], cwd=folder, stdout=output)
+        process = subprocess.Popen([python, *map(str, command)], cwd=folder, stdout=output)
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - started
         output.seek(0)
@@ -92,6 +100,7 @@ def fasttext_peer(loss, epochs, **settings):
 
     reading, _ = fit(0)
     seconds, model = fit(epochs)
+    model.save_model("fasttext.bin")
     with open("test.txt", encoding="utf-8") as file:
         lines = [line.partition(" ")[2] for line in file]
     found, _ = model.f.multilinePredict(lines, 1, 0.0, "strict")  # its own predict breaks on NumPy 2
@@ -384,6 +393,31 @@ def classify_speed(folder, name):
     return speed
 
 
+def has_turbo(python):
+    """Whether this Python, None for none, has fasttext-turbo."""
+    command = [python, "-c", "from importlib.metadata import version; version('fasttext-turbo')"]
+    with contextlib.suppress(OSError):
+        return python and subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0
+
+
+def answering(folder, name, args, peers):
+    """{who answers: [(titles a second, milliseconds of a title), one a turn]}: the exported run and, if `peers` names
+    the Pythons that have them, fastText and fasttext-turbo."""
+    measured(*script("export", "--ckpt", name, "--out", "exported"), folder=folder)
+    titles = (folder / "prepared/test_text.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")
+    (folder / "words.txt").write_text("".join(" ".join(data.tokenize(title)) + "\n" for title in titles), "utf-8")
+    if peers:
+        theirs(folder, "fasttext-softmax-all", args.epochs, len(np.load(folder / "prepared/train_labels.npy")))
+    jobs = [(sys.executable, "classify.py", "exported/model.npz", "prepared/test_text.txt"),
+            *((python, "fastText", "fasttext.bin", "words.txt") for python in peers)]
+    found = {}
+    for _ in range(args.turns):
+        for python, *job in jobs:
+            told = json.loads(measured(ROOT / "tests/answering.py", *job, folder=folder, python=python)[2])
+            found.setdefault(told["who"], []).append((told["titles_per_second"], told["one_ms"]))
+    return found
+
+
 def ratios(table):
     """What the table says about speed for equal scores; above 1 is better for us."""
     mlp, once = "mlp-words", "mlp-words-1-epoch"
@@ -410,21 +444,23 @@ def benchmark(args, folder):
             "cnn-words-1-epoch": ("cnn", 1, words)}
     peers = {f"fasttext-{loss}{features}": args.epochs for features in ("", "-all") for loss in LOSSES}
     peers |= {"torch-mlp": 1, "torch-cnn": 1}
-    parts = ["prepare", *rows, *peers, "classify", "table-size", "help"]
+    parts = ["prepare", *rows, *peers, "classify", "exported", "table-size", "help"]
     wanted = args.only or parts
     if unknown := set(wanted) - set(parts):
         raise SystemExit(f"error: --only {min(unknown)}: choose from {' '.join(parts)}")
     result = {"machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
               "versions": {}, "data": f"SYNTHETIC, {args.rows:,} rows, {args.categories} categories"}
-    for package in ("jax", "fasttext", "torch"):
-        try:
-            result["versions"][package] = version(package)
-        except PackageNotFoundError:
-            wanted = [part for part in wanted if not part.startswith(package)]
 
     def say(*words):
         print(*words, file=sys.stderr, flush=True)
 
+    for package, names in PACKAGES.items():
+        for name in names:
+            with contextlib.suppress(PackageNotFoundError):
+                result["versions"][package] = version(name)
+        if package not in result["versions"]:
+            say(f"{package} is not installed: left out")
+            wanted = [part for part in wanted if not part.startswith(package)]
     measured(*script("synthetic", "--rows", args.rows, "--categories", args.categories, "--out", "titles.csv"),
              folder=folder)
     seconds, peak, _ = measured(*script("prepare", "--data", "titles.csv", "--out", "prepared"), folder=folder)
@@ -432,7 +468,7 @@ def benchmark(args, folder):
     say("prepare", result["prepare"])
     count = len(np.load(folder / "prepared/train_labels.npy", mmap_mode="r"))
     result["table"] = table = []
-    if any(part.startswith("fasttext") for part in wanted):
+    if "fasttext" in result["versions"]:
         write_fasttext(folder)
     for turn in range(args.turns):
         for name in wanted:
@@ -447,6 +483,13 @@ def benchmark(args, folder):
     if "classify" in wanted:
         result["classify"] = {name: classify_speed(folder, f"{name}-0") for name in wanted
                               if name in ("mlp", "mlp-words-1-epoch", "cnn-1-epoch")}
+    if {"exported", "mlp"} <= set(wanted):
+        answers = [sys.executable] if "fasttext" in result["versions"] else []
+        if answers and has_turbo(args.turbo):
+            answers.append(args.turbo)
+        else:
+            say("fasttext-turbo is left out: it needs fastText, and --turbo a Python that has it")
+        result["exported"] = answering(folder, "mlp-0", args, answers)
     if "table-size" in wanted:
         result["step_ms_by_table_rows"] = table_step(100_000)
     if "help" in wanted:
@@ -483,6 +526,14 @@ def show(result):
         print(f"{name}: {median_and_range(values, '.4f' if 'accuracy' in name else '.2f')}")
     for name, speed in result.get("classify", {}).items():
         print(f"{name}, after start-up: " + ", ".join(f"{kind} {x:,.0f} titles/s" for kind, x in speed.items()))
+    own, *others = result.get("exported", {"": []}).items()
+    for who, turns in result.get("exported", {}).items():
+        speed, one = zip(*turns, strict=True)
+        print(f"{who}: {median_and_range(speed, ',.0f')} titles a processor second, "
+              f"{median_and_range(one, '.3f')} ms a title")
+    for who, turns in others:
+        print(f"titles/s, {own[0]} / {who}: " + median_and_range(
+            [ours[0] / theirs[0] for ours, theirs in zip(own[1], turns, strict=True)], ".2f"))
     if "step_ms_by_table_rows" in result:
         print("mlp step by table size: " + ", ".join(
             f"{int(rows):,} rows {ms:.2f} ms" for rows, ms in result["step_ms_by_table_rows"].items()))
@@ -497,6 +548,7 @@ def main():
     parser.add_argument("--categories", type=int, default=632)
     parser.add_argument("--epochs", type=int, default=3, help="of mlp and fastText")
     parser.add_argument("--only", nargs="+", metavar="PART", help="measure only these rows or parts")
+    parser.add_argument("--turbo", metavar="PYTHON", type=os.path.abspath, help="of an environment that has fasttext-turbo, for `exported`")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.add_argument("--scores", type=Path, metavar="FOLDER", help="measure scores on the data sets in this folder")
     parser.add_argument("--seeds", type=int, default=3, help="with --scores: how many trainings of each model")

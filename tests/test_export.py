@@ -2,10 +2,12 @@
 import ast
 import bz2
 import csv
+import gc
 import gzip
 import io
 import json
 import lzma
+import random
 import subprocess
 import sys
 import zipfile
@@ -165,6 +167,54 @@ def test_words_are_forgotten_when_there_are_too_many(exported, monkeypatch):
     monkeypatch.setattr(classify, "PART", 70)
     np.testing.assert_allclose(small.predict_proba(titles), expected, atol=1e-6)
     assert len(small.positions) < 300
+
+
+TEXTS = ["", " \n\t ", "a\x1eb c", "\x1e", "mesa\x1fsilla", "\x1f", "ΑΣ ΟΔΟΣ Σ&sigma;", "İ ẞ K", "niño·mesa ½kg №5",
+         "&amp;mesa &#10;&#x1e;&#31;&eacute;", "\ud800 mesa\ud800", "日本語のタイトル mesa", "·–", "x" * 5000 + " mesa",
+         "silla\xa0azul\u2028roja", "mesa " * 500, "é" * 3000 + " mesa", "&" * 999 + "amp; mesa",
+         " " * 9999 + "mesa silla" * 99]
+
+
+def test_many_titles_are_cut_into_words_as_each_of_them(exported):
+    small = classify.Classifier(exported("bag") / "model.npz")
+    draw = random.Random(0)
+    titles = TEXTS + ["".join(draw.choices("aáE9 ·-_&;#xΣς\x1e\x1f\xa0\u0301漢ﬁ½İ\ud800\n", k=draw.randrange(30)))
+                      for _ in range(3000)]
+    ids, lengths = small.encode(titles)
+    found = [[small.words[word] for word in row[:length]] for row, length in zip(ids.tolist(), lengths, strict=True)]
+    assert found == [classify.tokenize(title)[:small.max_len] for title in titles]
+    assert not ids[np.arange(ids.shape[1]) >= lengths[:, None]].any()
+
+    # One by one, and when they come again; of long ones little is kept.
+    for title, words in zip(titles[:200], found, strict=False):
+        assert [[small.words[word] for word in row] for row in small.encode([title])[0].tolist()] == [words or [""]]
+    assert (small.encode(titles)[0] == ids).all()
+    small.encode(["mesa", " ".join(map(str, range(10 ** 6)))])
+    assert len(small.words) < 10_000
+
+
+def test_titles_keep_their_order(exported):
+    """Titles of a length go into a block, and blocks into parts."""
+    small = classify.Classifier(exported("bag") / "model.npz")
+    draw = random.Random(0)
+    titles = [" ".join(draw.choices(["mesa", "silla", "celular", "azul", "nuevo"], k=draw.randrange(12)))
+              for _ in range(classify.PART + classify.BLOCK + 1)]
+    titles[7::1000] = [None] * len(titles[7::1000])
+    distinct = list(dict.fromkeys(titles))
+    answer = dict(zip(distinct, small.predict(distinct, top=2), strict=True))
+    for title, row in zip(titles, small.predict(titles, top=2), strict=True):
+        assert [name for name, _ in row] == [name for name, _ in answer[title]]
+        assert [p for _, p in row] == pytest.approx([p for _, p in answer[title]], abs=1e-6)
+
+
+def test_the_garbage_collector_runs_on(exported):
+    small = classify.Classifier(exported("bag") / "model.npz")
+    assert gc.isenabled() and small.predict(["mesa"]) and gc.isenabled()
+    gc.disable()
+    try:
+        assert small.predict(["mesa"]) and not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def test_threads_may_share_a_classifier(exported):
