@@ -61,7 +61,7 @@ import numpy as np
 PART = 16384        # titles that are cut into words at a time
 BLOCK = 128         # titles that go through the network at a time, so that they fit the processor's cache
 WORDS = 1 << 17     # whose vectors are kept for the next titles
-LEARNT = 1024       # words whose vectors are made at a time
+LEARNT = 256        # words whose vectors are made at a time
 MAX_LINE = 8 << 20  # bytes of a title
 SUMMED = 100        # titles from which on a summary says what to expect of them
 
@@ -125,8 +125,7 @@ def decode_entities(title):
 
 MARK = "\x1e"  # before each of many titles that are one text
 
-# ASCII letters and digits in lower case, other ASCII but for BORDER and MARK as spaces, bytes of other characters as
-# they are.
+# ASCII letters and digits in lower case, other ASCII but for BORDER and MARK as spaces, other bytes as they are.
 PLAIN_BYTES = bytes(byte if byte > 127 or chr(byte).isalnum() or chr(byte) in BORDER + MARK else ord(" ")
                     for byte in bytes(range(256)).lower())
 
@@ -137,8 +136,7 @@ def chunks_of(titles, words):
     text, long = f" {MARK} ".join(["", *titles]), 100 + 16 * words
     if text.count(MARK) > len(titles) or max(map(len, titles)) > long:
         text = f" {MARK} ".join(["", *(beginning(title.replace(MARK, " "), words, long) for title in titles)])
-    # Two things reach across what separates: HTML entities, and capital sigma, whose lower case depends on what stands
-    # behind it.
+    # HTML entities reach across what separates, and so does capital sigma, whose lower case depends on what follows.
     text = decode_entities(text).replace(BORDER, f" {BORDER} ")
     text = text.lower() if "\u03a3" in text else text
     return text.encode("utf-8", "surrogatepass").translate(PLAIN_BYTES).split()
@@ -174,8 +172,8 @@ def character_ngrams(words, minn, maxn, buckets):
     np.cumsum(sum(count.values(), np.zeros(len(words), int)), out=start[1:])
     bucket = np.zeros(start[-1], np.uint32)
 
-    # All words one after the other as code points: how many of its word are left from each of them on, and where the
-    # n-gram goes that begins there.
+    # All words one after the other as code points: how many are left of its word, and where the n-gram goes that begins
+    # there.
     code = np.frombuffer("".join(text).encode("utf-32-le"), np.uint32)
     ends, position = np.cumsum(length), np.arange(len(code))
     left = np.repeat(ends, length) - position
@@ -797,10 +795,7 @@ class Member:
         weights = self.weights[rows]
         weights[:, 1:] *= np.float32(s["character_weight"])
         self.vectors, self.norms = grown(self.vectors, behind), grown(self.norms, behind)
-        for part in (slice(first, first + BLOCK) for first in range(0, len(words), BLOCK)):
-            size = 1 + count[part].max()
-            self.vectors[at:behind][part], self.norms[at:behind][part] = composed(
-                self.rows(rows[part, :size]), weights[part, :size])
+        self.vectors[at:behind], self.norms[at:behind] = composed(self.rows(rows), weights)
 
     def inputs(self, ids, hashes, values):
         """Positions of words [B, L], 0 where there is none, their hashes, and ids of values [B, K] -> Inputs of the
@@ -813,8 +808,7 @@ class Member:
             inside = inside[:, :-1] & (ids[:, ahead:] > 0)
             rows.append(self.row_of_bucket.take(value % np.uint32(len(self.row_of_bucket))) * inside)
 
-        # Written where they belong, which is faster than to join them, with the titles behind, so that what is written
-        # at a time lies together.
+        # Written where they belong, which is faster than to join them; titles last, so that both parts lie together.
         ids, rows = ids.T, np.concatenate(rows, 1).T
         vectors = np.empty((len(ids) + len(rows), *ids.shape[1:], self.table.shape[1]), np.float32)
         self.vectors.take(ids, 0, vectors[:len(ids)], "clip")
@@ -991,6 +985,8 @@ class BaseClassifier:
         if unkept:
             warnings.warn(unkept, stacklevel=2)
         number, present, rows = self.present(rows)
+        if not present:
+            return [[] for _ in range(number)]
         *found, _, _ = classifier.answers(rows, top, rule)
         names = [*self.tree.names, None]
         # Pairs are no garbage, though they are so many that the collector would look through all again and again.
@@ -1159,15 +1155,15 @@ class Classifier(BaseClassifier):
         """What is not read from the file, such as the words that are met."""
         self.lock = threading.Lock()  # threads of a server share these words
         self.weights = np.array(self.settings["weights"], np.float32)
+        self.level_promises, self.rules = map(self.settings.get, ("level_promises", "rules"))
         self.of_words = [member for member in self.members if isinstance(member, Member)]
         self.max_len = max([member.settings["max_len"] for member in self.of_words], default=0)
         self.forget()
 
     def forget(self):
         """Begin anew with the words that have been met."""
-        # The position of a word is its number among `words`; that of padding is 0, and so is that of the empty words of
-        # a BORDER. A chunk that is asked for the first time gets the next number; its words are `count` positions in
-        # `flat`, from `start` on.
+        # The position of a word is its number in `words`, that of padding and of the empty words of a BORDER is 0. A
+        # chunk that is asked for gets the next number; its words are `count` positions in `flat`, from `start` on.
         self.words, self.positions = [""], {"": 0}
         self.chunks = collections.defaultdict(itertools.count().__next__)
         self.flat, self.start, self.count = (np.zeros(0, np.int32) for _ in range(3))
@@ -1191,8 +1187,7 @@ class Classifier(BaseClassifier):
         if len(self.chunks) > len(self.count):
             self.meet([*itertools.islice(reversed(self.chunks), len(self.chunks) - len(self.count))][::-1])
 
-        # All words one after the other, and how many each title has. A title begins with a mark, a chunk without words,
-        # the first one ever met.
+        # All words one after the other, and how many each title has: it begins with the mark, the first chunk ever met.
         count = self.count[codes]
         ends, lengths = np.cumsum(count), np.add.reduceat(count, np.flatnonzero(codes == 0))
         flat = self.flat[np.repeat(self.start[codes] - ends + count, count) + np.arange(ends[-1])]
@@ -1209,7 +1204,7 @@ class Classifier(BaseClassifier):
         """Note the words of chunks, bytes, that are met the first time."""
         found = [*map(tokenize, b" ".join(chunks).decode("utf-8", "surrogatepass").split(" "))]
         self.learn(words := [*itertools.chain.from_iterable(found)])
-        flat, count = np.array([self.positions[word] for word in words], np.int32), np.array([*map(len, found)], np.int32)
+        flat, count = (np.array([*numbers], np.int32) for numbers in (map(self.positions.get, words), map(len, found)))
         start = len(self.flat) + np.cumsum(count, dtype=np.int32) - count
         self.flat, self.start, self.count = map(np.concatenate, (
             (self.flat, flat), (self.start, start), (self.count, count)))
@@ -1288,8 +1283,7 @@ class Classifier(BaseClassifier):
         return functools.reduce(np.add, map(np.multiply, self.weights, logits)), known
 
     def probabilities(self, z, chosen=None):
-        """[B, C] logits -> probabilities, a share of which is spread evenly, of all categories or of those chosen
-        [B, K]."""
+        """[B, C] logits -> probabilities, a share of which is spread evenly; or those of categories chosen [B, K]."""
         smoothing = np.float32(self.settings["smoothing"])
         z = np.exp(z - z.max(1, keepdims=True))
         factor, least = (1 - smoothing) / z.sum(1, keepdims=True), smoothing / np.float32(z.shape[1])
@@ -1351,14 +1345,6 @@ class Classifier(BaseClassifier):
             raise ModelError("the model was exported by an earlier version, without what a precision needs; export it "
                              "again")
         return self.settings["promises"]
-
-    @property
-    def level_promises(self):
-        return self.settings["level_promises"]
-
-    @property
-    def rules(self):
-        return self.settings["rules"]
 
 
 # --- the model file ---------------------------------------------------------------------------------------------------

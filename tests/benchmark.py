@@ -548,7 +548,8 @@ def main():
     parser.add_argument("--categories", type=int, default=632)
     parser.add_argument("--epochs", type=int, default=3, help="of mlp and fastText")
     parser.add_argument("--only", nargs="+", metavar="PART", help="measure only these rows or parts")
-    parser.add_argument("--turbo", metavar="PYTHON", type=os.path.abspath, help="of an environment that has fasttext-turbo, for `exported`")
+    parser.add_argument("--turbo", type=os.path.abspath, metavar="PYTHON",
+                        help="of an environment that has fasttext-turbo, for `exported`")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.add_argument("--scores", type=Path, metavar="FOLDER", help="measure scores on the data sets in this folder")
     parser.add_argument("--seeds", type=int, default=3, help="with --scores: how many trainings of each model")
