@@ -172,7 +172,8 @@ def test_words_are_forgotten_when_there_are_too_many(exported, monkeypatch):
 TEXTS = ["", " \n\t ", "a\x1eb c", "\x1e", "mesa\x1fsilla", "\x1f", "ΑΣ ΟΔΟΣ Σ&sigma;", "İ ẞ K", "niño·mesa ½kg №5",
          "&amp;mesa &#10;&#x1e;&#31;&eacute;", "\ud800 mesa\ud800", "日本語のタイトル mesa", "·–", "x" * 5000 + " mesa",
          "silla\xa0azul\u2028roja", "mesa " * 500, "é" * 3000 + " mesa", "&" * 999 + "amp; mesa",
-         " " * 9999 + "mesa silla" * 99]
+         " " * 9999 + "mesa silla" * 99, "ΑΣ.ΒΓ ΑΣ'Δ",
+         *(" ".join(f"{i:0{width}}" for i in range(99)) for width in range(12, 33))]
 
 
 def test_many_titles_are_cut_into_words_as_each_of_them(exported):
