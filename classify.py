@@ -1247,7 +1247,7 @@ class Classifier(BaseClassifier):
             # The hash 0 keeps the array from being empty.
             words = list(self.vocabulary)[len(SPECIALS):]
             self.seen[minn, maxn] = np.sort(np.concatenate([np.zeros(1, np.uint32)] + [
-                character_ngrams(words[at:at + 8192], minn, maxn, HASHES)[1] for at in range(0, len(words), 8192)]))
+                character_ngrams(words[at:at + 1024], minn, maxn, HASHES)[1] for at in range(0, len(words), 1024)]))
         return self.seen[minn, maxn]
 
     def in_blocks(self, rows):

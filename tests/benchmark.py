@@ -490,6 +490,8 @@ def benchmark(args, folder):
         else:
             say("fasttext-turbo is left out: it needs fastText, and --turbo a Python that has it")
         result["exported"] = answering(folder, "mlp-0", args, answers)
+    elif "exported" in wanted:
+        say("exported is left out: it needs mlp")
     if "table-size" in wanted:
         result["step_ms_by_table_rows"] = table_step(100_000)
     if "help" in wanted:
