@@ -1,17 +1,23 @@
-"""Check and time the program on an NVIDIA GPU, in at most seven minutes; or rehearse that on a CPU, small, in one.
+"""Check and time the program on an NVIDIA GPU, in at most nine minutes; or rehearse that on a CPU, small, in two.
 
     tests/gpu.sh gpu.json                  # needs a GPU and JAX for CUDA: pip install "jax[cuda13]"
     tests/gpu.sh gpu.json --rehearse       # needs neither; its times mean nothing
 
-It needs no network and no MLflow, and makes its data itself: synthetic titles, a million with 632 categories. Each part
-is a process with a time limit of its own, so a part that fails, crashes or hangs costs no other part. What a part finds
-is printed and written to the JSON file at once. The exit status is 0 where all parts are ok, 1 where one is not, and 2
+It needs no network, and makes its data itself: synthetic titles, a million with 632 categories. Where MLflow or the
+encoder's package is missing, the parts that need it say so and do nothing. Each part is a process with a time limit of
+its own, so a part that fails, crashes or hangs costs no other part. What a part finds is printed and written to the
+JSON file at once. The exit status is 0 where all parts are ok, 1 where one is not, and 2
 where the command is wrong or there is no GPU.
 
     device       versions, card, memory
     correctness  the GPU against the CPU: losses of 20 steps within a tolerance and predictions equal, with exact
                  float32 products (how far JAX's default products deviate is said beside it); whether two trainings
                  with one seed give the same bits, and which operations do; a checkpoint's way from GPU to CPU and back
+    compiling    seconds to compile the training loops, one after the other and side by side, as it is and where XLA
+                 does not try kernels out, and titles/s with what comes of it
+    commands     seconds of prepare.py, train.py and evaluate.py on all titles, with MLflow; evaluate.py once more
+                 without the GPU, on what was saved with it
+    encoder      the same of the small data with --model encoder, and a refit
     same_bits    whether XLA's deterministic operations make two trainings the same bits, and what speed they cost
     scatter      the scatter-add into the table, where words repeat as in real titles and padding is dropped: as it is;
                  with sorted rows; and summed: sort, segment sum, a scatter of distinct sorted rows
@@ -49,10 +55,13 @@ from titles import cli, files
 from titles.cli import UserError
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
-TOTAL = 400  # seconds for all parts; to start and to end takes a few more
+TOTAL = 520  # seconds for all parts; to start and to end takes a few more
 PARTS = {    # module, seconds at most, prepared data that it needs
     "device": ("gpu_parts", 30, None),
     "correctness": ("gpu_parts", 160, "small"),
+    "compiling": ("gpu_parts", 90, "large"),
+    "commands": ("gpu_parts", 90, "large"),
+    "encoder": ("gpu_parts", 120, "small"),
     "scatter": ("gpu_parts", 40, None),
     "training": ("gpu_parts", 80, "large"),
     "same_bits": ("gpu_parts", 50, "large"),
@@ -68,11 +77,13 @@ FULL = {
     "trained": {"mlp": (), "mlp, words alone": WORDS_ALONE, "cnn": ("--model", "cnn")},
     "batches": (1024, 16384, 4096, 65536), "chunks": (8, 64),
     "profiles": (1024, 16384),                       # batches
+    "encoder": ("--refit",),                         # flags of train.py
     "timing": 0.5, "fixed": 10}                      # seconds of one measurement, and of a training in `learning`
 REHEARSAL = FULL | {
     "small": (1000, 10), "large": (1000, 10), "models": ("mlp",), "tables": (500, 20_000), "scatters": (32, 128),
     "trained": {"mlp": (), "cnn": ("--model", "cnn", "--filters", 8, "--widths", 1, 2)},
-    "batches": (64, 256), "chunks": (8, 16), "profiles": (64,), "timing": 0.05, "fixed": 0.5}
+    "batches": (64, 256), "chunks": (8, 16), "profiles": (64,),
+    "encoder": ("--epochs", 1, "--freeze-layers"), "timing": 0.05, "fixed": 0.5}
 
 
 def parse_args():

