@@ -370,16 +370,38 @@ def word_ngrams(features, ids, longest):
     return xp.concatenate(rows, 1)
 
 
-def draw_features(config, features, weights, ids, key):
+def threefry(key, number):
+    """A block of Threefry-2x32 with 20 rounds (Salmon et al. 2011, Parallel random numbers): key [..., 2], number [...]
+    uint32 -> [..., 2]. A random key of jax.random.fold_in or split is such a block."""
+    keys = [key[..., 0], key[..., 1], key[..., 0] ^ key[..., 1] ^ np.uint32(0x1BD11BDA)]
+    x, y = keys[0] + np.zeros_like(number), keys[1] + number
+    for i in range(5):
+        for turn in ((13, 15, 26, 6), (17, 29, 16, 24))[i % 2]:
+            x = x + y
+            y = (y << np.uint32(turn) | y >> np.uint32(32 - turn)) ^ x
+        x, y = x + keys[(i + 1) % 3], y + keys[(i + 2) % 3] + np.uint32(i + 1)
+    return np.stack([x, y], -1)
+
+
+def step_keys(seed, steps):
+    """The random keys of all steps, [steps, 4, 4] uint32: of each its own, and three that are made of it. They are those
+    of jax.random, whose programs take a second to compile: by themselves, or in the loop again and again."""
+    key = threefry(np.array([[0, seed]] * 2, np.uint32), np.ones(2, np.uint32))
+    own = threefry(key, np.arange(steps, dtype=np.uint32)[:, None])
+    more = threefry(own[:, None], np.arange(3, dtype=np.uint32)[:, None])
+    return np.concatenate([own[:, None], more], 1).reshape(steps, 4, 4)
+
+
+def draw_features(config, features, weights, ids, keys):
     """The rows of the table that a training step uses, drawn at random.
 
-    Args: features as from `feature_tables`; weights [V] of the table's rows; ids [B, L] of words; a random key.
+    Args: features as from `feature_tables`; weights [V] of the table's rows; ids [B, L] of words; three random keys.
     Returns: [(rows [B, P, F], their weights [B, P, F]), ...], for words and, where wanted, for word n-grams. Of a
     word's n character n-grams NGRAM_SAMPLES are drawn, evenly spread over the word, with weights times
     character_weight (n / NGRAM_SAMPLES) ** 0.75 (1 would keep their sum the same on average, 0.5 the norm of the
     weights); dropout leaves out rows.
     """
-    position_key, *drop_keys = jax.random.split(key, 3)
+    position_key, *drop_keys = keys
 
     # Every word's own row, with weight factor 1.
     rows, factor = features["own"][ids][..., None], jnp.ones((*ids.shape, 1))

@@ -299,7 +299,7 @@ def class_terms(balance, count):
 def training_arrays(config, features, rows, frozen=None, tree=None):
     """What the compiled loop reads, on the device: `features` as from model.feature_tables; of the training rows
     their data.Batch, `labels` [N] and their loss's weight `row_weight` [N], of which each device has a part; `shift`
-    [C] of the logits; variables that are `frozen` and not in the state; and where the loss asks for `nodes` of the
+    [C] of the logits; the `keys` of all steps; variables that are `frozen` and not in the state; and where the loss asks for `nodes` of the
     classify.Tree the leaves `below` them [M, 2], the nodes `above` [M, L] and `steps` from the first leaf of the widest
     that is a label to its last."""
     # A row's weight on the loss is its category's, or the mean of those that it may have, times that of its quality.
@@ -317,8 +317,8 @@ def training_arrays(config, features, rows, frozen=None, tree=None):
         row_weight = np.where(rows["reliable"], row_weight, row_weight * np.float32(config["unreliable_weight"]))
 
     # All rows go to the device once; a chunk then brings nothing but row numbers.
-    return devices.put({"features": features, "shift": shift, "frozen": frozen or {}, "nodes": nodes},
-                       devices.whole()) | {
+    return devices.put({"features": features, "shift": shift, "frozen": frozen or {}, "nodes": nodes,
+                        "keys": model.step_keys(config["seed"], config["steps"])}, devices.whole()) | {
         "batch": jax.tree.map(devices.put_rows, data.batch_of(rows)), "labels": devices.put_rows(rows["labels"]),
         "row_weight": devices.put_rows(row_weight)}
 
@@ -332,19 +332,17 @@ def make_train_chunk(config):
 
     @functools.partial(jax.jit, donate_argnums=0, static_argnames="width")
     def train_chunk(state, arrays, order, width):
-        run_key = jax.random.fold_in(jax.random.key(config["seed"], impl="rbg"), 1)  # rbg: quick, also to compile
-
         def step(state, rows):
             variables, optimizer_state = state["variables"], state["optimizer"]
             number = optimizer_state["step"]
-            key = jax.random.fold_in(run_key, number)
+            key, *keys = jax.random.wrap_key_data(arrays["keys"][number], impl="rbg")  # quick, also to compile
 
             # The batch, its categories, and the rows of the table that make the words' vectors.
             batch = data.chosen(arrays["batch"], rows, width)
             ids = batch.ids.astype(jnp.int32)
             labels = arrays["labels"][rows].astype(jnp.int32)
             drawn_rows = model.draw_pieces(config, ids, key) if pieces else model.draw_features(
-                config, arrays["features"], variables["weights"], ids, key)
+                config, arrays["features"], variables["weights"], ids, keys)
             vectors, weights, gathered = model.lookup((arrays["frozen"] | variables)["table"], drawn_rows, parted)
 
             # The values of its columns have a table of their own.
@@ -352,12 +350,12 @@ def make_train_chunk(config):
             if has_columns:
                 values, value_weights, gathered_values = model.lookup(variables["values"], model.draw_values(
                     arrays["features"], variables["value_weights"], batch.values.astype(jnp.int32),
-                    jax.random.fold_in(key, 2), config["column_dropout"]))
+                    keys[2], config["column_dropout"]))
 
             # The loss, and its gradient with respect to the parameters and to the vectors, not to the table.
             def mean_loss(params, vectors, values):
                 logits = module.apply({"params": params}, vectors, weights, (values, value_weights), train=True,
-                                      rngs={"dropout": jax.random.fold_in(key, 1)})
+                                      rngs={"dropout": keys[1]})
                 logits += arrays["shift"]
                 loss = tree_loss(config, logits, jnp.broadcast_to(labels, logits.shape[:-1]), arrays["nodes"])
                 return jnp.mean(arrays["row_weight"][rows] * loss)  # of several heads their mean

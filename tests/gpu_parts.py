@@ -527,16 +527,16 @@ def profile(job):
 def step_until(problem, last, width, i, state, inputs, order):
     """The step of train.make_train_chunk up to the stage `last`; returns all that the stage has made."""
     config = problem.config
-    key = jax.random.fold_in(jax.random.key(config["seed"], impl="rbg"), i)
+    key, *keys = jax.random.wrap_key_data(inputs["keys"][i], impl="rbg")
     ids, y = inputs["batch"].ids[order[i], :width].astype(jnp.int32), inputs["labels"][order[i]].astype(jnp.int32)
     features, variables = inputs["features"], state["variables"]
     if last == "empty loop":
         return order[i, 0]
     draw_features = functools.partial(model.draw_features, config)
     if last == "random numbers":
-        shapes = [rows.shape for rows, _ in jax.eval_shape(draw_features, features, variables["weights"], ids, key)]
+        shapes = [rows.shape for rows, _ in jax.eval_shape(draw_features, features, variables["weights"], ids, keys)]
         return [jax.random.uniform(key, (*ids.shape, 1)), *(jax.random.bernoulli(key, 0.5, shape) for shape in shapes)]
-    parts = draw_features(features, variables["weights"], ids, key)
+    parts = draw_features(features, variables["weights"], ids, keys)
     if last == "gather of features":
         return parts
     vectors, weights, (rows, shares, _) = model.lookup(variables["table"], parts)

@@ -178,14 +178,24 @@ def test_words_added_later_are_like_words_known_before():
     np.testing.assert_allclose(predict.logits(longer, batch), predict.logits(ready, batch), rtol=1e-4, atol=1e-4)
 
 
+def test_keys_of_steps_are_those_of_jax():
+    for seed in (0, 7, 2**32 - 1):
+        key, found = jax.random.fold_in(jax.random.key(seed, impl="rbg"), 1), model.step_keys(seed, 300)
+        for step in (0, 1, 299):
+            mine = jax.random.fold_in(key, step)
+            keys = [mine, *(jax.random.fold_in(mine, number) for number in range(3))]
+            np.testing.assert_array_equal(found[step], np.stack([jax.random.key_data(one) for one in keys]))
+            np.testing.assert_array_equal(found[step, 1:], jax.random.key_data(jax.random.split(mine, 3)))
+
+
 def test_drawn_features_are_those_of_the_words():
     """Rows come from the word's own; dropout leaves out its share; over many draws all n-grams come, evenly."""
     config = small_config(dropout=0.25)
     features = jax.device_put(model.feature_tables(config, WORDS))
     weights = jnp.asarray(np.random.default_rng(0).random(90), jnp.float32).at[0].set(0)
     title = np.array([13, 52, 5, 1, 0], np.int32)
-    draw = jax.jit(lambda key: model.draw_features(config, features, weights, jnp.tile(title, (20_000, 1)), key))
-    (rows, weight), (pairs, pair_weight) = jax.tree.map(np.asarray, draw(jax.random.key(0)))
+    draw = jax.jit(lambda keys: model.draw_features(config, features, weights, jnp.tile(title, (20_000, 1)), keys))
+    (rows, weight), (pairs, pair_weight) = jax.tree.map(np.asarray, draw(jax.random.split(jax.random.key(0), 3)))
     assert rows.shape == (20_000, 5, 1 + model.NGRAM_SAMPLES) and pairs.shape == (20_000, 5, 1)
     np.testing.assert_array_equal(pairs[7, :, 0], [*rows_of_pairs(title), 0, 0])
     for place, word in enumerate(title):

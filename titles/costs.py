@@ -38,6 +38,7 @@ FITTING = 30         # times that the loss is computed while a temperature is fi
 SAVE, DISK = 0.3, 2e8    # seconds of a save (Orbax, MLflow, the figure), and bytes of arrays that are written a second
 BEGIN, END = 2.5, 1.0  # seconds of random numbers and until MLflow is connected, and of MLflow's end
 PROGRAMS = 3         # that score, compiled in half the time: by length of titles; for scores, samples and calibration
+NUMBER = 1e-10       # seconds for a number of what is no operation by itself, until that is measured
 QUICK = 2.0          # seconds of all steps, guessed, below which they are little beside all else, and none is measured
 LIBRARIES = 2.6e8    # bytes of MLflow, Orbax, SciPy and Matplotlib, which are loaded after the plan is made
 PROGRAM = 1.6e5      # bytes that stay of compiling an operation
@@ -129,10 +130,11 @@ class Rates:
 
     def __init__(self):
         self.measured = {}  # {what decides how long an operation takes: (its name, its size, seconds)}
+        self.number = NUMBER
 
     @functools.cached_property
-    def number(self):
-        """Seconds for a number of what is no operation by itself: those of a loss and its gradient, by their count."""
+    def measured_number(self):
+        """The same seconds as this device takes: those of a loss and its gradient, by their count."""
         x = np.random.default_rng(0).random((512, 256), np.float32)
         traced = jax.jit(jax.grad(
             lambda x, y: (jax.nn.logsumexp(jnp.tanh(x * y) + x, -1) ** 2).sum(), (0, 1))).trace(x, x)
@@ -148,6 +150,7 @@ class Rates:
     def seconds(self, found, measure=TIMED):
         """Seconds that `operations` take. Those that take longest are measured, at most so many."""
         counted, total = {}, 0.0
+        self.number = self.measured_number if measure else self.number
         for equation, times in found:
             if is_alone(equation):
                 key = (equation.primitive.name, *shapes_of(equation.invars), str(equation.params["dimension_numbers"]))
