@@ -109,6 +109,7 @@ from titles import cli, files
 from titles.cli import UserError
 
 MAX_BAD_ROWS = 0.01  # share of the rows of --test that may be left out
+LATER = ("scipy.optimize", "scipy.stats", "matplotlib.backends.backend_agg", "pandas")  # for a report; loaded ahead
 
 
 # --- flags ------------------------------------------------------------------------------------------------------------
@@ -243,6 +244,7 @@ from titles.predict import PREDICT_ROWS, before_estimate, load, load_named, rest
 
 def evaluate(args):
     # Everything is read and matched before it is scored.
+    cli.load_ahead(LATER if devices.is_first() else ())
     classifier, rows = read_file(args) if args.test else read_split(args)
     if not rows.has_category.any():
         raise UserError(f"{args.test or cli.listed(args.data)}: no row knows its category, but only a parent of it")

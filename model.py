@@ -384,8 +384,8 @@ def threefry(key, number):
 
 
 def step_keys(seed, steps):
-    """The random keys of all steps, [steps, 4, 4] uint32: of each its own, and three that are made of it. They are those
-    of jax.random, whose programs take a second to compile: by themselves, or in the loop again and again."""
+    """The random keys of all steps, [steps, 4, 4] uint32: of each its own, and three that are made of it; those of
+    jax.random, whose programs take a second to compile: by themselves, or in the loop again and again."""
     key = threefry(np.array([[0, seed]] * 2, np.uint32), np.ones(2, np.uint32))
     own = threefry(key, np.arange(steps, dtype=np.uint32)[:, None])
     more = threefry(own[:, None], np.arange(3, dtype=np.uint32)[:, None])

@@ -61,6 +61,7 @@ PRIOR = {"none": "training", "logit": "equal", "weights": "equal"}  # how freque
 SMALL = 40_000         # training rows up to which these epochs and dropout hold, and characters weigh 1 (size_rule)
 FEW = 4000             # training rows below which Adagrad's sums begin lower, by the factor (rows / FEW)^2 (size_rule)
 CLIP = 1.0             # norm that the gradient of an encoder's layers and head is cut down to
+LATER = ("scipy.optimize", "matplotlib.backends.backend_agg")  # libraries that take a while
 TRAIN_SAMPLE = 10_000  # training rows evaluated after each epoch, to be compared with the validation split
 
 # --- settings ---------------------------------------------------------------------------------------------------------
@@ -299,9 +300,9 @@ def class_terms(balance, count):
 def training_arrays(config, features, rows, frozen=None, tree=None):
     """What the compiled loop reads, on the device: `features` as from model.feature_tables; of the training rows
     their data.Batch, `labels` [N] and their loss's weight `row_weight` [N], of which each device has a part; `shift`
-    [C] of the logits; the `keys` of all steps; variables that are `frozen` and not in the state; and where the loss asks for `nodes` of the
-    classify.Tree the leaves `below` them [M, 2], the nodes `above` [M, L] and `steps` from the first leaf of the widest
-    that is a label to its last."""
+    [C] of the logits; the `keys` of all steps; variables that are `frozen` and not in the state; and where the loss
+    asks for `nodes` of the classify.Tree the leaves `below` them [M, 2], the nodes `above` [M, L] and `steps` from the
+    first leaf of the widest that is a label to its last."""
     # A row's weight on the loss is its category's, or the mean of those that it may have, times that of its quality.
     tree, nodes = tree or classify.Tree([*map(str, range(config["classes"]))], False), {}
     count = shared_rows(rows["labels"], tree)
@@ -470,6 +471,9 @@ def train(args, plan, place):
     of_rows = training_arrays(config, features, arrays["train"], frozen, data.tree_of(plan.meta))
     programs = compile_chunks(config, state, of_rows, groups)
     mlflow = connecting and connecting.result()
+    # What only the ends of an epoch and of the training need is loaded while the first one is trained.
+    if mlflow:
+        cli.load_ahead(LATER)
 
     # Only now, with all compiled, a new run gets its folder: what fails before this leaves none behind.
     if is_new and devices.is_first():
@@ -539,8 +543,9 @@ def loop(config, ready, state, saves, history):
         # Calibrate: a checkpoint holds what its probabilities mean.
         predictor = ready.predictor(state)
         if is_judged:
-            validation = {"validation": calibrate(predictor, ready.rows["calibration"])}
+            calibrating = devices.beside(functools.partial(calibrate, predictor, ready.rows["calibration"]))
         if step < done:  # a signal came
+            validation = {"validation": calibrating.result()} if is_judged else validation
             saves.save(step, state | validation, history, losses)
             leave(ready.place.command, saves.folder, step, asked(ready.stop))
 
@@ -548,6 +553,7 @@ def loop(config, ready, state, saves, history):
         row = {"epoch": epoch + 1, "step": step} | evaluate_rows(predictor, ready.rows["train"], "train")
         if is_judged:
             row |= evaluate_rows(predictor, ready.rows["valid"], "valid")
+            validation = {"validation": calibrating.result()}
         del predictor  # it has the vectors of all words
         check_finite([row["train_loss"], row.get("valid_loss", 0)], saves.folder.name, config, step)
         row |= {name: float(kept[name]) for kept in validation.values() for name in ("temperature", "smoothing")} | {

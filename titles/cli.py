@@ -8,6 +8,7 @@ import difflib
 import errno
 import functools
 import gc
+import importlib
 import os
 import re
 import shlex
@@ -114,9 +115,15 @@ def in_background(function):
             future.set_exception(error)
 
     # A thread of concurrent.futures would be waited for at the end of the program, a daemon is not.
+    background_threads[:] = [thread for thread in background_threads if thread.is_alive()]
     background_threads.append(threading.Thread(target=call, daemon=True))
     background_threads[-1].start()
     return future
+
+
+def load_ahead(libraries):
+    """Load libraries in the background that are needed later, while something else leaves a core idle."""
+    in_background(lambda: [*map(importlib.import_module, libraries)])
 
 
 def map_ahead(pool, function, items, depth):

@@ -18,6 +18,7 @@ import socket
 import sys
 import threading
 import traceback
+from concurrent.futures import Future
 
 import jax
 import jax.numpy as jnp
@@ -200,6 +201,16 @@ def put(tree, sharding):
 
     one_for_all = isinstance(sharding, NamedSharding)
     return jax.tree.map(put_one, tree, jax.tree.map(lambda _: sharding, tree) if one_for_all else sharding)
+
+
+def beside(function):
+    """Call `function` beside what follows. Returns its Future. Several devices must begin all programs in one order, so
+    there it is called at once."""
+    if mesh().size == 1:
+        return cli.in_background(function)
+    done = Future()
+    done.set_result(function())
+    return done
 
 
 def put_rows(array):

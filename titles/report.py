@@ -137,7 +137,6 @@ def worst_first(categories):
 def summarize(labels, result):
     """The SCORES of some rows: labels [N], result as from predict.score. The losses and the Brier score (Brier
     1950, summed over the categories) are means over the rows that have them, whose category is known."""
-    from sklearn import metrics
     predictions = result["prediction"]
     known = np.isfinite(result["brier"])
     means = {name: float(result[name][known].mean(dtype=np.float64)) if known.any() else None
@@ -146,9 +145,27 @@ def summarize(labels, result):
         "rows": len(labels), **means, "accuracy": float((predictions == labels).mean()),
         "balanced_accuracy": predict.balanced_accuracy(labels, predictions),
         "balanced_accuracy_interval": recall_interval(*predict.hits(labels, predictions)),
-        "macro_f1": float(metrics.f1_score(labels, predictions, average="macro", zero_division=0)),
+        "macro_f1": macro_f1(labels, predictions),
         "top5_accuracy": float((result["rank"] < 5).mean()),
         "expected_calibration_error": calibration.expected_error(result["probability"], predictions == labels)}
+
+
+def by_category(labels, predictions, size):
+    """(precision, recall, F1, support) [C] of so many categories, as scikit-learn's precision_recall_fscore_support has
+    them, 0 where nothing can be told. labels [N], predictions [N]."""
+    support, taken, right = (np.bincount(of, minlength=size) for of in (
+        labels, predictions, labels[labels == predictions]))
+
+    def share(part, whole):
+        return np.divide(part, whole, out=np.zeros(size), where=whole > 0)
+
+    return share(right, taken), share(right, support), share(2 * right, support + taken), support
+
+
+def macro_f1(labels, predictions):
+    """The mean F1 of the categories that rows have or are predicted to have."""
+    _, _, f1, _ = by_category(labels, predictions, 1 + max(labels.max(), predictions.max()))
+    return float(f1[np.union1d(labels, predictions)].mean())
 
 
 def promises(threshold_of, probability, right, precisions=calibration.PRECISIONS):
@@ -430,12 +447,14 @@ def confusion_figure(labels, predictions, names, title):
     """The categories of the largest confusions against each other: counts, coloured by their rates of the true
     category. What is right is left out, or it would hide the errors."""
     from matplotlib.colors import PowerNorm
-    from sklearn.metrics import confusion_matrix
     true, taken, _ = confusions(labels, predictions)
     shown = list(dict.fromkeys(np.stack([true, taken], 1).ravel().tolist()))
     # Rates are of all rows of the true category, also of those taken for a category that is not shown.
-    counts = confusion_matrix(labels, predictions, labels=shown)
-    np.fill_diagonal(counts, 0)
+    place = np.full(len(names), -1)
+    place[shown] = np.arange(len(shown))
+    pairs = np.stack([place[labels], place[predictions]])[:, labels != predictions]
+    counts = np.zeros((len(shown), len(shown)), int)
+    np.add.at(counts, tuple(pairs[:, (pairs >= 0).all(0)]), 1)
     rates = counts / np.maximum(1, np.bincount(labels, minlength=len(names))[shown])[:, None]
 
     # The figure grows with the categories, and long names are cut, so that names stay legible. Under a square root 2 %
@@ -543,13 +562,10 @@ def add_paired(made, rows, result, other, right):
 def make_tables(rows, training_rows, result):
     """The tables of a report on Labelled rows: {file: {column: values}}. training_rows [C] of each category that the
     run knows; result as from `score_rows`."""
-    from sklearn import metrics
     # Categories that nobody predicted have no precision; it counts as 0, as in macro-F1.
     names, labels, predictions = np.array(rows.names, object), rows.labels, result["prediction"]
     leaves = np.delete(np.arange(len(names)), np.arange(rows.tree.leaves, len(rows.tree.names)))  # no inner nodes
-    precision, recall, f1, _ = metrics.precision_recall_fscore_support(
-        labels, predictions, labels=leaves, zero_division=0)
-    support = np.bincount(labels, minlength=len(names))  # scikit-learn's are no integers where no row is right
+    precision, recall, f1, support = by_category(labels, predictions, len(names))
 
     # A confusion is easier to understand with a few of its titles.
     titles = np.array([title.replace(data.BORDER, " / ") for title in rows.inputs.titles], object)
@@ -574,8 +590,8 @@ def make_tables(rows, training_rows, result):
     # Categories that the run does not know stand behind its own, and have no training rows.
     return {
         "predictions.csv": table(slice(None), "title", "category", "predicted", "probability", *place),
-        "categories.csv": {"category": names[leaves], "precision": precision, "recall": recall, "f1": f1,
-                           "support": support[leaves],
+        "categories.csv": {"category": names[leaves], "precision": precision[leaves], "recall": recall[leaves],
+                           "f1": f1[leaves], "support": support[leaves],
                            "training_rows": np.pad(training_rows, (0, len(leaves) - len(training_rows)))},
         "confusions.csv": {"category": names[true], "predicted": names[taken], "rows": count,
                            "share_of_category": count / support[true]} | shared_parents(rows, true, taken) | {
