@@ -343,8 +343,9 @@ def feature_tables(config, words, known=None):
     """What there is to know of words (list of str that begins with data.SPECIALS), as a dictionary:
 
     `own` [W] row of the table, UNKNOWN's but for the first `known` words (by default the vocabulary); `start` [W + 1]
-    and `ngrams` [T] rows of their character n-grams (see data.character_ngrams); `character_weight`, the factor on the
-    weights of these; `hashes` [W], the `first` row and the number of `buckets`, for word n-grams.
+    and `ngrams` [T] rows of their character n-grams (see data.character_ngrams), each of the `word` [T];
+    `character_weight`, the factor on the weights of these; `hashes` [W], the `first` row and the number of `buckets`,
+    for word n-grams.
     """
     # Rows of the table: first those of the vocabulary's words, then the buckets of all n-grams.
     own = np.arange(len(words), dtype=np.int32)
@@ -352,7 +353,8 @@ def feature_tables(config, words, known=None):
     minn, weight = (config["minn"], config["character_weight"]) if config["maxn"] else (0, 1)
     start, bucket = data.character_ngrams(words, minn, config["maxn"], max(config["buckets"], 1))
     ngrams = np.where(np.arange(len(bucket)) < start[-1], bucket + np.int32(config["vocabulary"]), 0)
-    return {"own": np.where(own < known, own, data.UNKNOWN), "start": start, "ngrams": ngrams,
+    word = np.append(np.repeat(own, np.diff(start)), np.full(len(ngrams) - start[-1], own[-1]))
+    return {"own": np.where(own < known, own, data.UNKNOWN), "start": start, "ngrams": ngrams, "word": word,
             "character_weight": np.float32(weight), "hashes": data.word_hashes(words),
             "first": np.int32(config["vocabulary"]), "buckets": np.uint32(config["buckets"])}
 
@@ -515,9 +517,7 @@ def update(table, accumulator, gathered, gradients, rate):
 def compose(table, weights, features, parted=False):
     """The vectors of words from all their n-grams, for prediction: (vectors [W, D], weights [W]). parted: each device
     gets a part of the words, to whose number zeros are added where they cannot be shared evenly."""
-    # The word that each n-gram belongs to.
-    start, own = features["start"], features["own"]
-    word = jnp.repeat(jnp.arange(len(own)), jnp.diff(start), total_repeat_length=len(features["ngrams"]))
+    own = features["own"]
     own = jnp.pad(own, (0, -len(own) % devices.mesh().size if parted else 0))
 
     def add(total, block):
@@ -529,7 +529,7 @@ def compose(table, weights, features, parted=False):
     # A block of n-grams at a time, for the rows of all of them would take much memory.
     weight = weights[own]
     (vectors, squares), _ = jax.lax.scan(add, (weight[:, None] * table[own], weight ** 2), (
-        features["ngrams"].reshape(-1, 4096), word.reshape(-1, 4096)))
+        features["ngrams"].reshape(-1, 4096), features["word"].reshape(-1, 4096)))
     norm = jnp.sqrt(squares)
     composed = vectors / jnp.maximum(norm, 1e-6)[:, None], norm
     return jax.lax.with_sharding_constraint(composed, devices.parted(len(own))) if parted else composed

@@ -281,7 +281,7 @@ def shapes_of_features(plan):
         count = sum(int(np.maximum(0, length - size + 1).sum()) for size in sizes)
         few = model.feature_tables(config, words[:len(data.SPECIALS)])
         sizes = {"own": len(words), "start": len(words) + 1, "ngrams": 1 << max(12, count.bit_length()),
-                 "hashes": len(words)}
+                 "word": 1 << max(12, count.bit_length()), "hashes": len(words)}
         found = {name: np.asarray(value) for name, value in few.items()}
         found = {name: jax.ShapeDtypeStruct((sizes[name], *value.shape[1:]) if name in sizes else value.shape,
                                             value.dtype) for name, value in found.items()}
