@@ -3,6 +3,7 @@
 What lies on a disk is the matter of files.py; nothing here imports another room.
 """
 import argparse
+import atexit
 import codecs
 import difflib
 import errno
@@ -36,8 +37,10 @@ def run(main):
     Ctrl-C in status 130; a reader of our output that has left in status 1. Defects keep their traceback.
     """
     # What libraries make while they are loaded and while programs are traced stays; to search it for garbage again and
-    # again takes a sixth of that time.
+    # again takes a sixth of that time, and to take it apart at the very end another second.
     gc.set_threshold(50_000, 20, 100)
+    atexit.unregister(gc.freeze)
+    atexit.register(gc.freeze)
 
     # Libraries fail in many ways where few files may be open, and systems begin with fewer than they permit.
     with suppress(ImportError, ValueError, OSError):  # Windows has no such limit
