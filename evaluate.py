@@ -243,7 +243,7 @@ from titles.predict import PREDICT_ROWS, before_estimate, load, load_named, rest
 # --- a report ---------------------------------------------------------------------------------------------------------
 
 def evaluate(args):
-    # Everything is read and matched before it is scored.
+    # Everything is read and matched before it is scored; meanwhile what a report needs is loaded.
     cli.load_ahead(LATER if devices.is_first() else ())
     classifier, rows = read_file(args) if args.test else read_split(args)
     if not rows.has_category.any():

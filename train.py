@@ -61,7 +61,7 @@ PRIOR = {"none": "training", "logit": "equal", "weights": "equal"}  # how freque
 SMALL = 40_000         # training rows up to which these epochs and dropout hold, and characters weigh 1 (size_rule)
 FEW = 4000             # training rows below which Adagrad's sums begin lower, by the factor (rows / FEW)^2 (size_rule)
 CLIP = 1.0             # norm that the gradient of an encoder's layers and head is cut down to
-LATER = ("scipy.optimize", "matplotlib.backends.backend_agg")  # libraries that take a while
+LATER = ("scipy.optimize", "matplotlib.backends.backend_agg")  # what the ends of an epoch and a training need
 TRAIN_SAMPLE = 10_000  # training rows evaluated after each epoch, to be compared with the validation split
 
 # --- settings ---------------------------------------------------------------------------------------------------------
