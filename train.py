@@ -41,9 +41,11 @@ tokenizer in classify.py. A Setting is a flag, and config["its_name"] everywhere
 import contextlib
 import functools
 import math
+import os
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -484,6 +486,7 @@ def train(args, plan, place):
         f"{cli.listed(Path(sys.argv[0]))} --resume {folder.name}{runs.other_folders(args)}"))
     scored = scored_rows(config, arrays)
     plan = arrays = of_rows = None  # the devices have all training rows
+    cli.give_back()                 # and what compiling took is free
 
     # A resumed run goes on from its latest checkpoint. A kill may have kept its last epochs from being logged.
     with runs.training_lock(folder), contextlib.ExitStack() as stack:
@@ -588,13 +591,18 @@ def compile_chunks(config, state, arrays, groups):
     train_chunk = make_train_chunk(config)
     parted = devices.parted(config["batch_size"], axis=1)  # steps come first
 
-    def compiled(group):
+    def lowered(group):
         # Compiled ahead, for which only the shapes count; so no epoch's speed is spoilt by compiling.
         order = devices.put(np.zeros((group.steps, config["batch_size"]), np.uint32), parted)
-        program = train_chunk.lower(state, arrays, order, width=group.width).compile()
+        return train_chunk.lower(state, arrays, order, width=group.width)
+
+    def ready(program):
         return lambda state, order: program(state, arrays, devices.put(order, parted))
 
-    return {group.width: compiled(group) for group in groups}
+    # The compiler lets other threads work, so each core compiles one. Several processes must do all in one order.
+    with ThreadPoolExecutor(1 if jax.process_count() > 1 else os.cpu_count()) as pool:
+        compiling = {group.width: pool.submit(lowered(group).compile) for group in groups}
+    return {width: ready(program.result()) for width, program in compiling.items()}
 
 
 def train_chunks(state, chunks, step, progress, stop):

@@ -5,6 +5,7 @@ What lies on a disk is the matter of files.py; nothing here imports another room
 import argparse
 import atexit
 import codecs
+import ctypes
 import difflib
 import errno
 import functools
@@ -122,6 +123,12 @@ def in_background(function):
     background_threads.append(threading.Thread(target=call, daemon=True))
     background_threads[-1].start()
     return future
+
+
+def give_back():
+    """Give the system back the memory that is free, such as what compiling took, where the C library can."""
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def load_ahead(libraries):

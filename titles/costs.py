@@ -41,7 +41,7 @@ PROGRAMS = 3         # that score, compiled in half the time: by length of title
 NUMBER = 1e-10       # seconds for a number of what is no operation by itself, until that is measured
 QUICK = 2.0          # seconds of all steps, guessed, below which they are little beside all else, and none is measured
 LIBRARIES = 2.6e8    # bytes of MLflow, Orbax, SciPy and Matplotlib, which are loaded after the plan is made
-PROGRAM = 1.6e5      # bytes that stay of compiling an operation
+PROGRAM = 1e5        # bytes that stay of compiling an operation
 # Operations that the compiler makes a part of others, and those that it runs by themselves. Any other takes its time
 # for every number that comes out of it, or of a sum that goes in.
 FREE = {"broadcast_in_dim", "reshape", "squeeze", "expand_dims", "sharding_constraint", "slice", "iota",

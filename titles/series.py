@@ -64,11 +64,13 @@ def run(table, args, calls, started):
         if several or (deadline and not one):
             series = Series(table, args, prepared, calls, deadline)
             return series.say_costs(started) if args.costs else series.run(calls.train, started)
-        plan = configuration.plan(table, args, prepared)
+        plans = [configuration.plan(table, args, prepared)]
         if args.costs:
-            return say_costs(plan.config["model"], calls.expected(plan, args.save_seconds), time.time() - started)
+            return say_costs(plans[0].config["model"], calls.expected(plans[0], args.save_seconds),
+                             time.time() - started)
+        prepared = None
         try:
-            calls.train(args, plan, Place(started, deadline))
+            calls.train(args, plans.pop(), Place(started, deadline))  # which has it alone, to let its arrays go
         except TimeIsUp as error:
             print(error)
 
