@@ -132,7 +132,8 @@ PLAIN_BYTES = bytes(byte if byte > 127 or chr(byte).isalnum() or chr(byte) in BO
 
 def chunks_of(titles, words):
     """The chunks of titles (list of str), bytes of UTF-8 without ASCII that separates, with a MARK before those of each
-    title: the words of a title, of a very long one so many at least, are those of its chunks."""
+    title: the words of a title, of a very long one so many at least, are those of its chunks. That rests on what
+    data.bulk_tokenize rests on, see `tokenize`."""
     text, long = f" {MARK} ".join(["", *titles]), 100 + 16 * words
     if text.count(MARK) > len(titles) or max(map(len, titles)) > long:
         text = f" {MARK} ".join(["", *(beginning(title.replace(MARK, " "), words, long) for title in titles)])
@@ -991,9 +992,10 @@ class BaseClassifier:
         names = [*self.tree.names, None]
         # Pairs are no garbage, though they are so many that the collector would look through all again and again.
         with contextlib.ExitStack() as after:
+            # Where it is off, by another thread, it is for that one to turn it on again.
             if gc.isenabled():
                 after.callback(gc.enable)
-            gc.disable()
+                gc.disable()
             ranks = [zip(map(names.__getitem__, nodes), chances)  # noqa: B905
                      for nodes, chances in zip(*(column.T.tolist() for column in found))]  # noqa: B905
             result = [[] for _ in range(number)]

@@ -290,7 +290,7 @@ def read_rows(args, chosen, bad, base):
         word_keys = np.concatenate([word_keys, data.text_keys(reversed([*new]))])
 
         # What --max-len cuts off is counted and dropped.
-        of_length.update(dict(enumerate(np.bincount(lengths).tolist())))
+        of_length.update(dict(zip(*map(np.ndarray.tolist, np.unique(lengths, return_counts=True)), strict=True)))
         position = np.arange(len(codes)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         short = np.minimum(lengths, args.max_len).astype(data.smallest_uint(args.max_len))
         blocks.append(Block(slice(count, count + len(lengths)), numbers[position < args.max_len], short,
@@ -314,7 +314,7 @@ def read_rows(args, chosen, bad, base):
     for path, split in chosen:
         if not sum(of_file[one] for one in chosen if one[1] == split):
             raise UserError(f"{path}: no rows" + (f" in {' or '.join(args.languages)}" if args.languages else ""))
-    if not any(of_length[words] for words in of_length if words):
+    if not any(of_length):
         raise UserError(f"{where}: no title has a letter or digit; is the title column the right one?")
     arrays = {name: (pa.chunked_array if name == "id" else np.concatenate)([part[name] for part in columns])
               for name in columns[0] if name not in OPTIONAL or name in had}
@@ -1225,6 +1225,7 @@ def report(meta, found, out, written, seconds):
     for name, line in lines.items():
         if line:
             print(f"  {name:<22}{line}")
+    warn_of_cut(meta)
     if meta["options"]["like"]:
         return  # what a part lacks, the folder that it is like may have
     for split, what in (("valid", "a training keeps its last epoch, what probabilities mean is not known, and no "
@@ -1232,19 +1233,25 @@ def report(meta, found, out, written, seconds):
         if not meta["rows"][split]:
             print(f"warning: the {split} split is empty, for there are too few different titles to hold some out: "
                   f"{what}", file=sys.stderr)
-    if meta["cut_share"] > CUT_OFF:
-        print(f"warning: {meta['cut_share']:.0%} of the titles have more than {meta['max_len']} words, and what comes "
-              f"behind these is not read; {WHOLE:.0%} have at most {meta['most_words']}: --max-len "
-              f"{meta['most_words']}", file=sys.stderr)
-    if (meta.get("full_share") or 0) > CUT_OFF:
-        print(f"warning: {meta['full_share']:.0%} of the titles may have more than {meta['encoder']['max_len']} "
-              "pieces, and an encoder does not read what comes behind; more --max-pieces read more, and train slower",
-              file=sys.stderr)
     lacks_test = meta["rows"]["test"] and meta["not_split_categories"]
     for number, what in ((lacks_test, "have no test row; scores do not cover them"),
                          (meta["not_in_train_categories"], "have no training row and cannot be learned")):
         if number:
             print(f"warning: {number:,} categories {what}", file=sys.stderr)
+
+
+def warn_of_cut(meta):
+    """Say on standard error where much of the titles is cut off, and what reads more."""
+    like = meta["options"]["like"]
+    where = f"prepare {like} again with " if like else ""
+    if meta["cut_share"] > CUT_OFF:
+        print(f"warning: {meta['cut_share']:.0%} of the titles have more than {meta['max_len']} words, and what comes "
+              f"behind these is not read; {WHOLE:.0%} have at most {meta['most_words']}: {where}--max-len "
+              f"{meta['most_words']}", file=sys.stderr)
+    if (meta.get("full_share") or 0) > CUT_OFF:
+        print(f"warning: {meta['full_share']:.0%} of the titles may have more than {meta['encoder']['max_len']} "
+              f"pieces, and an encoder does not read what comes behind; {where}a larger --max-pieces reads more, and "
+              "trains slower", file=sys.stderr)
 
 
 # --- command line -----------------------------------------------------------------------------------------------------

@@ -486,7 +486,7 @@ def train(args, plan, place):
         f"{cli.listed(Path(sys.argv[0]))} --resume {folder.name}{runs.other_folders(args)}"))
     scored = scored_rows(config, arrays)
     plan = arrays = of_rows = None  # the devices have all training rows
-    cli.give_back()                 # and what compiling took is free
+    cli.give_back_memory()          # and what compiling took is free
 
     # A resumed run goes on from its latest checkpoint. A kill may have kept its last epochs from being logged.
     with runs.training_lock(folder), contextlib.ExitStack() as stack:

@@ -88,8 +88,8 @@ def write_fasttext(folder):
                 file.write(f"__label__{label} {' '.join(vocab[ids[ids > 1]])}\n")
 
 
-def fasttext_peer(loss, epochs, **settings):
-    """Returns (training seconds, predicted categories of the test split)."""
+def fasttext_peer(loss, epochs, file=None, **settings):
+    """Returns (training seconds, predicted categories of the test split); file: where to write the model, if at all."""
     import fasttext
 
     def fit(epochs):
@@ -100,7 +100,8 @@ def fasttext_peer(loss, epochs, **settings):
 
     reading, _ = fit(0)
     seconds, model = fit(epochs)
-    model.save_model("fasttext.bin")
+    if file:
+        model.save_model(file)
     with open("test.txt", encoding="utf-8") as file:
         lines = [line.partition(" ")[2] for line in file]
     found, _ = model.f.multilinePredict(lines, 1, 0.0, "strict")  # its own predict breaks on NumPy 2
@@ -365,16 +366,16 @@ def ours(folder, name, run, model, epochs, flags, rows):
             "balanced_accuracy": scores["balanced_accuracy"]}
 
 
-def theirs(folder, name, epochs, rows):
-    """A row of the table: a peer, with mlp's n-grams if its name says so."""
+def theirs(folder, name, epochs, rows, **more):
+    """A row of the table: a peer, with mlp's n-grams if its name says so, and more settings."""
     settings = {}
     if name.endswith("-all"):
         import train
         words = len(data.load_prepared(folder / "prepared", ())[0]["vocab"])
         settings = {"wordNgrams": 2, "minn": 3, "maxn": 4,
                     "bucket": train.size_rule(rows, 1, 0, words)["buckets"]}
-    seconds, peak, text = measured(__file__, "--peer", name, "--epochs", epochs, "--settings", json.dumps(settings),
-                                   folder=folder)
+    seconds, peak, text = measured(__file__, "--peer", name, "--epochs", epochs, "--settings",
+                                   json.dumps(settings | more), folder=folder)
     found = json.loads(text.splitlines()[-1])
     return {"model": name, "epochs": epochs, "titles_per_second": epochs * rows / found["seconds"],
             "training_s": found["seconds"], "wall_s": seconds, "peak_mb": peak, "accuracy": found["accuracy"],
@@ -407,7 +408,8 @@ def answering(folder, name, args, peers):
     titles = (folder / "prepared/test_text.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")
     (folder / "words.txt").write_text("".join(" ".join(data.tokenize(title)) + "\n" for title in titles), "utf-8")
     if peers:
-        theirs(folder, "fasttext-softmax-all", args.epochs, len(np.load(folder / "prepared/train_labels.npy")))
+        rows = len(np.load(folder / "prepared/train_labels.npy"))
+        theirs(folder, "fasttext-softmax-all", args.epochs, rows, file="fasttext.bin")
     jobs = [(sys.executable, "classify.py", "exported/model.npz", "prepared/test_text.txt"),
             *((python, "fastText", "fasttext.bin", "words.txt") for python in peers)]
     found = {}

@@ -6,8 +6,8 @@
 It needs no network, and makes its data itself: synthetic titles, a million with 632 categories. Where MLflow or the
 encoder's package is missing, the parts that need it say so and do nothing. Each part is a process with a time limit of
 its own, so a part that fails, crashes or hangs costs no other part. What a part finds is printed and written to the
-JSON file at once. The exit status is 0 where all parts are ok, 1 where one is not, and 2
-where the command is wrong or there is no GPU.
+JSON file at once. The exit status is 0 where all parts are ok, 1 where one is not, and 2 where the command is wrong or
+there is no GPU.
 
     device       versions, card, memory
     correctness  the GPU against the CPU: losses of 20 steps within a tolerance and predictions equal, with exact

@@ -1,3 +1,3 @@
 #!/usr/bin/env bash
-# Check and time the program on an NVIDIA GPU, in at most seven minutes: tests/gpu.sh OUT.json [--rehearse]
+# Check and time the program on an NVIDIA GPU: tests/gpu.sh OUT.json [--rehearse]
 exec python3 "$(dirname "$0")/gpu.py" "$@"

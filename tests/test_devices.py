@@ -245,7 +245,7 @@ for vocabulary in (500, 50_000):
     sizes = [int(np.prod([int(n) for n in shape.split(",") if n])) for result, _ in found
              for shape in re.findall(r"\\w+\\[([\\d,]*)\\]", result)]
     params = sum(x.size for x in jax.tree.leaves(state["variables"]["params"]))
-    apart = sum(np.asarray(x).nbytes for x in features.values())
+    apart = sum(np.asarray(x).nbytes for name, x in features.items() if name != "word")  # which no step reads
     print(config["batch_size"], params, len(state["variables"]["table"]),
           compiled.memory_analysis().argument_size_in_bytes - apart, *sorted(sizes))
 """

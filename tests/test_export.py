@@ -13,6 +13,7 @@ import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -208,7 +209,7 @@ def test_titles_keep_their_order(exported):
         assert [p for _, p in row] == pytest.approx([p for _, p in answer[title]], abs=1e-6)
 
 
-def test_the_garbage_collector_runs_on(exported):
+def test_the_garbage_collector_runs_on(exported, monkeypatch):
     small = classify.Classifier(exported("bag") / "model.npz")
     assert gc.isenabled() and small.predict(["mesa"]) and gc.isenabled()
     gc.disable()
@@ -216,6 +217,12 @@ def test_the_garbage_collector_runs_on(exported):
         assert small.predict(["mesa"]) and not gc.isenabled()
     finally:
         gc.enable()
+
+    # Another thread, which had turned it off, turns it on between a look at it and what follows.
+    told = []
+    monkeypatch.setattr(classify, "gc", SimpleNamespace(
+        isenabled=lambda: False, disable=lambda: told.append("off"), enable=lambda: told.append("on")))
+    assert small.predict(["mesa"]) and not told
 
 
 def test_threads_may_share_a_classifier(exported):

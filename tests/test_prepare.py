@@ -110,6 +110,18 @@ def test_a_vocabulary_of_more_than_65536_words_takes_four_bytes(prep):
     assert np.load("data/prepared/train_titles.npy").dtype == np.uint16 and meta()["vocabulary"] == 65_536
 
 
+def test_of_cut_titles_it_is_said_what_reads_more(prep):
+    rows = [(f"{title} {' '.join('abcdefghij')}", *others) for title, *others in tiny_rows(100)]
+    save("titles.csv", as_csv(rows))
+    most = max(len(data.tokenize(row[0])) for row in rows)
+    told = prep("--data", "titles.csv", "--max-len", most).stderr
+    assert "max-len" not in told
+    assert f"100% of the titles have more than 8 words, and what comes behind these is not read; 99% have at most " \
+        f"{most}: --max-len {most}\n" in prep("--data", "titles.csv", "--max-len", 8).stderr
+    part = prep("--data", "titles.csv", "--like", "data/prepared", "--out", "part", check=False)
+    assert f": prepare data/prepared again with --max-len {most}\n" in part.stderr
+
+
 def test_meta_and_table_count_what_is_there(prep):
     rows = tiny_rows(200) + tiny_rows(3, seed=9) * 4 + [("x9 negro raro", "reliable", "spanish", f"C{i}") for i in "12"]
     save("titles.csv", as_csv(rows) + 'one,two\n"Gaming silla,reliable,spanish,SILLAS\n')

@@ -1,4 +1,4 @@
-"""People: one-line errors and exit codes, the environment, argument types, signals.
+"""People: one-line errors and exit codes, the environment, argument types, signals; what a process loads and keeps.
 
 What lies on a disk is the matter of files.py; nothing here imports another room.
 """
@@ -125,7 +125,7 @@ def in_background(function):
     return future
 
 
-def give_back():
+def give_back_memory():
     """Give the system back the memory that is free, such as what compiling took, where the C library can."""
     with suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
