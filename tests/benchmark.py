@@ -6,6 +6,7 @@
     python tests/benchmark.py --rows 100000 --only mlp fasttext-hs-all
     python tests/benchmark.py --rows 20000000 --turns 1 --only prepare mlp-1-epoch    # needs 8 GB of disk
     python tests/benchmark.py --only mlp exported --turbo turbo/bin/python    # exported files; pin it to one core
+    python tests/benchmark.py --rows 150000 --only felt --turbo turbo/bin/python     # what users feel; 13 minutes
     python tests/benchmark.py --scores FOLDER --only svm fasttext mlp cnn both    # scores on real data, see below
     python tests/benchmark.py --draw scores.png    # the README's picture, from the first table of EXPERIMENTS.md
 
@@ -22,6 +23,11 @@ and ranges of the ratios of one turn.
 the same features, which is given the titles' words, and with fasttext-turbo 0.1.0, which reads that model: as both
 packages are imported by one name, --turbo names the Python of an environment that has it. Counted are titles a second
 of the processor's time, all at once, and milliseconds of a title by itself, see answering.py.
+
+`felt` is `exported` and four parts more, each beside its peer in every turn. `core`: processor seconds of an epoch on
+one core, with what is judged in it (the difference of --epochs and one epoch, so without start-up), and what the other
+cores bring by the clock; `wait`: from command to result of 4,901 titles of 6 categories, by the clock; `load`: Python
+calls beside --predict; `memory`: the peak of an epoch of a million titles. What counts by the clock needs idle cores.
 
 --scores measures on every folder in FOLDER with a train.csv and a test.csv (columns title and category): train.py with
 its defaults for each model, for mlp and cnn together (`both`) and with the encoder (`all`; needs
@@ -42,6 +48,7 @@ import tempfile
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -58,18 +65,27 @@ SCRIPTS = ("prepare", "train", "evaluate", "synthetic")
 PACKAGES = {"jax": ["jax"], "fasttext": ["fasttext", "fasttext-wheel"], "torch": ["torch"]}  # names that each has
 
 
-def measured(*command, folder, python=sys.executable):
-    """Run a Python command in `folder`; returns (seconds, peak resident memory in MB, standard output)."""
+class Ran(NamedTuple):
+    """What a command took: seconds by the clock and of the processor, peak resident memory in MB; what it printed."""
+    wall_s: float
+    processor_s: float
+    peak_mb: float
+    text: str
+
+
+def measured(*command, folder, python=sys.executable, cores=None):
+    """Run a Python command in `folder`, on `cores` alone if these are named; returns a Ran."""
     started = time.perf_counter()
     with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen([python, *map(str, command)], cwd=folder, stdout=output)
+        process = subprocess.Popen([python, *map(str, command)], cwd=folder, stdout=output,
+                                   preexec_fn=cores and (lambda: os.sched_setaffinity(0, cores)))
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - started
         output.seek(0)
         text = output.read().decode()
     if status:
         raise SystemExit(f"error: {' '.join(map(str, command))} failed")
-    return seconds, usage.ru_maxrss / 1024, text
+    return Ran(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, text)
 
 
 def script(name, *flags):
@@ -98,7 +114,7 @@ def fasttext_peer(loss, epochs, file=None, **settings):
                                           verbose=0, **settings)
         return time.perf_counter() - started, model
 
-    reading, _ = fit(0)
+    reading = fit(0)[0]  # and its model is freed: two would double the peak
     seconds, model = fit(epochs)
     if file:
         model.save_model(file)
@@ -233,14 +249,14 @@ def real_scores(sources, wanted, seeds, refit, folder):
             (here / name).symlink_to((source / name).resolve())
         found = result[source.name] = {}
         if {"svm", "fasttext"} & set(wanted):
-            text = measured(__file__, "--rivals", *wanted, folder=here)[2]
+            text = measured(__file__, "--rivals", *wanted, folder=here).text
             found |= {name: [row] for name, row in json.loads(text.splitlines()[-1]).items()}
         measured(*script("prepare", "--data", "train.csv", "--test", "test.csv",
                          *(["--encoder", "use"] if "encoder" in models else [])), folder=here)
         seconds = {}
 
         def judge(row, names, here=here, found=found, seconds=seconds):
-            scores = json.loads(measured(*script("evaluate", "--ckpt", *names, "--json"), folder=here)[2])
+            scores = json.loads(measured(*script("evaluate", "--ckpt", *names, "--json"), folder=here).text)
             promised = scores["thresholds"]["0.95"]
             found.setdefault(row, []).append((
                 sum(seconds[name] for name in names), scores["accuracy"], scores["balanced_accuracy"],
@@ -252,7 +268,7 @@ def real_scores(sources, wanted, seeds, refit, folder):
                 for seed in range(seeds):
                     name = f"{model}-{seed}"
                     flags = ["--refit", name] if end else ["--model", model, "--seed", seed, "--name", name]
-                    seconds[name + end] = measured(*script("train", *flags), folder=here)[0]
+                    seconds[name + end] = measured(*script("train", *flags), folder=here).wall_s
                     judge(model + said, [name + end])
             for members in together.values():
                 for seed in range(seeds):
@@ -352,21 +368,41 @@ def table_step(rows, small=50_000, large=2_000_000, batch_size=1024, width=9, re
 
 # --- the measurements -------------------------------------------------------------------------------------------------
 
-def ours(folder, name, run, model, epochs, flags, rows):
+def prepared(folder, rows, categories, peers):
+    """Make a folder's titles.csv, prepared/ and, if there are peers, fastText's files; returns what prepare.py took."""
+    folder.mkdir(exist_ok=True)
+    measured(*script("synthetic", "--rows", rows, "--categories", categories, "--out", "titles.csv"), folder=folder)
+    ran = measured(*script("prepare", "--data", "titles.csv", "--out", "prepared"), folder=folder)
+    if peers:
+        write_fasttext(folder)
+    return ran
+
+
+def ours(folder, name, run, model, epochs, flags):
     """A row of the table: train.py and evaluate.py."""
-    seconds, peak, _ = measured(*script("train", "--data", "prepared", "--model", model, "--name", run, "--epochs",
-                                        epochs, "--dim", DIM, *flags), folder=folder)
+    rows = count_rows(folder)
+    ran = trained(folder, run, epochs, "--model", model, *flags)
     scores = json.loads(measured(*script("evaluate", "--data", "prepared", "--ckpt", f"{run}/latest", "--json"),
-                                 folder=folder)[2])
-    header, *lines = (folder / "runs" / run / "metrics.csv").read_text().splitlines()
-    place = header.split(",").index("titles_per_second")
-    training = sum(rows / float(line.split(",")[place]) for line in lines)
+                                 folder=folder).text)
+    training = training_seconds(folder, run, rows)
     return {"model": name, "epochs": epochs, "titles_per_second": epochs * rows / training, "training_s": training,
-            "wall_s": seconds, "peak_mb": peak, "accuracy": scores["accuracy"],
+            "wall_s": ran.wall_s, "peak_mb": ran.peak_mb, "accuracy": scores["accuracy"],
             "balanced_accuracy": scores["balanced_accuracy"]}
 
 
-def theirs(folder, name, epochs, rows, **more):
+def trained(folder, run, epochs, *flags, cores=None):
+    return measured(*script("train", "--data", "prepared", "--name", run, "--epochs", epochs, "--dim", DIM, *flags),
+                    folder=folder, cores=cores)
+
+
+def training_seconds(folder, run, rows):
+    """Seconds that the steps of a run's epochs took, by the clock."""
+    header, *lines = (folder / "runs" / run / "metrics.csv").read_text().splitlines()
+    place = header.split(",").index("titles_per_second")
+    return sum(rows / float(line.split(",")[place]) for line in lines)
+
+
+def theirs(folder, name, epochs, rows, cores=None, **more):
     """A row of the table: a peer, with mlp's n-grams if its name says so, and more settings."""
     settings = {}
     if name.endswith("-all"):
@@ -374,12 +410,12 @@ def theirs(folder, name, epochs, rows, **more):
         words = len(data.load_prepared(folder / "prepared", ())[0]["vocab"])
         settings = {"wordNgrams": 2, "minn": 3, "maxn": 4,
                     "bucket": train.size_rule(rows, 1, 0, words)["buckets"]}
-    seconds, peak, text = measured(__file__, "--peer", name, "--epochs", epochs, "--settings",
-                                   json.dumps(settings | more), folder=folder)
-    found = json.loads(text.splitlines()[-1])
+    ran = measured(__file__, "--peer", name, "--epochs", epochs, "--settings", json.dumps(settings | more),
+                   folder=folder, cores=cores)
+    found = json.loads(ran.text.splitlines()[-1])
     return {"model": name, "epochs": epochs, "titles_per_second": epochs * rows / found["seconds"],
-            "training_s": found["seconds"], "wall_s": seconds, "peak_mb": peak, "accuracy": found["accuracy"],
-            "balanced_accuracy": found["balanced_accuracy"]}
+            "training_s": found["seconds"], "wall_s": ran.wall_s, "processor_s": ran.processor_s,
+            "peak_mb": ran.peak_mb, "accuracy": found["accuracy"], "balanced_accuracy": found["balanced_accuracy"]}
 
 
 def classify_speed(folder, name):
@@ -389,7 +425,7 @@ def classify_speed(folder, name):
     titles = [(folder / f"prepared/{split}_text.txt") for split in ("valid", "train")]
     for kind, flags in {"report": [["--data", "prepared", "--split", split, "--json"] for split in ("valid", "train")],
                         "predict": [["--predict", path, "--out", "predicted.tsv"] for path in titles]}.items():
-        small, large = (measured(*script("evaluate", "--ckpt", name, *flag), folder=folder)[0] for flag in flags)
+        small, large = (measured(*script("evaluate", "--ckpt", name, *flag), folder=folder).wall_s for flag in flags)
         speed[kind] = (sizes["train"] - sizes["valid"]) / (large - small)
     return speed
 
@@ -401,23 +437,91 @@ def has_turbo(python):
         return python and subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
-def answering(folder, name, args, peers):
-    """{who answers: [(titles a second, milliseconds of a title), one a turn]}: the exported run and, if `peers` names
-    the Pythons that have them, fastText and fasttext-turbo."""
-    measured(*script("export", "--ckpt", name, "--out", "exported"), folder=folder)
-    titles = (folder / "prepared/test_text.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")
-    (folder / "words.txt").write_text("".join(" ".join(data.tokenize(title)) + "\n" for title in titles), "utf-8")
+# --- what users feel: {what: {who: figure}} of one turn, ours first, behind it what it is divided by ------------------
+
+def exported(folder, args, turn, peers):
+    """The exported file of mlp beside fastText and fasttext-turbo, whose Pythons `peers` names."""
+    if not turn:
+        measured(*script("export", "--ckpt", "mlp-0", "--out", "exported"), folder=folder)
+        titles = (folder / "prepared/test_text.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")
+        (folder / "words.txt").write_text("".join(" ".join(data.tokenize(title)) + "\n" for title in titles), "utf-8")
+        if peers:
+            theirs(folder, "fasttext-softmax-all", args.epochs, count_rows(folder), file="fasttext.bin")
+    told = [answered(folder, sys.executable, "classify.py", "exported/model.npz", "prepared/test_text.txt"),
+            *(answered(folder, python, "fastText", "fasttext.bin", "words.txt") for python in peers)]
+    return {f"exported file, {what}": {found["who"]: found[key] for found in told}
+            for what, key in (("titles a processor second", "titles_per_second"), ("ms a title", "one_ms"))}
+
+
+def core(folder, args, turn, peers):
+    """Titles of an epoch by seconds of the processor, all on one core, and what the other cores bring by the clock."""
+    rows, one = count_rows(folder), {min(os.sched_getaffinity(0))}
+
+    def by_epochs(ran):
+        return rows * (args.epochs - 1) / (ran(args.epochs) - ran(1))
+
+    found = {"mlp": by_epochs(lambda epochs: trained(folder, f"core-{turn}-{epochs}", epochs, cores=one).processor_s)}
+    for name in peers and ("fasttext-softmax-all", "fasttext-hs-all"):
+        found[name] = by_epochs(lambda epochs, name=name: theirs(folder, name, epochs, rows, one)["processor_s"])
+    trained(folder, f"cores-{turn}", args.epochs)
+    return {"one core, titles of an epoch a processor second": found, "mlp, titles/s": {
+        cores: args.epochs * rows / training_seconds(folder, run, rows)
+        for cores, run in (("all cores", f"cores-{turn}"), ("one core", f"core-{turn}-{args.epochs}"))}}
+
+
+def wait(folder, args, turn, peers):
+    """Seconds from a command to its result: 4,901 titles of 6 categories."""
+    here, run = folder / "small", f"wait-{turn}"
+    if not turn:
+        prepared(here, 4901, 6, peers)
+        (here / "one.txt").write_text(first_line(here / "prepared/test_text.txt"), "utf-8")
+    found = {"train.py": measured(*script("train", "--data", "prepared", "--name", run), folder=here).wall_s}
     if peers:
-        rows = len(np.load(folder / "prepared/train_labels.npy"))
-        theirs(folder, "fasttext-softmax-all", args.epochs, rows, file="fasttext.bin")
-    jobs = [(sys.executable, "classify.py", "exported/model.npz", "prepared/test_text.txt"),
-            *((python, "fastText", "fasttext.bin", "words.txt") for python in peers)]
-    found = {}
-    for _ in range(args.turns):
-        for python, *job in jobs:
-            told = json.loads(measured(ROOT / "tests/answering.py", *job, folder=folder, python=python)[2])
-            found.setdefault(told["who"], []).append((told["titles_per_second"], told["one_ms"]))
-    return found
+        epochs = len((here / "runs" / run / "metrics.csv").read_text().splitlines()) - 1
+        found["fasttext-softmax-all"] = theirs(here, "fasttext-softmax-all", epochs, count_rows(here))["wall_s"]
+    report, one = (measured(*script("evaluate", "--ckpt", run, *flags), folder=here).wall_s
+                   for flags in (("--data", "prepared"), ("--predict", "one.txt")))
+    return {"s until trained and judged": found, "s of a report": {"evaluate.py": report},
+            "s of one title": {"evaluate.py --predict": one}}
+
+
+def load(folder, args, turn, peers):
+    """What answers in Python by evaluate.load: a first title, and a DataFrame beside a file of --predict."""
+    titles = folder / "prepared/train_text.txt"
+    (folder / "one.txt").write_text(first_line(titles), "utf-8")
+    told = answered(folder, sys.executable, "evaluate.load", "mlp-0", titles)
+    small, large = (measured(*script("evaluate", "--ckpt", "mlp-0", "--predict", path, "--out", "predicted.tsv"),
+                             folder=folder).processor_s for path in ("one.txt", titles))
+    return {"s to load and answer a first title": {"evaluate.load": told["first_s"]},
+            "titles a processor second": {"predict of a DataFrame": told["titles_per_second"],
+                                          "--predict after start-up": (count_rows(folder) - 1) / (large - small)}}
+
+
+def memory(folder, args, turn, peers):
+    """MB at most while a million titles train for an epoch."""
+    here = folder / "million"
+    if not turn:
+        prepared(here, 1_000_000, args.categories, peers)
+    found = {"mlp": trained(here, f"memory-{turn}", 1).peak_mb}
+    if peers:
+        found["fasttext-hs-all"] = theirs(here, "fasttext-hs-all", 1, count_rows(here))["peak_mb"]
+    return {"MB at most, a million titles": found}
+
+
+FELT = {"exported": exported, "core": core, "wait": wait, "load": load, "memory": memory}
+
+
+def answered(folder, python, *job):
+    """What answering.py tells of one model."""
+    return json.loads(measured(ROOT / "tests/answering.py", *job, folder=folder, python=python).text)
+
+
+def count_rows(folder):
+    return len(np.load(folder / "prepared/train_labels.npy", mmap_mode="r"))
+
+
+def first_line(path):
+    return path.read_text(encoding="utf-8").partition("\n")[0]
 
 
 def ratios(table):
@@ -446,10 +550,13 @@ def benchmark(args, folder):
             "cnn-words-1-epoch": ("cnn", 1, words)}
     peers = {f"fasttext-{loss}{features}": args.epochs for features in ("", "-all") for loss in LOSSES}
     peers |= {"torch-mlp": 1, "torch-cnn": 1}
-    parts = ["prepare", *rows, *peers, "classify", "exported", "table-size", "help"]
+    parts = ["prepare", *rows, *peers, "classify", *FELT, "table-size", "help"]
     wanted = args.only or parts
+    if "felt" in wanted:
+        wanted = [*dict.fromkeys(["mlp", *FELT, *wanted])]
+        wanted.remove("felt")
     if unknown := set(wanted) - set(parts):
-        raise SystemExit(f"error: --only {min(unknown)}: choose from {' '.join(parts)}")
+        raise SystemExit(f"error: --only {min(unknown)}: choose from {' '.join(parts)} felt")
     result = {"machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
               "versions": {}, "data": f"SYNTHETIC, {args.rows:,} rows, {args.categories} categories"}
 
@@ -463,41 +570,38 @@ def benchmark(args, folder):
         if package not in result["versions"]:
             say(f"{package} is not installed: left out")
             wanted = [part for part in wanted if not part.startswith(package)]
-    measured(*script("synthetic", "--rows", args.rows, "--categories", args.categories, "--out", "titles.csv"),
-             folder=folder)
-    seconds, peak, _ = measured(*script("prepare", "--data", "titles.csv", "--out", "prepared"), folder=folder)
-    result["prepare"] = {"titles_per_second": args.rows / seconds, "wall_s": seconds, "peak_mb": peak}
+    ran = prepared(folder, args.rows, args.categories, "fasttext" in result["versions"])
+    result["prepare"] = {"titles_per_second": args.rows / ran.wall_s, "wall_s": ran.wall_s, "peak_mb": ran.peak_mb}
     say("prepare", result["prepare"])
-    count = len(np.load(folder / "prepared/train_labels.npy", mmap_mode="r"))
-    result["table"] = table = []
-    if "fasttext" in result["versions"]:
-        write_fasttext(folder)
+    answering = [sys.executable] if "fasttext" in result["versions"] else []
+    if answering and has_turbo(args.turbo):
+        answering.append(args.turbo)
+    elif "exported" in wanted:
+        say("fasttext-turbo is left out: it needs fastText, and --turbo a Python that has it")
+    if {"exported", "load"} & set(wanted) and "mlp" not in wanted:
+        say("exported and load are left out: they need mlp")
+        wanted = [part for part in wanted if part not in ("exported", "load")]
+
+    # The parts come one after another, turn by turn, so that a busy minute meets ours and the peers'.
+    result["table"], result["felt"] = table, felt = [], {}
     for turn in range(args.turns):
         for name in wanted:
-            if name in rows:
-                table.append(ours(folder, name, f"{name}-{turn}", *rows[name], count))
-            elif name in peers:
-                table.append(theirs(folder, name, peers[name], count))
-            else:
-                continue
-            table[-1]["turn"] = turn
-            say(table[-1])
+            if name in FELT:
+                for what, found in FELT[name](folder, args, turn, answering).items():
+                    say(what, found)
+                    for who, figure in found.items():
+                        felt.setdefault(what, {}).setdefault(who, []).append(figure)
+            elif name in rows or name in peers:
+                table.append({"turn": turn} | (ours(folder, name, f"{name}-{turn}", *rows[name]) if name in rows
+                                               else theirs(folder, name, peers[name], count_rows(folder))))
+                say(table[-1])
     if "classify" in wanted:
         result["classify"] = {name: classify_speed(folder, f"{name}-0") for name in wanted
                               if name in ("mlp", "mlp-words-1-epoch", "cnn-1-epoch")}
-    if {"exported", "mlp"} <= set(wanted):
-        answers = [sys.executable] if "fasttext" in result["versions"] else []
-        if answers and has_turbo(args.turbo):
-            answers.append(args.turbo)
-        else:
-            say("fasttext-turbo is left out: it needs fastText, and --turbo a Python that has it")
-        result["exported"] = answering(folder, "mlp-0", args, answers)
-    elif "exported" in wanted:
-        say("exported is left out: it needs mlp")
     if "table-size" in wanted:
         result["step_ms_by_table_rows"] = table_step(100_000)
     if "help" in wanted:
-        result["help_s"] = {name: min(measured(*script(name, "--help"), folder=folder)[0] for _ in range(3))
+        result["help_s"] = {name: min(measured(*script(name, "--help"), folder=folder).wall_s for _ in range(3))
                             for name in SCRIPTS}
     by_turn = [ratios([row for row in table if row["turn"] == turn]) for turn in range(args.turns)]
     result["ratios"] = {name: [found[name] for found in by_turn if name in found]
@@ -509,6 +613,12 @@ def median_and_range(values, form):
     """Numbers as text: their median, and the least and the greatest."""
     text = format(float(np.median(values)), form)
     return text + (f" ({min(values):{form}} to {max(values):{form}})" if len(values) > 1 else "")
+
+
+def short_median_and_range(values):
+    """The same with three digits, or as whole numbers."""
+    digits = max(0, 2 - int(np.floor(np.log10(np.median(values)))))
+    return median_and_range(values, f",.{digits}f")
 
 
 def show(result):
@@ -530,14 +640,13 @@ def show(result):
         print(f"{name}: {median_and_range(values, '.4f' if 'accuracy' in name else '.2f')}")
     for name, speed in result.get("classify", {}).items():
         print(f"{name}, after start-up: " + ", ".join(f"{kind} {x:,.0f} titles/s" for kind, x in speed.items()))
-    own, *others = result.get("exported", {"": []}).items()
-    for who, turns in result.get("exported", {}).items():
-        speed, one = zip(*turns, strict=True)
-        print(f"{who}: {median_and_range(speed, ',.0f')} titles a processor second, "
-              f"{median_and_range(one, '.3f')} ms a title")
-    for who, turns in others:
-        print(f"titles/s, {own[0]} / {who}: " + median_and_range(
-            [ours[0] / theirs[0] for ours, theirs in zip(own[1], turns, strict=True)], ".2f"))
+    for what, found in result["felt"].items():
+        own, *others = found
+        for who, figures in found.items():
+            print(f"{what}, {who}: {short_median_and_range(figures)}")
+        for who in others:
+            print(f"{what}, {own} / {who}: " + short_median_and_range(
+                [one / other for one, other in zip(found[own], found[who], strict=True)]))
     if "step_ms_by_table_rows" in result:
         print("mlp step by table size: " + ", ".join(
             f"{int(rows):,} rows {ms:.2f} ms" for rows, ms in result["step_ms_by_table_rows"].items()))
