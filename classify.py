@@ -52,6 +52,7 @@ import sys
 import threading
 import unicodedata
 import warnings
+import weakref
 import zlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -378,8 +379,10 @@ def value_rows(columns):
 
 
 def listed(values):
-    """The values of a sequence, a column of pandas or one of Arrow, as a list."""
-    return values.to_pylist() if hasattr(values, "to_pylist") else list(values)
+    """The values of a sequence, or a column of Arrow, pandas or Polars, as a list: by their own way, for item by item
+    takes five times as long."""
+    way = getattr(values, "to_pylist", None) or getattr(values, "to_list", None)
+    return way() if way else list(values)
 
 
 def stacked(ids, rows):
@@ -388,9 +391,9 @@ def stacked(ids, rows):
 
 
 def joined(parts):
-    """The title that is made of these parts, each a str or None: those that are not empty, with a BORDER between; None
-    where all are missing."""
-    told = [part.replace(BORDER, " ") for part in parts if part is not None]
+    """The title that is made of these parts, each as from `texts_of`: those that are not empty, with a BORDER between;
+    None where all are missing."""
+    told = [part for part in parts if part is not None]
     return BORDER.join([part for part in told if part.strip()] or told[:1]) if told else None
 
 
@@ -411,8 +414,7 @@ def read_rows(rows, title_columns=(), columns=()):
     if not is_table:
         rows = listed(rows)
         if not any(issubclass(kind, collections.abc.Mapping) for kind in {*map(type, rows)}):
-            titles = [None if title is None else title.replace(BORDER, " ") for title in map(title_text, rows)]
-            return titles, np.zeros((len(titles), len(columns)), np.int32), []
+            return texts_of(rows), np.zeros((len(rows), len(columns)), np.int32), []
         records = [row if isinstance(row, collections.abc.Mapping) else {usual: row} for row in rows]
         names = dict.fromkeys(name for row in records for name in row)
 
@@ -431,7 +433,8 @@ def read_rows(rows, title_columns=(), columns=()):
     parts = parts or [values for values in map(column, ("title", "text")) if values is not None][:1]
     if not parts:
         raise TypeError(f"rows: no column {' or '.join((*title_columns, 'title', 'text'))}")
-    titles = [joined(texts) for texts in zip(*(map(title_text, values) for values in parts))]  # noqa: B905
+    parts = [texts_of(values) for values in parts]
+    titles = parts[0] if len(parts) == 1 else [*map(joined, zip(*parts))]  # noqa: B905
     values = {one: column(one.name) for one in columns}
     ids = [np.zeros(len(titles), np.int32) if given is None else one.ids(given) for one, given in values.items()]
     lacking = [name for name, given in found.items() if given is None]
@@ -439,13 +442,20 @@ def read_rows(rows, title_columns=(), columns=()):
     return titles, stacked(ids, len(titles)), lacking
 
 
-def title_text(title):
-    """A title, or a part of one, as it is, or None for a missing value. Raises TypeError where it is no text."""
-    if isinstance(title, str):
-        return title
+def texts_of(titles):
+    """Titles, or parts of them, without a BORDER; None for a missing value. Raises TypeError, which names the first row
+    that is no text."""
+    return [title.replace(BORDER, " ") if isinstance(title, str) else missing_title(title, row)
+            for row, title in enumerate(titles)]
+
+
+def missing_title(title, row):
+    """None; raises TypeError where that is not what the title of this row is."""
     if title is None or title is ABSENT or str(title) in ("nan", "NaN", "<NA>"):
         return None
-    raise TypeError(f"titles: {title!r} is no title; wanted str, or None where one is missing")
+    said = repr(title)
+    raise TypeError(f"row {row}, counted from 0: {said if len(said) < 100 else said[:100] + '...'} is no title; wanted "
+                    "str, or None where one is missing")
 
 
 # --- trees ------------------------------------------------------------------------------------------------------------
@@ -955,7 +965,7 @@ class BaseClassifier:
         titles, values, lacking = read_rows(rows, self.title_columns, self.columns)
         if lacking:
             warnings.warn(f"the rows have no column {' and no column '.join(lacking)}; the others answer without",
-                          stacklevel=3)
+                          stacklevel=4)
         number, present = len(titles), [i for i, title in enumerate(titles) if title is not None]
         if len(present) < number:
             titles, values = [titles[i] for i in present], values[present]
@@ -979,16 +989,7 @@ class BaseClassifier:
         gets an empty list. Where training has seen no word and no n-gram of a title, each pair is (None, 0.0). Raises
         TypeError where rows are something else, ValueError for other arguments that make no sense.
         """
-        if top < 1:
-            raise ValueError(f"top {top}: wanted 1 or more")
-        classifier = self if precision is None else self.require_calibrated(f"precision {precision}").promising
-        rule, unkept = classifier.rule(precision, threshold, level)
-        if unkept:
-            warnings.warn(unkept, stacklevel=2)
-        number, present, rows = self.present(rows)
-        if not present:
-            return [[] for _ in range(number)]
-        *found, _, _ = classifier.answers(rows, top, rule)
+        number, present, found = self.found(rows, top, threshold, precision, level)
         names = [*self.tree.names, None]
         # Pairs are no garbage, though they are so many that the collector would look through all again and again.
         with contextlib.ExitStack() as after:
@@ -1002,6 +1003,35 @@ class BaseClassifier:
             for i, pairs in zip(present, zip(*ranks)):  # noqa: B905
                 result[i] += pairs
         return result
+
+    def predict_columns(self, rows, top=1, threshold=None, precision=None, level=None):
+        """What `predict` says, as the columns of a table: {name: [N]}, in the order and with the names that evaluate.py
+        --predict writes (`category`, `probability`, `category_2` and so on). Categories are objects, str or None where
+        there is none; probabilities float32, NaN where the title is missing. For engines that take a table and give one
+        back: a third quicker than lists."""
+        number, present, found = self.found(rows, top, threshold, precision, level)
+        names, result = np.array([*self.tree.names, None], object), {}
+        columns = answer_columns(min(top, self.tree.size(level)), threshold is not None or precision is not None)
+        for k, (nodes, chances) in enumerate(zip(*(part.T for part in found))):  # noqa: B905
+            for name, missing, values in ((columns[2 * k], None, names[nodes]), (columns[2 * k + 1], np.nan, chances)):
+                result[name] = np.full(number, missing, values.dtype)
+                result[name][present] = values
+        return result
+
+    def found(self, rows, top, threshold, precision, level):
+        """(how many rows there are, the numbers of those whose title is not missing, what `answers` says of these:
+        nodes [M, K] and probabilities [M, K]), for `predict`."""
+        if top < 1:
+            raise ValueError(f"top {top}: wanted 1 or more")
+        classifier = self if precision is None else self.require_calibrated(f"precision {precision}").promising
+        rule, unkept = classifier.rule(precision, threshold, level)
+        if unkept:
+            warnings.warn(unkept, stacklevel=3)
+        number, present, rows = self.present(rows)
+        if not present:
+            width = len(answer_columns(min(top, self.tree.size(level)), rule.thresholds is not None)) // 2
+            return number, present, (np.zeros((0, width), int), np.zeros((0, width), np.float32))
+        return number, present, classifier.answers(rows, top, rule)[:2]
 
     def require_calibrated(self, what):
         """This classifier; raises ValueError where what is asked for rests on validation rows, and there were none."""
@@ -1115,6 +1145,19 @@ def free_name(name, taken):
     return name
 
 
+classifiers = weakref.WeakSet()  # of this process
+
+
+def begin_in_fork():
+    """A fork has no other threads: one of them may hold a lock there for ever, and have left its words half learnt."""
+    for classifier in [*classifiers]:
+        classifier.begin()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=begin_in_fork)
+
+
 class Classifier(BaseClassifier):
     """A model that export.py wrote."""
 
@@ -1156,6 +1199,7 @@ class Classifier(BaseClassifier):
     def begin(self):
         """What is not read from the file, such as the words that are met."""
         self.lock = threading.Lock()  # threads of a server share these words
+        classifiers.add(self)
         self.weights = np.array(self.settings["weights"], np.float32)
         self.level_promises, self.rules = map(self.settings.get, ("level_promises", "rules"))
         self.of_words = [member for member in self.members if isinstance(member, Member)]
@@ -1347,6 +1391,13 @@ class Classifier(BaseClassifier):
             raise ModelError("the model was exported by an earlier version, without what a precision needs; export it "
                              "again")
         return self.settings["promises"]
+
+
+@functools.cache
+def load(path):
+    """The Classifier of a file, read once a process: for functions that an engine calls for batch after batch. Errors
+    are as of Classifier."""
+    return Classifier(path)
 
 
 # --- the model file ---------------------------------------------------------------------------------------------------
@@ -1724,7 +1775,7 @@ def read_titles(file, name, args, classifier, notes):
         notes.note(name, None, LACKING.format(" and ".join(missing)))
     places, titles = places_of(table, columns, notes), [*table.columns.values()]
     rows = rows_of(itertools.chain([first[1:]], parts), table, notes)
-    return table, ((Rows([joined([row[at] for at in titles]) for row in part], stacked(
+    return table, ((Rows([joined(texts_of(row[at] for at in titles)) for row in part], stacked(
         [np.zeros(len(part), np.int32) if at is None else column.ids([row[at] for row in part])
          for column, at in zip(columns, places)], len(part))), part) for part in rows)  # noqa: B905
 
@@ -1861,6 +1912,19 @@ def mlflow_model():
 
     logging.getLogger("mlflow.models.utils").addFilter(no_unknown_params)
 
+    def in_spark():
+        """Whether a task of Spark asks, by mlflow.pyfunc.spark_udf."""
+        return "pyspark" in sys.modules and sys.modules["pyspark"].TaskContext.get() is not None
+
+    class Names(pandas.arrays.StringArray):
+        """A column of text of which spark_udf leaves the nulls as they are: it asks all columns of text for NumPy's
+        str, which would make the word None of them."""
+
+        def astype(self, dtype, copy=True):
+            if dtype is np.str_ or (isinstance(dtype, np.dtype) and dtype.kind == "U"):
+                return np.where(self.isna(), None, self.to_numpy(object))
+            return super().astype(dtype, copy)
+
     class Titles(mlflow.pyfunc.PythonModel):
         def load_context(self, context):
             self.classifier = Classifier(context.artifacts["model"])
@@ -1871,15 +1935,15 @@ def mlflow_model():
             if len(rows) == 1 and isinstance(rows.iloc[0, 0], list):
                 rows = rows.iloc[0, 0]
             try:
-                found = self.classifier.predict(rows, **params)
+                found = self.classifier.predict_columns(rows, **params)
             except (TypeError, ValueError) as error:
                 raise refuse(str(error)) from None
-            names = answer_columns(min(params["top"], self.classifier.tree.size(params["level"])),
-                                   params["threshold"] is not None or params["precision"] is not None)
+            if in_spark():
+                return pandas.DataFrame({name: Names(column) if column.dtype == object else column
+                                         for name, column in found.items()})
             # As objects, so that None stays None, and does not become NaN.
-            missing = [(None, None)] * (len(names) // 2)
-            return pandas.DataFrame([[value for pair in row or missing for value in pair] for row in found],
-                                    columns=names, dtype=object)
+            return pandas.DataFrame({name: [None if value != value else value for value in column.tolist()]
+                                     for name, column in found.items()}, dtype=object)
 
     return Titles()
 
