@@ -558,6 +558,8 @@ def require_parts(args):
     for name in ("out", "test", "download"):
         if name in args.given:
             raise UserError(f"--parts and --{name}: give one")
+    if args.parts.exists() and not args.parts.is_dir():
+        raise UserError(f"--parts {args.parts}: not a folder")
     if (args.parts / "meta.json").exists():
         raise UserError(f"--parts {args.parts}: is prepared data itself; name a folder that holds parts alone")
     if not args.check and len(args.data) > 1:
@@ -613,8 +615,6 @@ def why_again(path, part, args, base):
 def check_parts(args):
     """What --check does."""
     args, base = read_base(args)
-    if args.parts.exists() and not args.parts.is_dir():
-        raise UserError(f"{args.parts}: not a folder")
     files.recover_folders(args.parts)
     there = {path.name for path in args.parts.glob("*") if path.is_dir() and not path.name.startswith(".")}
     half = {files.TEMPORARY.sub("", name) for name in there if files.TEMPORARY.search(name)}
