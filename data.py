@@ -23,6 +23,8 @@ The prepared folder (`data/prepared/`), for each split `train`, `valid`, `test`:
     meta.json             command, sources, options, counts, format version, checksum of every file, fingerprint of all
                           that decides what is learned
 
+A folder of parts (`prepare.py --parts`) has such folders, each named as the file that it was made of.
+
 What a word is, and what an n-gram, says classify.py, which exported models bring with them; here is what many titles at
 once need beside that. How files of titles are read (titles/sources.py), what a model computes (model.py) and what a run
 keeps (titles/runs.py) do not belong here.

@@ -47,11 +47,11 @@ warning says what is lacking then. Takes about 4 s for a million rows on two cor
 Of many rows it says at the end what training on them takes (train.py --costs).
 --encoder also cuts titles into pieces of words, about 9,000 titles a second and core.
 --like prepares more training rows with the vocabulary, categories and options of another folder, which need not be on
-the same machine. Nothing is drawn from them for validation or
-test: all rows train but those that the source itself gives to another split (which may have titles that train in other
-folders), and those whose title the other folder validates or tests with, which are left out. Rows of other categories
-are bad rows. Categories may be predicted ones (evaluate.py --predict FILE --keep); where the other folder knows which
-labels are reliable and these rows do not say it, they are not.
+the same machine. Nothing is drawn from them for validation or test: all rows train but those that the source itself
+gives to another split (which may have titles that train in other folders), and those whose title the other folder
+validates or tests with, which are left out. Rows of other categories are bad rows. Categories may be predicted ones
+(evaluate.py --predict FILE --keep); where the other folder knows which labels are reliable and these rows do not say
+it, they are not.
 --parts prepares so one file into a folder of parts, where its part has the file's name, so that whatever starts
 processes (xargs, a Slurm array) makes the parts of a large set side by side. A part that is there, whole, of the same
 content, folder and options is not made again, so all can be started once more; one of another file with the same name
@@ -1259,21 +1259,25 @@ def prepare(args):
         if described:
             meta["full_share"] = write_pieces(folder, args, meta["rows"].values())
 
-        # Pieces follow from the text and the encoder: without them, runs on the same data can be compared and averaged.
-        # Where rows stand in their files decides nothing.
-        paths = sorted(folder.iterdir())
-        with ThreadPoolExecutor(args.threads) as pool:
-            sums = dict(zip((path.name for path in paths), pool.map(files.checksum, paths), strict=True))
-        identity = {name: digest for name, digest in sums.items()
-                    if not name.endswith(("_pieces.npy", "_line.npy", "_id.txt"))}
-        if made.tree.levels > 1:  # the same files say something else where names are no paths
-            identity["levels"] = made.tree.levels
-        meta |= {"files": sums, "fingerprint": files.fingerprint(identity)}
+        meta |= identity(folder, made.tree.levels, args.threads)
         files.write_json(folder / "meta.json", files.with_checksum(meta))
         written = sum(path.stat().st_size for path in folder.iterdir())
     bad.warn()
     report(meta, made.tree, args.out, written, time.time() - started)
     tell_costs(args, meta["rows"]["train"])
+
+
+def identity(folder, levels, threads):
+    """What meta.json says of the files in a folder: `files` and `fingerprint`."""
+    paths = sorted(folder.iterdir())
+    with ThreadPoolExecutor(threads) as pool:
+        sums = dict(zip((path.name for path in paths), pool.map(files.checksum, paths), strict=True))
+
+    # Pieces follow from the text and the encoder: without them, runs on the same data can be compared and averaged.
+    # Where rows stand in their files decides nothing. The same files say something else where names are no paths.
+    deciding = {name: digest for name, digest in sums.items()
+                if not name.endswith(("_pieces.npy", "_line.npy", "_id.txt"))}
+    return {"files": sums, "fingerprint": files.fingerprint(deciding | ({"levels": levels} if levels > 1 else {}))}
 
 
 def tell_costs(args, rows):
