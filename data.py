@@ -23,6 +23,8 @@ The prepared folder (`data/prepared/`), for each split `train`, `valid`, `test`:
     meta.json             command, sources, options, counts, format version, checksum of every file, fingerprint of all
                           that decides what is learned
 
+A folder of parts (`prepare.py --parts`) has such folders, each named as the file that it was made of.
+
 What a word is, and what an n-gram, says classify.py, which exported models bring with them; here is what many titles at
 once need beside that. How files of titles are read (titles/sources.py), what a model computes (model.py) and what a run
 keeps (titles/runs.py) do not belong here.
@@ -58,6 +60,7 @@ SPLITS = ("train", "valid", "test")
 DESCRIBED = ("command", "source", "fingerprint", "synthetic", "categories", "vocabulary", "languages", "reliable_share",
              "unknown_share", "mean_words", "cut_share", "title_columns", "levels",
              "separator")  # what a run keeps of meta.json
+AGAIN = "run prepare.py again"  # what helps where a folder is not what it was
 MAX_STEPS = 8  # of a chunk, which is one call of the compiled loop; titles of a chunk are all short or all long
 NUMBER = re.compile(r"[-+]?\d*\.?\d+([eE][-+]?\d+)?")  # in files of word vectors
 
@@ -269,7 +272,7 @@ def load_prepared(folders, splits=SPLITS, text=None, on_disk=(), ids=True):
     """The prepared data of some splits, of one folder or of several that share vocabulary and labels (prepare.py
     --like), as if they were one; every file checked against its checksum.
 
-    Args: folders, a path or a list of paths; text, the split whose titles are wanted as they came, or None; on_disk,
+    Args: folders, as of `folders_of`; text, the split whose titles are wanted as they came, or None; on_disk,
     splits whose titles stay there, as Titles; ids, False where `titles` and `pieces` are not wanted, nor read.
     Returns: (meta, arrays). meta: the content of meta.json with `vocab`, `words` (vocab, then oov.txt), `labels`, the
     lines of columns.txt as `columns`, and `vectors` (or None). arrays[split][kind]: `titles` [N, L] ids in `words`,
@@ -279,12 +282,13 @@ def load_prepared(folders, splits=SPLITS, text=None, on_disk=(), ids=True):
     Raises UserError where a folder holds no prepared data, or not what prepare.py wrote, or where they do not go
     together.
     """
-    folders = [folders] if isinstance(folders, (str, Path)) else folders
-    found = [(*read_prepared(Path(folder), splits, text, ids), folder) for folder in folders]
-    if len({meta["fingerprint"] for meta, *_ in found}) < len(found):
-        raise UserError(f"{' '.join(map(str, folders))}: the same prepared data twice")
+    known = {}
+    found = [(*read_prepared(folder, splits, text, ids, known), folder) for folder in folders_of(folders)]
     # In an order of their own, so that it does not matter how they are named.
     found.sort(key=lambda item: item[0]["fingerprint"])
+    for (one, _, folder), (other, _, its_folder) in itertools.pairwise(found):
+        if one["fingerprint"] == other["fingerprint"]:
+            raise UserError(f"{folder} and {its_folder}: the same prepared data twice; leave one of them out")
     require_alike([(folder, meta) for meta, _, folder in found])
     meta, languages = joined_meta([meta for meta, *_ in found])
 
@@ -314,6 +318,27 @@ def load_prepared(folders, splits=SPLITS, text=None, on_disk=(), ids=True):
     return meta, arrays
 
 
+def folders_of(named):
+    """The prepared folders that --data names, a path or a list of paths: for a folder of parts these, by their
+    names."""
+    named = [named] if isinstance(named, (str, Path)) else named
+    return [part for folder in map(Path, named) for part in parts_in(folder) or [folder]]
+
+
+def parts_in(folder):
+    """The parts in a folder of parts (prepare.py --parts), sorted by name: the folders there that do not begin with a
+    dot. Of any other folder []. Raises UserError where one of them is half-written."""
+    if (folder / "meta.json").is_file() or not folder.is_dir():
+        return []
+    files.recover_folders(folder)
+    parts = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    for path in parts:
+        if files.TEMPORARY.search(path.name):
+            raise UserError(f"{path}: half-written, by a process that is at work or was killed; wait for it, or "
+                            f"prepare {files.TEMPORARY.sub('', path.name)} again")
+    return parts if any((path / "meta.json").is_file() for path in parts) else []
+
+
 def described(meta):
     """What a run keeps of the meta.json of its data."""
     return {name: meta[name] for name in DESCRIBED}
@@ -332,7 +357,9 @@ def files_of(source, split):
 
 def require_alike(found):
     """Raise UserError unless what was prepared in these folders can be used as one: found, [(folder, meta.json)]."""
-    (folder, meta), *others = found
+    # The folder that others are like is what these are compared with.
+    (folder, meta), *others = sorted(found, key=lambda one: bool(one[1]["options"]["like"]))
+    bases = {one["fingerprint"] for _, one in found if not one["options"]["like"]}
     for other, its in others:
         different = [name for name in ("vocab.txt", "labels.txt", "columns.txt", "vectors.npy")
                      if its["files"].get(name) != meta["files"].get(name)]
@@ -340,6 +367,10 @@ def require_alike(found):
         if different:
             raise UserError(f"{other}: was prepared with another {different[0]} than {folder}; prepare one of them "
                             "--like the other")
+        # With other rows held out some of these could train.
+        if bases and its["base"] not in {None, *bases}:
+            raise UserError(f"{other}: was prepared --like other data than {folder} now holds; prepare it again --like "
+                            f"{folder}")
         if (its["reliable_share"] is None) != (meta["reliable_share"] is None):
             raise UserError(f"{folder} and {other}: one of them alone says which labels are reliable; add the column "
                             "label_quality to the other's source, or drop it from both")
@@ -383,51 +414,66 @@ def joined_fingerprint(fingerprints):
 def fingerprint_of(folders):
     """The fingerprint that `load_prepared` would give; None where there is no prepared data. Raises OSError where one
     of several folders has none."""
-    paths = [Path(folder) / "meta.json" for folder in ([folders] if isinstance(folders, (str, Path)) else folders)]
+    paths = [folder / "meta.json" for folder in folders_of(folders)]
     if not any(path.is_file() for path in paths):
         return None
     return joined_fingerprint([files.read_json(path).get("fingerprint", "") for path in paths]) or None
 
 
-def read_prepared(folder, splits, text=None, ids=True):
-    """(meta, arrays) of one folder: the content of its meta.json, with `vocab`, `oov`, `labels` and `vectors`; these
-    splits as prepare.py wrote them, without ids of words and pieces if not `ids`."""
-    again = "run prepare.py again"
+def read_meta(folder):
+    """The content of the meta.json of a prepared folder. Raises UserError where there is none, or not as it was
+    written."""
     files.recover_folder(folder)
     if not (folder / "meta.json").is_file():
         raise UserError(f"{folder}: no prepared data here; run prepare.py, whose --data takes titles, or name the "
                         "folder that it wrote with --data")
     # What older scripts did not write has this meaning.
-    meta = {"title_columns": [], "levels": 1, "separator": None} | files.read_verified_json(
-        folder / "meta.json", FORMAT, again)
+    return {"title_columns": [], "levels": 1, "separator": None, "base": None, "part_of": None} | (
+        files.read_verified_json(folder / "meta.json", FORMAT, AGAIN))
+
+
+def verified(folder, meta, name):
+    """The path of a file in a prepared folder. Raises UserError where it is not as meta.json, `meta`, says."""
+    # meta.json may come from others: it must not lead outside its folder.
+    path = folder / name
+    if Path(name).name != name:
+        raise UserError(f"{folder}/meta.json: names a file outside its folder ({name}); {AGAIN}")
+    if not path.is_file():
+        raise UserError(f"{path}: missing; {AGAIN}")
+    if files.checksum(path) != meta["files"][name]:
+        raise UserError(f"{path}: not what prepare.py wrote (cut short or changed); {AGAIN}")
+    return path
+
+
+def read_prepared(folder, splits, text=None, ids=True, known=None):
+    """(meta, arrays) of one folder: the content of its meta.json, with `vocab`, `oov`, `labels`, `columns` and
+    `vectors`; these splits as prepare.py wrote them, without ids of words and pieces if not `ids`. known: {checksum:
+    content} of lists and vectors that other folders share, each of which is in memory once."""
+    meta, known = read_meta(folder), {} if known is None else known
     if meta["tokenizer"] != TOKENIZER:
-        print(f"warning: {folder}: was prepared with another classify.py; if its tokenizer was changed, {again}",
+        print(f"warning: {folder}: was prepared with another classify.py; if its tokenizer was changed, {AGAIN}",
               file=sys.stderr)
 
-    # meta.json may come from others: it must not lead outside its folder.
-    def verified(name):
-        path = folder / name
-        if Path(name).name != name:
-            raise UserError(f"{folder}/meta.json: names a file outside its folder ({name}); {again}")
-        if not path.is_file():
-            raise UserError(f"{path}: missing; {again}")
-        if files.checksum(path) != meta["files"][name]:
-            raise UserError(f"{path}: not what prepare.py wrote (cut short or changed); {again}")
-        return path
+    def content(name, read):
+        path, checksum = verified(folder, meta, name), meta["files"][name]
+        if checksum not in known:
+            known[checksum] = read(path)
+        return known[checksum]
 
     arrays = {split: {} for split in splits}
     for name in meta["files"]:
         split, _, kind = name.removesuffix(".npy").rpartition("_")
         if split in arrays and name.endswith(".npy") and (kind != "line" or split == text) and (
                 ids or kind not in ("titles", "oov", "pieces")):
-            arrays[split][kind] = load_array(verified(name), "r" if kind in ("titles", "pieces") else None)
+            arrays[split][kind] = load_array(verified(folder, meta, name),
+                                             "r" if kind in ("titles", "pieces") else None)
     if text:
-        arrays[text] |= {kind: files.read_lines(verified(f"{text}_{kind}.txt")) for kind in ("text", "id")
+        arrays[text] |= {kind: files.read_lines(verified(folder, meta, f"{text}_{kind}.txt")) for kind in ("text", "id")
                          if f"{text}_{kind}.txt" in meta["files"]}
         arrays[text]["file"] = [one["file"] for one in meta["source"] for _ in range(one["rows"][text])]
-    lists = {name: files.read_lines(verified(f"{name}.txt")) for name in ("vocab", "oov", "labels")}
-    lists["columns"] = files.read_lines(verified("columns.txt")) if "columns.txt" in meta["files"] else []
-    vectors = load_array(verified("vectors.npy")) if "vectors.npy" in meta["files"] else None
+    lists = {name: content(f"{name}.txt", files.read_lines) for name in ("vocab", "oov", "labels")}
+    lists["columns"] = content("columns.txt", files.read_lines) if "columns.txt" in meta["files"] else []
+    vectors = content("vectors.npy", load_array) if "vectors.npy" in meta["files"] else None
     return meta | lists | {"vectors": vectors}, arrays
 
 

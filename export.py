@@ -230,10 +230,10 @@ def sample_rows(classifier, folders):
     prepared data of the run is in these folders; made of words of its vocabulary, changed, glued together and with
     marks; and ODD."""
     size = SAMPLE_OF_ENCODER if any("encoder" in config for config, _ in classifier.members) else SAMPLE
-    titles, draw, folder = [], random.Random(0), folders if isinstance(folders, Path) else folders[0]
+    titles, draw = [], random.Random(0)
     with contextlib.suppress(OSError, UserError):  # a run needs no data to be exported
         if data.fingerprint_of(folders) == classifier.config["fingerprint"]:
-            with open(folder / "valid_text.txt", encoding="utf-8") as file:
+            with open(data.folders_of(folders)[0] / "valid_text.txt", encoding="utf-8") as file:
                 titles += [line.rstrip("\n") for line in itertools.islice(file, size)]
     for _ in range(size):
         words = draw.choices(classifier.vocab[len(data.SPECIALS):], k=draw.randrange(1, 15))

@@ -11,6 +11,8 @@
     python prepare.py --data shop.csv --separator ">"               # categories are paths, as Home > Kitchen > Knives
     python prepare.py --data titles.csv --group-column product_id   # no product stands on two sides of a split
     python prepare.py --data more.csv --like data/prepared --out data/more      # then train.py --data with both folders
+    ls more/*.csv | xargs -P 8 -I{} python prepare.py --threads 1 --data {} --like data/prepared --parts data/parts
+    python prepare.py --data more --like data/prepared --parts data/parts --check   # train.py --data takes data/parts
 
 Reads, plain or compressed (gzip, bzip2, xz), told apart by content:
   - CSV or TSV with a header that names `title` (or `text`) and `category` (or `label`), in any order; `language`,
@@ -45,11 +47,17 @@ warning says what is lacking then. Takes about 4 s for a million rows on two cor
 Of many rows it says at the end what training on them takes (train.py --costs).
 --encoder also cuts titles into pieces of words, about 9,000 titles a second and core.
 --like prepares more training rows with the vocabulary, categories and options of another folder, which need not be on
-the same machine, so that parts of a large set can be made side by side. Nothing is drawn from them for validation or
-test: all rows train but those that the source itself gives to another split (which may have titles that train in other
-folders), and those whose title the other folder validates or tests with, which are left out. Rows of other categories
-are bad rows. Categories may be predicted ones (evaluate.py --predict FILE --keep); where the other folder knows which
-labels are reliable and these rows do not say it, they are not.
+the same machine. Nothing is drawn from them for validation or test: all rows train but those that the source itself
+gives to another split (which may have titles that train in other folders), and those whose title the other folder
+validates or tests with, which are left out. Rows of other categories are bad rows. Categories may be predicted ones
+(evaluate.py --predict FILE --keep); where the other folder knows which labels are reliable and these rows do not say
+it, they are not.
+--parts prepares so one file into a folder of parts, where its part has the file's name, so that whatever starts
+processes (xargs, a Slurm array) makes the parts of a large set side by side. A part that is there, whole, of the same
+content, folder and options is not made again, so all can be started once more; one of another file with the same name
+is not replaced. --check prepares nothing. It prints the files of --data (files, or folders with all the files in them)
+whose part is missing, half-written, broken, or not of the file, the folder or the options as they are now, one a line,
+for xargs; on standard error why, which parts no file has, and how many are well. Its status is 0 if all are, else 1.
 """
 import argparse
 import contextlib
@@ -143,14 +151,22 @@ def split_of(path):
     return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
 
 
-def find_files(folder, form):
-    """[(path, split or None)] of the data set in a folder, whose files have this sources.Format; raises UserError when
-    it holds none or several."""
+def title_files(folder):
+    """The files of titles in a folder, by their names; raises UserError where there is none."""
     # What begins with a dot belongs to the system (`._train.csv` to a Mac's), with `~$` to Excel while a file is open;
     # what was being unpacked may be cut short.
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and SUFFIX.search(path.name)
                    and not path.name.startswith((".", "~$"))
                    and not any(map(files.TEMPORARY.search, path.relative_to(folder).parts)))
+    if not paths:
+        raise UserError(f"{folder}: no .csv, .tsv, .jsonl, .txt, .parquet or .xlsx file here")
+    return paths
+
+
+def find_files(folder, form):
+    """[(path, split or None)] of the data set in a folder, whose files have this sources.Format; raises UserError when
+    it holds none or several."""
+    paths = title_files(folder)
     named = [(path, split_of(path)) for path in paths if split_of(path) is not None]
 
     # The challenge's test.csv has titles without categories.
@@ -161,8 +177,6 @@ def find_files(folder, form):
     if named and not any(split == 0 for _, split in named):
         raise UserError(f"{folder}: has no training file (no name says train); name one with --data")
     found = named or [(path, None) for path in paths]
-    if not found:
-        raise UserError(f"{folder}: no .csv, .tsv, .jsonl, .txt, .parquet or .xlsx file here")
 
     # Files of several folders, several files without a split, or the same file twice, packed and not, are ambiguous.
     distinct = {SUFFIX.sub(r".\1", str(path)) for path, _ in found}
@@ -506,9 +520,9 @@ CHOSEN = ("languages", "title_column", "category_column", "separator", "group_co
 
 def read_base(args):
     """What a part takes from the folder of --like: (the options, of which most are that folder's; a namespace of its
-    `vocab` and `tree` of categories, the keys of the titles, and of the groups, that it has `held_out` for validation
-    and test, its `vectors`, and whether it `knows_quality` of labels). Raises UserError where the options do not go
-    together."""
+    `fingerprint`, `encoder`, `vocab` and `tree` of categories, the keys of the titles, and of the groups, that it has
+    `held_out` for validation and test, its `vectors`, and whether it `knows_quality` of labels). Raises UserError where
+    the options do not go together."""
     if args.data is None or args.out.resolve() == args.like.resolve():
         raise UserError("--like goes with --data, and with an --out of its own")
     meta, arrays = data.read_prepared(args.like, SPLITS[1:])
@@ -525,9 +539,119 @@ def read_base(args):
         encoder.require(described, args.like)
     held_out = [rows[kind] for rows in arrays.values() for kind in ("keys", "groups") if kind in rows]
     return (argparse.Namespace(**vars(args) | taken | {"fold": None}),  # no split is drawn
-            SimpleNamespace(vocab=meta["vocab"], columns=meta["columns"],
-                            tree=data.tree_of(meta), held_out=np.concatenate(held_out),
+            SimpleNamespace(fingerprint=meta["fingerprint"], encoder=described, vocab=meta["vocab"],
+                            columns=meta["columns"], tree=data.tree_of(meta), held_out=np.concatenate(held_out),
                             vectors=meta["vectors"], knows_quality=meta["reliable_share"] is not None))
+
+
+# --- a folder of parts ------------------------------------------------------------------------------------------------
+
+class AlreadyThere(Exception):
+    """A part is there and need not be prepared."""
+
+
+def require_parts(args):
+    """Raise UserError unless --parts and --check go with the other flags."""
+    if not (args.parts and args.like and args.data):
+        raise UserError("--check goes with --parts, and --parts with --data and --like" if args.check else
+                        "--parts goes with --data and --like")
+    for name in ("out", "test", "download"):
+        if name in args.given:
+            raise UserError(f"--parts and --{name}: give one")
+    if args.parts.exists() and not args.parts.is_dir():
+        raise UserError(f"--parts {args.parts}: not a folder")
+    if (args.parts / "meta.json").exists():
+        raise UserError(f"--parts {args.parts}: is prepared data itself; name a folder that holds parts alone")
+    if not args.check and len(args.data) > 1:
+        raise UserError("--parts prepares one file at a time; start a process for each (--help shows how)")
+
+
+def part_of(path, parts):
+    """The folder of a file's part in the folder of parts."""
+    # A name that begins with a dot, or ends as what is half-written does, would be no part to who reads the folder.
+    files.require_file(path)
+    if path.name.startswith(".") or files.TEMPORARY.search(path.name) or set("\r\n") & set(str(path)):
+        raise UserError(f"{path}: no part can have this name (a dot at its beginning, a temporary file's end, or a "
+                        "line end in the path); rename it")
+    return parts / path.name
+
+
+def place_of(path, parts):
+    """Where a file is as the folder of parts sees it, as text: it tells files of one name apart, whatever folder they
+    are named from."""
+    try:
+        return readable(os.path.relpath(path.resolve(), parts.resolve()))
+    except ValueError:  # on another drive of Windows
+        return readable(path.resolve())
+
+
+def why_again(path, part, args, base):
+    """Why the part of a file has to be prepared (again), or None where it is whole and of the file, the base (as from
+    `read_base`) and the options as they are. Raises UserError where it is the part of another file."""
+    if not (part / "meta.json").exists():
+        return "missing"
+    said, broken, changed = files.read_json(part / "meta.json"), None, True
+    try:
+        meta = data.read_meta(part)
+        for name in meta["files"]:
+            data.verified(part, meta, name)
+        changed = [one["checksum"] for one in meta["source"]] != [files.checksum(path)]
+    except (UserError, OSError) as error:
+        broken = f"broken ({error})"
+    if changed and said.get("part_of") != place_of(path, part.parent):
+        raise UserError(f"{part}: is the part of another file than {path} ({said.get('part_of') or 'from --out'}); "
+                        "rename one of the two, or choose another --parts")
+    if broken or changed:
+        return broken or "of an earlier version of the file"
+
+    now = json.loads(json.dumps(options_of(args)))
+    other = [name for name in now if name != "like" and meta["options"].get(name) != now[name]]
+    return (f"of other data than {args.like} now holds" if meta["base"] != base.fingerprint else
+            f"of another --{other[0].replace('_', '-')}" if other else
+            "of another classify.py or encoder" if (meta["tokenizer"], meta["encoder"]) != (
+                data.TOKENIZER, base.encoder) else None)
+
+
+def check_parts(args):
+    """What --check does."""
+    args, base = read_base(args)
+    files.recover_folders(args.parts)
+    there = {path.name for path in args.parts.glob("*") if path.is_dir() and not path.name.startswith(".")}
+    half = {files.TEMPORARY.sub("", name) for name in there if files.TEMPORARY.search(name)}
+    paths = {}
+    for path in (path for one in args.data for path in (title_files(one) if one.is_dir() else [one])):
+        if (same := paths.setdefault(part_of(path, args.parts), path)) is not path:
+            raise UserError(f"{path} and {same}: would have the same part; rename one of the two, or give it another "
+                            "--parts")
+
+    def fault(part):
+        if part.name in half:
+            return "half-written, by a process that is at work or was killed"
+        try:
+            return why_again(paths[part], part, args, base)
+        except (UserError, OSError) as error:
+            return str(error)
+
+    with ThreadPoolExecutor(args.threads) as pool:
+        faults = dict(zip(paths, pool.map(fault, paths), strict=True))
+    whole = {}
+    for part in [part for part, why in faults.items() if not why]:
+        if (twin := whole.setdefault(data.fingerprint_of(part), part)) is not part:
+            faults[part] = f"has the rows of {twin}; leave one of the two out"
+    faults = {part: why for part, why in faults.items() if why}
+    unclaimed = {files.TEMPORARY.sub("", name) for name in there} - {part.name for part in paths}
+
+    # Paths go out as they came, also where these are not UTF-8.
+    sys.stdout.reconfigure(errors="surrogateescape")
+    for part, why in faults.items():
+        print(paths[part])
+        print(f"{part}: {why}", file=sys.stderr)
+    for name in sorted(unclaimed):
+        print(f"{args.parts / name}: no file of --data has this part; train.py would train on it", file=sys.stderr)
+    print(f"{len(paths) - len(faults):,} of {len(paths):,} parts are well", file=sys.stderr)
+    if faults or unclaimed:
+        sys.stdout.flush()
+        cli.exit_with(1)
 
 
 # --- categories -------------------------------------------------------------------------------------------------------
@@ -986,8 +1110,15 @@ def write_pieces(folder, args, sizes):
 #   vectors_found             of words that have a pretrained vector, or null
 #   title_columns, columns    names of those that make a title, if not the usual ones; what is said of the others
 #   encoder, full_share       name, version, weights and max_len of the encoder, or null; of titles that fill that
+#   base, part_of             fingerprint of the folder of --like; where the file is from the folder of --parts; or null
 #   files, fingerprint        {file: checksum}; a digest of those that decide what is learned
 #   checksum                  of meta.json itself
+
+def options_of(args):
+    """The options that decide what is prepared, as meta.json has them."""
+    return {name: readable(value) if isinstance(value, Path) else value for name, value in vars(args).items()
+            if name not in ("data", "test", "out", "threads", "mirror", "download", "given", "parts", "check")}
+
 
 def describe(args, chosen, rows, made, bad):
     """What meta.json says, but for the checksums. made: a namespace of what `prepare` has made of the rows."""
@@ -1005,8 +1136,8 @@ def describe(args, chosen, rows, made, bad):
         "source": [{"file": readable(path), "split": None if s is None else SPLITS[s], "checksum": files.checksum(path),
                     "rows": dict(zip(SPLITS, counts, strict=False))}
                    for (path, s), counts in zip(chosen, by_file, strict=True)],
-        "options": {name: readable(value) if isinstance(value, Path) else value for name, value in vars(args).items()
-                    if name not in ("data", "test", "out", "threads", "mirror", "download", "given")},
+        "options": options_of(args),
+        "base": made.base, "part_of": args.parts and place_of(args.data[0], args.parts),
         "rows": dict(zip(SPLITS, sizes, strict=True)), "left_out_rows": int((made.split == LEFT_OUT).sum()),
         "bad_rows": bad.count, "first_bad_row": bad.first and readable(bad.first),
         "overruled_rows": rows.overruled,
@@ -1089,6 +1220,11 @@ def prepare(args):
     require_own(args.out)
     bad = sources.BadRows(args.max_bad_rows)
     with files.atomic_folder(args.out) as folder:
+        # Under the lock, so that two files of one name that are prepared at once do not replace each other.
+        if args.parts and not (why := why_again(args.data[0], args.out, args, base)):
+            raise AlreadyThere
+        if args.parts and why != "missing":
+            print(f"{args.out}: {why}; prepared again")
         rows = read_rows(args, chosen, bad, base)
         if len(args.data or ()) > 1:
             settle(rows, len(args.data), base)
@@ -1097,7 +1233,7 @@ def prepare(args):
             rows.reliable = np.zeros(len(rows.key), bool)
 
         # What the rows are made into, see `describe`.
-        made = SimpleNamespace(encoder=described)
+        made = SimpleNamespace(encoder=described, base=base and base.fingerprint)
         made.tree, made.label = number_categories(rows, base, bad)
         made.split = split_rows(rows, made.label, args, base, made.tree.leaves)
         require_splits(rows, made, args, base)
@@ -1123,21 +1259,25 @@ def prepare(args):
         if described:
             meta["full_share"] = write_pieces(folder, args, meta["rows"].values())
 
-        # Pieces follow from the text and the encoder: without them, runs on the same data can be compared and averaged.
-        # Where rows stand in their files decides nothing.
-        paths = sorted(folder.iterdir())
-        with ThreadPoolExecutor(args.threads) as pool:
-            sums = dict(zip((path.name for path in paths), pool.map(files.checksum, paths), strict=True))
-        identity = {name: digest for name, digest in sums.items()
-                    if not name.endswith(("_pieces.npy", "_line.npy", "_id.txt"))}
-        if made.tree.levels > 1:  # the same files say something else where names are no paths
-            identity["levels"] = made.tree.levels
-        meta |= {"files": sums, "fingerprint": files.fingerprint(identity)}
+        meta |= identity(folder, made.tree.levels, args.threads)
         files.write_json(folder / "meta.json", files.with_checksum(meta))
         written = sum(path.stat().st_size for path in folder.iterdir())
     bad.warn()
     report(meta, made.tree, args.out, written, time.time() - started)
     tell_costs(args, meta["rows"]["train"])
+
+
+def identity(folder, levels, threads):
+    """What meta.json says of the files in a folder: `files` and `fingerprint`."""
+    paths = sorted(folder.iterdir())
+    with ThreadPoolExecutor(threads) as pool:
+        sums = dict(zip((path.name for path in paths), pool.map(files.checksum, paths), strict=True))
+
+    # Pieces follow from the text and the encoder: without them, runs on the same data can be compared and averaged.
+    # Where rows stand in their files decides nothing. The same files say something else where names are no paths.
+    deciding = {name: digest for name, digest in sums.items()
+                if not name.endswith(("_pieces.npy", "_line.npy", "_id.txt"))}
+    return {"files": sums, "fingerprint": files.fingerprint(deciding | ({"levels": levels} if levels > 1 else {}))}
 
 
 def tell_costs(args, rows):
@@ -1274,6 +1414,9 @@ def main():
     add("--test", type=Path, help="file with the test split (default: a folder's own, else 20 %% of the rows)")
     add("--out", type=Path, default=Path("data/prepared"), help="folder to write")
     add("--like", type=Path, metavar="DIR", help="prepare with the vocabulary, categories and options of this folder")
+    add("--parts", type=Path, metavar="DIR",
+        help="with --like, instead of --out: folder of parts, where the part of a file has the file's name")
+    add("--check", action="store_true", help="with --parts: prepare nothing, but print which files have no sound part")
     add("--download", choices=DOWNLOADS, help="fetch this public data set into data/raw/ first")
     add("--mirror", metavar="URL", help="fetch from this address instead of the public server")
     add("--languages", nargs="+", type=readable, metavar="L", help="keep only these languages, e.g. spanish")
@@ -1307,7 +1450,16 @@ def main():
         help="bad rows to skip: a share below 1, or a count")
     add("--threads", type=cli.positive(int), default=min(8, os.cpu_count()),
         help="threads that tokenize, and processes that cut titles into pieces")
-    prepare(cli.parse_args(parser))
+    args = cli.parse_args(parser)
+    if args.parts or args.check:
+        require_parts(args)
+        args.out = args.parts if args.check else part_of(args.data[0], args.parts)
+    if args.check:
+        return check_parts(args)
+    try:
+        prepare(args)
+    except AlreadyThere:
+        print(f"{args.out}: is there, whole, of {args.data[0]} as it is")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@
 
 All devices that JAX sees share every batch; JAX_NUM_CPU_DEVICES=4 makes four of a processor, to try that. Several
 processes, also of several machines, train as one with --coordinator (see docs/cluster.md), and several prepared
-folders (prepare.py --like) with --data A B C.
+folders (prepare.py --like), or folders of parts (--parts), with --data A B C.
 
 Reads data/prepared/ (prepare.py writes it). Writes runs/NAME/ (its files are described in titles/runs.py) and a run in
 MLflow (sqlite:///mlflow.db, or MLFLOW_TRACKING_URI). The checkpoint `best` is the one with the highest balanced

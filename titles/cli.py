@@ -242,7 +242,8 @@ def parse_args(parser, argv=None):
 def add_data_flag(add):
     """Add --data by a parser's or a group's add_argument."""
     add("--data", type=Path, nargs="+", default=Path("data/prepared"),
-        help="folder that prepare.py wrote, or several that were prepared --like one of them")
+        help="folder that prepare.py wrote, or several that were prepared --like one of them, or "
+        "a folder of such parts")
 
 
 def listed(paths):

@@ -375,7 +375,7 @@ def without_trained(folders, meta, arrays, trained, has_former):
     one, or trains on several folders: their score, and promises made of it, would not hold for new titles. Raises
     UserError where no row is left."""
     # In a single folder equal titles stand on one side, unless its source has divided them; prepare.py says so.
-    several = isinstance(folders, list) and len(folders) > 1
+    several = len(data.folders_of(folders)) > 1
     seen = np.isin(arrays["valid"]["keys"], trained)
     if not seen.any() or not (has_former or several):
         return meta, arrays

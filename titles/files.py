@@ -165,6 +165,12 @@ def recover_folder(folder):
         time.sleep(0.05)
 
 
+def recover_folders(folder):
+    """`recover_folder` of all that are in this one."""
+    for old in folder.glob("*.tmp-old"):
+        recover_folder(TEMPORARY.sub("", str(old)))
+
+
 # --- compressed and unknown input -------------------------------------------------------------------------------------
 
 class ChunkStream(io.RawIOBase):

@@ -66,8 +66,7 @@ def file_format(args, classifier, file):
     remembered = {}
     with suppress(UserError, OSError):  # a run needs no data to classify
         if data.fingerprint_of(args.data) == classifier.config["fingerprint"]:
-            folder = args.data if isinstance(args.data, Path) else args.data[0]
-            remembered = files.read_json(folder / "meta.json")["options"]
+            remembered = files.read_json(data.folders_of(args.data)[0] / "meta.json")["options"]
     # A run knows itself which columns make a title, and whether its categories are paths, which one column may hold as
     # the run writes them.
     remembered = {"title_column": classifier.title_columns, "separator": classifier.config.get("data", {}).get(
