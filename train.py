@@ -4,6 +4,7 @@
     python train.py --model cnn --name my-cnn        # the sentence CNN; also rnn and transformer
     python train.py --model encoder                  # a pretrained encoder, after prepare.py --encoder use
     python train.py --resume my-cnn                  # go on after Ctrl-C, a crash or a kill, to the same bits
+    python train.py --name my-cnn --resume           # begin it, or go on with it
     python train.py --refit my-cnn                   # the same again on training and validation rows, as my-cnn-refit
     python train.py --model mlp cnn encoder --refit  # one after the other, their refits, and all of them together
     python train.py --model mlp cnn encoder --refit --within 20m     # as much of that as fits, the most useful first
@@ -26,8 +27,9 @@ temperature is fitted, and no precision can be promised.
 
 Several models, --seeds, --refit without a name and --within are one command for several trainings, which end with the
 command that uses them together. Typed again it goes on where it was stopped: what runs of the same settings, data and
-scripts are there are not trained again, whoever has trained them. --within ends it for certain: what will not fit is
-left out, or trains for fewer epochs, at least half of them where there is another run already.
+scripts are there are not trained again, whoever has trained them. --resume without a name makes that of any command.
+--within ends it for certain: what will not fit is left out, or trains for fewer epochs, at least half of them where
+there is another run already.
 
 What a training costs is said before its first step, and again where its speed turns out to be another; with memory that
 will not do comes a warning. --costs says it of all that a command asks for, and trains nothing.
@@ -171,7 +173,8 @@ def parse_args(argv=None):
     cli.add_data_flag(add)
     add("--runs", type=Path, default=Path("runs"), help="folder of all runs")
     add("--name", help="name of the run (default: model and number)")
-    add("--resume", metavar="NAME", help="go on with this run; its own settings hold")
+    add("--resume", metavar="NAME", nargs="?", const="",
+        help="go on with this run; its own settings hold; without a name: with the run of all these flags, or begin it")
     add("--refit", metavar="NAME", nargs="?", const="",
         help="train anew with the settings of this run, on validation rows, too; without a name: of those just trained")
     add("--seeds", type=cli.positive(int), metavar="N", default=1, help="train each model with N seeds, from --seed on")

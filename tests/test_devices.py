@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from conftest import (
     write_csv,
 )
 
-from titles import runs
+from titles import cli, devices, runs
 
 FLAGS = ("--epochs", 3, "--dim", 16, "--batch-size", 32)
 SHARED = "--shard-table"
@@ -160,10 +161,11 @@ def kill_and_resume(folder, draw, name, count, resumed_by, seconds):
     statuses = ended(begun, PATIENCE)
     taken = time.time() - killed
 
-    # They end with status 2 and a line of ours, unless JAX was quicker: it aborts, and says that another task died.
+    # They end with a status and a line of ours, unless JAX was quicker: it aborts, and says that another task died.
     for number in set(range(count)) - {victim}:
         error = said(folder, number, "err")
-        assert statuses[number] == 0 or (statuses[number] == 2 and "another process has ended" in error) or (
+        assert statuses[number] == 0 or (
+            statuses[number] == cli.TryAgain.status and "another process has ended" in error) or (
             statuses[number] == -signal.SIGABRT and "another task died" in error), (statuses, error)
     trained_by(resumed_by, folder, "--resume", name) if resumed_by > 1 else train(folder, 1, "--resume", name)
     assert_same_training(folder, name, "mlp")
@@ -218,6 +220,47 @@ def test_a_port_that_is_taken(one_device):
 ])
 def test_wrong_flags_of_processes(one_device, flags, words):
     assert_one_line_error(run_script("train", *flags, cwd=one_device, check=False), words)
+
+
+@pytest.mark.parametrize("address, words", [
+    ("127.0.0.1:1", "start them together"), ("auto", "start them together"),
+    ("a.invalid:1", "does not know that name")])
+def test_processes_that_do_not_come(monkeypatch, capsys, address, words):
+    def leave(status):
+        assert status == cli.TryAgain.status
+        raise SystemExit
+
+    monkeypatch.setattr(devices.os, "_exit", leave)
+    with pytest.raises(SystemExit):
+        devices.give_up(address)
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: --coordinator {address}: not all processes") and words in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_name_that_nobody_knows(one_device):
+    """JAX asks for it until the time is up; here that is a second."""
+    code = (f"import runpy, sys; sys.path[0] = {str(ROOT)!r}; from titles import devices; devices.CONNECT = 1\n"
+            f"sys.argv[0] = {str(ROOT / 'train.py')!r}; runpy.run_path(sys.argv[0], run_name='__main__')")
+    flags = ["--coordinator", "a.invalid:1", "--processes", "2", "--process", "1"]
+    done = subprocess.run([sys.executable, "-c", code, *flags], cwd=one_device, capture_output=True, text=True,
+                          env=environment())
+    assert done.returncode == cli.TryAgain.status and "a.invalid:1: not all processes were there" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("count, kind, words", [
+    (1, cli.UserError, "checkpoints: step 4 is not saved"),
+    (2, cli.TryAgain, "checkpoints: another process has ended, or step 4 is not saved")])
+def test_what_another_process_may_have_caused_is_tried_again(one_device, monkeypatch, count, kind, words):
+    """A full disk looks like the end of another process, with which a checkpoint is written."""
+    monkeypatch.setattr(runs.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    manager = runs.checkpoint_manager(one_device / "runs/mlp", read_only=True)
+    monkeypatch.setattr(devices.jax, "process_count", lambda: count)
+    with pytest.raises(cli.UserError, match=words) as error:
+        runs.save_checkpoint(manager, 4, {}, [])
+    assert type(error.value) is kind
 
 
 COLLECTIVES = """

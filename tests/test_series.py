@@ -9,7 +9,16 @@ import threading
 import time
 
 import pytest
-from conftest import ROOT, assert_one_line_error, assert_same_run, environment, run_here, tiny_rows, write_csv
+from conftest import (
+    ROOT,
+    assert_one_line_error,
+    assert_same_run,
+    environment,
+    fail_after_a_checkpoint,
+    run_here,
+    tiny_rows,
+    write_csv,
+)
 
 import evaluate
 from titles import cli, costs, files, progress, runs, series
@@ -307,6 +316,24 @@ def test_the_limit_ends_what_looks_at_no_clock():
     with series.ended_at(time.time() + 0.2):
         pass
     time.sleep(0.4)  # else this would be the end of the tests
+
+
+def test_resume_without_a_name_begins_and_goes_on(fresh):
+    flags = ("--resume", "--name", "x", *SMALL[:4], "--save-seconds", 0)
+    with pytest.MonkeyPatch.context() as patch:  # killed when there is no checkpoint yet, then after the first one
+        patch.setattr(runs, "checkpoint_manager", lambda _: 1 / 0)
+        fail_after_a_checkpoint(fresh, *flags)
+    assert names(fresh) == ["x"] and not runs.history_of(fresh / "runs/x")
+    fail_after_a_checkpoint(fresh, *flags)
+    assert "all epochs are done" not in run_here("train", *flags, cwd=fresh).stdout
+    assert "mlp: is there already, as x\n" in run_here("train", *flags, cwd=fresh).stdout
+
+    # To the same bits. What asks for another run under that name is refused.
+    run_here("train", "--name", "y", *flags[3:], cwd=fresh)
+    assert names(fresh) == ["x", "y"]
+    assert_same_run(fresh / "runs/x", fresh / "runs/y")
+    done = run_here("train", *flags, "--lr", 0.01, cwd=fresh, check=False)
+    assert_one_line_error(done, "runs/x: a run of this name is there")
 
 
 # --- what cannot be ---------------------------------------------------------------------------------------------------

@@ -29,13 +29,20 @@ WINDOWS = os.name == "nt"
 
 class UserError(Exception):
     """Something the user can put right. The message names the file and says what to do."""
+    status = 2
+
+
+class TryAgain(UserError):
+    """Something that the same command may not meet again, such as the end of another process."""
+    status = 75  # EX_TEMPFAIL of sysexits.h
 
 
 def run(main):
     """Call a script's `main` and turn what goes wrong into an exit status.
 
-    Errors that the user can put right (UserError, OSError, no memory) end in one line on standard error and status 2;
-    Ctrl-C in status 130; a reader of our output that has left in status 1. Defects keep their traceback.
+    Errors that the user can put right (UserError, OSError, no memory) end in one line on standard error and status 2,
+    or that of the error; Ctrl-C in status 130; a reader of our output that has left in status 1. Defects keep their
+    traceback.
     """
     # What libraries make while they are loaded and while programs are traced stays; to search it for garbage again and
     # again takes a sixth of that time, and to take it apart at the very end another second.
@@ -78,7 +85,7 @@ def run(main):
                 isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)):
             raise
         print("error:", " ".join(str(said).split()) or "out of memory", file=sys.stderr)
-        exit_with(2)
+        exit_with(error.status if isinstance(error, UserError) else 2)
 
 
 def interrupt(number, frame):

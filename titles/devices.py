@@ -4,7 +4,8 @@ docs/cluster.md shows.
 All processes get the same flags and see the same folders. Each looks at all rows once (checksums, counts) and keeps
 those that its own devices hold. The first one prints, writes reports and logs to MLflow; all write checkpoints. One
 that ends unexpectedly ends the others: at once where a connection breaks, else after HEARTBEAT seconds or a little
-more; one that never comes, after CONNECT.
+more; one that never comes, after CONNECT. They end with the status of cli.TryAgain, or JAX aborts them: for what starts
+programs again, as docs/train.kubernetes.yaml has it, that is another thing than bad input.
 
 What a process decides must not rest on its clock, its signals or what it alone sees, or the others wait for ever.
 
@@ -26,10 +27,10 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from titles import cli, files
-from titles.cli import UserError
+from titles.cli import TryAgain, UserError
 
 HEARTBEAT = 10   # seconds without a sign of life after which a process counts as dead
-CONNECT = 60     # seconds within which all processes must have begun
+CONNECT = 300    # seconds within which all processes must have begun; some may have to fetch an image first
 SHUTDOWN = 60    # seconds that a process waits, at its own end, for that of the others
 
 
@@ -48,13 +49,15 @@ def together(main, args):
         code = re.match(r"([A-Z_]+): ", str(error))
         if jax.process_count() == 1 or not code or code[1] == "RESOURCE_EXHAUSTED":
             raise
-        raise UserError(f"{possible_cause()}it cannot be reached; start all of them again, a training with --resume "
-                        f"({str(error)[:200]})") from None
+        raise TryAgain("another process has ended, or it cannot be reached; start all of them again, a training with "
+                       f"--resume ({str(error)[:200]})") from None
 
 
-def possible_cause():
-    """How a message begins about what may be wrong only because another process has ended."""
-    return "another process has ended, or " if jax.process_count() > 1 else ""
+def failed(subject, what):
+    """The UserError about what may have failed only because another process has ended."""
+    if jax.process_count() > 1:
+        return TryAgain(f"{subject}: another process has ended, or {what}")
+    return UserError(f"{subject}: {what}")
 
 
 def join(args):
@@ -85,13 +88,17 @@ def join(args):
                 raise UserError(f"--coordinator: port {match[1]} of this machine cannot be used ({error.strerror}); "
                                 "choose another") from None
 
+    # In Kubernetes JAX would ask the cluster even for what it has been told, or warn that it cannot.
+    asked = "deactivate" if address and "KUBERNETES_SERVICE_HOST" in os.environ else None
+
     # Where JAX's own patience ends it aborts the program. Until then Ctrl-C would not be heard.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     patience = threading.Timer(CONNECT, give_up, [args.coordinator])
     patience.start()
     try:
-        jax.distributed.initialize(address, args.processes, args.process, initialization_timeout=2 * CONNECT,
-                                   heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=SHUTDOWN)
+        jax.distributed.initialize(address, args.processes, args.process, cluster_detection_method=asked,
+                                   initialization_timeout=2 * CONNECT, heartbeat_timeout_seconds=HEARTBEAT,
+                                   shutdown_timeout_seconds=SHUTDOWN)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"--coordinator {args.coordinator}: JAX cannot begin there ({str(error)[:200]})") from None
     finally:
@@ -112,9 +119,14 @@ def join(args):
 
 def give_up(coordinator):
     """End the program, from another thread than the one that waits for the other processes."""
-    print(f"error: --coordinator {coordinator}: not all processes were there within {CONNECT} s; start them together, "
-          "each with the address of the first one's machine", file=sys.stderr, flush=True)
-    os._exit(2)
+    why = "start them together, each with the address of the first one's machine"
+    try:
+        socket.getaddrinfo(coordinator.rpartition(":")[0] or "localhost", None)
+    except OSError as error:
+        why = f"this machine does not know that name ({error.strerror})"
+    print(f"error: --coordinator {coordinator}: not all processes were there within {CONNECT} s; {why}",
+          file=sys.stderr, flush=True)
+    os._exit(TryAgain.status)
 
 
 def leave_with_traceback(*error):

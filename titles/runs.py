@@ -485,9 +485,8 @@ def checkpoint_manager(folder, read_only=False):
         # What the system refuses is no damage, and says itself what it is.
         raise
     except Exception as error:  # Orbax raises many kinds for a damaged folder
-        advice = "" if devices.possible_cause() else "; remove the damaged step"
-        raise UserError(f"{folder}/checkpoints: {devices.possible_cause()}cannot be read ({str(error)[:200]}){advice}"
-                        ) from None
+        advice = "" if jax.process_count() > 1 else "; remove the damaged step"
+        raise devices.failed(f"{folder}/checkpoints", f"cannot be read ({str(error)[:200]}){advice}") from None
 
 
 def save_checkpoint(manager, step, state, history, metrics=None):
@@ -518,8 +517,8 @@ def save_checkpoint(manager, step, state, history, metrics=None):
             folder = Path(manager.directory) / str(step)
             files.write_json(folder / "sums.json", file_checksums(folder))
     except (OSError, ValueError) as error:  # TensorStore raises ValueError where it cannot write
-        raise UserError(f"{manager.directory}: {devices.possible_cause()}step {step} is not saved ({str(error)[:200]})"
-                        f"; mend that, then go on with train.py --resume {manager.directory.parent.name}") from None
+        raise devices.failed(manager.directory, f"step {step} is not saved ({str(error)[:200]}); mend that, then go on "
+                             f"with train.py --resume {manager.directory.parent.name}") from None
 
 
 def restore_checkpoint(manager, step, **targets):
@@ -550,8 +549,7 @@ def restore_checkpoint(manager, step, **targets):
         restored = manager.restore(step, args=ocp.args.Composite(**arguments))
         return {part: restored[part] for part in targets}
     except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged folder
-        raise UserError(f"{folder}: {devices.possible_cause()}cannot be read as this run's checkpoint "
-                        f"({str(error)[:200]})") from None
+        raise devices.failed(folder, f"cannot be read as this run's checkpoint ({str(error)[:200]})") from None
 
 
 def restore(folder, which):

@@ -52,11 +52,12 @@ class Step(NamedTuple):
 def run(table, args, calls, started):
     """Do what a command of train.py asks for. table: a configuration.Table; calls: Calls; started: when the command
     began, as from time.time(). All that can be refused is refused by a UserError before the first training begins."""
-    one = "--resume" if args.resume is not None else "--refit" if args.refit else None
-    several = len(args.models) > 1 or args.seeds > 1 or args.refit == ""
+    one = "--resume" if args.resume else "--refit" if args.refit else None
+    several = len(args.models) > 1 or args.seeds > 1 or "" in (args.refit, args.resume)
     if several and one:
-        raise UserError(f"{one} NAME goes on with one run; leave several models, --seeds and --refit alone out")
-    if args.costs and args.resume is not None:
+        raise UserError(f"{one} NAME goes on with one run; leave several models, --seeds and what has no name "
+                        "(--refit, --resume) out")
+    if args.costs and args.resume:
         raise UserError("--costs: tells what a new training takes; leave --resume out")
     deadline = args.within and started + args.within * (1 - RESERVE[0]) - RESERVE[1]
     with ended_at(args.within and started + args.within):
