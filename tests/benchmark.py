@@ -7,6 +7,7 @@
     python tests/benchmark.py --rows 20000000 --turns 1 --only prepare mlp-1-epoch    # needs 8 GB of disk
     python tests/benchmark.py --only mlp exported --turbo turbo/bin/python    # exported files; pin it to one core
     python tests/benchmark.py --rows 150000 --only felt --turbo turbo/bin/python     # what users feel; 13 minutes
+    python tests/benchmark.py --rows 150000 --only mlp engines      # Spark, Ray, ..., those that are installed
     python tests/benchmark.py --scores FOLDER --only svm fasttext mlp cnn both    # scores on real data, see below
     python tests/benchmark.py --draw scores.png    # the README's picture, from the first table of EXPERIMENTS.md
 
@@ -28,6 +29,8 @@ of the processor's time, all at once, and milliseconds of a title by itself, see
 one core, with what is judged in it (the difference of --epochs and one epoch, so without start-up), and what the other
 cores bring by the clock; `wait`: from command to result of 4,901 titles of 6 categories, by the clock; `load`: Python
 calls beside --predict; `memory`: the peak of an epoch of a million titles. What counts by the clock needs idle cores.
+`engines` has the examples of docs/engines.md and classify.py score a million titles: titles a second of the processor,
+that of all processes they start, on one core and without their start-up (the difference of a large and a small file).
 
 --scores measures on every folder in FOLDER with a train.csv and a test.csv (columns title and category): train.py with
 its defaults for each model, for mlp and cnn together (`both`) and with the encoder (`all`; needs
@@ -38,10 +41,13 @@ calibration error of every training, and what became of the promise that 95 % ar
 """
 import argparse
 import contextlib
+import ctypes
+import importlib.util
 import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -508,7 +514,61 @@ def memory(folder, args, turn, peers):
     return {"MB at most, a million titles": found}
 
 
+EXAMPLES = dict(re.findall(r"^## (.*?)$.*?^```python\n(.*?)^```", (ROOT / "docs/engines.md").read_text("utf-8"),
+                           re.MULTILINE | re.DOTALL))
+
+
+def engines(folder, args, turn, peers):
+    """Titles that classify.py and the engines score, by seconds of the processor."""
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet
+    sizes = {50_000: folder / "few", 1_000_000: folder / "many"}
+    if not turn:
+        measured(*script("export", "--ckpt", "mlp-0", "--out", "exported", "--register", "titles", "--alias",
+                         "champion"), folder=folder)
+        measured(*script("synthetic", "--rows", max(sizes), "--seed", 7, "--out", "new.csv"), folder=folder)
+        titles = pa.csv.read_csv(folder / "new.csv", convert_options=pa.csv.ConvertOptions(include_columns=["title"]))
+        for rows, here in sizes.items():
+            here.mkdir()
+            for name in ("exported", "mlflow.db", "mlruns"):
+                (here / name).symlink_to(folder / name)
+            pa.parquet.write_table(titles[:rows], here / "offers.parquet", row_group_size=125_000)
+            (here / "titles.txt").write_text("\n".join(titles[:rows]["title"].to_pylist()), "utf-8")
+    environment = os.environ | {"PYTHONPATH": "exported", "PYSPARK_PYTHON": sys.executable}
+    jobs = {"classify.py": ["exported/classify.py", "exported/model.npz", "titles.txt"]} | {
+        name: ["-c", code] for name, code in EXAMPLES.items()
+        if importlib.util.find_spec({"spark": "pyspark"}.get(name.split()[0].lower(), name.split()[0].lower()))}
+    found = {}
+    for name, job in jobs.items():
+        small, large = (seconds_of_all([sys.executable, *job], here, environment) for here in sizes.values())
+        found[name] = (max(sizes) - min(sizes)) / (large - small)
+    return {"titles a processor second, a million of them": found}
+
+
+def seconds_of_all(command, folder, environment):
+    """Processor seconds of a command and all that it starts, on one core, until the last of them has ended."""
+    import resource
+
+    # Processes whose parent has ended become children of this one, which waits for them (PR_SET_CHILD_SUBREAPER).
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL,
+                               preexec_fn=lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}))
+    if process.wait():
+        raise SystemExit(f"error: {command[-1]} failed")
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.wait()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    for path in folder.glob("scored*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
 FELT = {"exported": exported, "core": core, "wait": wait, "load": load, "memory": memory}
+PARTS = FELT | {"engines": engines}
 
 
 def answered(folder, python, *job):
@@ -550,7 +610,7 @@ def benchmark(args, folder):
             "cnn-words-1-epoch": ("cnn", 1, words)}
     peers = {f"fasttext-{loss}{features}": args.epochs for features in ("", "-all") for loss in LOSSES}
     peers |= {"torch-mlp": 1, "torch-cnn": 1}
-    parts = ["prepare", *rows, *peers, "classify", *FELT, "table-size", "help"]
+    parts = ["prepare", *rows, *peers, "classify", *PARTS, "table-size", "help"]
     wanted = args.only or parts
     if "felt" in wanted:
         wanted = [*dict.fromkeys(["mlp", *FELT, *wanted])]
@@ -578,16 +638,16 @@ def benchmark(args, folder):
         answering.append(args.turbo)
     elif "exported" in wanted:
         say("fasttext-turbo is left out: it needs fastText, and --turbo a Python that has it")
-    if {"exported", "load"} & set(wanted) and "mlp" not in wanted:
-        say("exported and load are left out: they need mlp")
-        wanted = [part for part in wanted if part not in ("exported", "load")]
+    if "mlp" not in wanted and (needing := {"exported", "load", "engines"} & set(wanted)):
+        say(f"{' '.join(sorted(needing))}: left out, for they need mlp")
+        wanted = [part for part in wanted if part not in needing]
 
     # The parts come one after another, turn by turn, so that a busy minute meets ours and the peers'.
     result["table"], result["felt"] = table, felt = [], {}
     for turn in range(args.turns):
         for name in wanted:
-            if name in FELT:
-                for what, found in FELT[name](folder, args, turn, answering).items():
+            if name in PARTS:
+                for what, found in PARTS[name](folder, args, turn, answering).items():
                     say(what, found)
                     for who, figure in found.items():
                         felt.setdefault(what, {}).setdefault(who, []).append(figure)

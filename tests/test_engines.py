@@ -14,12 +14,11 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet
 import pytest
-from conftest import ROOT, environment, run_here
+from benchmark import EXAMPLES
+from conftest import environment, run_here
 
 import classify
 
-EXAMPLES = dict(re.findall(r"^## (.*?)$.*?^```python\n(.*?)^```", (ROOT / "docs/engines.md").read_text("utf-8"),
-                           re.MULTILINE | re.DOTALL))
 ODD = [None, "", "mesa silla azul " * 70_000, "???", "qwzzk"]  # the third is a megabyte
 ROWS = 6000
 
@@ -50,8 +49,8 @@ def small(shop):
 
 
 def run_example(folder, code):
-    env = environment(PYTHONPATH=str(folder / "exported"), PYSPARK_PYTHON=sys.executable)
-    return subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300,
+                          env=environment(PYTHONPATH=str(folder / "exported"), PYSPARK_PYTHON=sys.executable))
 
 
 def require_engine(name):
