@@ -101,8 +101,11 @@ TEST_SHARE = 0.2            # of the rows, where the source gives no test split
 # labels have one), and where a category has so many titles, and so large a share of its titles' first words is its own.
 GLUED = 12
 CUT_TITLES, CUT_SHARE = 8, 0.95
-# A warning comes where so large a share of titles is cut, with the length that leaves so many whole.
-CUT_OFF, WHOLE = 0.05, 0.99
+# Titles are read as far as USUAL words and pieces; where a larger share of them than CUT_OFF has more, so far that the
+# share WHOLE is read whole, but LONGEST at most. With flags that cut more than CUT_OFF a warning comes.
+USUAL = {"words": 20, "pieces": 28}
+CUT_OFF, WHOLE, LONGEST = 0.05, 0.99, 64
+PIECED = 2000               # titles that tell how many pieces they have
 PIECE_ROWS = 8192           # titles that a process cuts into pieces at a time
 LEFT_OUT = len(SPLITS)      # the split of rows that go to none (--like)
 STEPS = 16                  # that the numbers of a column are cut into, of equally many training rows
@@ -275,11 +278,32 @@ class Codes:
 
 
 class Block(NamedTuple):
-    """Titles as they are kept until all are read, cut to --max-len words."""
+    """Titles as they are kept until all are read, cut to --max-len words, or to LONGEST."""
     rows: slice             # which of all rows they are
     numbers: np.ndarray     # [T] int32, the words of all these titles in turn
     lengths: np.ndarray     # [n] how many of them each title has
     titles: pa.Array        # of strings, as they came
+
+
+def cut(block, most):
+    """A Block whose titles have so many words at most."""
+    numbers, lengths = block.numbers, block.lengths.astype(np.int64)
+    if lengths.max(initial=0) > most:
+        position = np.arange(len(numbers)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        numbers, lengths = numbers[position < most], np.minimum(lengths, most)
+    return block._replace(numbers=numbers, lengths=lengths.astype(data.smallest_uint(most)))
+
+
+def length_for(lengths, titles, usual):
+    """How much of a title is read where no flag says it: lengths [N], rising, of so many `titles` [N] each."""
+    if titles[lengths > usual].sum() <= CUT_OFF * titles.sum():
+        return usual
+    return min(LONGEST, max(usual, length_of_whole(lengths, titles)))
+
+
+def length_of_whole(lengths, titles):
+    """The length that leaves the share WHOLE of the titles whole."""
+    return int(lengths[np.searchsorted(np.cumsum(titles), WHOLE * titles.sum())])
 
 
 def read_rows(args, chosen, bad, base):
@@ -289,8 +313,9 @@ def read_rows(args, chosen, bad, base):
     of `words`, of `spellings` of categories (see `marked_paths`) and of `languages`, and a list of those of the `texts`
     of --columns; `word_keys`, the keys of the words; arrays with one entry a row, `spelling`, `language`, `values`
     [N, K] (codes of texts), `id` (Arrow strings) and those of `columns_of`, but None for what is OPTIONAL and no row
-    has; the number of rows `of_file` each; how many were `read`, and `of_length`, how many have 0, 1, ... words before
-    titles are cut. Raises UserError where rows or words are missing, or too many rows are bad.
+    has; the number of rows `of_file` each; how many were `read`; and `of_length`, numbers of words, rising, and how
+    many titles have so many before they are cut. Raises UserError where rows or words are missing, or too many rows are
+    bad.
     """
     import pyarrow.compute as pc
     words, spellings, languages, word_keys = Codes(), Codes(), Codes(), np.zeros(0, np.uint64)
@@ -305,10 +330,8 @@ def read_rows(args, chosen, bad, base):
 
         # What --max-len cuts off is counted and dropped.
         of_length.update(dict(zip(*map(np.ndarray.tolist, np.unique(lengths, return_counts=True)), strict=True)))
-        position = np.arange(len(codes)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        short = np.minimum(lengths, args.max_len).astype(data.smallest_uint(args.max_len))
-        blocks.append(Block(slice(count, count + len(lengths)), numbers[position < args.max_len], short,
-                            block["title"]))
+        blocks.append(cut(Block(slice(count, count + len(lengths)), numbers, lengths, block["title"]),
+                          args.max_len or LONGEST))
 
         # What else the rows have. A column that a file lacks is empty.
         block = dict.fromkeys(("split", *OPTIONAL.values()), pa.repeat("", len(lengths))) | block
@@ -334,7 +357,8 @@ def read_rows(args, chosen, bad, base):
               for name in columns[0] if name not in OPTIONAL or name in had}
     return SimpleNamespace(where=where, paths=[path for path, _ in chosen], blocks=blocks, words=words,
                            spellings=spellings, languages=languages, texts=texts, word_keys=word_keys,
-                           read=count, of_length=of_length, of_file=[of_file[one] for one in chosen],
+                           read=count, of_length=[*map(np.array, zip(*sorted(of_length.items()), strict=True))],
+                           of_file=[of_file[one] for one in chosen],
                            overruled=0, first_overruled=None,
                            **dict.fromkeys(OPTIONAL) | arrays)
 
@@ -1047,6 +1071,17 @@ def write_columns(folder, rows, split, label, columns):
     return None if language is None else [name or "unknown" for name in names]
 
 
+def pieces_of_titles(name, blocks):
+    """How many pieces of a title an encoder reads where no flag says it, told by PIECED titles from all of them."""
+    ends = np.cumsum([len(block.titles) for block in blocks])
+    titles = []
+    for row in np.unique(np.linspace(0, ends[-1] - 1, PIECED).astype(int)).tolist():
+        block = blocks[np.searchsorted(ends, row, "right")]
+        titles.append(block.titles[row - block.rows.start].as_py())
+    ids = encoder.pieces(name, titles, LONGEST)
+    return length_for(*np.unique((ids > 0).sum(1), return_counts=True), USUAL["pieces"])
+
+
 def write_pieces(folder, args, sizes):
     """Write {split}_pieces.npy, ids of pieces of the titles in {split}_text.txt, a block at a time; sizes: rows of the
     splits. Returns the share of titles that fill all columns."""
@@ -1126,7 +1161,7 @@ def describe(args, chosen, rows, made, bad):
     leaves, nodes = made.tree.leaves, len(made.tree.names)
     of_category = [np.bincount(made.label[made.split == s], minlength=nodes)[:leaves] for s in range(3)]
     by_file = [np.bincount(mine, minlength=3).tolist() for mine in np.split(made.split, np.cumsum(rows.of_file)[:-1])]
-    words, titles = map(np.array, zip(*sorted(rows.of_length.items()), strict=True))
+    words, titles = rows.of_length
     held_out = {name: rows.key[made.split == s] for s, name in enumerate(SPLITS) if s}
     drawn = not args.like and rows.group is None and not (rows.given == 2).any()
     return {
@@ -1153,7 +1188,7 @@ def describe(args, chosen, rows, made, bad):
         "vocabulary": len(made.words.vocab), "unknown_share": made.unknown_share,
         "max_len": args.max_len, "cut_share": float(titles[words > args.max_len].sum() / titles.sum()),
         "mean_words": float(np.average(words, weights=titles)),
-        "most_words": int(words[np.searchsorted(np.cumsum(titles), WHOLE * titles.sum())]),
+        "most_words": length_of_whole(words, titles),
         "conflicting_rows": conflicting_rows(rows.key, made.label, made.tree),
         "also_in_train": {name: float(np.isin(keys, rows.key[made.split == 0]).sum() / max(1, len(keys)))
                           for name, keys in held_out.items()},
@@ -1215,7 +1250,8 @@ def prepare(args):
     started = time.time()
     args, base = read_base(args) if args.like else (args, None)
     args.columns = distinct(args.columns or [])
-    described = args.encoder and encoder.describe(args.encoder, args.max_pieces)  # a missing package shows at once
+    if args.encoder:
+        encoder.describe(args.encoder, args.max_pieces)  # a missing package shows at once
     chosen = choose_files(args)
     require_own(args.out)
     bad = sources.BadRows(args.max_bad_rows)
@@ -1226,6 +1262,9 @@ def prepare(args):
         if args.parts and why != "missing":
             print(f"{args.out}: {why}; prepared again")
         rows = read_rows(args, chosen, bad, base)
+        if not args.max_len:
+            args.max_len = length_for(*rows.of_length, USUAL["words"])
+            rows.blocks = [cut(block, args.max_len) for block in rows.blocks]
         if len(args.data or ()) > 1:
             settle(rows, len(args.data), base)
         # Labels of which nothing is said, such as predicted ones, are not reliable beside those that are.
@@ -1233,7 +1272,10 @@ def prepare(args):
             rows.reliable = np.zeros(len(rows.key), bool)
 
         # What the rows are made into, see `describe`.
-        made = SimpleNamespace(encoder=described, base=base and base.fingerprint)
+        if args.encoder:
+            args.max_pieces = args.max_pieces or pieces_of_titles(args.encoder, rows.blocks)
+        made = SimpleNamespace(base=base and base.fingerprint,
+                               encoder=args.encoder and encoder.describe(args.encoder, args.max_pieces))
         made.tree, made.label = number_categories(rows, base, bad)
         made.split = split_rows(rows, made.label, args, base, made.tree.leaves)
         require_splits(rows, made, args, base)
@@ -1256,7 +1298,7 @@ def prepare(args):
             np.save(folder / "vectors.npy", vectors)
             made.vectors_found = float(vectors[len(data.SPECIALS):].any(1).mean())  # these never have one
         meta = describe(args, chosen, rows, made, bad)
-        if described:
+        if made.encoder:
             meta["full_share"] = write_pieces(folder, args, meta["rows"].values())
 
         meta |= identity(folder, made.tree.levels, args.threads)
@@ -1423,14 +1465,17 @@ def main():
     add("--rows", type=cli.positive(int), help="read at most so many rows of training data, from the start")
     add("--vocab", type=cli.positive(int), default=1_000_000, help="keep at most so many words, the most frequent")
     add("--min-count", type=cli.positive(int), default=1, help="drop words rarer than this in the training split")
-    add("--max-len", type=cli.positive(int), default=20, help="cut titles to so many words")
+    add("--max-len", type=cli.positive(int),
+        help=f"cut titles to so many words (default: {USUAL['words']}; where more than {100 * CUT_OFF:.0f} %% have "
+        f"more, what leaves {100 * WHOLE:.0f} %% whole, {LONGEST} at most)")
     add("--fold", type=cli.fold, metavar="I/K",
         help="make the test split of the I-th of K equal parts, so that K runs see every row once as a test row")
     add("--valid", type=cli.fraction, default=0.1, help="share of the rest for validation, where the source has none")
     add("--seed", type=cli.seed, default=0, help="decides the splits, and the synthetic titles")
     add("--vectors", type=Path, help="pretrained vectors: word2vec, GloVe or fastText text file, plain or compressed")
     add("--encoder", choices=encoder.ENCODERS, help="also cut titles into pieces for this pretrained encoder")
-    add("--max-pieces", type=cli.positive(int), default=28, help="with --encoder: pieces of a title, marks included")
+    add("--max-pieces", type=cli.positive(int),
+        help=f"with --encoder: pieces of a title, marks included (default: {USUAL['pieces']}, or more by that rule)")
     add("--title-column", nargs="+", metavar="C",
         help="name or number (from 1) of the column of titles (default: title or text), or of several, which are one "
         "text whose parts stay apart")

@@ -30,7 +30,7 @@ one core, with what is judged in it (the difference of --epochs and one epoch, s
 cores bring by the clock; `wait`: from command to result of 4,901 titles of 6 categories, by the clock; `load`: Python
 calls beside --predict; `memory`: the peak of an epoch of a million titles. What counts by the clock needs idle cores.
 `engines` has the examples of docs/engines.md and classify.py score a million titles: titles a second of the processor,
-that of all processes they start, on one core and without their start-up (the difference of a large and a small file).
+that of all processes they start, on one core, where the same job has been done once before.
 
 --scores measures on every folder in FOLDER with a train.csv and a test.csv (columns title and category): train.py with
 its defaults for each model, for mlp and cnn together (`both`) and with the encoder (`all`; needs
@@ -41,13 +41,11 @@ calibration error of every training, and what became of the promise that 95 % ar
 """
 import argparse
 import contextlib
-import ctypes
 import importlib.util
 import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -519,52 +517,29 @@ EXAMPLES = dict(re.findall(r"^## (.*?)$.*?^```python\n(.*?)^```", (ROOT / "docs/
 
 
 def engines(folder, args, turn, peers):
-    """Titles that classify.py and the engines score, by seconds of the processor."""
+    """Titles that classify.py and the engines score, by seconds of the processor, on one core."""
     import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet
-    sizes = {50_000: folder / "few", 1_000_000: folder / "many"}
+    one, rows = {min(os.sched_getaffinity(0))}, 1_000_000
     if not turn:
         measured(*script("export", "--ckpt", "mlp-0", "--out", "exported", "--register", "titles", "--alias",
                          "champion"), folder=folder)
-        measured(*script("synthetic", "--rows", max(sizes), "--seed", 7, "--out", "new.csv"), folder=folder)
+        measured(*script("synthetic", "--rows", rows, "--seed", 7, "--out", "new.csv"), folder=folder)
         titles = pa.csv.read_csv(folder / "new.csv", convert_options=pa.csv.ConvertOptions(include_columns=["title"]))
-        for rows, here in sizes.items():
-            here.mkdir()
-            for name in ("exported", "mlflow.db", "mlruns"):
-                (here / name).symlink_to(folder / name)
-            pa.parquet.write_table(titles[:rows], here / "offers.parquet", row_group_size=125_000)
-            (here / "titles.txt").write_text("\n".join(titles[:rows]["title"].to_pylist()), "utf-8")
-    environment = os.environ | {"PYTHONPATH": "exported", "PYSPARK_PYTHON": sys.executable}
-    jobs = {"classify.py": ["exported/classify.py", "exported/model.npz", "titles.txt"]} | {
-        name: ["-c", code] for name, code in EXAMPLES.items()
-        if importlib.util.find_spec({"spark": "pyspark"}.get(name.split()[0].lower(), name.split()[0].lower()))}
-    found = {}
-    for name, job in jobs.items():
-        small, large = (seconds_of_all([sys.executable, *job], here, environment) for here in sizes.values())
-        found[name] = (max(sizes) - min(sizes)) / (large - small)
+        pa.parquet.write_table(titles, folder / "offers.parquet", row_group_size=rows // 8)
+        (folder / "new.txt").write_text("\n".join(titles["title"].to_pylist()), "utf-8")
+        (folder / "one.txt").write_text(first_line(folder / "new.txt"), "utf-8")
+    small, large = (measured("exported/classify.py", "exported/model.npz", name, folder=folder, cores=one).processor_s
+                    for name in ("one.txt", "new.txt"))
+    found = {"classify.py": rows / (large - small)}
+    for name, code in EXAMPLES.items():
+        package = name.split()[0].lower()
+        if importlib.util.find_spec({"spark": "pyspark"}.get(package, package)):
+            (folder / "example.py").write_text(code, "utf-8")
+            found[name] = rows / json.loads(measured(ROOT / "tests/answering.py", "example", "exported", "example.py",
+                                                     folder=folder, cores=one).text.splitlines()[-1])
     return {"titles a processor second, a million of them": found}
-
-
-def seconds_of_all(command, folder, environment):
-    """Processor seconds of a command and all that it starts, on one core, until the last of them has ended."""
-    import resource
-
-    # Processes whose parent has ended become children of this one, which waits for them (PR_SET_CHILD_SUBREAPER).
-    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL,
-                               preexec_fn=lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}))
-    if process.wait():
-        raise SystemExit(f"error: {command[-1]} failed")
-    with contextlib.suppress(ChildProcessError):
-        while True:
-            os.wait()
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    for path in folder.glob("scored*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 FELT = {"exported": exported, "core": core, "wait": wait, "load": load, "memory": memory}

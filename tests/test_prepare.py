@@ -122,6 +122,27 @@ def test_of_cut_titles_it_is_said_what_reads_more(prep):
     assert f": prepare data/prepared again with --max-len {most}\n" in part.stderr
 
 
+@pytest.mark.parametrize(("long", "words", "kept"), [
+    (0, 30, 20), (5, 30, 20), (6, 30, 30), (6, 21, 21), (6, 64, 64), (6, 90, 64), (100, 40, 40)])
+def test_titles_are_read_as_far_as_most_of_them_go(prep, long, words, kept):
+    """Of 100 titles so many have so many words, the others 20."""
+    rows = [(" ".join(f"w{i}x{j}" for j in range(words if i < long else 20)), "reliable", "spanish", f"C{i % 2}")
+            for i in range(100)]
+    save("titles.csv", as_csv(rows))
+    done, about = prep("--data", "titles.csv"), meta()
+    assert about["max_len"] == about["options"]["max_len"] == kept == np.load("data/prepared/train_titles.npy").shape[1]
+    assert about["cut_share"] == (long / 100 if words > kept else 0)
+    assert ("have more than 64 words" in done.stderr) == (words > 64)
+    for row in [row for split in SPLITS for row in back()[split]]:
+        assert len(row[1]) == min(kept, len(row[0].split()))
+    every = {word for split in SPLITS for text in texts(split) for word in text.split()[:kept]}
+    assert {*files.read_lines("data/prepared/vocab.txt"), *files.read_lines("data/prepared/oov.txt")} >= every
+
+    # The same as where the flag says it.
+    prep("--data", "titles.csv", "--max-len", kept, "--out", "named")
+    assert meta("named")["files"] == about["files"] and meta("named")["fingerprint"] == about["fingerprint"]
+
+
 def test_meta_and_table_count_what_is_there(prep):
     rows = tiny_rows(200) + tiny_rows(3, seed=9) * 4 + [("x9 negro raro", "reliable", "spanish", f"C{i}") for i in "12"]
     save("titles.csv", as_csv(rows) + 'one,two\n"Gaming silla,reliable,spanish,SILLAS\n')
