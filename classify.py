@@ -12,6 +12,7 @@
     classifier.predict([{"title": "funda", "brand": "acme"}])    # rows of a model with columns; or a DataFrame
     classifier.predict(titles, precision=0.9)               # None instead of a category that is not so sure
     classifier.predict_proba(["funda celular negra"])       # [1, C], in the order of classifier.labels
+    classifier.predict_columns(offers)                      # {"category": [...], "probability": [...]}, for tables
     classifier.threshold(0.9)                               # from which probability on 90 % are right
 
 export.py makes the model of one or several runs. What comes through a pipe is answered as it comes. The probability of
