@@ -103,6 +103,15 @@ def test_an_engine_gives_the_answers_of_the_file(name, shop, small, trained, tmp
         assert found["category"].null_count in nulls and found["probability"].null_count == titles.count(None) == 2
         np.testing.assert_allclose(found["probability"].to_numpy(), wanted["probability"], atol=1e-5)
 
+    if "with MLflow" in name:
+        code = EXAMPLES[name].replace('{"precision": 0.9}', '{"precision": 0.7, "top": 2}').replace(
+            'probability float"', 'probability float, candidate_2 string, probability_2 float"')
+        assert run_example(folder, code).returncode == 0
+        found, wanted = answers_in(folder).sort_by("id"), small.predict_columns(titles, precision=0.7, top=2)
+        assert found.schema.names == ["id", "title", "category", "probability", "candidate_2", "probability_2"]
+        for column in ("category", "candidate_2"):
+            assert found[column].to_pylist() == wanted[column].tolist()
+
 
 @pytest.mark.parametrize(("name", "words"), [
     ("DuckDB", ["row 3, counted from 0", "no title"]), ("Polars", ["row 3, counted from 0", "no title"]),
