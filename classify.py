@@ -960,13 +960,13 @@ class BaseClassifier:
             return titles
         return Rows(titles, np.zeros((len(titles), len(self.columns)), np.int32))
 
-    def present(self, rows):
+    def present(self, rows, depth=3):
         """(how many rows there are, the numbers of those whose title is not missing, these as Rows): `rows` as for
-        `predict`."""
+        `predict`; depth: how many calls away the line is that a warning names."""
         titles, values, lacking = read_rows(rows, self.title_columns, self.columns)
         if lacking:
             warnings.warn(f"the rows have no column {' and no column '.join(lacking)}; the others answer without",
-                          stacklevel=4)
+                          stacklevel=depth)
         number, present = len(titles), [i for i, title in enumerate(titles) if title is not None]
         if len(present) < number:
             titles, values = [titles[i] for i in present], values[present]
@@ -990,7 +990,7 @@ class BaseClassifier:
         gets an empty list. Where training has seen no word and no n-gram of a title, each pair is (None, 0.0). Raises
         TypeError where rows are something else, ValueError for other arguments that make no sense.
         """
-        number, present, found = self.found(rows, top, threshold, precision, level)
+        number, present, found, _ = self.answers_to(rows, top, threshold, precision, level)
         names = [*self.tree.names, None]
         # Pairs are no garbage, though they are so many that the collector would look through all again and again.
         with contextlib.ExitStack() as after:
@@ -1010,29 +1010,29 @@ class BaseClassifier:
         --predict writes (`category`, `probability`, `category_2` and so on). Categories are objects, str or None where
         there is none; probabilities float32, NaN where the title is missing. For engines that take a table and give one
         back: a third quicker than lists."""
-        number, present, found = self.found(rows, top, threshold, precision, level)
+        number, present, found, columns = self.answers_to(rows, top, threshold, precision, level)
         names, result = np.array([*self.tree.names, None], object), {}
-        columns = answer_columns(min(top, self.tree.size(level)), threshold is not None or precision is not None)
         for k, (nodes, chances) in enumerate(zip(*(part.T for part in found))):  # noqa: B905
             for name, missing, values in ((columns[2 * k], None, names[nodes]), (columns[2 * k + 1], np.nan, chances)):
                 result[name] = np.full(number, missing, values.dtype)
                 result[name][present] = values
         return result
 
-    def found(self, rows, top, threshold, precision, level):
+    def answers_to(self, rows, top, threshold, precision, level):
         """(how many rows there are, the numbers of those whose title is not missing, what `answers` says of these:
-        nodes [M, K] and probabilities [M, K]), for `predict`."""
+        nodes [M, K] and probabilities [M, K], their `answer_columns`), for `predict`."""
         if top < 1:
             raise ValueError(f"top {top}: wanted 1 or more")
         classifier = self if precision is None else self.require_calibrated(f"precision {precision}").promising
         rule, unkept = classifier.rule(precision, threshold, level)
         if unkept:
             warnings.warn(unkept, stacklevel=3)
-        number, present, rows = self.present(rows)
+        columns = answer_columns(min(top, self.tree.size(level)), rule.thresholds is not None)
+        number, present, rows = self.present(rows, 4)
         if not present:
-            width = len(answer_columns(min(top, self.tree.size(level)), rule.thresholds is not None)) // 2
-            return number, present, (np.zeros((0, width), int), np.zeros((0, width), np.float32))
-        return number, present, classifier.answers(rows, top, rule)[:2]
+            nothing = np.zeros((0, len(columns) // 2))
+            return number, present, (nothing.astype(int), nothing.astype(np.float32)), columns
+        return number, present, classifier.answers(rows, top, rule)[:2], columns
 
     def require_calibrated(self, what):
         """This classifier; raises ValueError where what is asked for rests on validation rows, and there were none."""
@@ -1151,6 +1151,8 @@ classifiers = weakref.WeakSet()  # of this process
 
 def begin_in_fork():
     """A fork has no other threads: one of them may hold a lock there for ever, and have left its words half learnt."""
+    global loading
+    loading = threading.Lock()
     for classifier in [*classifiers]:
         classifier.begin()
 
@@ -1178,15 +1180,22 @@ class Classifier(BaseClassifier):
         self.members = [(EncoderMember if "encoder" in settings else Member)(settings, {
             name.partition("/")[2]: array for name, array in arrays.items() if name.startswith(f"{i}/")},
             self.columns, prepared) for i, settings in enumerate(self.settings["members"])]
+        self.other = None
         self.promising_shifts = [arrays.get(f"{i}/promising_shift") for i in range(len(self.members))]
         self.begin()
         if not self.is_calibrated and arrays is not model:
             warnings.warn(f"{model}: {UNCALIBRATED}", stacklevel=2)
 
-    @functools.cached_property
+    @property
     def promising(self):
         """The classifier that promises a precision, see predict.Classifier: this one, or the same under another
         prior."""
+        # Of two threads that make it the later one has the last word; a lock could be held where a fork is made.
+        if self.other is None:
+            self.other = self.made_promising()
+        return self.other
+
+    def made_promising(self):
         settings = self.settings.get("promising", self.settings)
         if settings["prior"] == self.settings["prior"]:
             return self
@@ -1394,11 +1403,16 @@ class Classifier(BaseClassifier):
         return self.settings["promises"]
 
 
-@functools.cache
+loading, loaded = threading.Lock(), {}
+
+
 def load(path):
-    """The Classifier of a file, read once a process: for functions that an engine calls for batch after batch. Errors
-    are as of Classifier."""
-    return Classifier(path)
+    """The Classifier of a file, read once a process: for functions that an engine calls for batch after batch, perhaps
+    in several threads. Errors are as of Classifier."""
+    with loading:
+        if path not in loaded:
+            loaded[path] = Classifier(path)
+        return loaded[path]
 
 
 # --- the model file ---------------------------------------------------------------------------------------------------

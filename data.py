@@ -55,7 +55,7 @@ from classify import (  # noqa: F401
 from titles import files
 from titles.cli import UserError
 
-FORMAT = 5  # of the prepared folder: raise it when its files change their meaning
+FORMAT = 6  # of the prepared folder: raise it when its files change their meaning
 SPLITS = ("train", "valid", "test")
 DESCRIBED = ("command", "source", "fingerprint", "synthetic", "categories", "vocabulary", "languages", "reliable_share",
              "unknown_share", "mean_words", "cut_share", "title_columns", "levels",
@@ -170,7 +170,7 @@ def character_ngrams(words, minn, maxn, buckets):
 # A key tells whether a title has been seen before: in another split, another file, an earlier training. It depends on
 # the words of the title alone, so it is the same in every file, and whatever --max-len and the vocabulary are.
 
-KEY_WORDS = 20  # titles whose first so many words are the same are equal
+KEY_WORDS = 64  # titles whose first so many words are the same are equal; prepare.py reads as many at most by itself
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio: an odd number without a pattern
 POWERS = np.array([pow(GOLDEN, i + 1, 1 << 64) for i in range(KEY_WORDS)], np.uint64)
 
@@ -484,7 +484,7 @@ def load_array(path, mmap_mode=None):
             mmap_mode = None
         return np.load(path, mmap_mode, allow_pickle=False)
     except ValueError as error:
-        raise UserError(f"{path}: no plain array ({error}); run prepare.py again") from None
+        raise UserError(f"{path}: no plain array ({error}); {AGAIN}") from None
 
 
 def compact(arrays):

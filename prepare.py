@@ -11,8 +11,8 @@
     python prepare.py --data shop.csv --separator ">"               # categories are paths, as Home > Kitchen > Knives
     python prepare.py --data titles.csv --group-column product_id   # no product stands on two sides of a split
     python prepare.py --data more.csv --like data/prepared --out data/more      # then train.py --data with both folders
-    ls more/*.csv | xargs -P 8 -I{} python prepare.py --threads 1 --data {} --like data/prepared --parts data/parts
-    python prepare.py --data more --like data/prepared --parts data/parts --check   # train.py --data takes data/parts
+    printf '%s\\0' more/*.csv | xargs -0 -P 8 -I{} python prepare.py --data {} --like data/prepared --parts data/parts
+    python prepare.py --data more --like data/prepared --parts data/parts --check | tr '\\n' '\\0' | xargs -0 ...
 
 Reads, plain or compressed (gzip, bzip2, xz), told apart by content:
   - CSV or TSV with a header that names `title` (or `text`) and `category` (or `label`), in any order; `language`,
@@ -33,8 +33,8 @@ and numbers, such as a price, in steps of equally many training rows. What stand
 is, and a line says it; brand:word and price:number decide it, "price:number," a decimal comma as well. Numbers are read
 as people write them (1.234,56, $ 1,299.00, 12 €).
 Several title columns, such as title and description, are one text whose parts stay apart.
-Titles are read as far as 20 words and 28 pieces, and where more than 5 % have more, so far that 99 % are read whole, but
-64 at most; --max-len and --max-pieces say it instead.
+Titles are read as far as 20 words, and where more than 5 % of those that may train have more, so far that 99 % are read
+whole, but 64 at most; --max-len says it instead.
 Categories whose names look the same are one, which labels.txt writes as most rows do.
 Categories may be paths of a tree: --separator says what divides their levels, several columns of --category-column have
 a level each, from the top, and lists in JSON or Parquet are paths as they are. A row that ends above a leaf, as where
@@ -57,9 +57,11 @@ it, they are not.
 --parts prepares so one file into a folder of parts, where its part has the file's name, so that whatever starts
 processes (xargs, a Slurm array) makes the parts of a large set side by side. A part that is there, whole, of the same
 content, folder and options is not made again, so all can be started once more; one of another file with the same name
-is not replaced. --check prepares nothing. It prints the files of --data (files, or folders with all the files in them)
-whose part is missing, half-written, broken, or not of the file, the folder or the options as they are now, one a line,
-for xargs; on standard error why, which parts no file has, and how many are well. Its status is 0 if all are, else 1.
+is not replaced. A file from which no row is left to train has no part, and is to be taken out of --data. --check
+prepares nothing. It prints the files of --data (files, or folders with all the files of titles in them) whose part is
+missing, half-written, broken, or not of the file, the folder or the options as they are now, one a line; on standard
+error why, which parts no file has, and how many are well. Its status is 0 if all are, else 1. train.py --data takes
+data/prepared data/parts then.
 """
 import argparse
 import contextlib
@@ -103,11 +105,10 @@ TEST_SHARE = 0.2            # of the rows, where the source gives no test split
 # labels have one), and where a category has so many titles, and so large a share of its titles' first words is its own.
 GLUED = 12
 CUT_TITLES, CUT_SHARE = 8, 0.95
-# Titles are read as far as USUAL words and pieces; where a larger share of them than CUT_OFF has more, so far that the
-# share WHOLE is read whole, but LONGEST at most. With flags that cut more than CUT_OFF a warning comes.
-USUAL = {"words": 20, "pieces": 28}
-CUT_OFF, WHOLE, LONGEST = 0.05, 0.99, 64
-PIECED = 2000               # titles that tell how many pieces they have
+# Titles are read as far as so many words; where a larger share of them than CUT_OFF has more, so far that the share
+# WHOLE is read whole, if keys of titles tell so much. Where a flag cuts off more than CUT_OFF a warning comes.
+USUAL = 20
+CUT_OFF, WHOLE = 0.05, 0.99
 PIECE_ROWS = 8192           # titles that a process cuts into pieces at a time
 LEFT_OUT = len(SPLITS)      # the split of rows that go to none (--like)
 STEPS = 16                  # that the numbers of a column are cut into, of equally many training rows
@@ -280,7 +281,7 @@ class Codes:
 
 
 class Block(NamedTuple):
-    """Titles as they are kept until all are read, cut to --max-len words, or to LONGEST."""
+    """Titles as they are kept until all are read, cut to --max-len words, or to data.KEY_WORDS."""
     rows: slice             # which of all rows they are
     numbers: np.ndarray     # [T] int32, the words of all these titles in turn
     lengths: np.ndarray     # [n] how many of them each title has
@@ -296,11 +297,16 @@ def cut(block, most):
     return block._replace(numbers=numbers, lengths=lengths.astype(data.smallest_uint(most)))
 
 
-def length_for(lengths, titles, usual):
-    """How much of a title is read where no flag says it: lengths [N], rising, of so many `titles` [N] each."""
-    if titles[lengths > usual].sum() <= CUT_OFF * titles.sum():
-        return usual
-    return min(LONGEST, max(usual, length_of_whole(lengths, titles)))
+def length_for(lengths, titles):
+    """How many words of a title are read where no flag says it: lengths [N], rising, of so many `titles` [N] each."""
+    if titles[lengths > USUAL].sum() <= CUT_OFF * titles.sum():
+        return USUAL
+    return min(data.KEY_WORDS, length_of_whole(lengths, titles))
+
+
+def by_length(counts):
+    """A Counter of lengths as two arrays: the lengths, rising, and how many have each."""
+    return [*map(np.array, zip(*sorted(counts.items()), strict=True))]
 
 
 def length_of_whole(lengths, titles):
@@ -315,14 +321,14 @@ def read_rows(args, chosen, bad, base):
     of `words`, of `spellings` of categories (see `marked_paths`) and of `languages`, and a list of those of the `texts`
     of --columns; `word_keys`, the keys of the words; arrays with one entry a row, `spelling`, `language`, `values`
     [N, K] (codes of texts), `id` (Arrow strings) and those of `columns_of`, but None for what is OPTIONAL and no row
-    has; the number of rows `of_file` each; how many were `read`; and `of_length`, numbers of words, rising, and how
-    many titles have so many before they are cut. Raises UserError where rows or words are missing, or too many rows are
-    bad.
+    has; the number of rows `of_file` each; how many were `read`; and as from `by_length`, before titles are cut, the
+    words of all of them, `of_length`, and of those not given to another split than train, `of_length_in_train`. Raises
+    UserError where rows or words are missing, or too many rows are bad.
     """
     import pyarrow.compute as pc
     words, spellings, languages, word_keys = Codes(), Codes(), Codes(), np.zeros(0, np.uint64)
     texts = [Codes() for _ in args.columns]
-    blocks, columns, had, of_file, of_length = [], [], set(), Counter(), Counter()
+    blocks, columns, had, of_file, of_length, of_length_in_train = [], [], set(), Counter(), Counter(), Counter()
     count = read = 0
     for path, split, block, found, codes, distinct, lengths in tokenized_blocks(args, chosen, bad, base):
         # Word numbers in the order of appearance, and the keys of the words that are new.
@@ -331,15 +337,16 @@ def read_rows(args, chosen, bad, base):
         word_keys = np.concatenate([word_keys, data.text_keys(reversed([*new]))])
 
         # What --max-len cuts off is counted and dropped.
-        of_length.update(dict(zip(*map(np.ndarray.tolist, np.unique(lengths, return_counts=True)), strict=True)))
+        of_length.update(lengths.tolist())
         blocks.append(cut(Block(slice(count, count + len(lengths)), numbers, lengths, block["title"]),
-                          args.max_len or LONGEST))
+                          args.max_len or data.KEY_WORDS))
 
         # What else the rows have. A column that a file lacks is empty.
         block = dict.fromkeys(("split", *OPTIONAL.values()), pa.repeat("", len(lengths))) | block
         columns.append(columns_of(block, path, split, data.title_keys(word_keys[numbers], lengths)) | {
             "spelling": spellings(marked_paths(block)), "language": languages(block["language"]), "id": block["id"],
             "values": values_of(block, args.columns, texts)})
+        of_length_in_train.update(lengths[columns[-1]["given"] <= 0].tolist())
         if len(languages.index) > 256:
             raise UserError(f"{path}: more than 256 languages; rename the column if it holds something else")
         had.update(name for name, column in OPTIONAL.items() if pc.any(pc.not_equal(block[column], "")).as_py())
@@ -359,7 +366,8 @@ def read_rows(args, chosen, bad, base):
               for name in columns[0] if name not in OPTIONAL or name in had}
     return SimpleNamespace(where=where, paths=[path for path, _ in chosen], blocks=blocks, words=words,
                            spellings=spellings, languages=languages, texts=texts, word_keys=word_keys,
-                           read=count, of_length=[*map(np.array, zip(*sorted(of_length.items()), strict=True))],
+                           read=count, of_length=by_length(of_length),
+                           of_length_in_train=by_length(of_length_in_train or of_length),
                            of_file=[of_file[one] for one in chosen],
                            overruled=0, first_overruled=None,
                            **dict.fromkeys(OPTIONAL) | arrays)
@@ -596,9 +604,10 @@ def part_of(path, parts):
     """The folder of a file's part in the folder of parts."""
     # A name that begins with a dot, or ends as what is half-written does, would be no part to who reads the folder.
     files.require_file(path)
-    if path.name.startswith(".") or files.TEMPORARY.search(path.name) or set("\r\n") & set(str(path)):
-        raise UserError(f"{path}: no part can have this name (a dot at its beginning, a temporary file's end, or a "
-                        "line end in the path); rename it")
+    if (path.name.startswith(".") or files.TEMPORARY.search(path.name) or set("\r\n") & set(str(path))
+            or not SUFFIX.search(path.name)):
+        raise UserError(f"{path}: no part can have this name (a dot at its beginning, a temporary file's end, a line "
+                        "end in the path, or no ending such as .csv, .jsonl.gz or .parquet); rename it")
     return parts / path.name
 
 
@@ -1073,17 +1082,6 @@ def write_columns(folder, rows, split, label, columns):
     return None if language is None else [name or "unknown" for name in names]
 
 
-def pieces_of_titles(name, blocks):
-    """How many pieces of a title an encoder reads where no flag says it, told by PIECED titles from all of them."""
-    ends = np.cumsum([len(block.titles) for block in blocks])
-    titles = []
-    for row in np.unique(np.linspace(0, ends[-1] - 1, PIECED).astype(int)).tolist():
-        block = blocks[np.searchsorted(ends, row, "right")]
-        titles.append(block.titles[row - block.rows.start].as_py())
-    ids = encoder.pieces(name, titles, LONGEST)
-    return length_for(*np.unique((ids > 0).sum(1), return_counts=True), USUAL["pieces"])
-
-
 def write_pieces(folder, args, sizes):
     """Write {split}_pieces.npy, ids of pieces of the titles in {split}_text.txt, a block at a time; sizes: rows of the
     splits. Returns the share of titles that fill all columns."""
@@ -1252,8 +1250,7 @@ def prepare(args):
     started = time.time()
     args, base = read_base(args) if args.like else (args, None)
     args.columns = distinct(args.columns or [])
-    if args.encoder:
-        encoder.describe(args.encoder, args.max_pieces)  # a missing package shows at once
+    described = args.encoder and encoder.describe(args.encoder, args.max_pieces)  # a missing package shows at once
     chosen = choose_files(args)
     require_own(args.out)
     bad = sources.BadRows(args.max_bad_rows)
@@ -1265,7 +1262,7 @@ def prepare(args):
             print(f"{args.out}: {why}; prepared again")
         rows = read_rows(args, chosen, bad, base)
         if not args.max_len:
-            args.max_len = length_for(*rows.of_length, USUAL["words"])
+            args.max_len = length_for(*rows.of_length_in_train)
             rows.blocks = [cut(block, args.max_len) for block in rows.blocks]
         if len(args.data or ()) > 1:
             settle(rows, len(args.data), base)
@@ -1274,10 +1271,7 @@ def prepare(args):
             rows.reliable = np.zeros(len(rows.key), bool)
 
         # What the rows are made into, see `describe`.
-        if args.encoder:
-            args.max_pieces = args.max_pieces or pieces_of_titles(args.encoder, rows.blocks)
-        made = SimpleNamespace(base=base and base.fingerprint,
-                               encoder=args.encoder and encoder.describe(args.encoder, args.max_pieces))
+        made = SimpleNamespace(encoder=described, base=base and base.fingerprint)
         made.tree, made.label = number_categories(rows, base, bad)
         made.split = split_rows(rows, made.label, args, base, made.tree.leaves)
         require_splits(rows, made, args, base)
@@ -1300,7 +1294,7 @@ def prepare(args):
             np.save(folder / "vectors.npy", vectors)
             made.vectors_found = float(vectors[len(data.SPECIALS):].any(1).mean())  # these never have one
         meta = describe(args, chosen, rows, made, bad)
-        if made.encoder:
+        if described:
             meta["full_share"] = write_pieces(folder, args, meta["rows"].values())
 
         meta |= identity(folder, made.tree.levels, args.threads)
@@ -1468,16 +1462,15 @@ def main():
     add("--vocab", type=cli.positive(int), default=1_000_000, help="keep at most so many words, the most frequent")
     add("--min-count", type=cli.positive(int), default=1, help="drop words rarer than this in the training split")
     add("--max-len", type=cli.positive(int),
-        help=f"cut titles to so many words (default: {USUAL['words']}; where more than {100 * CUT_OFF:.0f} %% have "
-        f"more, what leaves {100 * WHOLE:.0f} %% whole, {LONGEST} at most)")
+        help=f"cut titles to so many words (default: {USUAL}; where more than {100 * CUT_OFF:.0f} %% have more, what "
+        f"leaves {100 * WHOLE:.0f} %% whole, {data.KEY_WORDS} at most)")
     add("--fold", type=cli.fold, metavar="I/K",
         help="make the test split of the I-th of K equal parts, so that K runs see every row once as a test row")
     add("--valid", type=cli.fraction, default=0.1, help="share of the rest for validation, where the source has none")
     add("--seed", type=cli.seed, default=0, help="decides the splits, and the synthetic titles")
     add("--vectors", type=Path, help="pretrained vectors: word2vec, GloVe or fastText text file, plain or compressed")
     add("--encoder", choices=encoder.ENCODERS, help="also cut titles into pieces for this pretrained encoder")
-    add("--max-pieces", type=cli.positive(int),
-        help=f"with --encoder: pieces of a title, marks included (default: {USUAL['pieces']}, or more by that rule)")
+    add("--max-pieces", type=cli.positive(int), default=28, help="with --encoder: pieces of a title, marks included")
     add("--title-column", nargs="+", metavar="C",
         help="name or number (from 1) of the column of titles (default: title or text), or of several, which are one "
         "text whose parts stay apart")

@@ -707,6 +707,8 @@ def main():
     parser.add_argument("--settings", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--rivals", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.epochs < 2 and not args.peer:
+        parser.error("--epochs: wanted 2 or more, for an epoch is timed as what others take longer than one")
     if args.peer:
         return peer(args.peer, args.epochs, args.settings)
     if args.rivals:

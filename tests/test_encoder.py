@@ -198,19 +198,6 @@ def test_pieces_are_the_packages():
     assert encoder.pieces("use", ["x" * 8_000_000], 28).all()  # at once
 
 
-@pytest.mark.parametrize(("long", "times", "kept"), [(0, 1, 28), (4, 9, 28), (6, 9, None), (6, 40, 64)])
-def test_titles_are_read_as_far_as_most_of_them_go(prep, tmp_path, long, times, kept):
-    """Of 100 titles so many are as often as that the same words."""
-    titles = [" ".join(["mesa azul grande"] * (times if i < long else 1)) + f" x{i}" for i in range(100)]
-    write_csv(tmp_path / "long.csv", [(title, "reliable", "spanish", f"C{i % 2}") for i, title in enumerate(titles)])
-    prep("--data", "long.csv", "--encoder", "use")
-    lengths, about = (encoder.pieces("use", titles, 200) > 0).sum(1), meta()
-    kept = kept or np.quantile(lengths, 0.99, method="inverted_cdf")
-    assert about["encoder"] == DESCRIBED | {"max_len": kept} and about["options"]["max_pieces"] == kept
-    assert kept == 28 or kept > 28 and (lengths > 28).sum() == long
-    assert np.load(tmp_path / "data/prepared/train_pieces.npy").shape[1] == kept
-
-
 def test_arrays_do_not_depend_on_threads(prep, monkeypatch, tmp_path):
     """In this process or in several, begun afresh; and pieces change nothing of what other models read."""
     write_csv(tmp_path / "tiny.csv", tiny_rows(300))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -162,15 +163,21 @@ def test_where_no_row_has_a_title_columns_are_empty(titles, small):
 
 @pytest.mark.parametrize("title", [7, 7.5, b"mesa", ["mesa"] * 1000, {"a": 1}])
 def test_what_is_no_text_names_its_row(title, small):
-    for given in ([None, "mesa", title], pd.DataFrame({"title": [None, "mesa", title]})):
-        if given is not title and not isinstance(title, dict):
-            with pytest.raises(TypeError, match=r"^row 2, counted from 0: .{1,110} is no title; wanted str"):
-                small.predict_columns(given)
+    of_list = [] if isinstance(title, dict) else [[None, "mesa", title]]  # there it is a row with columns
+    for given in (*of_list, pd.DataFrame({"title": [None, "mesa", title]})):
+        with pytest.raises(TypeError, match=r"^row 2, counted from 0: .{1,110} is no title; wanted str"):
+            small.predict_columns(given)
 
 
 def test_a_process_reads_a_model_once(shop):
-    path = str(shop[0] / "exported/model.npz")
-    assert classify.load(path) is classify.load(path)
+    path, together = str(shop[0] / "exported/model.npz"), threading.Barrier(8)
+
+    def load(_):
+        together.wait()
+        return classify.load(path)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len({*map(id, pool.map(load, range(8)))}) == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")

@@ -226,6 +226,7 @@ def test_a_file_that_is_there_twice(copied):
         data.load_prepared([copied / "base", copied / "parts"])
 
 
+@pytest.mark.skipif(not shutil.which("xargs"), reason="needs xargs")
 def test_what_is_printed_goes_into_xargs(copied):
     """Names with blanks, quotes and letters beyond ASCII, and where the system has them, bytes that are no text."""
     names = [*NAMES]
@@ -237,8 +238,8 @@ def test_what_is_printed_goes_into_xargs(copied):
     found = subprocess.run([*command, "--data", "more", "--check"], cwd=copied, capture_output=True)
     assert found.returncode == 1
     assert found.stdout.split(b"\n")[:-1] == [os.fsencode(f"more/{name}") for name in sorted(names)]
-    for path in found.stdout.split(b"\n")[:-1]:
-        prepare(copied, os.fsdecode(path))
+    subprocess.run(["xargs", "-0", "-I{}", *command, "--threads", "1", "--data", "{}"], cwd=copied, check=True,
+                   input=found.stdout.replace(b"\n", b"\0"), capture_output=True)
     assert check(copied) == (0, [], [f"{len(names)} of {len(names)} parts are well"])
 
 

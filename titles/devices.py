@@ -39,9 +39,9 @@ SHUTDOWN = 60    # seconds that a process waits, at its own end, for that of the
 def together(main, args):
     """Call main(args) in this process and, at the same time, in those that --coordinator joins with it. Where one of
     them fails or is killed, the others end with an error."""
-    join(args)
-    cli.require_device()
     try:
+        join(args)
+        cli.require_device()
         main(args)
         meet()  # the first one has more to do, and would miss the others
     except (jax.errors.JaxRuntimeError, ValueError) as error:
@@ -121,7 +121,7 @@ def give_up(coordinator):
     """End the program, from another thread than the one that waits for the other processes."""
     why = "start them together, each with the address of the first one's machine"
     try:
-        socket.getaddrinfo(coordinator.rpartition(":")[0] or "localhost", None)
+        socket.getaddrinfo(coordinator.rpartition(":")[0].strip("[]") or "localhost", None)
     except OSError as error:
         why = f"this machine does not know that name ({error.strerror})"
     print(f"error: --coordinator {coordinator}: not all processes were there within {CONNECT} s; {why}",
