@@ -49,16 +49,18 @@ def test_draws_are_uniform_and_independent():
 
 def test_keys_are_those_of_plain_python():
     """The contract that runs rely on for years: a key is a polynomial of the words' BLAKE2 digests."""
-    titles = ["Zapatillas Nº 42", "zapatillas  no 42!", "no zapatillas 42", "", " ".join(map(str, range(30)))]
+    titles = ["Zapatillas Nº 42", "zapatillas  no 42!", "no zapatillas 42", "", " ".join(map(str, range(80)))]
     wanted = []
     for title in titles:
         key = 0
-        for i, word in enumerate(data.tokenize(title)[:20]):
+        for i, word in enumerate(data.tokenize(title)[:64]):
             digest = hashlib.blake2b(word.encode(), digest_size=8).digest()
             key += int.from_bytes(digest, "little") * 0x9E3779B97F4A7C15 ** (i + 1)
         wanted.append(key % 2 ** 64)
     assert data.keys_of(titles).tolist() == wanted
-    assert wanted[0] == wanted[1] != wanted[2] and data.keys_of([" ".join(map(str, range(40)))]) == wanted[4]
+    assert wanted[0] == wanted[1] != wanted[2] and data.keys_of([" ".join(map(str, range(90)))]) == wanted[4]
+    # Titles of which 20 words are the same, which were one until titles were read further, are not.
+    assert len({*data.keys_of([" ".join([*map(str, range(20)), word]) for word in ("a", "b", "")]).tolist()}) == 3
 
 
 @pytest.mark.parametrize("parts", [2, 3, 7])
