@@ -226,6 +226,7 @@ def test_a_file_that_is_there_twice(copied):
         data.load_prepared([copied / "base", copied / "parts"])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("xargs"), reason="needs xargs")
 def test_what_is_printed_goes_into_xargs(copied):
     """Names with blanks, quotes and letters beyond ASCII, and where the system has them, bytes that are no text."""
