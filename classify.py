@@ -381,7 +381,7 @@ def value_rows(columns):
 
 def listed(values):
     """The values of a sequence, or a column of Arrow, pandas or Polars, as a list: by their own way, for item by item
-    takes five times as long."""
+    takes several times as long."""
     way = getattr(values, "to_pylist", None) or getattr(values, "to_list", None)
     return way() if way else list(values)
 
@@ -434,13 +434,18 @@ def read_rows(rows, title_columns=(), columns=()):
     parts = parts or [values for values in map(column, ("title", "text")) if values is not None][:1]
     if not parts:
         raise TypeError(f"rows: no column {' or '.join((*title_columns, 'title', 'text'))}")
-    parts = [texts_of(values) for values in parts]
-    titles = parts[0] if len(parts) == 1 else [*map(joined, zip(*parts))]  # noqa: B905
+    titles = titles_of(parts)
     values = {one: column(one.name) for one in columns}
     ids = [np.zeros(len(titles), np.int32) if given is None else one.ids(given) for one, given in values.items()]
     lacking = [name for name, given in found.items() if given is None]
     lacking += [one.name for one, given in values.items() if given is None]
     return titles, stacked(ids, len(titles)), lacking
+
+
+def titles_of(columns):
+    """The titles that these columns make, see `texts_of` and `joined`."""
+    parts = [texts_of(values) for values in columns]
+    return parts[0] if len(parts) == 1 else [*map(joined, zip(*parts))]  # noqa: B905
 
 
 def texts_of(titles):
@@ -1009,7 +1014,7 @@ class BaseClassifier:
         """What `predict` says, as the columns of a table: {name: [N]}, in the order and with the names that evaluate.py
         --predict writes (`category`, `probability`, `category_2` and so on). Categories are objects, str or None where
         there is none; probabilities float32, NaN where the title is missing. For engines that take a table and give one
-        back: a third quicker than lists."""
+        back: quicker than lists."""
         number, present, found, columns = self.answers_to(rows, top, threshold, precision, level)
         names, result = np.array([*self.tree.names, None], object), {}
         for k, (nodes, chances) in enumerate(zip(*(part.T for part in found))):  # noqa: B905
@@ -1790,7 +1795,7 @@ def read_titles(file, name, args, classifier, notes):
         notes.note(name, None, LACKING.format(" and ".join(missing)))
     places, titles = places_of(table, columns, notes), [*table.columns.values()]
     rows = rows_of(itertools.chain([first[1:]], parts), table, notes)
-    return table, ((Rows([joined(texts_of(row[at] for at in titles)) for row in part], stacked(
+    return table, ((Rows(titles_of([[row[at] for row in part] for at in titles]), stacked(
         [np.zeros(len(part), np.int32) if at is None else column.ids([row[at] for row in part])
          for column, at in zip(columns, places)], len(part))), part) for part in rows)  # noqa: B905
 

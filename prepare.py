@@ -328,7 +328,7 @@ def read_rows(args, chosen, bad, base):
     import pyarrow.compute as pc
     words, spellings, languages, word_keys = Codes(), Codes(), Codes(), np.zeros(0, np.uint64)
     texts = [Codes() for _ in args.columns]
-    blocks, columns, had, of_file, of_length, of_length_in_train = [], [], set(), Counter(), Counter(), Counter()
+    blocks, columns, had, of_file, in_train, elsewhere = [], [], set(), Counter(), Counter(), Counter()
     count = read = 0
     for path, split, block, found, codes, distinct, lengths in tokenized_blocks(args, chosen, bad, base):
         # Word numbers in the order of appearance, and the keys of the words that are new.
@@ -336,8 +336,7 @@ def read_rows(args, chosen, bad, base):
         new = itertools.islice(reversed(words.index), len(words.index) - len(word_keys))
         word_keys = np.concatenate([word_keys, data.text_keys(reversed([*new]))])
 
-        # What --max-len cuts off is counted and dropped.
-        of_length.update(lengths.tolist())
+        # What --max-len cuts off is dropped.
         blocks.append(cut(Block(slice(count, count + len(lengths)), numbers, lengths, block["title"]),
                           args.max_len or data.KEY_WORDS))
 
@@ -346,7 +345,8 @@ def read_rows(args, chosen, bad, base):
         columns.append(columns_of(block, path, split, data.title_keys(word_keys[numbers], lengths)) | {
             "spelling": spellings(marked_paths(block)), "language": languages(block["language"]), "id": block["id"],
             "values": values_of(block, args.columns, texts)})
-        of_length_in_train.update(lengths[columns[-1]["given"] <= 0].tolist())
+        for of_length, mine in ((in_train, columns[-1]["given"] <= 0), (elsewhere, columns[-1]["given"] > 0)):
+            of_length.update(lengths[mine].tolist())
         if len(languages.index) > 256:
             raise UserError(f"{path}: more than 256 languages; rename the column if it holds something else")
         had.update(name for name, column in OPTIONAL.items() if pc.any(pc.not_equal(block[column], "")).as_py())
@@ -360,6 +360,7 @@ def read_rows(args, chosen, bad, base):
     for path, split in chosen:
         if not sum(of_file[one] for one in chosen if one[1] == split):
             raise UserError(f"{path}: no rows" + (f" in {' or '.join(args.languages)}" if args.languages else ""))
+    of_length = in_train + elsewhere
     if not any(of_length):
         raise UserError(f"{where}: no title has a letter or digit; is the title column the right one?")
     arrays = {name: (pa.chunked_array if name == "id" else np.concatenate)([part[name] for part in columns])
@@ -367,7 +368,7 @@ def read_rows(args, chosen, bad, base):
     return SimpleNamespace(where=where, paths=[path for path, _ in chosen], blocks=blocks, words=words,
                            spellings=spellings, languages=languages, texts=texts, word_keys=word_keys,
                            read=count, of_length=by_length(of_length),
-                           of_length_in_train=by_length(of_length_in_train or of_length),
+                           of_length_in_train=by_length(in_train or of_length),
                            of_file=[of_file[one] for one in chosen],
                            overruled=0, first_overruled=None,
                            **dict.fromkeys(OPTIONAL) | arrays)
