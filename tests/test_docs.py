@@ -2,8 +2,8 @@
 others; the picture of the scores is drawn from them."""
 import re
 
-import benchmark
 import pytest
+import scores
 from conftest import ROOT
 
 TEXTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
@@ -32,9 +32,9 @@ def tables(text):
 @pytest.mark.parametrize("name", ["README.md", "README.es.md"])
 def test_scores_of_the_readme_are_those_of_the_experiments(name):
     sets, *known = tables(read("EXPERIMENTS.md"))
-    scores = [cells for cells in tables(read(name)) if len(cells) == len(sets)]
-    assert scores.pop(0)[1:] == sets[1:] and len(scores) > 5
-    assert {*map(tuple, (cells[1:] for cells in scores))} <= {*map(tuple, (cells[1:] for cells in known))}
+    told = [cells for cells in tables(read(name)) if len(cells) == len(sets)]
+    assert told.pop(0)[1:] == sets[1:] and len(told) > 5
+    assert {*map(tuple, (cells[1:] for cells in told))} <= {*map(tuple, (cells[1:] for cells in known))}
 
 
 def test_the_spanish_readme_has_no_figures_of_its_own():
@@ -46,9 +46,9 @@ def test_the_spanish_readme_has_no_figures_of_its_own():
 
 
 def test_the_scores_are_drawn(tmp_path):
-    table = benchmark.balanced_scores(read("EXPERIMENTS.md"))
-    assert {model for models in benchmark.DRAWN.values() for model in models} <= {*table}
+    table = scores.balanced_scores(read("EXPERIMENTS.md"))
+    assert {model for models in scores.DRAWN.values() for model in models} <= {*table}
     assert table["`encoder`"]["pricerunner"] < table["`cnn`"]["pricerunner"] < 100  # the second figure of a cell
     assert "pricerunner" not in table["`mlp`, refit"]                               # what was not measured
-    benchmark.draw_scores(table, tmp_path / "scores.png")
+    scores.draw_scores(table, tmp_path / "scores.png")
     assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
