@@ -237,7 +237,7 @@ import pyarrow as pa
 
 import classify
 import data
-from titles import calibration, change, choose, devices, page, report, runs, sources, tables, tracking
+from titles import calibration, change, choose, devices, labelling, page, report, runs, sources, tables, tracking
 from titles.predict import PREDICT_ROWS, before_estimate, load, load_named, resting_on_validation
 
 # --- a report ---------------------------------------------------------------------------------------------------------
@@ -700,7 +700,7 @@ def label_next(args):
     left_out = "".join(f"; {times:,} {why}" for why, times in pool.counts.items() if times)
     if not len(found.get("margin", ())):
         raise UserError(f"{args.predict}: no title to label, of {size:,}{left_out}")
-    tables.write_next(args, out, file, found, classifier.tree)
+    labelling.write_next(args, out, file, found, classifier.tree)
     print(f"{len(found['margin']):,} of {size:,} titles to label next{left_out}", file=sys.stderr)
 
 

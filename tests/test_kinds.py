@@ -32,9 +32,10 @@ def expected(trained):
     ("JAX_PLATFORMS", "abacus", "no device to compute on with JAX_PLATFORMS=abacus"),
     ("JAX_LOG_COMPILES", "perhaps", "JAX does not start (invalid truth value 'perhaps'"),
     ("JAX_TRACEBACK_FILTERING", "7", "JAX does not start (")])
-def test_what_the_environment_forbids_is_not_blamed_on_the_data(trained, name, value, word):
+def test_what_the_environment_forbids_is_not_blamed_on_the_data(trained, tmp_path, name, value, word):
     before = snapshot(trained / "runs")
-    assert_one_line_error(predicted(trained, "-", stdin="silla\n", env={name: value}, check=False), word)
+    assert_one_line_error(predicted(trained, "-", "--out", tmp_path / "found.csv", stdin="silla\n", env={name: value},
+                                    check=False), word)
     if value == "cuda":  # the others go the same way
         assert_one_line_error(run_script("train", "--name", "never", cwd=trained, env={name: value}, check=False), word)
     assert snapshot(trained / "runs") == before

@@ -79,7 +79,7 @@ def read(path):
 
 def test_a_page_holds_its_rows_and_lets_nothing_else_run(tmp_path):
     task = make_task(candidates=[[(np.int64(j), np.float32(0.123456)) for j in range(6)] * 2] * 25)
-    labelling.write(tmp_path / "new" / "next.html", task)
+    labelling.write_page(tmp_path / "new" / "next.html", task)
     page, value = read(tmp_path / "new" / "next.html")
     assert value["candidates"] == [[[j, 0.1235] for j in (0, 1, 2, 3, 4, 5, 0, 1, 2)]] * 25
     for name in set(task._fields) - {"candidates"}:
@@ -101,7 +101,7 @@ def test_a_page_holds_its_rows_and_lets_nothing_else_run(tmp_path):
 def test_the_digest_tells_the_rows(tmp_path):
     digests = []
     for i, task in enumerate((make_task(), make_task(), make_task(24), make_task(separator="/"))):
-        labelling.write(tmp_path / f"{i}.html", task)
+        labelling.write_page(tmp_path / f"{i}.html", task)
         [data] = [(attributes["data-digest"], data) for _, attributes, data in read(tmp_path / f"{i}.html")[0].inside
                   if "data-digest" in attributes]
         assert data[0] == hashlib.sha256(data[1].encode()).hexdigest()
@@ -119,7 +119,7 @@ def hostile_task():
 
 def test_hostile_texts_stay_data(tmp_path):
     task = hostile_task()
-    labelling.write(tmp_path / "next.html", task)
+    labelling.write_page(tmp_path / "next.html", task)
     page, value = read(tmp_path / "next.html")
     assert value["fields"] == task.fields and value["names"] == task.names and value["header"] == task.header
     assert [tag for tag, _ in page.elements].count("script") == 2 and "img" not in dict(page.elements)
@@ -131,7 +131,7 @@ def test_hostile_texts_stay_data(tmp_path):
 def test_a_page_is_small(tmp_path):
     names = [f"{'Ñandú y categoría ' * 3}{i:05}" for i in range(1588)]
     fields = [[f"título {i} " + "más palabras " * 12, "marca", "español"] for i in range(500)]
-    labelling.write(tmp_path / "next.html", make_task(500, names=names, fields=fields, candidates=[
+    labelling.write_page(tmp_path / "next.html", make_task(500, names=names, fields=fields, candidates=[
         [((i + j) % 1588, 0.012345678 * j) for j in range(20)] for i in range(500)]))
     assert (tmp_path / "next.html").stat().st_size < 500_000
     assert {len(row) for row in read(tmp_path / "next.html")[1]["candidates"]} == {9}
@@ -151,7 +151,7 @@ def window(chromium, tmp_path):
     """A function that opens the page of a Task, which no test has labelled before, and returns the Browser. At the end
     neither the page's policy nor its script may have complained, and nothing was fetched."""
     def open_page(task):
-        labelling.write(tmp_path / "next.html", task)
+        labelling.write_page(tmp_path / "next.html", task)
         chromium.open(tmp_path / "next.html")
         chromium.run("localStorage.clear()")
         chromium.open(tmp_path / "next.html")
@@ -315,7 +315,7 @@ def test_prepare_reads_quotes_lines_and_signs_as_they_are(window, prep):
 
 @in_browser
 def test_without_storage_the_page_says_so_and_works(tmp_path):
-    labelling.write(tmp_path / "next.html", make_task())
+    labelling.write_page(tmp_path / "next.html", make_task())
     with browser.opened(tmp_path / "private", **{"profile.default_content_setting_values.cookies": 2}) as page:
         page.open(tmp_path / "next.html")
         assert "does not let the page keep its labels" in page.text("#barred")

@@ -19,7 +19,7 @@ from pyarrow import parquet
 import classify
 import data
 import evaluate
-from titles import choose, predict, sources, tables
+from titles import choose, labelling, predict, sources
 
 
 @pytest.fixture
@@ -191,20 +191,21 @@ def form_of(**flags):
 
 
 def test_columns_are_called_as_flags_and_the_table_say():
-    assert tables.category_columns(form_of(), ["Title", "Label"]) == ["Label"]
-    assert tables.category_columns(form_of(), ["title"]) == ["category"]
+    assert labelling.category_columns(form_of(), ["Title", "Label"]) == ["Label"]
+    assert labelling.category_columns(form_of(), ["title"]) == ["category"]
     several = form_of(category_column=["aisle", "Shelf"], title_column=["Name", "2"])
-    assert tables.category_columns(several, ["x", "y", "shelf"]) == ["aisle", "shelf"]
-    assert tables.title_columns(several, ["x", "y", "name"]) == [2, 1] and tables.usual_name(several, "title") == "Name"
-    assert tables.category_columns(form_of(category_column=["3"]), ["a", "b"]) == ["category"]
-    assert tables.level_sign(form_of(separator=">")) == " > " == tables.level_sign(form_of())
-    assert tables.level_sign(form_of(separator="\t")) == "\t"
+    assert labelling.category_columns(several, ["x", "y", "shelf"]) == ["aisle", "shelf"]
+    assert labelling.title_columns(several, ["x", "y", "name"]) == [2, 1]
+    assert labelling.usual_name(several, "title") == "Name"
+    assert labelling.category_columns(form_of(category_column=["3"]), ["a", "b"]) == ["category"]
+    assert labelling.level_sign(form_of(separator=">")) == " > " == labelling.level_sign(form_of())
+    assert labelling.level_sign(form_of(separator="\t")) == "\t"
 
 
 def test_a_title_is_not_overwritten_by_its_category(label_next, tmp_path):
     remembered = sources.format_from(argparse.Namespace(title_column=["name"], category_column=None, encoding="utf-8",
                                                         separator=None), {"category_column": "1"})
-    assert tables.category_columns(remembered, ["name", "brand"]) == ["category"]
+    assert labelling.category_columns(remembered, ["name", "brand"]) == ["category"]
     path = save(tmp_path / "pool.csv", as_table(POOL))
     for out in ("next.csv", "next.html"):
         done = label_next(path, 3, "--category-column", "title", "--out", tmp_path / out, check=False)
@@ -227,7 +228,7 @@ def test_candidates_of_a_tree_are_written_as_its_data_has_them(tmp_path):
     found = {"kept": pa.table({"title": ["a"]}), "number": np.array([[1, 0]]), "probability": np.array([[0.5, 0.4]])}
     file = SimpleNamespace(header=None, form=form_of(separator="/"), dialect=sources.Dialect())
     args = argparse.Namespace(top=2, predict="-", out=tmp_path / "next.csv", out_separator=None, out_encoding=None)
-    tables.write_next(args, args.out, file, found, classify.Tree(["A > B", "A > C"]))
+    labelling.write_next(args, args.out, file, found, classify.Tree(["A > B", "A > C"]))
     assert args.out.read_text() == ("title,category,split,candidate_1,probability_1,candidate_2,probability_2\n"
                                     "a,,train-only,A / C,0.500000,A / B,0.400000\n")
 

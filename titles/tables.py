@@ -13,13 +13,12 @@ import os
 import stat
 import sys
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from pathlib import Path
 
 import pyarrow as pa
 
 import classify
 import data
-from titles import cli, files, labelling, sources
+from titles import files, sources
 from titles.cli import UserError
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
@@ -150,82 +149,6 @@ def answer_writer(args, out, header, dialect, tree):
             file.flush()  # whoever reads the other end of a pipe gets each part at once
 
         yield write
-
-
-def category_columns(form, header):
-    """The names of the columns of a sources.Format that hold a category, or its levels from the top, in a table with
-    this header or, where they are not there, in another. Raises UserError where one of them makes the title."""
-    # A number that was remembered, and stands beside usual names, is a place in another file.
-    names = {key: [tuple(name for name in known if isinstance(name, str)) or known for known in form.names[key]]
-             for key in form.names if sources.is_level(key)}
-    at = sources.locate(header, names, names)
-    if wrong := {*at.values()}.intersection(title_columns(form, header)):
-        raise UserError(f"--category-column: {header[min(wrong)]} is a column of the title")
-    return [header[at[key]] if key in at else usual_name(form, key) for key in names]
-
-
-def usual_name(form, column):
-    """What a column of a sources.Format is called in a new table."""
-    return next((name for known in form.names[column] for name in known if isinstance(name, str)), column)
-
-
-def level_sign(form):
-    """What stands between the levels of a category in one column."""
-    sign = form.separator or classify.PATH
-    return f" {sign.strip()} " if sign.strip() else sign
-
-
-def title_columns(form, header):
-    """The positions of the columns of a header that make the title."""
-    return [*sources.locate(header, filter(sources.is_title, form.names), form.names).values()]
-
-
-def only_trained(table, header):
-    """(a table of titles to label with what tells that they only train, further columns that it needs {name: value}):
-    where it has a column `split`, what is empty there is filled in. Chosen titles are harder than others, so what
-    validates and tests stays like all titles."""
-    import pyarrow.compute as pc
-    at = [i for i, name in enumerate(header) if name.lower() == "split"]
-    if not at:
-        return table, {"split": sources.ONLY_TRAINED}
-    column = table.column(at[0])
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        is_empty = pc.equal(pc.utf8_trim_whitespace(pc.fill_null(column, "")), "")
-        filled = pc.if_else(is_empty, pa.scalar(sources.ONLY_TRAINED, column.type), column)
-        table = table.set_column(at[0], table.field(at[0]), filled)
-    return table, {}
-
-
-def write_next(args, out, file, found, tree):
-    """Write titles to label next to `out`, or to standard output: a page to label them on, or their table with a column
-    for the category to be filled in, where it has none, and the likeliest ones. file: as from sources.read_titles, with
-    its `form`; found: as from choose.Pool.chosen. Raises UserError where the category has no column of its own."""
-    header = file.header or [usual_name(file.form, "title")]
-    categories, (table, others) = category_columns(file.form, header), only_trained(found["kept"], header)
-    nodes, chances = found["number"][:, :args.top], found["probability"][:, :args.top]
-    if suffix_of(out) in PAGES:
-        source = "standard input" if args.predict == "-" else cli.readable(Path(args.predict).name)
-        labelling.write(out, labelling.Task(
-            heading=f"{len(nodes):,} titles of {source}, the most useful first",
-            header=header, fields=[[*row] for row in zip(*map(as_text, table.columns), strict=True)],
-            title_columns=title_columns(file.form, header),
-            candidates=[[*zip(*row, strict=True)] for row in zip(nodes.tolist(), chances.tolist(), strict=True)],
-            names=tree.names, category_columns=categories, separator=level_sign(file.form),
-            is_tree=tree.levels > 1, constants=others))
-        return
-
-    # A candidate may be copied into the column of the category as it stands.
-    names = [name.replace(classify.PATH, level_sign(file.form)) for name in tree.names] if tree.levels > 1 else (
-        tree.names)
-    lacking = {name: value for name, value in (dict.fromkeys(categories) | others).items() if name not in header}
-    answer = [(name, pa.string()) for name in lacking]
-    for k in range(1, nodes.shape[1] + 1):
-        answer += [(classify.free_name(f"{name}_{k}", [*header, *lacking]), kind)
-                   for name, kind in (("candidate", pa.string()), ("probability", pa.float64()))]
-    with writer(out, written_dialect(args, file.dialect), header, answer) as write:
-        write(table, [*([value] * len(nodes) for value in lacking.values()), *(
-            column for of_rank, p in zip(nodes.T.tolist(), chances.T.tolist(), strict=True)
-            for column in ([names[node] for node in of_rank], p))])
 
 
 @contextmanager
