@@ -178,9 +178,9 @@ def peer(name, epochs, settings):
 
 # --- the measurements -------------------------------------------------------------------------------------------------
 
-def table_step(rows, small=50_000, large=2_000_000, batch_size=1024, width=9, repeats=25):
+def table_step(folder, rows=100_000, small=50_000, large=2_000_000, batch_size=1024, width=9, repeats=25):
     """Milliseconds of an mlp step with a small and a large table, on the same batches: {table rows: ms}; medians of
-    turns about."""
+    turns about. All but the sizes is as in the folder's prepared data."""
     import model
     import train
     from titles import configuration, start
@@ -189,11 +189,10 @@ def table_step(rows, small=50_000, large=2_000_000, batch_size=1024, width=9, re
              "labels": draw.integers(0, 632, rows).astype(np.uint16)}
     order = draw.integers(0, rows, (data.MAX_STEPS, batch_size))
     flags = ["--dim", DIM, "--maxn", 0, "--word-ngrams", 1, "--dropout", 0.1]
-    programs, times = {}, {}
+    meta, programs, times = data.load_prepared(folder / "prepared", ())[0], {}, {}
     for vocabulary in (small, large):
-        meta = {"vocab": range(vocabulary), "labels": range(632), "vectors": None, "reliable_share": None,
-                "max_len": width, "rows": {"valid": 1}, "training_rows": [1] * 632, "synthetic": True,
-                "fingerprint": "", "files": {"vocab.txt": "", "labels.txt": ""}}
+        meta |= {"vocab": range(vocabulary), "labels": range(632), "training_rows": [1] * 632, "max_len": width,
+                 "reliable_share": None}
         config = configuration.configure(train.TABLE, train.parse_args([*map(str, flags)]), meta, batch["titles"])
         features = model.feature_tables(config, [""] * vocabulary)
         state = start.state_of_words(config, train.make_optimizer(config), features, batch["titles"])
@@ -476,7 +475,7 @@ def benchmark(args, folder):
         result["classify"] = {name: classify_speed(folder, f"{name}-0") for name in wanted
                               if name in ("mlp", "mlp-words-1-epoch", "cnn-1-epoch")}
     if "table-size" in wanted:
-        result["step_ms_by_table_rows"] = table_step(100_000)
+        result["step_ms_by_table_rows"] = table_step(folder)
     if "help" in wanted:
         result["help_s"] = {name: min(measured(*script(name, "--help"), folder=folder).wall_s for _ in range(3))
                             for name in SCRIPTS}
