@@ -1134,7 +1134,7 @@ def deepest(path, thresholds):
 
 
 def answer_columns(top, is_demanding, taken=()):
-    """Names of the columns of `answered`; is_demanding: whether there is a threshold; taken: names that a table has,
+    """Names of the columns of `answers`; is_demanding: whether there is a threshold; taken: names that a table has,
     which keeps them."""
     first = ["category", "probability"] if is_demanding and top > 1 else []
     other = "candidate" if first else "category"

@@ -41,17 +41,7 @@ import numpy as np
 import pyarrow as pa
 
 import classify
-from classify import (  # noqa: F401
-    BORDER,
-    PLAIN_BYTES,
-    SPECIALS,
-    UNKNOWN,
-    Rows,
-    decode_entities,
-    tokenize,
-    word_hashes,
-    word_ngram_hashes,
-)
+from classify import PLAIN_BYTES, SPECIALS, UNKNOWN, decode_entities, tokenize
 from titles import files
 from titles.cli import UserError
 
@@ -147,7 +137,7 @@ def encode(titles, index, max_len):
     """Titles (list of str) -> ([N, max_len] uint32 word ids, list of the words that have none in `index`).
 
     index: a dictionary from word to id, 0 to len(index) - 1; other words get the ids behind them, and the empty ones of
-    a BORDER 0.
+    a classify.BORDER 0.
     """
     # Each distinct word is looked up once.
     codes, words, lengths = tokenize_list(titles)

@@ -319,7 +319,7 @@ def read_split(args):
                         "the run that it was made of (--ckpt NAME)")
     found = arrays[args.split]
     return classifier, report.Labelled(
-        inputs=data.Rows(found["text"], found["columns"][:, classifier.column_numbers]) if classifier.columns else
+        inputs=classify.Rows(found["text"], found["columns"][:, classifier.column_numbers]) if classifier.columns else
         classifier.rows(found["text"]),
         labels=found["labels"].astype(np.int64), names=classifier.tree.names, tree=classifier.tree,
         trained=classifier.has_trained_on(found["keys"]), language=found.get("language"), languages=meta["languages"],
@@ -356,7 +356,7 @@ def read_file(args):
     split = f"file-{split}" if split in data.SPLITS else split
     file = {"file": cli.readable(args.test), "rows": len(labels), "checksum": files.checksum(args.test)}
     return classifier, report.Labelled(
-        inputs=data.Rows(found["title"], found["values"]), labels=labels, names=names, tree=classifier.tree,
+        inputs=classify.Rows(found["title"], found["values"]), labels=labels, names=names, tree=classifier.tree,
         trained=classifier.has_trained_on(data.keys_of(found["title"])), language=language, languages=languages,
         reliable=reliable if any(found["quality"]) else None, file=[file["file"]] * len(labels),
         line=np.array(found["line"]), id=found["id"] if any(found["id"]) else None, split=split,
@@ -499,8 +499,8 @@ def compare(args):
 
 
 def sampled_file(args, classifier, path):
-    """(data.Rows, how many rows there were): of the titles in a file, see change.sampled. Raises UserError where there
-    are none."""
+    """(classify.Rows, how many rows there were): of the titles in a file, see change.sampled. Raises UserError where
+    there are none."""
     bad = sources.NoBadRows()
     with open(path, "rb") as file, files.archive_errors(path):
         form = tables.file_format(args, classifier, file)
@@ -529,7 +529,7 @@ def validation_titles(args, classifier):
 
 
 def estimated(classifier, rows):
-    """The Classifier that takes categories to be as frequent as in data.Rows, after saying so."""
+    """The Classifier that takes categories to be as frequent as in classify.Rows, after saying so."""
     classifier, said = change.estimated(classifier, rows)
     if devices.is_first():
         print(f"--prior estimated: {said}", file=sys.stderr)
@@ -631,8 +631,8 @@ def summarize(classifier, rule, titles, sums):
 
 
 def answered(args, classifier, rule, rows):
-    """The columns of the answer to data.Rows, lists with an entry for each; and how many titles there are, how many of
-    them are left without a category, of how many nothing is known, the sum of the probabilities of the likeliest
+    """The columns of the answer to classify.Rows, lists with an entry for each; and how many titles there are, how many
+    of them are left without a category, of how many nothing is known, the sum of the probabilities of the likeliest
     categories and, with --precision, how many titles each of calibration.PRECISIONS answers [4 or 7]."""
     # Behind the nodes stands no name, for titles that are left without one; lines of text need an empty one.
     names = np.array([*classifier.tree.names, None if args.keep else ""], object)

@@ -21,9 +21,9 @@ that, and made-up ones. Where the two part, because model.py was edited and clas
 --log adds the same two files to the training's MLflow run (of several: the first one's) as a model of MLflow, and
 --register also makes it the next version of a registered model. Such a model takes titles as JSON (text/csv is
 refused), as a list or as the column `title` of a table (one that reads columns beside titles only as a table, which may
-lack these), and the parameters top, threshold and precision. It answers in
-the columns of evaluate.py --predict: category, probability, category_2 and so on, or with a threshold or a precision
-category, probability, candidate_1 and so on; with nulls where a title is null.
+lack these), and the parameters top, threshold, precision and level. It answers in the columns of evaluate.py --predict:
+category, probability, category_2 and so on, or with a threshold or a precision category, probability, candidate_1 and
+so on; with nulls where a title is null.
 """
 import sys
 from pathlib import Path
@@ -243,7 +243,7 @@ def sample_rows(classifier, folders):
     titles = [*titles, " ".join(titles[-20:]), classify.BORDER.join(titles[-2:]), *ODD]
     values = [[draw.choice([0, draw.randrange(column.first, column.behind)]) for column in classifier.columns]
               for _ in titles]
-    return data.Rows(titles, np.array(values, int).reshape(len(titles), -1))
+    return classify.Rows(titles, np.array(values, int).reshape(len(titles), -1))
 
 
 @functools.partial(jax.jit, compiler_options=model.QUICK_COMPILE)

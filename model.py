@@ -355,7 +355,7 @@ def feature_tables(config, words, known=None):
     ngrams = np.where(np.arange(len(bucket)) < start[-1], bucket + np.int32(config["vocabulary"]), 0)
     word = np.append(np.repeat(own, np.diff(start)), np.full(len(ngrams) - start[-1], own[-1]))
     return {"own": np.where(own < known, own, data.UNKNOWN), "start": start, "ngrams": ngrams, "word": word,
-            "character_weight": np.float32(weight), "hashes": data.word_hashes(words),
+            "character_weight": np.float32(weight), "hashes": classify.word_hashes(words),
             "first": np.int32(config["vocabulary"]), "buckets": np.uint32(config["buckets"])}
 
 
@@ -364,7 +364,7 @@ def word_ngrams(features, ids, longest):
     title, or a part of it, has ended. NumPy or JAX arrays."""
     xp, rows = jnp if isinstance(ids, jax.Array) else np, [ids[:, :0].astype(np.int32)]
     inside = ids > 0
-    for ahead, value in enumerate(data.word_ngram_hashes(features["hashes"][ids], longest), 1):
+    for ahead, value in enumerate(classify.word_ngram_hashes(features["hashes"][ids], longest), 1):
         found = (value % features["buckets"]).astype(np.int32) + features["first"]
         inside = inside[:, :-1] & (ids[:, ahead:] > 0)
         found = xp.where(inside, found, 0)

@@ -924,12 +924,11 @@ def choose_words(rows, split, args, base):
 
 # --- training rows -> values of columns -------------------------------------------------------------------------------
 
-def distinct(columns):
-    """The values of --columns, [(name, kind)]. Raises UserError where two of them mean one column."""
+def require_distinct(columns):
+    """Raise UserError where two of the --columns, [(name, kind)], mean one."""
     keys = [classify.name_key(name) for name, _ in columns]
     if twice := [name for (name, _), key in zip(columns, keys, strict=True) if keys.count(key) > 1]:
         raise UserError(f"--columns {' '.join(twice)}: the same column twice")
-    return columns
 
 
 def choose_columns(rows, split, args, base, bad):
@@ -1121,7 +1120,7 @@ def write_pieces(folder, args, sizes):
 # --- meta.json --------------------------------------------------------------------------------------------------------
 # Shares are of rows or words, from 0 to 1; {split} has a value for train, valid and test each.
 #
-#   format, tokenizer         data.FORMAT; checksum of the data.py that cut the titles
+#   format, tokenizer         data.FORMAT; checksum of the tokenizer in classify.py that cut the titles
 #   command, options          as it was typed; {flag: value} of those that decide what is prepared
 #   source                    [{file, split that its name gives or null, checksum, rows {split}}], in order of the rows
 #   synthetic                 whether all categories are synthetic.py's
@@ -1250,7 +1249,8 @@ def prepare(args):
     of it becomes arrays."""
     started = time.time()
     args, base = read_base(args) if args.like else (args, None)
-    args.columns = distinct(args.columns or [])
+    args.columns = args.columns or []
+    require_distinct(args.columns)
     described = args.encoder and encoder.describe(args.encoder, args.max_pieces)  # a missing package shows at once
     chosen = choose_files(args)
     require_own(args.out)

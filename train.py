@@ -524,8 +524,6 @@ def loop(config, ready, state, saves, history):
     validation = {"validation": runs.restore_validation(saves.folder.with_name(config["refit"]))} if (
         "refit" in config) else {}
 
-
-
     # What comes before the first step: scores by chance, or what a former run's knowledge is worth here.
     if step == 0 and is_judged:
         print_epoch({"epoch": 0} | evaluate_rows(ready.predictor(state), ready.rows["valid"], "valid"))

@@ -11,7 +11,7 @@ from conftest import assert_one_line_error, run_here, run_script, tiny_rows, wri
 from mlflow import MlflowClient
 from scipy import stats
 
-import data
+import classify
 from titles import change
 
 # --- made data --------------------------------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ def test_the_sample_is_of_all_rows_in_order_and_the_same_every_time(monkeypatch)
     monkeypatch.setattr(change, "SAMPLE", 50)
 
     def blocks():
-        return (data.Rows([str(i) for i in range(start, start + 30)], np.arange(start, start + 30)[:, None])
+        return (classify.Rows([str(i) for i in range(start, start + 30)], np.arange(start, start + 30)[:, None])
                 for start in range(0, 600, 30))
 
     rows, number = change.sampled(blocks())

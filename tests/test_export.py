@@ -243,7 +243,7 @@ def otherwise(function, change):
 
 @pytest.mark.parametrize(("owner", "name", "change", "words"), [
     (classify, "tokenize", lambda words: words[:3], ["the tokenizer", "data.py"]),
-    (classify, "word_ngram_hashes", lambda found: [value + 1 for value in found], ["filters: ", "vectors", "n-grams"]),
+    (model, "word_ngrams", lambda rows: rows - (rows > 0), ["filters: ", "vectors", "n-grams"]),
     (classify, "bag", lambda x: x * np.float32(1.001), ["filters: ", "logits", "network cnn", "pooling"]),
     (classify, "log_softmax", lambda z: z[:, :1], ["filters: ", "logits", "network cnn"]),
     (classify, "two_heads", lambda z: {}["x"], ["filters: ", "network cnn", "KeyError('x')"]),

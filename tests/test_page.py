@@ -11,7 +11,6 @@ import pytest
 from conftest import WORD_MODELS, config_of, run_here
 
 import classify
-import data
 from titles import page, report, runs, settings
 
 HOSTILE = ["<script>alert(1)</script>", "</script><img src=x onerror=alert(1)>", "\" onload=\"alert(1)", "' onclick='x",
@@ -67,9 +66,9 @@ def labelled(names, labels, titles, tree=None, **others):
     """Labelled rows that are made up, of categories that are no tree where none is given."""
     count = len(labels)
     return report.Labelled(**{
-        "inputs": data.Rows(list(titles), np.zeros((count, 0), int)), "labels": np.array(labels), "names": list(names),
-        "tree": tree or classify.Tree(list(names), False), "trained": np.zeros(count, bool), "file": ["x"] * count,
-        "line": np.arange(2, count + 2), "split": "test", "source": {}} | others)
+        "inputs": classify.Rows(list(titles), np.zeros((count, 0), int)), "labels": np.array(labels),
+        "names": list(names), "tree": tree or classify.Tree(list(names), False), "trained": np.zeros(count, bool),
+        "file": ["x"] * count, "line": np.arange(2, count + 2), "split": "test", "source": {}} | others)
 
 
 def made_up(names, titles, rows=200, languages=("es", "pt")):

@@ -18,7 +18,7 @@ SAMPLE = 10_000      # titles of a file, drawn at random, that are looked at
 FEW = 50             # fewer different titles tell nothing
 CELLS = 1 << 24      # probabilities that are held at a time
 CERTAINTY = 0.01     # the chance that titles of the same kind are called changed, all tests together
-LEAST = {"mix": 0.1, "sure": 0.01, "words": 0.02, "kind": 0.05}  # effects that are worth a word, see `tests`
+LEAST = {"mix": 0.1, "sure": 0.01, "words": 0.02, "kind": 0.05}  # effects that are worth a word
 P = CERTAINTY / len(LEAST)  # of each test, as of several the least counts (Bonferroni)
 POOLED = 5           # categories expected less often than this are counted together
 SPREAD = 1.0         # how far shares of categories may move, times how far those of the predicted ones have
@@ -52,8 +52,8 @@ class NoTitles(ValueError):
 # --- which titles -----------------------------------------------------------------------------------------------------
 
 def sampled(blocks):
-    """(data.Rows, how many there were): SAMPLE rows at most, drawn at random from blocks of data.Rows, in order. The
-    same rows of the same blocks."""
+    """(classify.Rows, how many there were): SAMPLE rows at most, drawn at random from blocks of classify.Rows, in
+    order. The same rows of the same blocks."""
     draw, titles, values, chances, number = np.random.default_rng(0), [], [], np.zeros(0), 0
     for rows in blocks:
         number += len(rows.titles)
@@ -63,7 +63,7 @@ def sampled(blocks):
         if len(titles) > 2 * SAMPLE:
             titles, values, chances = smallest(titles, values, chances)
     titles, values, _ = smallest(titles, values, chances)
-    return data.Rows(titles, values[0]), number
+    return classify.Rows(titles, values[0]), number
 
 
 def smallest(titles, values, chances):
@@ -182,8 +182,8 @@ def log_ratios(kept, labels, mean, titles, spread):
 
 
 def mix(classifier, rows, predicted):
-    """((p, effect) of the test of categories, log_ratios or None where they have not changed): of data.Rows, and the
-    categories [N] that a predict.Classifier predicts of them under the prior of training, which it must have."""
+    """((p, effect) of the test of categories, log_ratios or None where they have not changed): of classify.Rows, and
+    the categories [N] that a predict.Classifier predicts of them under the prior of training, which it must have."""
     kept = classifier.combined_kept()
     worth = repeated(rows.titles)[1]
     found = categories_test(kept.argmax(1), predicted, worth)
@@ -204,21 +204,21 @@ def validation_chances(classifier):
 
 
 def in_parts(classifier, rows):
-    """The probabilities of data.Rows, [B, C] of some rows at a time."""
+    """The probabilities of classify.Rows, [B, C] of some rows at a time."""
     size = max(1, CELLS // classifier.tree.leaves)
     for start in range(0, len(rows.titles), size):
         yield classifier.probabilities(rows.part(slice(start, start + size)))
 
 
 def untrained(classifier, rows):
-    """The data.Rows whose titles have not trained the run."""
+    """The classify.Rows whose titles have not trained the run."""
     kept = np.flatnonzero(~classifier.has_trained_on(data.keys_of(rows.titles)))
-    return data.Rows([rows.titles[i] for i in kept], rows.values[kept])
+    return classify.Rows([rows.titles[i] for i in kept], rows.values[kept])
 
 
 def estimated(classifier, rows):
-    """(the Classifier that takes categories to be as frequent as in these data.Rows, what is to be said of it): itself,
-    under the prior of training, where they have not changed or too few titles tell it."""
+    """(the Classifier that takes categories to be as frequent as in these classify.Rows, what is to be said of it):
+    itself, under the prior of training, where they have not changed or too few titles tell it."""
     rows = untrained(classifier, rows)
     distinct = len(repeated(rows.titles)[0])
     if distinct < FEW:
@@ -263,8 +263,8 @@ def interval(accuracy, titles, errors, weights=None, moved=0.0):
 
 
 def expected(classifier, rows, predicted, chance, ratios):
-    """(accuracy to expect, its interval) of what a Classifier predicts, with its probabilities, of data.Rows; ratios as
-    from `mix`."""
+    """(accuracy to expect, its interval) of what a Classifier predicts, with its probabilities, of classify.Rows;
+    ratios as from `mix`."""
     chances, right, *_ = classifier.validated
     usual, right, worth = float(chance.mean(dtype=np.float64)), right[:, -1], repeated(rows.titles)[1]
     if ratios is None:
@@ -288,8 +288,8 @@ def expected(classifier, rows, predicted, chance, ratios):
 
 
 def promises(classifier, rows):
-    """{precision: {"answered", "validation"}}: the shares of data.Rows and of validation rows that get an answer where
-    a precision is promised, None where it cannot be."""
+    """{precision: {"answered", "validation"}}: the shares of classify.Rows and of validation rows that get an answer
+    where a precision is promised, None where it cannot be."""
     promising, found = classifier.promising, {}
     is_tree = promising.tree.levels > 1
     chances, _, path, _ = promising.validated
@@ -337,8 +337,8 @@ def compare_words(classifier, titles, old):
 
 def compare(classifier, rows, titles, old=None, why="the validation titles were not given"):
     """What new titles are like, beside the validation rows of a predict.Classifier: a dictionary of KEYS, for JSON.
-    rows: data.Rows of them, as from `sampled`; titles: how many there are; old: the validation titles (list of str) or
-    None, and `why`. Raises NoTitles where none is left that has not trained the run."""
+    rows: classify.Rows of them, as from `sampled`; titles: how many there are; old: the validation titles (list of str)
+    or None, and `why`. Raises NoTitles where none is left that has not trained the run."""
     new = untrained(classifier, rows)
     if not new.titles:
         raise NoTitles(f"no titles that have not trained {classifier.folder.name}")

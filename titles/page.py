@@ -1,8 +1,9 @@
-"""From scores, tables and curves to report.html: one page that needs no other file, for a browser, a phone and paper.
+"""From scores, tables and curves to report.html, and from what has changed to compare.html: pages that need no other
+file, for a browser, a phone and paper.
 
-It has its figures in it, and its Content-Security-Policy forbids all else: scripts, fetching anything. Names, titles
-and languages may be anything, so whatever is shown goes through `text`. Computing what is shown and drawing figures
-(report.py), and reading runs (runs.py) do not belong here.
+A page has its figures in it, and its Content-Security-Policy forbids all else: scripts, fetching anything. Names,
+titles and languages may be anything, so whatever is shown goes through `text`, or is escaped as it is. Computing what
+is shown and drawing figures (report.py), and reading runs (runs.py) do not belong here.
 """
 import base64
 import html

@@ -1,9 +1,9 @@
 """A run, or several, and rows -> probabilities: the Classifier that reports, predictions, exports and Python share.
 
 A trained model with the vectors of all words is a Predictor; one or several that classify together are an Ensemble;
-compiled functions make answers of an Ensemble and a batch of ids. A Classifier reads checkpoints and titles, and knows
-what its probabilities mean. What modules compute (model.py), what a run keeps (runs.py) and how answers are written
-(evaluate.py, tables.py) do not belong here.
+compiled functions make answers of an Ensemble and a data.Batch for each of its members. A Classifier reads checkpoints
+and titles, and knows what its probabilities mean. What modules compute (model.py), what a run keeps (runs.py) and how
+answers are written (evaluate.py, tables.py) do not belong here.
 """
 import copy
 import functools
@@ -493,8 +493,8 @@ class Classifier(classify.BaseClassifier):
         return [*words, *others], np.concatenate(jax.device_get(devices.shared(vectors)))
 
     def in_parts(self, function, rows, *others):
-        """Call `function(ensemble, batches, *others)` on rows (data.Rows, or list of titles) and arrays that go with
-        them, by `in_batches`. Returns its dictionary of results, with `known` as from `knows`."""
+        """Call `function(ensemble, batches, *others)` on rows (classify.Rows, or list of titles) and arrays that go
+        with them, by `in_batches`. Returns its dictionary of results, with `known` as from `knows`."""
         # A part at a time, so that memory does not grow with the titles.
         found, rows = [], self.rows(rows)
         for start in range(0, len(rows.titles), PREDICT_ROWS):
@@ -506,8 +506,8 @@ class Classifier(classify.BaseClassifier):
         return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
     def read(self, rows):
-        """(an Ensemble that knows all words of some rows (data.Rows, or list of titles), a tuple of the data.Batch that
-        each member reads, whether anything of a title is known [N])."""
+        """(an Ensemble that knows all words of some rows (classify.Rows, or list of titles), a tuple of the data.Batch
+        that each member reads, whether anything of a title is known [N])."""
         # To models of words those out of vocabulary get vectors from their n-grams, for these titles.
         ensemble, rows = self.ensemble, self.rows(rows)
         titles, predictors, batches = rows.titles, [], []
@@ -541,7 +541,7 @@ class Classifier(classify.BaseClassifier):
         return known
 
     def likeliest(self, rows, top, level=None):
-        """The `top` likeliest categories, or nodes of a level, of rows (data.Rows, or list of titles): (numbers [N,
+        """The `top` likeliest categories, or nodes of a level, of rows (classify.Rows, or list of titles): (numbers [N,
         top], probabilities [N, top], 0 where nothing of the title is known)."""
         level = level or self.tree.levels
         top = min(top, self.tree.size(level))
@@ -573,8 +573,8 @@ class Classifier(classify.BaseClassifier):
         return {"below": self.tree.below, "above": self.tree.above, "first": first, "steps": steps}
 
     def score(self, rows, labels, promised=False):
-        """What `scores` says of rows (data.Rows, or list of titles) with labels [N], numbers of categories or of a tree
-        of nodes; the probability is 0 where nothing of a title is known. promised: also `score_promised`."""
+        """What `scores` says of rows (classify.Rows, or list of titles) with labels [N], numbers of categories or of a
+        tree of nodes; the probability is 0 where nothing of a title is known. promised: also `score_promised`."""
         nodes, function = self.nodes if self.tree.levels > 1 else None, score_batch
         if promised:  # it shares all but a few numbers, so one pass does for both
             function = functools.partial(score_promised, self.promising.ensemble.replace(predictors=()))
@@ -622,7 +622,7 @@ class Classifier(classify.BaseClassifier):
         return result
 
     def probabilities(self, rows):
-        """The probabilities of all categories of data.Rows, [N, C] float32, whatever is known of their titles."""
+        """The probabilities of all categories of classify.Rows, [N, C] float32, whatever is known of their titles."""
         return self.in_parts(all_batch, rows)["probability"]
 
     def compare(self, rows, old=None):
@@ -636,16 +636,17 @@ class Classifier(classify.BaseClassifier):
         return change.compare(self, *change.sampled([rows]), old)
 
     def explain(self, rows, categories):
-        """For each row (data.Rows, or list of titles) the words that speak most for its category (ids [N]): a list of
-        (word, by how much the logarithm of the probability falls without it), the largest first; a value of a column is
-        one of them, as `brand=acme`."""
+        """For each row (classify.Rows, or list of titles) the words that speak most for its category (ids [N]): a list
+        of (word, by how much the logarithm of the probability falls without it), the largest first; a value of a column
+        is one of them, as `brand=acme`."""
         # Each row and, behind it, the row without each of its words and values: all are scored at once. A BORDER
         # between the parts of a title, which is empty words, stays.
         rows, titles, values, features = self.rows(rows), [], [], []
         for title, of_row in zip(rows.titles, rows.values, strict=True):
             words = data.tokenize(title)[:EXPLAINED_OF]
-            words = [word or data.BORDER for before, word in zip(["", *words], words, strict=False) if before or word]
-            at = [i for i, word in enumerate(words) if word != data.BORDER]
+            words = [word or classify.BORDER for before, word in zip(["", *words], words, strict=False)
+                     if before or word]
+            at = [i for i, word in enumerate(words) if word != classify.BORDER]
             told = [i for i in range(len(self.columns)) if of_row[i]]
             whole = " ".join(words)
             titles += [whole, *(" ".join(words[:i] + words[i + 1:]) for i in at), *[whole] * len(told)]
@@ -655,7 +656,7 @@ class Classifier(classify.BaseClassifier):
         if not titles:
             return []
         sizes = [len(row) + 1 for row in features]
-        found = self.score(data.Rows(titles, np.stack(values)), np.repeat(categories, sizes))
+        found = self.score(classify.Rows(titles, np.stack(values)), np.repeat(categories, sizes))
 
         result, ends = [], np.cumsum(sizes)
         for row, end, size in zip(features, ends, sizes, strict=True):

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 
 import classify
-import data
 from titles import calibration, change, files, paired, predict
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
@@ -64,7 +63,7 @@ KEYS = SCORES | NOTES | {
 
 class Labelled(NamedTuple):
     """Labelled rows, N of them, which a report is on."""
-    inputs: data.Rows     # titles, and what else a model reads
+    inputs: classify.Rows     # titles, and what else a model reads
     labels: np.ndarray    # [N] numbers of `names`
     names: list           # nodes of the run's tree and, behind them, categories that it does not know
     tree: classify.Tree   # whose leaves the categories are
@@ -100,7 +99,7 @@ class Labelled(NamedTuple):
             return values if values is None else (
                 values[chosen] if isinstance(values, np.ndarray) else [values[i] for i in chosen])
 
-        return self._replace(inputs=data.Rows(of(self.inputs.titles), of(self.inputs.values)), **{
+        return self._replace(inputs=classify.Rows(of(self.inputs.titles), of(self.inputs.values)), **{
             name: of(getattr(self, name)) for name in ("labels", "trained", "file", "line", "id", "language",
                                                        "reliable")})
 
@@ -218,7 +217,7 @@ def score_rows(classifier, rows):
     for name, columns in left_out.items() if rows.inputs.values.any() else ():
         values = rows.inputs.values.copy()
         values[:, columns] = 0
-        result[name] = classifier.likeliest(data.Rows(rows.inputs.titles, values), 1)[0][:, 0]
+        result[name] = classifier.likeliest(classify.Rows(rows.inputs.titles, values), 1)[0][:, 0]
     return result
 
 
@@ -568,7 +567,7 @@ def make_tables(rows, training_rows, result):
     precision, recall, f1, support = by_category(labels, predictions, len(names))
 
     # A confusion is easier to understand with a few of its titles.
-    titles = np.array([title.replace(data.BORDER, " / ") for title in rows.inputs.titles], object)
+    titles = np.array([title.replace(classify.BORDER, " / ") for title in rows.inputs.titles], object)
     true, taken, count = confusions(labels, predictions)
     examples = [" | ".join(titles[(labels == i) & (predictions == j)][:3]) for i, j in zip(true, taken, strict=True)]
 

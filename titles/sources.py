@@ -1,10 +1,10 @@
 """Rows out of any file of titles: CSV and TSV, JSON lines, Parquet, Excel, fastText files and plain lists of titles.
 
-prepare.py reads labelled rows with `read_labelled`, evaluate.py titles to classify with `read_titles`; both share the
-readers below. A file is read in blocks of whole lines. CSV goes through Arrow, which is quick, as long as a block is in
-order; a block with a row that is not is read again line by line by rules that lose no row (`classify.rows_in`). What
-cannot be read is counted in a `BadRows`, with the line where it stands, or refused; no row vanishes unsaid.
-What a title means to a model (words, ids) does not belong here, and neither does which files make a data set.
+Labelled rows are read with `read_labelled`, titles to classify with `read_titles`; both share the readers below. A file
+is read in blocks of whole lines. CSV goes through Arrow, which is quick, as long as a block is in order; a block with a
+row that is not is read again line by line by rules that lose no row (`classify.rows_in`). What cannot be read is
+counted in a `BadRows`, with the line where it stands, or refused; no row vanishes unsaid. What a title means to a
+model (words, ids) does not belong here, and neither does which files make a data set.
 """
 import base64
 import csv
@@ -937,7 +937,7 @@ def given_quality(path, values):
 # --- titles to classify -----------------------------------------------------------------------------------------------
 
 def read_titles(stream, name, bad, form=None, keep=False):
-    """Rows to classify, from a binary stream: (header; blocks, each of them data.Rows and kept columns, an Arrow
+    """Rows to classify, from a binary stream: (header; blocks, each of them classify.Rows and kept columns, an Arrow
     table; the Dialect of a table). Every line of a list, and every row of a CSV or Parquet file with a column title (or
     text), gives one title; an empty line does so in a list and in a table of one column. What is kept is the column
     `id`, where there is one, or with `keep` all columns, which a list has none of and is then refused unless `keep` is
@@ -1031,7 +1031,7 @@ def decoded_titles(found, name, bad, kept, columns):
                                 if isinstance(column, str) and is_title(column)])
         keys = [value_key(column.name) for column in columns]
         texts = {key: decoded(block[key], numbers).to_pylist() for key in keys if key in block}
-        yield data.Rows(titles.to_pylist(), value_ids(columns, texts, numbers, name, bad)), table
+        yield classify.Rows(titles.to_pylist(), value_ids(columns, texts, numbers, name, bad)), table
 
 
 def value_ids(columns, texts, numbers, name, bad):

@@ -271,7 +271,7 @@ def rounded(values):
 
 
 def as_text(values):
-    """An Arrow array or chunked array as a list of str: "" for what is missing."""
+    """A chunked array as a list of str: "" for what is missing."""
     kind = values.type
     if pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind) or str(kind) in (
             "string", "large_string", "string_view"):
