@@ -238,7 +238,7 @@ import pyarrow as pa
 import classify
 import data
 from titles import calibration, change, choose, devices, labelling, page, report, runs, sources, tables, tracking
-from titles.predict import PREDICT_ROWS, before_estimate, load, load_named, resting_on_validation
+from titles.predict import PREDICT_ROWS, load, load_named  # noqa: F401 (for `evaluate.load`)
 
 # --- a report ---------------------------------------------------------------------------------------------------------
 
@@ -265,7 +265,7 @@ def evaluate(args):
     made = report.make_report(classifier, rows, result)
     if other:
         report.add_paired(made, rows, result, *other)
-    name = report_name(args, classifier, rows)
+    name = report_name(args, classifier, rows.split, rows.path, "report.json")
     folder = write_report(args, classifier, made, name)
     if args.json:
         print(json.dumps(made.scores))
@@ -307,8 +307,7 @@ def read_split(args):
         where = "name the folder that it was prepared --like with it" if meta["options"]["like"] else (
             "report on a labelled file with --test")
         raise UserError(f"{cli.listed(args.data)}: has no {args.split} rows; {where}")
-    classifier = load(*args.ckpt, folder=args.runs, prior=before_estimate(args.prior), fingerprint=meta["fingerprint"],
-                      resting=resting_on_validation(args))
+    classifier = load_named(args, meta["fingerprint"])
     if classifier.config["fingerprint"] != meta["fingerprint"]:
         raise UserError(f"{classifier.folder}: was trained on other data ({classifier.config['fingerprint']}) than "
                         f"{cli.listed(args.data)} holds ({meta['fingerprint']}); name its data with --data, report "
@@ -393,15 +392,10 @@ def place_of(path):
     return re.sub(r"[^\w.-]", "_", path.name)[:60]
 
 
-def report_name(args, classifier, rows):
-    """The name of a report and its folder: of its rows, the checkpoints and, where it was asked for, the prior. Where
-    another file of this name has that report, a digest of the path stands behind the name."""
-    return free_report(args, classifier, rows.split, rows.path, "report.json")
-
-
-def free_report(args, classifier, place, path, file):
-    """The name of the folder of what is said of a place, such as a split or the name of a file, with the path that
-    `file` in it says, or None."""
+def report_name(args, classifier, place, path, file):
+    """The name of a report and its folder: of its place, such as a split or the name of a file, the checkpoints and,
+    where it was asked for, the prior. Where `file` in that folder says another path than this one (None: it has none),
+    a digest of the path stands behind the place."""
     def name(place):
         other = [re.sub(r"[^\w.-]", "_", f"against-{'+'.join(args.against)}")] if args.against else []
         return "-".join([place, classifier.name, *([args.prior] if args.prior else []), *other])
@@ -480,7 +474,7 @@ def compare(args):
         return
     path = cli.readable(args.compare.resolve())
     found |= {"file": path}
-    name = free_report(args, classifier, f"compare-{place_of(args.compare)}", path, "compare.json")
+    name = report_name(args, classifier, f"compare-{place_of(args.compare)}", path, "compare.json")
 
     def write(temporary):
         files.write_json(temporary / "compare.json", found)
@@ -668,8 +662,7 @@ def write_answers(blocks, answer, write, ahead):
     with ThreadPoolExecutor(1) as pool:
         try:
             for rows, kept in blocks:
-                for start in range(0, len(rows.titles), PREDICT_ROWS):
-                    part = slice(start, start + PREDICT_ROWS)
+                for part in data.blocks(len(rows.titles), PREDICT_ROWS):
                     waiting.append((kept and kept[part], pool.submit(answer, rows.part(part))))
                     finish(ahead)
         finally:  # also what came before a bad row

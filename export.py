@@ -89,9 +89,12 @@ from titles.predict import load_named
 
 # --- arrays -----------------------------------------------------------------------------------------------------------
 
-def quantized(table, titles):
+def quantized(table, titles, dtype="int8"):
     """[V, D] float32, the number of training titles that used each row [V] -> ([V, D] int8, scales [V] float16), whose
-    product is about the table."""
+    product is about the table; with another dtype the table as it is, and ones."""
+    if dtype != "int8":
+        return table, np.ones(len(table), np.float16)
+
     # A row that comes n times as often takes part in n times as many errors, so it is kept sqrt(n) times as exactly:
     # `steps` to each side of 0. The integers of rare rows are small, and compressed small.
     steps = np.clip(np.rint(max(STEPS, EXACT / max(len(table), 1)) * np.sqrt(np.maximum(titles, 1))), 1, 127)
@@ -110,10 +113,9 @@ def member_arrays(config, variables, shift, dtype):
     used = weights[config["vocabulary"]:] > 0
     rows = np.concatenate([np.ones(config["vocabulary"], bool), used])
     table, weights = np.where(weights[rows, None] > 0, table[rows], 0), weights[rows]
-    if dtype == "int8":  # a row's weight tells how many titles used it, see model.idf
-        table, scale = quantized(table, model.counts(weights, config["rows"] + config.get("earlier_rows", 0)))
-    else:
-        scale = np.ones(len(table), np.float16)
+    # A row's weight tells how many titles used it, see model.idf.
+    titles = model.counts(weights, config["rows"] + config.get("earlier_rows", 0))
+    table, scale = quantized(table, titles, dtype)
 
     settings, of_values = value_arrays(config, variables, dtype)
 
@@ -137,9 +139,7 @@ def value_arrays(config, variables, dtype):
         return {}, {}
     weights = np.asarray(variables["value_weights"])
     table = np.where(weights[:, None] > 0, np.asarray(variables["values"]), 0)
-    scale = np.ones(len(table), np.float16)
-    if dtype == "int8":
-        table, scale = quantized(table, np.full(len(table), np.inf))
+    table, scale = quantized(table, np.full(len(table), np.inf), dtype)
     settings = {name: config[name] for name in ("columns", "value_weight") if name in config}
     return settings, {"values": table, "value_scale": scale, "value_weights": weights}
 
@@ -149,9 +149,7 @@ def encoder_arrays(config, variables, shift, dtype):
     table, layers = encoder.pretrained(config["encoder"]["name"])
     change = np.asarray(variables["table"]) - table
     pieces = np.flatnonzero(change.any(1))
-    change, scale = change[pieces], np.ones(len(pieces), np.float16)
-    if dtype == "int8":
-        change, scale = quantized(change, np.full(len(pieces), np.inf))
+    change, scale = quantized(change[pieces], np.full(len(pieces), np.inf), dtype)
 
     # Layers that training left as they were are those of the package.
     params, number = {"head": variables["params"]["head"]}, np.float16 if dtype == "int8" else np.float32

@@ -213,7 +213,7 @@ import optax
 import classify
 import data
 import model
-from titles import calibration, configuration, costs, devices, predict, runs, series, start, tracking
+from titles import calibration, configuration, costs, devices, measures, predict, runs, series, start, tracking
 from titles.progress import Place, Progress, introduce, leave, print_epoch, requests, sizes_of
 from titles.tree import shared_rows
 
@@ -411,13 +411,13 @@ def evaluate_rows(predictor, arrays, prefix):
         result["loss"][:] = np.inf  # its sum would overflow
     row = {f"{prefix}_loss": float(result["loss"].mean()),
            f"{prefix}_accuracy": float((result["prediction"] == arrays["labels"]).mean()),
-           f"{prefix}_balanced_accuracy": predict.balanced_accuracy(arrays["labels"], result["prediction"])}
+           f"{prefix}_balanced_accuracy": measures.balanced_accuracy(arrays["labels"], result["prediction"])}
 
     # On rows whose label the source vouches for, scores are not blurred by wrong labels.
     reliable = arrays.get("reliable", np.zeros(0, bool))
     if reliable.any():
         row[f"{prefix}_reliable_loss"] = float(result["loss"][reliable].mean())
-        row[f"{prefix}_reliable_balanced_accuracy"] = predict.balanced_accuracy(
+        row[f"{prefix}_reliable_balanced_accuracy"] = measures.balanced_accuracy(
             arrays["labels"][reliable], result["prediction"][reliable])
     return row
 

@@ -26,7 +26,7 @@ import data
 import evaluate
 import model
 import train
-from titles import configuration, files, runs, start
+from titles import configuration, files, measures, runs, start
 from titles import predict as prediction
 from titles.encoder import ENCODERS
 
@@ -647,4 +647,4 @@ def trained(problem, start, inputs, batch_size, chunk, epochs):
     labels = problem.arrays["valid"]["labels"].astype(np.int64)
     predictions = problem.score(problem.predictor(state))["prediction"]
     return {"batch_size": batch_size, "chunk": chunk, "epochs": epochs, "seconds": taken,
-            "balanced_accuracy": prediction.balanced_accuracy(labels, predictions)}
+            "balanced_accuracy": measures.balanced_accuracy(labels, predictions)}

@@ -17,7 +17,7 @@ from sklearn import metrics
 import data
 import evaluate
 import model
-from titles import files, report, runs
+from titles import files, measures, report, runs
 from titles import predict as prediction
 from titles.cli import UserError
 
@@ -386,7 +386,7 @@ def test_interval_narrows_with_rows():
     for rows in (200, 20_000):
         labels = draw.integers(0, 5, rows)
         predictions = np.where(draw.random(rows) < 0.7, labels, (labels + 1) % 5)
-        low, high = report.recall_interval(*prediction.hits(labels, predictions))
+        low, high = measures.recall_interval(*measures.hits(labels, predictions))
         assert low < metrics.balanced_accuracy_score(labels, predictions) < high
         widths.append(high - low)
     assert 8 < widths[0] / widths[1] < 12  # 1 / sqrt(rows)
@@ -402,12 +402,12 @@ def test_the_interval_covers_the_true_value(categories, rows, recall):
         size, truth = draw.integers(*rows, categories), draw.uniform(*recall, categories)
         labels = np.repeat(np.arange(categories), size)
         predictions = np.where(draw.random(len(labels)) < truth[labels], labels, -1)
-        low, high = report.recall_interval(*prediction.hits(labels, predictions), resamples=300)
+        low, high = measures.recall_interval(*measures.hits(labels, predictions), resamples=300)
         covered += low <= truth.mean() <= high
     assert covered / 300 > 0.91
 
 
 def test_the_interval_of_a_perfect_score_has_a_width():
     labels = np.repeat(np.arange(4), 10)
-    low, high = report.recall_interval(*prediction.hits(labels, labels))
+    low, high = measures.recall_interval(*measures.hits(labels, labels))
     assert 0.85 < low < 0.99 and high == 1

@@ -28,7 +28,7 @@ import evaluate
 import export
 import model
 import train
-from titles import predict, runs
+from titles import measures, predict, runs
 from titles.cli import UserError
 from titles.settings import all_of, default_of
 
@@ -146,7 +146,7 @@ def test_small_integers_cost_no_accuracy(name, trained, exported):
     small = classify.Classifier(exported(name) / "model.npz")
     titles = texts("test", trained / "data/prepared")
     labels = np.load(trained / "data/prepared/test_labels.npy").astype(int)
-    whole, cut = (predict.balanced_accuracy(labels, each.likeliest(titles, 1)[0][:, 0]) for each in (run, small))
+    whole, cut = (measures.balanced_accuracy(labels, each.likeliest(titles, 1)[0][:, 0]) for each in (run, small))
     assert abs(whole - cut) <= 0.005
     assert small.members[0].table.dtype == np.int8
     np.testing.assert_allclose(small.predict_proba(titles), run.predict_proba(titles), atol=0.02)

@@ -9,7 +9,7 @@ import pytest
 from test_page import Parsed, assert_sound, labelled
 
 import classify
-from titles import files, page, predict, report, runs, tracking
+from titles import files, measures, page, report, runs, tracking, tree
 
 LEAVES = sorted(["Books", "Home > Bath", "Home > Kitchen > Knives", "Home > Kitchen > Pans", "Sport > Ball > Football",
                  "Sport > Ball > Tennis", "Sport > Water"])
@@ -55,8 +55,8 @@ def path_of(leaf):
 @pytest.mark.parametrize("seed", range(5))
 def test_levels_and_mistakes_are_what_plain_python_says(seed):
     rows, result = made(seed)
-    truth = report.true_nodes(rows)
-    scores, names = report.tree_scores(rows, result, truth), [true_path(rows, i) for i in range(len(rows.labels))]
+    truth = tree.true_nodes(rows)
+    scores, names = tree.scores(rows, result, truth), [true_path(rows, i) for i in range(len(rows.labels))]
     for level, row in enumerate(scores["levels"]):
         told = [(name[level], rows.tree.names[result["at_level"][i, level]]) for i, name in enumerate(names)
                 if name[level] is not None]
@@ -83,7 +83,7 @@ def test_levels_and_mistakes_are_what_plain_python_says(seed):
 @pytest.mark.parametrize("seed", range(5))
 def test_nodes_are_what_plain_python_says(seed):
     rows, result = made(seed)
-    table = report.node_table(rows, result, report.true_nodes(rows))
+    table = tree.node_table(rows, result, tree.true_nodes(rows))
     found = {name: others for name, *others in zip(*table.values(), strict=True)}
     taken = [path_of(leaf) for leaf in result["prediction"]]
     names, shown = [true_path(rows, i) for i in range(len(rows.labels))], []
@@ -109,9 +109,9 @@ def rule_of(thresholds):
 @pytest.mark.parametrize("seed", range(5))
 def test_answers_of_nodes_are_what_plain_python_says(seed):
     rows, result = made(seed)
-    thresholds, truth = {0.9: [0.9, 0.6, math.inf], 0.95: [0.8, 0.5, 0.4]}, report.true_nodes(rows)
+    thresholds, truth = {0.9: [0.9, 0.6, math.inf], 0.95: [0.8, 0.5, 0.4]}, tree.true_nodes(rows)
     alone = {"0.90": {"coverage": 0.5}, "0.95": {"coverage": 0.1}, "0.99": {"coverage": 0.0}}
-    found = report.tree_promises(rule_of(thresholds), alone, truth, result)
+    found = tree.promises(rule_of(thresholds), alone, truth, result)
     assert found["0.90"]["threshold"] == [0.9, 0.6, None] and found["0.99"] == {
         "threshold": None, "answered": 0, "leaf": 0, "precision": None, "leaf_only": alone["0.99"]}
     for precision, least in thresholds.items():
@@ -133,8 +133,8 @@ def test_answers_of_nodes_are_what_plain_python_says(seed):
 def test_lines_of_the_figure_are_what_plain_python_says():
     rows, result = made(0)
     promising = rule_of({0.9: [0.9, 0.6, math.inf], 0.95: [0.8, 0.5, 0.4]})
-    truth = report.true_nodes(rows)
-    lines = report.answered_lines(promising, rows, result, truth)
+    truth = tree.true_nodes(rows)
+    lines = tree.answered_lines(promising, rows, result, truth)
     sure = sorted(((chance, rows.labels[i] == result["promised_prediction"][i])
                    for i, chance in enumerate(result["promised_path"][:, -1]) if rows.has_category[i]),
                   key=lambda row: -row[0])
@@ -159,8 +159,8 @@ def test_pairs_name_the_node_that_both_are_below():
     pairs = {("Home > Kitchen > Knives", "Home > Kitchen > Pans"): "Home > Kitchen", ("Books", "Home > Bath"): "",
              ("Home > Kitchen > NEW", "Home > Bath"): "Home", ("Books > NEW", "Books"): "Books", ("NEW", "Books"): ""}
     true, taken = ([number[name] for name in of] for of in zip(*pairs, strict=True))
-    assert report.shared_parents(rows, true, taken) == {"shared": [*pairs.values()]}
-    assert report.shared_parents(labelled(["A > B", "A > C"], [0], "x"), [0], [1]) == {}
+    assert tree.shared_parents(rows, true, taken) == {"shared": [*pairs.values()]}
+    assert tree.shared_parents(labelled(["A > B", "A > C"], [0], "x"), [0], [1]) == {}
 
 
 def test_a_part_of_rows_has_what_belongs_to_them():
@@ -178,10 +178,10 @@ def test_the_last_level_is_scored_like_the_categories():
     """Each unknown category is one of its own, and wrong."""
     rows, result = made(0, others=["Home > Kitchen > NEW", "Home > Kitchen > NEW 2", "Books > NEW", "NEW"])
     result["at_level"] = rows.tree.above[result["prediction"]]
-    last = report.tree_scores(rows, result, report.true_nodes(rows))["levels"][-1]
+    last = tree.scores(rows, result, tree.true_nodes(rows))["levels"][-1]
     part, found = rows.part(rows.has_category), result["prediction"][rows.has_category]
     assert part.unknown.any() and last["rows"] == len(found) and last["accuracy"] == np.mean(part.labels == found)
-    assert last["balanced_accuracy"] == predict.balanced_accuracy(part.labels, found)
+    assert last["balanced_accuracy"] == measures.balanced_accuracy(part.labels, found)
 
 
 # --- where they are shown ---------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from test_model import random_predictor, random_titles
 import data
 import model
 import train
-from titles import files, predict, runs
+from titles import files, measures, predict, runs
 
 
 @pytest.mark.parametrize("name", WORD_MODELS)
@@ -48,8 +48,8 @@ def test_3_balanced_accuracy_is_not_averaged_over_batches():
     labels = np.sort(np.random.default_rng(0).choice(5, 3000, p=[0.6, 0.2, 0.1, 0.07, 0.03]))
     predictions = predict.score(predict.Ensemble((ready,)), (data.batch_of({"titles": ids}),), labels)["prediction"]
     exact = balanced_accuracy_score(labels, predictions)
-    by_batch = [predict.balanced_accuracy(labels[i:i + 1024], predictions[i:i + 1024]) for i in (0, 1024, 2048)]
-    assert abs(predict.balanced_accuracy(labels, predictions) - exact) < 1e-12
+    by_batch = [measures.balanced_accuracy(labels[i:i + 1024], predictions[i:i + 1024]) for i in (0, 1024, 2048)]
+    assert abs(measures.balanced_accuracy(labels, predictions) - exact) < 1e-12
     assert abs(np.mean(by_batch) - exact) > 1e-3
 
 

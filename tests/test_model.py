@@ -14,7 +14,7 @@ from sklearn.metrics import balanced_accuracy_score, brier_score_loss, log_loss,
 
 import data
 import model
-from titles import predict
+from titles import measures, predict
 
 MAX_LEN = 7
 LETTERS = np.random.default_rng(0).choice(list("abcdeñ手"), (53, 12))
@@ -392,4 +392,4 @@ def test_balanced_accuracy_equals_scikit_learn(seed):
     predictions = np.where(draw.random(500) < 0.6, labels, draw.integers(0, 13, 500))
     with pytest.warns(UserWarning, match="y_pred contains classes"):
         expected = balanced_accuracy_score(labels, predictions)
-    assert abs(predict.balanced_accuracy(labels, predictions) - expected) < 1e-12
+    assert abs(measures.balanced_accuracy(labels, predictions) - expected) < 1e-12

@@ -11,7 +11,7 @@ import pytest
 from conftest import WORD_MODELS, config_of, run_here
 
 import classify
-from titles import page, report, runs, settings
+from titles import measures, page, report, runs, settings
 
 HOSTILE = ["<script>alert(1)</script>", "</script><img src=x onerror=alert(1)>", "\" onload=\"alert(1)", "' onclick='x",
            "a & b &lt; c &#60;", "nul \0 and \x1b[31m", "lone \ud800 and \ufffe", "turned \u202e round", "two\nlines\r",
@@ -210,7 +210,7 @@ def test_the_page_says_what_the_report_says(trained):
                       ("Brier score", "brier"), ("calibration error", "expected_calibration_error")):
         assert shown[name][0] == f"{scores[key]:.4f}"
     for name, interval in (("balanced accuracy", scores["balanced_accuracy_interval"]),
-                           ("accuracy", report.wilson_interval(scores["accuracy"], scores["rows"]))):
+                           ("accuracy", measures.wilson_interval(scores["accuracy"], scores["rows"]))):
         assert shown[name][1] == "{:.4f} to {:.4f}".format(*interval)
 
     # The promises and the slices.

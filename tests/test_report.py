@@ -12,7 +12,7 @@ from test_page import HOSTILE, PROMISES, assert_sound, labelled, made_up
 
 import classify
 import evaluate
-from titles import calibration, files, report, runs
+from titles import calibration, files, measures, report, runs
 
 
 def read_csv(path):
@@ -258,7 +258,7 @@ def test_the_figure_of_the_recall_names_the_surely_worst():
     """Two rows that are wrong say less than fifty of which a tenth is right."""
     categories = {"category": np.array([*"abcdefg"], object), "recall": np.array([0, 0.1, 0.2, 0.5, 0.8, 1, 0]),
                   "support": np.array([2, 50, 50, 50, 50, 50, 0]), "training_rows": np.array([0, 1, 2, 3, 400, 5, 6])}
-    order = report.worst_first(categories)
+    order = measures.worst_first(categories)
     assert [*categories["category"][order]] == ["b", "c", "d", "a", "e", "f"]
     figure = report.recall_figure(categories, "of a run")
     figure.canvas.draw()
@@ -267,7 +267,7 @@ def test_the_figure_of_the_recall_names_the_surely_worst():
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels() if "$" in tick.get_text()] == []
     areas = figure.axes[0].collections[0].get_sizes()
     assert areas[0] == max(areas) > 4 * areas[3]
-    low, high = report.wilson_interval(np.array([0, 1, 1]), np.array([5, 5, 50]))
+    low, high = measures.wilson_interval(np.array([0, 1, 1]), np.array([5, 5, 50]))
     np.testing.assert_allclose([low, high], [[0, 0.5655, 0.9287], [0.4345, 1, 1]], atol=1e-4)
 
 

@@ -205,9 +205,8 @@ def validation_chances(classifier):
 
 def in_parts(classifier, rows):
     """The probabilities of classify.Rows, [B, C] of some rows at a time."""
-    size = max(1, CELLS // classifier.tree.leaves)
-    for start in range(0, len(rows.titles), size):
-        yield classifier.probabilities(rows.part(slice(start, start + size)))
+    for part in data.blocks(len(rows.titles), max(1, CELLS // classifier.tree.leaves)):
+        yield classifier.probabilities(rows.part(part))
 
 
 def untrained(classifier, rows):

@@ -12,7 +12,7 @@ import json
 import numpy as np
 
 import classify
-from titles import change, report, runs
+from titles import change, measures, report, runs
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
 NAME, TEXT = 80, 200    # characters that are shown of a category's name, and of any other text
@@ -87,7 +87,7 @@ def headline(scores):
     """The scores of all rows and their intervals."""
     rows, interval = scores["rows"], {"balanced_accuracy": tuple(scores["balanced_accuracy_interval"])}
     for name in ("accuracy", "top5_accuracy"):
-        interval[name] = report.wilson_interval(scores[name], rows)
+        interval[name] = measures.wilson_interval(scores[name], rows)
     return table(f"Scores of {rows:,} rows", ("score", "value", "95 % interval"), [
         *([meaning, scores[name], interval.get(name)] for name, meaning in report.SCORES.items()),
         *([["accuracy that the probabilities promised", scores["expected_accuracy"],
@@ -116,13 +116,13 @@ def levels(scores):
 
 
 def tree(nodes):
-    """The worst nodes and all above them, in each other, unfolded down to the very worst. nodes: report.node_table."""
+    """The worst nodes and all above them, in each other, unfolded down to the very worst. nodes: tree.node_table."""
     # Each node follows the one above it, so the last ones of all levels are above the next.
     above, path = [], []
     for i, level in enumerate(nodes["level"]):
         path = [*path[:level - 1], i]
         above.append(path)
-    order = report.worst_first({"support": np.array(nodes["rows"], int), "recall": np.array(nodes["recall"], float)})
+    order = measures.worst_first({"support": np.array(nodes["rows"], int), "recall": np.array(nodes["recall"], float)})
     worst, unfolded = {*order[:UNFOLDED]}, {i for node in order[:UNFOLDED] for i in above[node]}
     shown = sorted({i for node in order[:NODES] for i in above[node]})
 
@@ -205,10 +205,10 @@ def against(scores, categories):
 def recalls(categories, path):
     """The figure, and a table of all categories."""
     # The page stays small whatever the number of categories: the worst are listed, the figure has all.
-    order = report.worst_first(categories)
+    order = measures.worst_first(categories)
     columns = [categories[name][order[:CATEGORIES]].tolist() for name in (
         "category", "recall", "precision", "f1", "support", "training_rows")]
-    rows = [[f"{number}. {name_of(name)}", value, report.wilson_interval(value, support), *others, support, size]
+    rows = [[f"{number}. {name_of(name)}", value, measures.wilson_interval(value, support), *others, support, size]
             for number, (name, value, *others, support, size) in enumerate(zip(*columns, strict=True), 1)]
     header = ("category", "recall", "95 % interval", "precision", "F1", "rows", "training rows")
     return (figure(path, "Larger dots: more rows. Numbers and 95 % intervals: the first ones of the table.")

@@ -1,7 +1,7 @@
 """Which of two is better: from which rows each has right to a difference of scores, and whether it could be chance.
 
 Both have predicted the same rows, so they are compared row by row: what both have right, or both wrong, tells nothing.
-Scores of one classifier (report.py) do not belong here.
+Scores of one classifier (measures.py) do not belong here.
 """
 import numpy as np
 
@@ -24,7 +24,7 @@ def mcnemar(first, second):
 def difference(labels, first, second, seed=0):
     """KEYS of rows with these labels [N], numbers, of which two classifiers have these right, first and second [N]
     bool. The intervals are of a paired bootstrap (Efron and Tibshirani 1993, percentile method): rows are drawn again
-    within their categories, as report.recall_interval does, so that only their counts need be drawn."""
+    within their categories, as measures.recall_interval does, so that only their counts need be drawn."""
     names, category, size = np.unique(labels, return_inverse=True, return_counts=True)
     gained, lost = (np.bincount(category[rows], minlength=len(names)) for rows in (first & ~second, second & ~first))
     of_category = (gained - lost) / size

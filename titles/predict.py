@@ -272,20 +272,6 @@ def score(ensemble, batches, labels):
                       largest=largest_batch_of(ensemble.predictors))
 
 
-def hits(labels, predictions):
-    """Of the categories that occur in `labels`, in rising order: how many of their rows are right, and how many rows
-    they have."""
-    size = np.bincount(labels)
-    right = np.bincount(labels[labels == predictions], minlength=len(size))
-    return right[size > 0], size[size > 0]
-
-
-def balanced_accuracy(labels, predictions):
-    """Mean recall over the categories that occur in `labels`, as scikit-learn's balanced_accuracy_score."""
-    right, size = hits(labels, predictions)
-    return float(np.mean(right / size))
-
-
 def title_vectors(config, table, layers, ids):
     """[N, D] vectors of titles as the layers of an encoder make them: table [V, D], their parameters, ids [N, P]."""
     module = model.MODELS[config["model"]].below()
@@ -497,8 +483,7 @@ class Classifier(classify.BaseClassifier):
         with them, by `in_batches`. Returns its dictionary of results, with `known` as from `knows`."""
         # A part at a time, so that memory does not grow with the titles.
         found, rows = [], self.rows(rows)
-        for start in range(0, len(rows.titles), PREDICT_ROWS):
-            part = slice(start, start + PREDICT_ROWS)
+        for part in data.blocks(len(rows.titles), PREDICT_ROWS):
             ensemble, batches, known = self.read(rows.part(part))
             result = in_batches(functools.partial(function, ensemble), batches, *(array[part] for array in others),
                                 largest=largest_batch_of(ensemble.predictors))
@@ -605,8 +590,7 @@ class Classifier(classify.BaseClassifier):
             raise ValueError(f"number {number}: wanted 1 or more")
         _, present, rows = self.present(rows)
         pool, present = choose.Pool(number, self.trained_keys), np.array(present, int)
-        for start in range(0, len(present), PREDICT_ROWS):
-            part = slice(start, start + PREDICT_ROWS)
+        for part in data.blocks(len(present), PREDICT_ROWS):
             mine = rows.part(part)
             pool.add(mine.titles, row=present[part], probability=self.likeliest(mine, 2)[1])
         return pool.chosen().get("row", np.zeros(0, int))
@@ -691,13 +675,15 @@ def load(*ckpt, folder="runs", prior=None, fingerprint=None, resting=None):
     return classifier
 
 
-def load_named(args):
-    """The Classifier that --ckpt, --runs and --prior name; best, latest and all are of the runs on --data, where that
-    is there."""
+def load_named(args, fingerprint=None):
+    """The Classifier that --ckpt, --runs and --prior name; best, latest and all are of the runs on the data with this
+    fingerprint, else on --data, where that is there."""
     # Only these ask what data a run is of; a run that is named needs none here.
-    fingerprint = data.fingerprint_of(args.data) if {"best", "latest", "all"}.intersection(args.ckpt) else None
-    return load(*args.ckpt, folder=args.runs, prior=before_estimate(args.prior), fingerprint=fingerprint,
-                resting=resting_on_validation(args))
+    if fingerprint is None and {"best", "latest", "all"}.intersection(args.ckpt):
+        fingerprint = data.fingerprint_of(args.data)
+    # What `estimated` says changes the prior of training.
+    prior = "training" if args.prior == "estimated" else args.prior
+    return load(*args.ckpt, folder=args.runs, prior=prior, fingerprint=fingerprint, resting=resting_on_validation(args))
 
 
 def resting_on_validation(args):
@@ -705,8 +691,3 @@ def resting_on_validation(args):
     given = {f"--{name}": getattr(args, name, None) for name in ("precision", "compare")} | {
         "--prior estimated": args.prior == "estimated"}
     return next((flag for flag, value in given.items() if value), None)
-
-
-def before_estimate(prior):
-    """The prior that a classifier begins with; what `estimated` says changes that of training."""
-    return "training" if prior == "estimated" else prior

@@ -11,10 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 import classify
-from titles import calibration, change, files, paired, predict
+from titles import calibration, change, files, measures, paired, tree
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
-RESAMPLES = 2000      # of the bootstrap
 CONFUSIONS = 20       # pairs of categories that the report shows
 WORST = 5             # categories that the figure of the recall names
 CONFUSED = ("category", "predicted", "rows", "share_of_category", "examples")  # columns that are shown of these
@@ -106,33 +105,6 @@ class Labelled(NamedTuple):
 
 # --- scores -----------------------------------------------------------------------------------------------------------
 
-def recall_interval(right, size, seed=0, resamples=RESAMPLES):
-    """95 % bootstrap interval of the balanced accuracy, from how many rows of each category are right, right [C] of
-    size [C], none of them 0: rows are drawn again within each category, where the number of right ones is binomial, so
-    no row need be drawn (Efron and Tibshirani 1993, percentile method). It is drawn with recall
-    (right + 1/2) / (n + 1), so that a small category without a mistake is not taken to be perfect; the deviations are
-    added to the recall measured."""
-    recall, draw = (right + 0.5) / (size + 1), np.random.default_rng(seed)
-    draws = np.mean(draw.binomial(size, recall, (resamples, len(size))) / size - recall, axis=1)
-    return [float(x) for x in np.clip(np.mean(right / size) + np.quantile(draws, [0.025, 0.975]), 0, 1)]
-
-
-def wilson_interval(proportion, rows):
-    """(low, high): 95 % interval of a proportion of so many rows, numbers or arrays (Wilson 1927), which is wide where
-    rows are few, and also where all of them are right."""
-    square = 1.96 ** 2 / rows
-    middle, half = proportion + square / 2, np.sqrt(square * (proportion * (1 - proportion) + square / 4))
-    return (middle - half) / (1 + square), (middle + half) / (1 + square)
-
-
-def worst_first(categories):
-    """The categories that have rows, as numbers, those whose recall is surely low first: by the upper end of its
-    interval, so that two rows that are wrong weigh less than fifty. categories as from `make_tables`."""
-    seen = np.flatnonzero(categories["support"])
-    _, high = wilson_interval(categories["recall"][seen], categories["support"][seen])
-    return seen[np.argsort(high, kind="stable")]
-
-
 def summarize(labels, result):
     """The SCORES of some rows: labels [N], result as from predict.score. The losses and the Brier score (Brier
     1950, summed over the categories) are means over the rows that have them, whose category is known."""
@@ -142,29 +114,11 @@ def summarize(labels, result):
              for name in ("loss", "calibrated_loss", "brier")}
     return {
         "rows": len(labels), **means, "accuracy": float((predictions == labels).mean()),
-        "balanced_accuracy": predict.balanced_accuracy(labels, predictions),
-        "balanced_accuracy_interval": recall_interval(*predict.hits(labels, predictions)),
-        "macro_f1": macro_f1(labels, predictions),
+        "balanced_accuracy": measures.balanced_accuracy(labels, predictions),
+        "balanced_accuracy_interval": measures.recall_interval(*measures.hits(labels, predictions)),
+        "macro_f1": measures.macro_f1(labels, predictions),
         "top5_accuracy": float((result["rank"] < 5).mean()),
         "expected_calibration_error": calibration.expected_error(result["probability"], predictions == labels)}
-
-
-def by_category(labels, predictions, size):
-    """(precision, recall, F1, support) [C] of so many categories, as scikit-learn's precision_recall_fscore_support has
-    them, 0 where nothing can be told. labels [N], predictions [N]."""
-    support, taken, right = (np.bincount(of, minlength=size) for of in (
-        labels, predictions, labels[labels == predictions]))
-
-    def share(part, whole):
-        return np.divide(part, whole, out=np.zeros(size), where=whole > 0)
-
-    return share(right, taken), share(right, support), share(2 * right, support + taken), support
-
-
-def macro_f1(labels, predictions):
-    """The mean F1 of the categories that rows have or are predicted to have."""
-    _, _, f1, _ = by_category(labels, predictions, 1 + max(labels.max(), predictions.max()))
-    return float(f1[np.union1d(labels, predictions)].mean())
 
 
 def promises(threshold_of, probability, right, precisions=calibration.PRECISIONS):
@@ -227,7 +181,7 @@ def worth(rows, result):
     found = {"with all columns": result["prediction"]} | {
         name: values for name, values in result.items() if name == "titles alone" or name.startswith("without ")}
     return {name: {"accuracy": float((predictions == rows.labels).mean()),
-                   "balanced_accuracy": predict.balanced_accuracy(rows.labels, predictions)}
+                   "balanced_accuracy": measures.balanced_accuracy(rows.labels, predictions)}
             for name, predictions in found.items()} if len(found) > 1 else {}
 
 
@@ -278,113 +232,6 @@ def make_scores(classifier, rows, result):
                    for name, mask in slices(rows).items()}} | ({"columns": columns} if columns else {})
 
 
-# --- trees ------------------------------------------------------------------------------------------------------------
-
-def true_nodes(rows):
-    """[N, L] the true node of Labelled rows at every level, from the top, as classify.Tree.above has it of a category;
-    -1 below the parent that is all that a row knows. Nodes that the run does not know have numbers behind its own."""
-    # Of each distinct label once.
-    tree, number = rows.tree, dict(rows.tree.number)
-    of_label = np.full((len(rows.names), tree.levels), -1)
-    for label in np.unique(rows.labels).tolist():
-        path, is_parent = rows.names[label].split(classify.PATH), tree.leaves <= label < len(tree.names)
-        for level in range(len(path) if is_parent else tree.levels):
-            of_label[label, level] = number.setdefault(classify.PATH.join(path[:level + 1]), len(number))
-    return of_label[rows.labels]
-
-
-def tree_scores(rows, result, truth):
-    """What report.json says of the levels and the mistakes of Labelled rows: result as from `score_rows`, truth as from
-    `true_nodes`."""
-    levels = []
-    for level in range(rows.tree.levels):
-        known = truth[:, level] >= 0
-        labels, predictions = truth[known, level], result["at_level"][known, level]
-        levels.append({"nodes": rows.tree.size(level + 1), "rows": len(labels),
-                       "accuracy": float((labels == predictions).mean()) if len(labels) else None,
-                       "balanced_accuracy": predict.balanced_accuracy(labels, predictions) if len(labels) else None})
-
-    # Mistakes are of rows that know their category. From it to the predicted one the way leads over the deepest node
-    # that both are below.
-    wrong = rows.has_category & (result["prediction"] != rows.labels)
-    taken, depth = result["prediction"][wrong], np.array([name.count(classify.PATH) + 1 for name in rows.names])
-    own, common = depth[rows.labels[wrong]], (truth[wrong] == rows.tree.above[taken]).cumprod(1).sum(1)
-    mistakes = {"right_one_level_up": float(((own > 1) & (common >= own - 1)).mean()),
-                "wrong_at_the_top": float((common == 0).mean()),
-                "distance": float((own + depth[taken] - 2 * common).mean())} if len(taken) else None
-    return {"parent_rows": int((~rows.has_category).sum()), "levels": levels, "mistakes": mistakes}
-
-
-def node_answers(promising, precision, truth, result):
-    """What the deepest nodes answer that a precision is promised of: {"answered": the share of the rows, "leaf": the
-    share that gets a category, "precision": how many are right, of the answers of which the rows tell it}."""
-    rows, at = np.arange(len(truth)), classify.deepest(
-        result["promised_path"], promising.rule(precision)[0].thresholds)
-    above = promising.tree.above[result["promised_prediction"]]
-    answers, true = above[rows, at], truth[rows, at]
-    # A node that is deeper than what a row knows is wrong at least where it stands below another parent.
-    told = (at >= 0) & ((true >= 0) | ((truth >= 0) & (truth != above)).any(1))
-    leaf = (at >= 0) & (answers < promising.tree.leaves)
-    return {"answered": float((at >= 0).mean()), "leaf": float(leaf.mean()),
-            "precision": float((answers == true)[told].mean()) if told.any() else None}
-
-
-def tree_promises(promising, alone, truth, result):
-    """The `thresholds` of report.json, of a tree: {precision: what `node_answers` says, "threshold" of each level from
-    the top, and of categories "leaf_only" what `promises` says, alone}."""
-    found = {}
-    for precision, leaf_only in alone.items():
-        thresholds = promising.rule(float(precision))[0].thresholds
-        found[precision] = {
-            "threshold": [least if np.isfinite(least) else None for least in thresholds] if np.isfinite(
-                thresholds).any() else None,
-            **node_answers(promising, float(precision), truth, result), "leaf_only": leaf_only}
-    return found
-
-
-def answered_lines(promising, rows, result, truth):
-    """What `answered_figure` draws: {what is answered: [(precision found, share of the rows answered)]}."""
-    # A hundred thresholds let through one part in a hundred more each. Nothing is answered where nothing is known.
-    known = rows.has_category
-    chances, right = result["promised_probability"][known], (result["promised_prediction"] == rows.labels)[known]
-    hits = np.cumsum(right[np.argsort(-chances, kind="stable")])
-    count = np.unique((chances > 0).sum() * np.arange(1, 101) // 100)
-    nodes = [node_answers(promising, precision, truth, result) for precision, _, _ in promising.rules]
-    return {"categories alone": [(hits[n - 1] / n, n / len(hits)) for n in count[count > 0]],
-            "the deepest node that is sure enough": [
-                (row["precision"], row["answered"]) for row in nodes if row["precision"] is not None]}
-
-
-def shared_parents(rows, true, taken):
-    """{"shared": of pairs of categories [K] the deepest node that both are below, or ""}; nothing without a tree."""
-    if rows.tree.levels == 1:
-        return {}
-    paths = ([rows.names[node].split(classify.PATH) for node in of] for of in (true, taken))
-    return {"shared": [classify.PATH.join(a for a, _ in itertools.takewhile(
-        lambda names: names[0] == names[1], zip(*pair, strict=False))) for pair in zip(*paths, strict=True)]}
-
-
-def node_table(rows, result, truth):
-    """Of the nodes of the tree that have rows or are predicted, each before those below it: {"node", "level", "rows",
-    "recall": the share that is predicted somewhere below the node, "predicted", "precision"}."""
-    tree, taken = rows.tree, rows.tree.above[result["prediction"]]
-
-    # A node counts at its own level alone: a leaf stands for itself at those below. Rows count that know that level.
-    def count(of, mask):
-        by_level = [np.bincount(of[mask[:, level], level], minlength=len(tree.names))[:len(tree.names)]
-                    for level in range(tree.levels)]
-        return np.stack(by_level)[tree.level - 1, np.arange(len(tree.names))].tolist()
-
-    size, hits, predicted = count(truth, truth >= 0), count(truth, truth == taken), count(taken, truth >= 0)
-    order = sorted((node for node in range(len(tree.names)) if size[node] or predicted[node]),
-                   key=lambda node: tree.names[node].split(classify.PATH))
-    return {"node": [tree.names[node] for node in order], "level": tree.level[order].tolist(),
-            "rows": [size[node] for node in order],
-            "recall": [hits[node] / size[node] if size[node] else None for node in order],
-            "predicted": [predicted[node] for node in order],
-            "precision": [hits[node] / predicted[node] if predicted[node] else None for node in order]}
-
-
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 def new_figure(width, height):
@@ -415,7 +262,7 @@ def recall_figure(categories, title):
     """Recall of each category over its number of training rows, as a larger dot where more rows tell it; the worst
     have a number, an interval and a name."""
     figure = new_figure(9, 4.5)
-    axes, order = figure.subplots(), worst_first(categories)
+    axes, order = figure.subplots(), measures.worst_first(categories)
     recall, support = categories["recall"], categories["support"]
     # A logarithmic axis has no 0, so categories without training rows stand at a half.
     size = np.maximum(categories["training_rows"], 0.5)
@@ -432,7 +279,7 @@ def recall_figure(categories, title):
     # Names stand beside the figure, where they hide no dots, and numbers at the upper ends of intervals.
     named = []
     for number, i in enumerate(order[:WORST], 1):
-        low, high = wilson_interval(recall[i], support[i])
+        low, high = measures.wilson_interval(recall[i], support[i])
         named.append(axes.vlines(
             size[i], low, high, color="tab:red", linewidth=1,
             label=f"{number} {plain_name(categories['category'][i], NAME)}: {recall[i]:.2f} of {support[i]:,}"))
@@ -538,12 +385,12 @@ def make_report(classifier, rows, result):
              f"{' + '.join(folder.name for folder in classifier.folders)}, {rows.split}{'' if rows.path else ' split'}")
     figures = make_figures(rows, tables["categories.csv"], result, title)
     if rows.tree.levels > 1:
-        truth, promising = true_nodes(all_rows), classifier.promising
-        scores |= tree_scores(all_rows, all_results, truth)
-        scores["thresholds"] = tree_promises(promising, scores["thresholds"], truth, all_results)
-        tables["nodes.csv"] = node_table(all_rows, all_results, truth)
+        truth, promising = tree.true_nodes(all_rows), classifier.promising
+        scores |= tree.scores(all_rows, all_results, truth)
+        scores["thresholds"] = tree.promises(promising, scores["thresholds"], truth, all_results)
+        tables["nodes.csv"] = tree.node_table(all_rows, all_results, truth)
         figures["answered.png"] = answered_figure(
-            scores["thresholds"], answered_lines(promising, all_rows, all_results, truth), title)
+            scores["thresholds"], tree.answered_lines(promising, all_rows, all_results, truth), title)
     return Report(title, scores, tables, figures)
 
 
@@ -564,7 +411,7 @@ def make_tables(rows, training_rows, result):
     # Categories that nobody predicted have no precision; it counts as 0, as in macro-F1.
     names, labels, predictions = np.array(rows.names, object), rows.labels, result["prediction"]
     leaves = np.delete(np.arange(len(names)), np.arange(rows.tree.leaves, len(rows.tree.names)))  # no inner nodes
-    precision, recall, f1, support = by_category(labels, predictions, len(names))
+    precision, recall, f1, support = measures.by_category(labels, predictions, len(names))
 
     # A confusion is easier to understand with a few of its titles.
     titles = np.array([title.replace(classify.BORDER, " / ") for title in rows.inputs.titles], object)
@@ -593,7 +440,7 @@ def make_tables(rows, training_rows, result):
                            "f1": f1[leaves], "support": support[leaves],
                            "training_rows": np.pad(training_rows, (0, len(leaves) - len(training_rows)))},
         "confusions.csv": {"category": names[true], "predicted": names[taken], "rows": count,
-                           "share_of_category": count / support[true]} | shared_parents(rows, true, taken) | {
+                           "share_of_category": count / support[true]} | tree.shared_parents(rows, true, taken) | {
                                "examples": examples},
         "suspects.csv": table(suspect, *place, *columns),
         "unknown.csv": table(~is_known, *place, "category", "predicted", "probability", "title")}

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import jax
 
-from titles import cli, configuration, costs, devices, predict, runs
+from titles import cli, configuration, costs, devices, measures, predict, runs
 from titles.cli import UserError
 from titles.progress import Place, TimeIsUp, clock
 from titles.settings import all_of
@@ -345,7 +345,7 @@ class Series:
             has_refits = any("refit" in config for config, _ in together.members)
             if together.is_calibrated:
                 labels = together.validation[0]["labels"]
-                score = predict.balanced_accuracy(labels, together.combined_kept().argmax(1))
+                score = measures.balanced_accuracy(labels, together.combined_kept().argmax(1))
                 print(f"all together: balanced accuracy {score:.4f} on {len(labels):,} validation rows"
                       f"{', of the runs before their refits' if has_refits else ''}; weights {weights}")
         is_all = False

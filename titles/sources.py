@@ -762,16 +762,13 @@ def first_line(path, encoding="utf-8"):
 
 def has_categories(path, form=None):
     """Whether the rows of a file have a category, by its first line or its schema."""
-    names, encoding = (form or Format())[:2]
-    if (first := first_line(path, encoding)) is None:
-        with open(path, "rb") as raw, files.archive_errors(path):
-            schema, *_ = open_columns(files.decompressed(raw), path, BadRows(0))
-            return "category" in locate(schema.names, ("category",), names)
-
+    form = form or Format()
+    first = first_line(path, form.encoding) or ""
     # That the name occurs is enough here; whether the line is sound shows when the rows are read.
     if format_of(first) == "json":
-        return any(f'"{name}"' in first for known in names["category"] for name in known)
-    return format_of(first) == "fasttext" or "category" in read_table(first, path, names, names).columns
+        return any(f'"{name}"' in first for known in form.names["category"] for name in known)
+    return format_of(first) == "fasttext" or "category" in locate(
+        header_names(path, form), ("category",), form.names)
 
 
 def labelled_part(block, numbers, bad):
