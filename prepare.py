@@ -66,8 +66,6 @@ data/prepared data/parts then.
 import argparse
 import contextlib
 import itertools
-import json
-import math
 import multiprocessing
 import os
 import re
@@ -76,7 +74,6 @@ import signal
 import subprocess
 import sys
 import time
-import unicodedata
 from collections import Counter
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -95,29 +92,18 @@ import classify
 import data
 import synthetic
 from data import SPLITS
-from titles import cli, encoder, files, sources, tree
+from titles import categories, cli, columns, encoder, files, parts, sources, tree
 from titles.cli import UserError, readable
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
 RAW = Path("data/raw")      # where --download writes and where data is looked for without --data
 TEST_SHARE = 0.2            # of the rows, where the source gives no test split
-# fastText files may not mean what they say. A warning comes where so many labels begin alike before a comma (or all
-# labels have one), and where a category has so many titles, and so large a share of its titles' first words is its own.
-GLUED = 12
-CUT_TITLES, CUT_SHARE = 8, 0.95
 # Titles are read as far as so many words; where a larger share of them than CUT_OFF has more, so far that the share
 # WHOLE is read whole, if keys of titles tell so much. Where a flag cuts off more than CUT_OFF a warning comes.
 USUAL = 20
 CUT_OFF, WHOLE = 0.05, 0.99
 PIECE_ROWS = 8192           # titles that a process cuts into pieces at a time
 LEFT_OUT = len(SPLITS)      # the split of rows that go to none (--like)
-STEPS = 16                  # that the numbers of a column are cut into, of equally many training rows
-# A hint comes where so many names or more are flat, and look like paths: so large a share has the same of these signs,
-# and their first parts are less than half as many.
-NAMES, ALIKE = 10, 0.8
-SIGNS = (" > ", ">", " / ", "/", "|", " :: ", "::", "\xbb")
-NUMBERS = 0.8               # of a column's values, the share that tells that it has numbers
-CODE = 9                    # digits from which on whole numbers are names, such as those of bar codes
 NEAR_ROWS, NEAR_SHARE = 5000, 0.25  # of so many test titles, the share that is near a training title, for a hint
 MANY_ROWS = 50_000          # training rows from which on it is told what training takes; fewer take a minute or so, ...
 MANY_PIECED = 5000          # ... but of an encoder
@@ -135,7 +121,6 @@ DOWNLOADS = {  # name -> (server folder, {file: size in bytes where it is known}
 HELD_IN = -2  # the split of rows that train, as chosen ones do, which are harder than others: none is held out
 SPLIT_NAMES = {sources.ONLY_TRAINED: HELD_IN, "train": 0, "training": 0, "valid": 1, "validation": 1, "val": 1,
                "dev": 1, "test": 2}
-SUFFIX = re.compile(r"\.(csv|tsv|jsonl|json|txt|parquet|xlsx)(\.(gz|bz2|xz))?$", re.IGNORECASE)
 
 
 # --- which files ------------------------------------------------------------------------------------------------------
@@ -161,7 +146,7 @@ def title_files(folder):
     """The files of titles in a folder, by their names; raises UserError where there is none."""
     # What begins with a dot belongs to the system (`._train.csv` to a Mac's), with `~$` to Excel while a file is open;
     # what was being unpacked may be cut short.
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and SUFFIX.search(path.name)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and sources.SUFFIX.search(path.name)
                    and not path.name.startswith((".", "~$"))
                    and not any(map(files.TEMPORARY.search, path.relative_to(folder).parts)))
     if not paths:
@@ -185,7 +170,7 @@ def find_files(folder, form):
     found = named or [(path, None) for path in paths]
 
     # Files of several folders, several files without a split, or the same file twice, packed and not, are ambiguous.
-    distinct = {SUFFIX.sub(r".\1", str(path)) for path, _ in found}
+    distinct = {sources.SUFFIX.sub(r".\1", str(path)) for path, _ in found}
     if len({path.parent for path, _ in found}) > 1 or (not named and len(found) > 1) or len(distinct) < len(found):
         raise UserError(f"{folder}: holds several data sets ({', '.join(str(path) for path, _ in found[:4])}, ...); "
                         "choose with --data")
@@ -219,7 +204,7 @@ def choose_files(args):
             if args.rows:
                 raise UserError("--rows and several files: give one, for the first rows are all of the first file's")
         found = find_files(args.data[0], form) if is_folder else [(path, None) for path in args.data]
-    elif RAW.is_dir() and any(SUFFIX.search(path.name) for path in RAW.rglob("*")):
+    elif RAW.is_dir() and any(sources.SUFFIX.search(path.name) for path in RAW.rglob("*")):
         found = find_files(RAW, form)
     elif args.test:
         raise UserError("--test goes with --data or --download, or with data in data/raw/")
@@ -328,7 +313,7 @@ def read_rows(args, chosen, bad, base):
     import pyarrow.compute as pc
     words, spellings, languages, word_keys = Codes(), Codes(), Codes(), np.zeros(0, np.uint64)
     texts = [Codes() for _ in args.columns]
-    blocks, columns, had, of_file, in_train, elsewhere = [], [], set(), Counter(), Counter(), Counter()
+    blocks, parsed, had, of_file, in_train, elsewhere = [], [], set(), Counter(), Counter(), Counter()
     count = read = 0
     for path, split, block, found, codes, distinct, lengths in tokenized_blocks(args, chosen, bad, base):
         # Word numbers in the order of appearance, and the keys of the words that are new.
@@ -342,10 +327,10 @@ def read_rows(args, chosen, bad, base):
 
         # What else the rows have. A column that a file lacks is empty.
         block = dict.fromkeys(("split", *OPTIONAL.values()), pa.repeat("", len(lengths))) | block
-        columns.append(columns_of(block, path, split, data.title_keys(word_keys[numbers], lengths)) | {
+        parsed.append(columns_of(block, path, split, data.title_keys(word_keys[numbers], lengths)) | {
             "spelling": spellings(marked_paths(block)), "language": languages(block["language"]), "id": block["id"],
             "values": values_of(block, args.columns, texts)})
-        for of_length, mine in ((in_train, columns[-1]["given"] <= 0), (elsewhere, columns[-1]["given"] > 0)):
+        for of_length, mine in ((in_train, parsed[-1]["given"] <= 0), (elsewhere, parsed[-1]["given"] > 0)):
             of_length.update(lengths[mine].tolist())
         if len(languages.index) > 256:
             raise UserError(f"{path}: more than 256 languages; rename the column if it holds something else")
@@ -363,8 +348,8 @@ def read_rows(args, chosen, bad, base):
     of_length = in_train + elsewhere
     if not any(of_length):
         raise UserError(f"{where}: no title has a letter or digit; is the title column the right one?")
-    arrays = {name: (pa.chunked_array if name == "id" else np.concatenate)([part[name] for part in columns])
-              for name in columns[0] if name not in OPTIONAL or name in had}
+    arrays = {name: (pa.chunked_array if name == "id" else np.concatenate)([part[name] for part in parsed])
+              for name in parsed[0] if name not in OPTIONAL or name in had}
     return SimpleNamespace(where=where, paths=[path for path, _ in chosen], blocks=blocks, words=words,
                            spellings=spellings, languages=languages, texts=texts, word_keys=word_keys,
                            read=count, of_length=by_length(of_length),
@@ -513,7 +498,7 @@ def overruled(rows, of_file, count, base):
     """Which rows [N] have a title that a later one of the first `count` files puts into another category, and not into
     one above or below theirs. of_file [N]: the file of each."""
     out = np.zeros(len(rows.key), bool)
-    found, label = number_categories(rows, base, sources.BadRows(0))  # what is odd is said when all rows are settled
+    found, label = categories.numbered(rows, base, sources.BadRows(0))  # what is odd is said when all rows are settled
     nodes = len(found.names)
     for file in range(1, count):
         later = np.flatnonzero(of_file == file)
@@ -554,10 +539,10 @@ CHOSEN = ("languages", "title_column", "category_column", "separator", "group_co
 
 
 def read_base(args):
-    """What a part takes from the folder of --like: (the options, of which most are that folder's; a namespace of its
-    `fingerprint`, `encoder`, `vocab` and `tree` of categories, the keys of the titles, and of the groups, that it has
-    `held_out` for validation and test, its `vectors`, and whether it `knows_quality` of labels). Raises UserError where
-    the options do not go together."""
+    """What a part takes from the folder of --like: (the options, of which most are that folder's; a namespace of the
+    `folder`, its `fingerprint`, `encoder`, `vocab` and `tree` of categories, the keys of the titles, and of the groups,
+    that it has `held_out` for validation and test, its `vectors`, and whether it `knows_quality` of labels). Raises
+    UserError where the options do not go together."""
     if args.data is None or args.out.resolve() == args.like.resolve():
         raise UserError("--like goes with --data, and with an --out of its own")
     meta, arrays = data.read_prepared(args.like, SPLITS[1:])
@@ -574,228 +559,9 @@ def read_base(args):
         encoder.require(described, args.like)
     held_out = [rows[kind] for rows in arrays.values() for kind in ("keys", "groups") if kind in rows]
     return (argparse.Namespace(**vars(args) | taken | {"fold": None}),  # no split is drawn
-            SimpleNamespace(fingerprint=meta["fingerprint"], encoder=described, vocab=meta["vocab"],
+            SimpleNamespace(folder=args.like, fingerprint=meta["fingerprint"], encoder=described, vocab=meta["vocab"],
                             columns=meta["columns"], tree=data.tree_of(meta), held_out=np.concatenate(held_out),
                             vectors=meta["vectors"], knows_quality=meta["reliable_share"] is not None))
-
-
-# --- a folder of parts ------------------------------------------------------------------------------------------------
-
-class AlreadyThere(Exception):
-    """A part is there and need not be prepared."""
-
-
-def require_parts(args):
-    """Raise UserError unless --parts and --check go with the other flags."""
-    if not (args.parts and args.like and args.data):
-        raise UserError("--check goes with --parts, and --parts with --data and --like" if args.check else
-                        "--parts goes with --data and --like")
-    for name in ("out", "test", "download"):
-        if name in args.given:
-            raise UserError(f"--parts and --{name}: give one")
-    if args.parts.exists() and not args.parts.is_dir():
-        raise UserError(f"--parts {args.parts}: not a folder")
-    if (args.parts / "meta.json").exists():
-        raise UserError(f"--parts {args.parts}: is prepared data itself; name a folder that holds parts alone")
-    if not args.check and len(args.data) > 1:
-        raise UserError("--parts prepares one file at a time; start a process for each (--help shows how)")
-
-
-def part_of(path, parts):
-    """The folder of a file's part in the folder of parts."""
-    # A name that begins with a dot, or ends as what is half-written does, would be no part to who reads the folder.
-    files.require_file(path)
-    if (path.name.startswith(".") or files.TEMPORARY.search(path.name) or set("\r\n") & set(str(path))
-            or not SUFFIX.search(path.name)):
-        raise UserError(f"{path}: no part can have this name (a dot at its beginning, a temporary file's end, a line "
-                        "end in the path, or no ending such as .csv, .jsonl.gz or .parquet); rename it")
-    return parts / path.name
-
-
-def place_of(path, parts):
-    """Where a file is as the folder of parts sees it, as text: it tells files of one name apart, whatever folder they
-    are named from."""
-    try:
-        return readable(os.path.relpath(path.resolve(), parts.resolve()))
-    except ValueError:  # on another drive of Windows
-        return readable(path.resolve())
-
-
-def why_again(path, part, args, base):
-    """Why the part of a file has to be prepared (again), or None where it is whole and of the file, the base (as from
-    `read_base`) and the options as they are. Raises UserError where it is the part of another file."""
-    if not (part / "meta.json").exists():
-        return "missing"
-    said, broken, changed = files.read_json(part / "meta.json"), None, True
-    try:
-        meta = data.read_meta(part)
-        for name in meta["files"]:
-            data.verified(part, meta, name)
-        changed = [one["checksum"] for one in meta["source"]] != [files.checksum(path)]
-    except (UserError, OSError) as error:
-        broken = f"broken ({error})"
-    if changed and said.get("part_of") != place_of(path, part.parent):
-        raise UserError(f"{part}: is the part of another file than {path} ({said.get('part_of') or 'from --out'}); "
-                        "rename one of the two, or choose another --parts")
-    if broken or changed:
-        return broken or "of an earlier version of the file"
-
-    now = json.loads(json.dumps(options_of(args)))
-    other = [name for name in now if name != "like" and meta["options"].get(name) != now[name]]
-    return (f"of other data than {args.like} now holds" if meta["base"] != base.fingerprint else
-            f"of another --{other[0].replace('_', '-')}" if other else
-            "of another classify.py or encoder" if (meta["tokenizer"], meta["encoder"]) != (
-                data.TOKENIZER, base.encoder) else None)
-
-
-def check_parts(args):
-    """What --check does."""
-    args, base = read_base(args)
-    files.recover_folders(args.parts)
-    there = {path.name for path in args.parts.glob("*") if path.is_dir() and not path.name.startswith(".")}
-    half = {files.TEMPORARY.sub("", name) for name in there if files.TEMPORARY.search(name)}
-    paths = {}
-    for path in (path for one in args.data for path in (title_files(one) if one.is_dir() else [one])):
-        if (same := paths.setdefault(part_of(path, args.parts), path)) is not path:
-            raise UserError(f"{path} and {same}: would have the same part; rename one of the two, or give it another "
-                            "--parts")
-
-    def fault(part):
-        if part.name in half:
-            return "half-written, by a process that is at work or was killed"
-        try:
-            return why_again(paths[part], part, args, base)
-        except (UserError, OSError) as error:
-            return str(error)
-
-    with ThreadPoolExecutor(args.threads) as pool:
-        faults = dict(zip(paths, pool.map(fault, paths), strict=True))
-    whole = {}
-    for part in [part for part, why in faults.items() if not why]:
-        if (twin := whole.setdefault(data.fingerprint_of(part), part)) is not part:
-            faults[part] = f"has the rows of {twin}; leave one of the two out"
-    faults = {part: why for part, why in faults.items() if why}
-    unclaimed = {files.TEMPORARY.sub("", name) for name in there} - {part.name for part in paths}
-
-    # Paths go out as they came, also where these are not UTF-8.
-    sys.stdout.reconfigure(errors="surrogateescape")
-    for part, why in faults.items():
-        print(paths[part])
-        print(f"{part}: {why}", file=sys.stderr)
-    for name in sorted(unclaimed):
-        print(f"{args.parts / name}: no file of --data has this part; train.py would train on it", file=sys.stderr)
-    print(f"{len(paths) - len(faults):,} of {len(paths):,} parts are well", file=sys.stderr)
-    if faults or unclaimed:
-        sys.stdout.flush()
-        cli.exit_with(1)
-
-
-# --- categories -------------------------------------------------------------------------------------------------------
-
-def number_categories(rows, base, bad):
-    """(the classify.Tree of the categories, that of the base or in alphabetical order; [N] which of its nodes each row
-    has). Of names that look the same the one that most rows write counts; a note goes to `bad`."""
-    index, times = rows.spellings.index, np.bincount(rows.spelling)
-    names = [name.removeprefix(classify.BORDER) for name in index]
-    is_tree = not base and any(name.startswith(classify.BORDER) for name in index)
-    if is_tree:
-        # A name among lists is a path as we write it.
-        names = [name[1:] if name[:1] == classify.BORDER else sources.read_path(
-            "".join(classify.BORDER + level for level in name.split(classify.PATH)))[0] for name in index]
-
-    # Of equally frequent ones the first in alphabetical order, so that the order of rows does not matter.
-    ways = {}
-    for i in sorted(range(len(names)), key=lambda i: (-times[i], names[i])):
-        ways.setdefault(sources.tidy(names[i]), []).append(names[i])
-    found = base.tree if base else make_tree(sorted(first for first, *_ in ways.values()), is_tree)
-    for first, *others in ways.values():
-        if {*others} - {first} and not base:
-            bad.note(f"category {first}", None, "is written in several ways that look the same; the most frequent one "
-                     "is its name")
-    if found.leaves < 2:
-        raise UserError(f"{rows.where}: only one category ({found.names[0]}); a classifier needs two or more")
-    number = {sources.tidy(name): i for i, name in enumerate(found.names)}
-    of_spelling = [number[sources.tidy(name)] for name in names]
-    return found, np.array(of_spelling, data.smallest_uint(len(found.names) - 1))[rows.spelling]
-
-
-def make_tree(names, is_tree):
-    """The classify.Tree of these names, of which those above others are no leaves."""
-    parents = {classify.PATH.join(levels[:end]) for levels in (name.split(classify.PATH) for name in names)
-               for end in range(1, len(levels))} if is_tree else ()
-    return classify.Tree([name for name in names if name not in parents], is_tree)
-
-
-def note_names(rows, made, args, bad):
-    """Note in `bad` what is odd about the names of categories: where they are one read as several, or the other way
-    round."""
-    note_similar_names(made.tree, bad)
-    firsts = [sources.first_line(path, form.encoding) or ""
-              for path, form in zip(rows.paths, forms_of(args, rows.paths), strict=True)]
-    if "fasttext" in map(sources.format_of, firsts):
-        note_misread_labels(rows, made.tree.names, made.label, bad)
-    elif made.tree.levels == 1 and not args.separator:
-        note_paths(made.tree.names, bad)
-    if made.tree.levels == 1 and args.separator:
-        bad.note(f"--separator {args.separator!r}", None, "no category has it between two levels, so the tree has one "
-                 "level")
-
-
-def note_similar_names(found, bad):
-    """Note in `bad` which categories of one parent in a classify.Tree differ in case, accents or HTML entities only:
-    seldom are they meant to be two."""
-    plain = {}
-    for name in found.names:
-        parent, _, own = name.rpartition(classify.PATH) if found.levels > 1 else ("", "", name)
-        folded = unicodedata.normalize("NFKD", data.decode_entities(own).casefold())
-        folded = "".join(c for c in folded if not unicodedata.combining(c))
-        plain.setdefault((parent, " ".join(folded.split())), []).append(name)
-    for same in plain.values():
-        if len(same) > 1:
-            bad.note(f"category {same[0]}", None, f"differs from {same[1]} in case, accents or HTML entities "
-                     "only; are they one?")
-
-
-def note_paths(names, bad):
-    """Note in `bad` where flat names look like paths."""
-    for sign in SIGNS:
-        paths = [name for name in names if sign in name]
-        first = {name.split(sign)[0].strip() for name in names}
-        if len(names) < NAMES or len(paths) < ALIKE * len(names) or 2 * len(first) >= len(names):
-            continue
-        # Without its spaces a sign is easier to type, if it is the same sign.
-        bare = sign.strip()
-        shown = bare if all(name.count(bare) == name.count(sign) for name in names) else sign
-        deepest = max(paths, key=lambda name: name.count(sign))
-        bad.note(f"category {deepest} ...", None, f"{len(paths) / len(names):.0%} of the names look like paths; "
-                 f'--separator "{shown}" reads them as a tree')
-        return
-
-
-def note_misread_labels(rows, names, label, bad):
-    """Note in `bad` which labels of fastText files seem joined by commas, or cut at a space."""
-    # `__label__a,b` is one label to fastText.
-    before = Counter(name.partition(",")[0] for name in names if "," in name)
-    for prefix, count in before.most_common(1):
-        if count >= GLUED or sum(before.values()) == len(names):
-            bad.note(f"category {prefix}", None, f"{count} categories begin with this and a comma, as if several "
-                     "labels were joined; keep one label a line")
-
-    # `__label__Home Decor lamp` is a title "Decor lamp" to fastText. Then few words begin all titles of a category,
-    # and stand nowhere else.
-    lengths = np.concatenate([block.lengths for block in rows.blocks]).astype(np.int64)
-    numbers = np.concatenate([block.numbers for block in rows.blocks])
-    begun = np.flatnonzero(lengths)
-    first = numbers[(np.cumsum(lengths) - lengths)[begun]]
-    often = np.bincount(numbers)
-    pairs, counts = np.unique(label[begun].astype(np.int64) * len(often) + first, return_counts=True)
-    category, word = np.divmod(pairs, len(often))
-    exclusive = np.where(counts >= CUT_SHARE * often[word], counts, 0)  # titles that begin with such a word
-    words, titles, exclusive = (np.bincount(category, weights, len(names)) for weights in (None, counts, exclusive))
-    cut = (titles >= CUT_TITLES) & (words <= titles / 4) & (exclusive >= CUT_SHARE * titles)
-    for name in np.array(names, object)[cut]:
-        bad.note(f"category {name}", None, "all its titles begin with a few words that stand nowhere else, as if the "
-                 "label had been cut at a space; write labels without spaces")
 
 
 # --- rows -> splits ---------------------------------------------------------------------------------------------------
@@ -920,106 +686,6 @@ def choose_words(rows, split, args, base):
     ids[ids < 0] = data.UNKNOWN
     ids[:names[0] == ""] = 0
     return SimpleNamespace(vocab=vocab, oov=[names[i] for i in oov.tolist()], ids=ids[ranks])
-
-
-# --- training rows -> values of columns -------------------------------------------------------------------------------
-
-def require_distinct(columns):
-    """Raise UserError where two of the --columns, [(name, kind)], mean one."""
-    keys = [classify.name_key(name) for name, _ in columns]
-    if twice := [name for (name, _), key in zip(columns, keys, strict=True) if keys.count(key) > 1]:
-        raise UserError(f"--columns {' '.join(twice)}: the same column twice")
-
-
-def choose_columns(rows, split, args, base, bad):
-    """(lines of columns.txt, those of the base or made of the training rows; [N, K] the id of each value). What is odd
-    about a column is noted in `bad`, or raises UserError."""
-    lines, ids = [], []
-    for i, ((name, kind), texts) in enumerate(zip(args.columns, rows.texts, strict=True)):
-        # Distinct texts, how many rows have each, and how many of these train; one that is missing tells nothing.
-        found, codes = [*texts.index], rows.values[:, i]
-        times, train = (np.bincount(mine, minlength=len(found)) for mine in (codes, codes[split == 0]))
-        told = [(text, n) for text, n in zip(found, train.tolist(), strict=True) if text and n]
-        if not (told or base):
-            header = sources.header_names(rows.paths[0], sources.format_from(args))
-            raise UserError(f"--columns {name}: no training row has a value there" + (
-                "" if any(text is not None for text in found) else
-                f", or {rows.paths[0]} has no such column, or several: {', '.join(header)[:200]}"))
-        lines.append(base.columns[i] if base else column_line(name, kind, told, args.value_min_count, bad))
-        *_, column = classify.columns_of(lines)
-        of_text = column.ids([classify.ABSENT if text is None else text for text in found])
-        ids.append(of_text[codes])
-
-        # What is no number among numbers is missing.
-        wrong = np.array([bool(text) for text in found], bool) & (of_text == column.first)
-        if column.kind == "number" and wrong.any():
-            row = int(np.argmax(wrong[codes]))
-            file = int(np.searchsorted(np.cumsum(rows.of_file), row, "right"))
-            bad.note(rows.paths[file], int(rows.line[row]), sources.NO_NUMBER.format(name, found[codes[row]][:40]),
-                     int(times[wrong].sum()))
-        if len(told) == 1:
-            bad.note(f"--columns {name}", None, "all training rows that have a value have the same; that says nothing")
-        if column.kind == "word" and not column.values:
-            bad.note(f"--columns {name}", None, f"no value has {args.value_min_count} training rows; all are unknown")
-    largest = max([0, *(int(one.max(initial=0)) for one in ids)])
-    return lines, classify.stacked(ids, len(rows.key)).astype(data.smallest_uint(largest)) if ids else None
-
-
-def column_line(name, kind, told, min_count, bad):
-    """The line of columns.txt of a column with this name and kind (None: told by its values; number. and number, say
-    the decimal sign, too), whose training rows have these values: [(text, number of rows)]."""
-    texts, times = zip(*told, strict=True)
-    times, numbers = np.array(times), np.full(len(texts), np.nan)
-    if kind != "word":
-        decimal = kind[len("number"):] if kind else ""
-        decimal = decimal or column_decimal(name, told, bad)
-        numbers = np.array([classify.number_of(text, decimal) for text in texts])
-    is_number = ~np.isnan(numbers)
-    if kind is None:
-        is_code = np.array([text.isdecimal() and (len(text) >= CODE or (len(text) > 1 and text[0] == "0"))
-                            for text in texts])
-        share = times[is_number & ~is_code].sum() / times.sum()
-        kind = "number" if share >= NUMBERS else "word"
-    if kind != "word":
-        kind = "number"
-        if not is_number.any():
-            raise UserError(f"--columns {name}: no training row has a number there, but such as {texts[0][:40]!r}")
-        values = np.repeat(numbers[is_number], times[is_number])
-        borders = np.unique(np.quantile(values, np.arange(1, STEPS) / STEPS, method="higher"))
-        borders = borders[borders > values.min()]  # below the least there is nothing
-        return json.dumps({"name": name, "kind": kind, "decimal": decimal, "borders": borders.tolist()})
-
-    # Spellings of one value count together.
-    count = Counter()
-    for text, n in told:
-        count[classify.word_key(text)] += n
-    known = sorted((key for key, n in count.items() if n >= min_count and key), key=lambda key: (-count[key], key))
-    return json.dumps({"name": name, "kind": kind, "values": known}, ensure_ascii=False)
-
-
-def column_decimal(name, told, bad):
-    """The decimal sign of a column of numbers, by those of its values [(text, number of rows)] that tell it. Where none
-    does, a sign before three digits is more often between thousands; then a note in `bad` says so."""
-    certain, likely = Counter(), Counter()
-    for text, n in told:
-        sign, is_certain = classify.decimal_sign(text)
-        if sign and not math.isnan(classify.number_of(text, sign)):
-            (certain if is_certain else likely)[sign if is_certain else ".,".replace(sign, "")] += n
-    decimal = max(certain or likely, key=(certain or likely).get, default=".")
-    if likely and not certain:
-        bad.note(f"--columns {name}", None, "nothing tells whether the sign before three digits, as in 1.299, stands "
-                 f"before a fraction; it is taken to divide thousands; {name}:number. or {name}:number, names the "
-                 "decimal sign")
-    return decimal
-
-
-def said_of(line):
-    """A column as a text, for people."""
-    column = classify.Column(line, 1)
-    if column.kind == "word":
-        return f"{column.name}: words, {len(column.values):,} values"
-    sign = "point" if column.decimal == "." else "comma"
-    return f"{column.name}: numbers (decimal {sign}), {len(column.borders) + 1} steps"
 
 
 # --- arrays and lists -------------------------------------------------------------------------------------------------
@@ -1172,7 +838,7 @@ def describe(args, chosen, rows, made, bad):
                     "rows": dict(zip(SPLITS, counts, strict=False))}
                    for (path, s), counts in zip(chosen, by_file, strict=True)],
         "options": options_of(args),
-        "base": made.base, "part_of": args.parts and place_of(args.data[0], args.parts),
+        "base": made.base, "part_of": args.parts and parts.place_of(args.data[0], args.parts),
         "rows": dict(zip(SPLITS, sizes, strict=True)), "left_out_rows": int((made.split == LEFT_OUT).sum()),
         "bad_rows": bad.count, "first_bad_row": bad.first and readable(bad.first),
         "overruled_rows": rows.overruled,
@@ -1195,7 +861,7 @@ def describe(args, chosen, rows, made, bad):
         "near_equal_share": near_equal_share(rows, made.split) if drawn else None,
         "vectors_found": made.vectors_found, "encoder": made.encoder,
         "title_columns": title_names(args, chosen),
-        "columns": [*map(said_of, made.columns)],
+        "columns": [*map(columns.said_of, made.columns)],
     }
 
 
@@ -1250,15 +916,15 @@ def prepare(args):
     started = time.time()
     args, base = read_base(args) if args.like else (args, None)
     args.columns = args.columns or []
-    require_distinct(args.columns)
+    columns.require_distinct(args.columns)
     described = args.encoder and encoder.describe(args.encoder, args.max_pieces)  # a missing package shows at once
     chosen = choose_files(args)
     require_own(args.out)
     bad = sources.BadRows(args.max_bad_rows)
     with files.atomic_folder(args.out) as folder:
         # Under the lock, so that two files of one name that are prepared at once do not replace each other.
-        if args.parts and not (why := why_again(args.data[0], args.out, args, base)):
-            raise AlreadyThere
+        if args.parts and not (why := parts.why_again(args.data[0], args.out, options_of(args), base)):
+            raise parts.AlreadyThere
         if args.parts and why != "missing":
             print(f"{args.out}: {why}; prepared again")
         rows = read_rows(args, chosen, bad, base)
@@ -1273,14 +939,14 @@ def prepare(args):
 
         # What the rows are made into, see `describe`.
         made = SimpleNamespace(encoder=described, base=base and base.fingerprint)
-        made.tree, made.label = number_categories(rows, base, bad)
+        made.tree, made.label = categories.numbered(rows, base, bad)
         made.split = split_rows(rows, made.label, args, base, made.tree.leaves)
         require_splits(rows, made, args, base)
         if not base:
-            note_names(rows, made, args, bad)
+            categories.note_odd(rows, made.tree, made.label, forms_of(args, rows.paths), bad)
         note_split_groups(rows, made.split, chosen, bad)
         made.words = choose_words(rows, made.split, args, base)
-        made.columns, values = choose_columns(rows, made.split, args, base, bad)
+        made.columns, values = columns.choose(rows, made.split, args, base, bad)
 
         made.unknown_share = write_titles(folder, rows, made.split, made.words, args)
         made.languages = write_columns(folder, rows, made.split, made.label, values)
@@ -1302,8 +968,17 @@ def prepare(args):
         files.write_json(folder / "meta.json", files.with_checksum(meta))
         written = sum(path.stat().st_size for path in folder.iterdir())
     bad.warn()
-    report(meta, made.tree, args.out, written, time.time() - started)
+    say(meta, made.tree, args.out, written, time.time() - started)
     tell_costs(args, meta["rows"]["train"])
+
+
+def check_parts(args):
+    """What --check does."""
+    args, base = read_base(args)
+    paths = [path for one in args.data for path in (title_files(one) if one.is_dir() else [one])]
+    if not parts.check(paths, args.parts, options_of(args), base, args.threads):
+        sys.stdout.flush()
+        cli.exit_with(1)
 
 
 def identity(folder, levels, threads):
@@ -1317,31 +992,6 @@ def identity(folder, levels, threads):
     deciding = {name: digest for name, digest in sums.items()
                 if not name.endswith(("_pieces.npy", "_line.npy", "_id.txt"))}
     return {"files": sums, "fingerprint": files.fingerprint(deciding | ({"levels": levels} if levels > 1 else {}))}
-
-
-def tell_costs(args, rows):
-    """Print what training takes on what was prepared, where these are many training rows, as train.py says it; a
-    warning where it cannot."""
-    if rows < (MANY_PIECED if args.encoder else MANY_ROWS) or args.like:
-        return
-    # What a step costs only JAX can tell, which is not loaded here.
-    models = ["mlp", "cnn", *["encoder"] * bool(args.encoder)]
-    command = ["train.py", "--data", str(args.out), "--costs", "--model", *models]
-    try:
-        done = subprocess.run([sys.executable, Path(__file__).resolve().parent / command[0], *command[1:]],
-                              capture_output=True, encoding="utf-8", errors="replace", timeout=PATIENCE,
-                              stdin=subprocess.DEVNULL)
-        failed = done.returncode and (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
-    except (OSError, subprocess.TimeoutExpired) as error:
-        failed = str(error)
-    if failed:
-        print(f"warning: what training takes is not known ({failed[:200]}); try python {cli.quoted(command)}",
-              file=sys.stderr)
-        return
-    print("training on this machine:")
-    for line in done.stdout.splitlines():
-        print(f"  {line.replace(' costs', ':', 1)}")
-    print(done.stderr, end="", file=sys.stderr)
 
 
 def require_own(out):
@@ -1361,7 +1011,9 @@ def require_own(out):
                         "another --out")
 
 
-def report(meta, found, out, written, seconds):
+# --- what is said at the end ------------------------------------------------------------------------------------------
+
+def say(meta, found, out, written, seconds):
     """Print the table at the end; found: the classify.Tree of the categories."""
     total = sum(meta["rows"].values())
     percent = "{:.2%}".format
@@ -1433,6 +1085,31 @@ def warn_of_cut(meta):
               "trains slower", file=sys.stderr)
 
 
+def tell_costs(args, rows):
+    """Print what training takes on what was prepared, where these are many training rows, as train.py says it; a
+    warning where it cannot."""
+    if rows < (MANY_PIECED if args.encoder else MANY_ROWS) or args.like:
+        return
+    # What a step costs only JAX can tell, which is not loaded here.
+    models = ["mlp", "cnn", *["encoder"] * bool(args.encoder)]
+    command = ["train.py", "--data", str(args.out), "--costs", "--model", *models]
+    try:
+        done = subprocess.run([sys.executable, Path(__file__).resolve().parent / command[0], *command[1:]],
+                              capture_output=True, encoding="utf-8", errors="replace", timeout=PATIENCE,
+                              stdin=subprocess.DEVNULL)
+        failed = done.returncode and (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+    except (OSError, subprocess.TimeoutExpired) as error:
+        failed = str(error)
+    if failed:
+        print(f"warning: what training takes is not known ({failed[:200]}); try python {cli.quoted(command)}",
+              file=sys.stderr)
+        return
+    print("training on this machine:")
+    for line in done.stdout.splitlines():
+        print(f"  {line.replace(' costs', ':', 1)}")
+    print(done.stderr, end="", file=sys.stderr)
+
+
 # --- command line -----------------------------------------------------------------------------------------------------
 
 def column_flag(text):
@@ -1493,13 +1170,13 @@ def main():
         help="threads that tokenize, and processes that cut titles into pieces")
     args = cli.parse_args(parser)
     if args.parts or args.check:
-        require_parts(args)
-        args.out = args.parts if args.check else part_of(args.data[0], args.parts)
+        parts.require(args)
+        args.out = args.parts if args.check else parts.part_of(args.data[0], args.parts)
     if args.check:
         return check_parts(args)
     try:
         prepare(args)
-    except AlreadyThere:
+    except parts.AlreadyThere:
         print(f"{args.out}: is there, whole, of {args.data[0]} as it is")
 
 

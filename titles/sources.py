@@ -43,6 +43,7 @@ COLUMNS = {"title": ("title", "text"), "category": ("category", "label"), "langu
 LEVEL_MISSING = "a level between others, or at the top, is empty and left out"                 # of a path
 OWN_PATH = classify.PATH.replace(">", "\u203a")  # a path as the name of a level
 OWN_SIGN = "a level has a > of its own, which is written \u203a, for > stands between levels"
+SUFFIX = re.compile(r"\.(csv|tsv|jsonl|json|txt|parquet|xlsx)(\.(gz|bz2|xz))?$", re.IGNORECASE)  # of files of titles
 ONLY_TRAINED = "train-only"    # what a column `split` says of rows that were chosen to be labelled
 IF_TABLE = "if it is a table"  # keep its columns
 NO_NUMBER = "the {} {!r} is no number, so it counts as missing"  # of a value
