@@ -31,7 +31,7 @@ import export
 import model
 import prepare
 import train
-from titles import cli, encoder, files, predict, runs, start
+from titles import cli, encoder, files, runs, start
 
 TITLES = ["Zapatillas Nike talle 42", "funda celular azul", "Cadeira de escritório preta", "mesa & silla &amp; más",
           "手机壳 🙂", "", "   ", "x", "ÁÉ Ñandú №5", "pack x 12 unidades 750ml - envío gratis", "word " * 60,
@@ -114,7 +114,7 @@ def test_vectors_equal_the_packages():
     ids = encoder.pieces("use", short, 40)
     table, layers = encoder.pretrained("use")
     config = config_of("--model", "encoder", meta={"encoder": DESCRIBED, "pieces": ids})
-    found = predict.title_vectors(config, table, layers, ids)
+    found = start.title_vectors(config, table, layers, ids)
     assert (found * expected).sum(1).min() > 0.99999
     np.testing.assert_allclose(found, expected, atol=1e-5)
     # Neither padding nor pieces that are left out count, and a title without any is no catastrophe.

@@ -272,19 +272,6 @@ def score(ensemble, batches, labels):
                       largest=largest_batch_of(ensemble.predictors))
 
 
-def title_vectors(config, table, layers, ids):
-    """[N, D] vectors of titles as the layers of an encoder make them: table [V, D], their parameters, ids [N, P]."""
-    module = model.MODELS[config["model"]].below()
-
-    @jax.jit
-    def vectors(table, layers, ids):
-        return {"vectors": module.apply({"params": layers}, table[ids], (ids > 0).astype(jnp.float32))}
-
-    table, layers = devices.put((table, layers), devices.whole())
-    return in_batches(lambda batches: vectors(table, layers, batches[0].ids), (data.batch_of({"titles": ids}),),
-                      largest=largest_batch(True))["vectors"]
-
-
 # --- the classifier ---------------------------------------------------------------------------------------------------
 
 class Classifier(classify.BaseClassifier):

@@ -612,14 +612,6 @@ def no_validation(config):
         "temperature": np.float32(1), "smoothing": np.float32(0)}}
 
 
-def former(plan, folder, is_new):
-    """What `restore` returns of the run that a training begins from, or None; one that has a checkpoint goes on from
-    that. plan: a configuration.Plan; folder: of all runs."""
-    if "init_from" in plan.config and (is_new or checkpoint_manager(plan.folder, read_only=True).latest_step() is None):
-        return restore(*find(plan.config["init_from"], folder))
-    return None
-
-
 def restore_latest(manager, state):
     """(state, metrics of its epochs) of the latest checkpoint; the state that is given where there is none."""
     if (step := manager.latest_step()) is None:

@@ -12,7 +12,16 @@ import numpy as np
 import classify
 import data
 import model
-from titles import devices, encoder, predict
+from titles import devices, encoder, predict, runs
+
+
+def former(plan, folder, is_new):
+    """What runs.restore returns of the run that a training begins from, or None; one that has a checkpoint goes on from
+    that. plan: a configuration.Plan; folder: of all runs."""
+    if "init_from" in plan.config and (
+            is_new or runs.checkpoint_manager(plan.folder, read_only=True).latest_step() is None):
+        return runs.restore(*runs.find(plan.config["init_from"], folder))
+    return None
 
 
 def begin(plan, optimizer, former=None):
@@ -20,7 +29,7 @@ def begin(plan, optimizer, former=None):
     no step changes and the state has not; {split: rows}), on the devices but for the rows. With frozen layers titles
     are [N, 1], the row of their vector.
 
-    plan: a configuration.Plan; optimizer: as from train.make_optimizer; former: as from runs.restore, a run whose
+    plan: a configuration.Plan; optimizer: as from train.make_optimizer; former: as from `former`, a run whose
     knowledge it begins with; a line says how much of it there is.
     """
     config, meta, arrays = plan.config, plan.meta, plan.arrays
@@ -108,11 +117,24 @@ def pretrained_variables(config, meta, arrays, learned=None):
         vectors, numbered = [np.zeros((1, table.shape[1]), np.float32)], {}
         for split, rows in arrays.items():
             if len(rows["titles"]):
-                vectors.append(predict.title_vectors(config, table, layers, rows["titles"]))
+                vectors.append(title_vectors(config, table, layers, rows["titles"]))
             end = sum(map(len, vectors))
             numbered[split] = rows | {"titles": np.arange(end - len(rows["titles"]), end, dtype=np.uint32)[:, None]}
         table, arrays = np.concatenate(vectors), numbered
     return {"table": table, "pieces": meta["pieces"].astype(np.int32), "layers": layers} | head, arrays
+
+
+def title_vectors(config, table, layers, ids):
+    """[N, D] vectors of titles as the layers of an encoder make them: table [V, D], their parameters, ids [N, P]."""
+    module = model.MODELS[config["model"]].below()
+
+    @jax.jit
+    def vectors(table, layers, ids):
+        return {"vectors": module.apply({"params": layers}, table[ids], (ids > 0).astype(jnp.float32))}
+
+    table, layers = devices.put((table, layers), devices.whole())
+    return predict.in_batches(lambda batches: vectors(table, layers, batches[0].ids), (data.batch_of({"titles": ids}),),
+                              largest=predict.largest_batch(True))["vectors"]
 
 
 def name_vectors(config, labels, begun):
@@ -121,7 +143,7 @@ def name_vectors(config, labels, begun):
     names = [" ".join(re.findall(r"[^\W_]+", label)).lower() for label in labels]
     pieces, (ids,) = data.compact([encoder.pieces(config["encoder"]["name"], names, config["encoder"]["max_len"])])
     # Names without a letter, such as numbers, say nothing.
-    return predict.title_vectors(config, *begun(pieces), ids).T, np.array([any(map(str.isalpha, one)) for one in names])
+    return title_vectors(config, *begun(pieces), ids).T, np.array([any(map(str.isalpha, one)) for one in names])
 
 
 def name_head(config, labels, begun):
