@@ -108,8 +108,6 @@ NEAR_ROWS, NEAR_SHARE = 5000, 0.25  # of so many test titles, the share that is 
 MANY_ROWS = 50_000          # training rows from which on it is told what training takes; fewer take a minute or so, ...
 MANY_PIECED = 5000          # ... but of an encoder
 PATIENCE = 120              # seconds until that must be told
-SYNTHETIC_ROWS = 100_000    # size of the built-in set, unless --rows is given
-SYNTHETIC_CATEGORIES = 120
 
 MELI = "https://meli-data-challenge.s3.amazonaws.com"
 COURSE = "https://cs.famaf.unc.edu.ar/~ccardellino/resources/diplodatos"
@@ -209,11 +207,11 @@ def choose_files(args):
     elif args.test:
         raise UserError("--test goes with --data or --download, or with data in data/raw/")
     else:
-        rows = args.rows or SYNTHETIC_ROWS
+        rows = args.rows or synthetic.ROWS
         print(f"*** No data in {RAW}/ and no --data: making {rows:,} SYNTHETIC titles. "
               "Scores on them say nothing about real titles. ***")
         path = RAW.parent / "synthetic.csv"
-        synthetic.write_csv(path, rows, SYNTHETIC_CATEGORIES, args.seed)
+        synthetic.write_csv(path, rows, seed=args.seed)
         found = [(path, None)]
 
     # With a test file of its own the data trains or validates; what its names call test is left out.

@@ -40,6 +40,7 @@ from titles.cli import UserError
 # --- knobs ------------------------------------------------------------------------------------------------------------
 
 TABLES = Path(__file__).with_name("synthetic.txt")
+ROWS, CATEGORIES = 100_000, 120
 PREFIX = "SYN_"            # how prepare.py and every report recognise this data: keep
 RELIABLE = 0.0592          # share of reliable rows; raise it to get reliable scores from a small file
 NEVER_RELIABLE = 0.12      # share of categories without any reliable row
@@ -437,7 +438,7 @@ def csv_chunk(world, seed, chunk, rows):
     return pc.binary_join(pa.ListArray.from_arrays(pa.array([0, rows], pa.int32()), lines), "")[0].as_buffer()
 
 
-def write_csv(path, rows=100_000, categories=120, seed=0):
+def write_csv(path, rows=ROWS, categories=CATEGORIES, seed=0):
     """Write the data set. An older file of that name stays until the new one is whole. Raises UserError where the
     number of categories is out of range or synthetic.txt is broken."""
     from tqdm import tqdm
@@ -455,8 +456,8 @@ def write_csv(path, rows=100_000, categories=120, seed=0):
 def main():
     parser = cli.argument_parser(__doc__)
     add = parser.add_argument
-    add("--rows", type=cli.positive(int), default=100_000, help="titles to write")
-    add("--categories", type=int, default=120, help="the course subset has 632, the challenge 1588")
+    add("--rows", type=cli.positive(int), default=ROWS, help="titles to write")
+    add("--categories", type=int, default=CATEGORIES, help="the course subset has 632, the challenge 1588")
     add("--seed", type=cli.seed, default=0, help="another seed is another sample from the same categories")
     add("--out", default="data/raw/synthetic.csv", help="file to write; its folder is created")
     args = parser.parse_args()

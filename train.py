@@ -471,7 +471,7 @@ def train(args, plan, place):
 
     # MLflow takes seconds to connect; meanwhile the loop is compiled.
     connecting = cli.in_background(tracking.mlflow_client) if devices.is_first() else None
-    state, features, frozen, arrays = start.begin(plan, make_optimizer(config), start.former(plan, args.runs, is_new))
+    state, features, frozen, arrays = start.begin(plan, make_optimizer(config), start.former_run(plan, args.runs, is_new))
     groups = data.length_groups(arrays["train"]["titles"], config["batch_size"])
     of_rows = training_arrays(config, features, arrays["train"], frozen, data.tree_of(plan.meta))
     programs = compile_chunks(config, state, of_rows, groups)

@@ -15,7 +15,7 @@ import model
 from titles import devices, encoder, predict, runs
 
 
-def former(plan, folder, is_new):
+def former_run(plan, folder, is_new):
     """What runs.restore returns of the run that a training begins from, or None; one that has a checkpoint goes on from
     that. plan: a configuration.Plan; folder: of all runs."""
     if "init_from" in plan.config and (
@@ -29,7 +29,7 @@ def begin(plan, optimizer, former=None):
     no step changes and the state has not; {split: rows}), on the devices but for the rows. With frozen layers titles
     are [N, 1], the row of their vector.
 
-    plan: a configuration.Plan; optimizer: as from train.make_optimizer; former: as from `former`, a run whose
+    plan: a configuration.Plan; optimizer: as from train.make_optimizer; former: as from `former_run`, one whose
     knowledge it begins with; a line says how much of it there is.
     """
     config, meta, arrays = plan.config, plan.meta, plan.arrays
