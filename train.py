@@ -471,7 +471,8 @@ def train(args, plan, place):
 
     # MLflow takes seconds to connect; meanwhile the loop is compiled.
     connecting = cli.in_background(tracking.mlflow_client) if devices.is_first() else None
-    state, features, frozen, arrays = start.begin(plan, make_optimizer(config), start.former_run(plan, args.runs, is_new))
+    former = start.former_run(plan, args.runs, is_new)
+    state, features, frozen, arrays = start.begin(plan, make_optimizer(config), former)
     groups = data.length_groups(arrays["train"]["titles"], config["batch_size"])
     of_rows = training_arrays(config, features, arrays["train"], frozen, data.tree_of(plan.meta))
     programs = compile_chunks(config, state, of_rows, groups)
@@ -488,7 +489,7 @@ def train(args, plan, place):
     is_alone, place = place.command is None, place._replace(command=place.command or (
         f"{cli.listed(Path(sys.argv[0]))} --resume {folder.name}{runs.other_folders(args)}"))
     scored = scored_rows(config, arrays)
-    plan = arrays = of_rows = None  # the devices have all training rows
+    plan = arrays = of_rows = former = None  # the devices have all training rows
     cli.give_back_memory()          # and what compiling took is free
 
     # A resumed run goes on from its latest checkpoint. A kill may have kept its last epochs from being logged.
