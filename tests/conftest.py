@@ -43,15 +43,15 @@ def pytest_configure(config):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--third", type=int, choices=(0, 1, 2), help="one of three parts of the tests, as in .ci/run")
+    parser.addoption("--quarter", type=int, choices=range(4), help="one of four parts of the tests, as in .ci/run")
 
 
 @pytest.hookimpl(trylast=True)  # of those that -m leaves
 def pytest_collection_modifyitems(config, items):
     """Neighbours, which often take equally long, are in different parts."""
-    if (third := config.getoption("--third")) is not None:
-        config.hook.pytest_deselected(items=[item for i, item in enumerate(items) if i % 3 != third])
-        items[:] = items[third::3]
+    if (quarter := config.getoption("--quarter")) is not None:
+        config.hook.pytest_deselected(items=[item for i, item in enumerate(items) if i % 4 != quarter])
+        items[:] = items[quarter::4]
 
 
 def pytest_collection_finish():

@@ -278,6 +278,7 @@ def test_bad_files_and_flags(folder):
         assert_one_line_error(run_here("evaluate", "--ckpt", "shop", *flags, cwd=folder, check=False), *words)
 
 
+@pytest.mark.slow
 def test_the_estimated_mix_gains_where_it_has_changed_and_is_refused_where_not(folder):
     known, _ = accuracy(folder, "mix.csv", "training")
     gained, said = accuracy(folder, "mix.csv", "estimated")

@@ -97,6 +97,7 @@ def test_it_ends_with_the_command_that_uses_all(both, prepared):
     assert both.count("\nlook at it:") == 1 and "test it:" not in both
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_trained_again(copy):
     before = {path: path.stat().st_mtime_ns for path in (copy / "runs").rglob("*") if path.is_file()}
     said = run_here("train", *BOTH, cwd=copy).stdout.splitlines()

@@ -35,7 +35,10 @@ def words_of(count):
     return [*data.SPECIALS, *(f"word{i}" for i in range(2, count))]
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn"])  # what a module computes is not at stake
+MLP_AND_CNN = ["mlp", pytest.param("cnn", marks=pytest.mark.slow)]  # what a module computes is not at stake
+
+
+@pytest.mark.parametrize("name", MLP_AND_CNN)
 def test_a_scanned_chunk_equals_single_steps(name):
     config, state, arrays = small_problem("--model", name)
     order = np.random.default_rng(0).permutation(64)[:40].reshape(5, 8)
@@ -239,7 +242,7 @@ def test_start_of_adagrads_sums(start):
 
 # --- what makes it fast -----------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("name", ["mlp", "cnn"])
+@pytest.mark.parametrize("name", MLP_AND_CNN)
 def test_the_loop_copies_no_table(name):
     """Scratch memory stays far below the table, no instruction copies it, and its buffer is the same one afterwards."""
     def buffers(state):
