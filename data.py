@@ -147,11 +147,16 @@ def encode(titles, index, max_len):
     return pad(ids[codes] if len(codes) else ids, lengths, max_len), list(others)
 
 
+def ngram_places(count):
+    """The length of the array of so many n-grams: a power of two, so that few sizes are compiled."""
+    return 1 << max(12, count.bit_length())
+
+
 def character_ngrams(words, minn, maxn, buckets):
     """classify.character_ngrams of words that begin with SPECIALS, which have none, as (start [W + 1] int32, bucket [T]
-    int32). T is a power of two, so that few sizes are compiled; what stands behind start[W] is 0."""
+    int32), T as `ngram_places` says; what stands behind start[W] is 0."""
     start, found = classify.character_ngrams(words[len(SPECIALS):], minn, maxn, buckets)
-    bucket = np.zeros(1 << max(12, len(found).bit_length()), np.int32)
+    bucket = np.zeros(ngram_places(len(found)), np.int32)
     bucket[:len(found)] = found
     return np.pad(start, (len(SPECIALS), 0)).astype(np.int32), bucket
 

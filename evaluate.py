@@ -133,11 +133,7 @@ def make_parser():
     parser = cli.argument_parser(
         __doc__, stray=lambda word: "--predict" if Path(word).is_file() else "--ckpt")
     add = parser.add_argument_group("which runs").add_argument
-    add("--ckpt", nargs="+", default=["best"],
-        help="best or latest of all runs; all: the best run of every model, averaged; or a run: NAME, NAME/best, "
-        "NAME/latest, or a path; several are averaged")
-    cli.add_data_flag(add)
-    add("--runs", type=Path, default=Path("runs"), help="folder of all runs")
+    cli.add_run_flags(add)
     add("--prior", choices=("equal", "training", "estimated"),
         help="how frequent categories are taken to be (default: as the run); estimated: as in the titles predicted")
 

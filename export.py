@@ -42,11 +42,7 @@ CONTENT = {"model.npz", "classify.py", "__pycache__"}  # of an exported folder; 
 def parse_args():
     parser = cli.argument_parser(__doc__, stray=lambda word: "--ckpt")
     add = parser.add_argument
-    add("--ckpt", nargs="+", default=["best"],
-        help="best or latest of all runs; all: the best run of every model, averaged; or a run: NAME, NAME/best, "
-        "NAME/latest, or a path; several are averaged")
-    cli.add_data_flag(add)
-    add("--runs", type=Path, default=Path("runs"), help="folder of all runs")
+    cli.add_run_flags(add)
     add("--prior", choices=("equal", "training"), help="how frequent categories are taken to be (default: as the run)")
     add("--dtype", choices=("int8", "float32"), default="int8", help="numbers of the table")
     add("--out", type=Path, metavar="DIR", help="folder to write")

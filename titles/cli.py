@@ -253,6 +253,15 @@ def add_data_flag(add):
         "a folder of such parts")
 
 
+def add_run_flags(add):
+    """Add the flags that say which runs, --ckpt, --data and --runs, in the same way."""
+    add("--ckpt", nargs="+", default=["best"],
+        help="best or latest of all runs; all: the best run of every model, averaged; or a run: NAME, NAME/best, "
+        "NAME/latest, or a path; several are averaged")
+    add_data_flag(add)
+    add("--runs", type=Path, default=Path("runs"), help="folder of all runs")
+
+
 def listed(paths):
     """A path, or a list of paths, as a shell reads it."""
     return quoted(map(str, [paths] if isinstance(paths, Path) else paths))

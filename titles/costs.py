@@ -38,6 +38,7 @@ FITTING = 30         # times that the loss is computed while a temperature is fi
 SAVE, DISK = 0.3, 2e8    # seconds of a save (Orbax, MLflow, the figure), and bytes of arrays that are written a second
 BEGIN, END = 2.5, 1.0  # seconds of random numbers and until MLflow is connected, and of MLflow's end
 PROGRAMS = 3         # that score, compiled in half the time: by length of titles; for scores, samples and calibration
+PRODUCT = 0.03       # of the time that it takes to gather a number, a multiplication
 NUMBER = 1e-10       # seconds for a number of what is no operation by itself, until that is measured
 QUICK = 2.0          # seconds of all steps, guessed, below which they are little beside all else, and none is measured
 LIBRARIES = 2.6e8    # bytes of MLflow, Orbax, SciPy and Matplotlib, which are loaded after the plan is made
@@ -159,9 +160,8 @@ class Rates:
                 total += times * size_of(equation) * self.number
 
         def guess(key):
-            # A multiplication is a small part of what it takes to gather a number.
             equation, times = counted[key]
-            return times * size_of(equation) * (0.03 if key[0] == "dot_general" else 1)
+            return times * size_of(equation) * (PRODUCT if key[0] == "dot_general" else 1)
 
         for key in sorted(counted, key=guess, reverse=True)[:measure]:
             if key not in self.measured:
@@ -175,7 +175,7 @@ class Rates:
         like = [self.measured[key]] if key in self.measured else [one for one in self.measured.values()
                                                                   if one[0] == name]
         if not like:
-            return size * self.number * (0.03 if name == "dot_general" else 1)
+            return size * self.number * (PRODUCT if name == "dot_general" else 1)
         _, its, seconds = min(like, key=lambda one: abs(math.log(max(one[1], 1) / max(size, 1))))
         return seconds * size / its
 
@@ -280,8 +280,8 @@ def shapes_of_features(plan):
         length = np.minimum([len(word) for word in words[len(data.SPECIALS):]], classify.NGRAM_CHARACTERS) + 2
         count = sum(int(np.maximum(0, length - size + 1).sum()) for size in sizes)
         few = model.feature_tables(config, words[:len(data.SPECIALS)])
-        sizes = {"own": len(words), "start": len(words) + 1, "ngrams": 1 << max(12, count.bit_length()),
-                 "word": 1 << max(12, count.bit_length()), "hashes": len(words)}
+        sizes = {"own": len(words), "start": len(words) + 1, "hashes": len(words),
+                 **dict.fromkeys(("ngrams", "word"), data.ngram_places(count))}
         found = {name: np.asarray(value) for name, value in few.items()}
         found = {name: jax.ShapeDtypeStruct((sizes[name], *value.shape[1:]) if name in sizes else value.shape,
                                             value.dtype) for name, value in found.items()}
