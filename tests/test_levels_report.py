@@ -141,7 +141,7 @@ def test_lines_of_the_figure_are_what_plain_python_says():
     for precision, share in lines["categories alone"]:
         count = round(share * len(sure))
         assert precision == pytest.approx(np.mean([right for _, right in sure[:count]])) and sure[count - 1][0] > 0
-    found = [report.node_answers(promising, precision, truth, result) for precision in (0.9, 0.95)]
+    found = [tree.node_answers(promising, precision, truth, result) for precision in (0.9, 0.95)]
     assert lines["the deepest node that is sure enough"] == [(row["precision"], row["answered"]) for row in found]
 
     # Every promise that was made stands beside its point; without a rule there is no line, and no point.

@@ -56,8 +56,8 @@ def test_a_run_keeps_the_scripts(trained):
     config = files.read_json(trained / "runs/bag/config.json")
     assert set(config["source"]) == {
         "train.py", "model.py", "data.py", "classify.py", *(f"titles/{name}.py" for name in (
-            "__init__", "calibration", "cli", "configuration", "costs", "devices", "encoder", "files", "predict",
-            "progress", "runs", "series", "settings", "start", "tracking", "tree"))}
+            "__init__", "calibration", "cli", "configuration", "costs", "devices", "encoder", "files", "measures",
+            "predict", "progress", "runs", "series", "settings", "start", "tracking", "tree"))}
     for name, digest in config["source"].items():
         assert files.checksum(source / name) == digest and (source / name).read_text() == (ROOT / name).read_text()
     kept = {path.relative_to(source) for path in source.rglob("*") if path.is_file()}
