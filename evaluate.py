@@ -233,8 +233,21 @@ import pyarrow as pa
 
 import classify
 import data
-from titles import calibration, change, choose, devices, labelling, page, report, runs, sources, tables, tracking
-from titles.predict import PREDICT_ROWS, load, load_named  # noqa: F401 (for `evaluate.load`)
+from titles import (
+    calibration,
+    change,
+    choose,
+    devices,
+    formats,
+    labelling,
+    page,
+    report,
+    runs,
+    sources,
+    tables,
+    tracking,
+)
+from titles.predict import PREDICT_ROWS, load, load_named  # noqa: F401
 
 # --- a report ---------------------------------------------------------------------------------------------------------
 
@@ -332,7 +345,7 @@ def read_file(args):
 
     # Categories that the run does not know get numbers behind those it does. Names that look the same are the same.
     names = list(classifier.tree.names)
-    number = {sources.tidy(name): i for i, name in enumerate(names)}
+    number = {formats.tidy(name): i for i, name in enumerate(names)}
     # A path as we write it is one level to who divides levels otherwise.
     number = {name.replace(classify.PATH, sources.OWN_PATH): i for name, i in number.items()} | number
     for name, spelling in zip(found["category"], found["spelling"], strict=True):
@@ -362,16 +375,16 @@ def read_file(args):
 def read_columns(args, classifier):
     """{column: list} of a labelled file; "" for what it does not have; `values` [N, K] ids of the columns that the
     classifier reads."""
-    bad = sources.BadRows(MAX_BAD_ROWS, "mend them")
+    bad = formats.BadRows(MAX_BAD_ROWS, "mend them")
     found = {column: [] for column in ("title", "category", "spelling", "language", "quality", "id", "line", *(
-        sources.value_key(column.name) for column in classifier.columns))}
+        formats.value_key(column.name) for column in classifier.columns))}
     with open(args.test, "rb") as file:
         form = tables.file_format(args, classifier, file)
     for block in sources.read_labelled(args.test, bad, form):
         # Called for its check alone: marks other than reliable and unreliable are refused.
         sources.given_quality(args.test, block.get("quality", pa.array([], pa.string())))
         for column, values in found.items():
-            lacking = None if sources.is_value(column) else ""
+            lacking = None if formats.is_value(column) else ""
             values += block[column].to_pylist() if column in block else [lacking] * len(block["title"])
     found["values"] = sources.value_ids(classifier.columns, found, found["line"], args.test, bad)
     bad.check(len(found["title"]))
@@ -491,7 +504,7 @@ def compare(args):
 def sampled_file(args, classifier, path):
     """(classify.Rows, how many rows there were): of the titles in a file, see change.sampled. Raises UserError where
     there are none."""
-    bad = sources.NoBadRows()
+    bad = formats.NoBadRows()
     with open(path, "rb") as file, files.archive_errors(path):
         form = tables.file_format(args, classifier, file)
         _, blocks, _ = sources.read_titles(files.decompressed(file), path, bad, form)
@@ -530,10 +543,10 @@ def estimated(classifier, rows):
 
 class Opened(NamedTuple):
     """The file of --predict, as from sources.read_titles."""
-    form: sources.Format
+    form: formats.Format
     header: list
     blocks: Iterator
-    dialect: sources.Dialect
+    dialect: formats.Dialect
     ahead: int    # parts that may be answered before the one that is written
 
 
@@ -544,7 +557,7 @@ def opened(args, classifier, out, keep):
     # The same bytes on every system. What is loaded by now need not be searched for garbage again and again.
     sys.stdout.reconfigure(encoding="utf-8", newline="\n")
     gc.freeze()
-    bad = sources.NoBadRows()
+    bad = formats.NoBadRows()
     source = contextlib.nullcontext(sys.stdin.buffer) if args.predict == "-" else open(args.predict, "rb")
     with source as file, files.archive_errors(args.predict):
         tables.require_other_file(file, out)

@@ -92,7 +92,7 @@ import classify
 import data
 import synthetic
 from data import SPLITS
-from titles import categories, cli, columns, encoder, files, parts, sources, tree
+from titles import categories, cli, columns, encoder, files, formats, parts, sources, tree
 from titles.cli import UserError, readable
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ def title_files(folder):
     """The files of titles in a folder, by their names; raises UserError where there is none."""
     # What begins with a dot belongs to the system (`._train.csv` to a Mac's), with `~$` to Excel while a file is open;
     # what was being unpacked may be cut short.
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and sources.SUFFIX.search(path.name)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and formats.SUFFIX.search(path.name)
                    and not path.name.startswith((".", "~$"))
                    and not any(map(files.TEMPORARY.search, path.relative_to(folder).parts)))
     if not paths:
@@ -153,7 +153,7 @@ def title_files(folder):
 
 
 def find_files(folder, form):
-    """[(path, split or None)] of the data set in a folder, whose files have this sources.Format; raises UserError when
+    """[(path, split or None)] of the data set in a folder, whose files have this formats.Format; raises UserError when
     it holds none or several."""
     paths = title_files(folder)
     named = [(path, split_of(path)) for path in paths if split_of(path) is not None]
@@ -168,7 +168,7 @@ def find_files(folder, form):
     found = named or [(path, None) for path in paths]
 
     # Files of several folders, several files without a split, or the same file twice, packed and not, are ambiguous.
-    distinct = {sources.SUFFIX.sub(r".\1", str(path)) for path, _ in found}
+    distinct = {formats.SUFFIX.sub(r".\1", str(path)) for path, _ in found}
     if len({path.parent for path, _ in found}) > 1 or (not named and len(found) > 1) or len(distinct) < len(found):
         raise UserError(f"{folder}: holds several data sets ({', '.join(str(path) for path, _ in found[:4])}, ...); "
                         "choose with --data")
@@ -190,7 +190,7 @@ def require_files(paths):
 
 def choose_files(args):
     """The files to read: [(path, split or None)], of which those of --data come first, in their order."""
-    form = sources.format_from(args)
+    form = formats.format_from(args)
     if args.download and args.data:
         raise UserError("--download and --data: give one; --download prepares what it fetched")
     if args.download:
@@ -202,7 +202,7 @@ def choose_files(args):
             if args.rows:
                 raise UserError("--rows and several files: give one, for the first rows are all of the first file's")
         found = find_files(args.data[0], form) if is_folder else [(path, None) for path in args.data]
-    elif RAW.is_dir() and any(sources.SUFFIX.search(path.name) for path in RAW.rglob("*")):
+    elif RAW.is_dir() and any(formats.SUFFIX.search(path.name) for path in RAW.rglob("*")):
         found = find_files(RAW, form)
     elif args.test:
         raise UserError("--test goes with --data or --download, or with data in data/raw/")
@@ -223,14 +223,14 @@ def choose_files(args):
 
 
 def forms_of(args, paths):
-    """The sources.Format of each chosen file, of which those of --data come first. What goes back into training, such
+    """The formats.Format of each chosen file, of which those of --data come first. What goes back into training, such
     as labelled.csv, need not be written as the first file is: it may have the usual names where flags say others, be
     UTF-8 whatever --encoding says, and have rows that are not labelled yet."""
     values = [name for name, _ in args.columns]
-    first = sources.format_from(args, values=values)
+    first = formats.format_from(args, values=values)
     unnamed = argparse.Namespace(**vars(args) | {"title_column": None, "category_column": None})
-    later = sources.format_from(unnamed, vars(args), values)._replace(partly=True)
-    return [later._replace(encoding=sources.encoding_of(path, args.encoding)) if 0 < i < len(args.data or ()) else first
+    later = formats.format_from(unnamed, vars(args), values)._replace(partly=True)
+    return [later._replace(encoding=formats.encoding_of(path, args.encoding)) if 0 < i < len(args.data or ()) else first
             for i, path in enumerate(paths)]
 
 
@@ -364,7 +364,7 @@ def tokenized_blocks(args, chosen, bad, base):
         return *item, *data.bulk_tokenize(item[2]["title"])
 
     # One thread more than asked for, as reading the next block takes one.
-    categories = base and pa.array([sources.tidy(name) for name in base.tree.names], pa.string())
+    categories = base and pa.array([formats.tidy(name) for name in base.tree.names], pa.string())
     with ThreadPoolExecutor(args.threads + 1) as pool:
         yield from cli.map_ahead(pool, tokenized, chosen_blocks(args, chosen, bad, categories), 2 * args.threads)
 
@@ -384,14 +384,14 @@ def chosen_blocks(args, chosen, bad, categories):
                 if "language" not in block:
                     raise UserError(f"{path}: has no language column, which --languages "
                                     + (f"of {args.like} " if args.like else "") + "needs")
-                block = sources.filtered(block, pc.is_in(block["language"], pa.array(args.languages)))
+                block = formats.filtered(block, pc.is_in(block["language"], pa.array(args.languages)))
             if categories is not None:
                 known = pc.is_in(block["category"], categories)
-                others = sources.filtered(block, pc.invert(known))
+                others = formats.filtered(block, pc.invert(known))
                 for line, name in zip(others["line"].to_pylist(), others["category"].to_pylist(), strict=True):
                     bad.add(path, line, f"{args.like} has no category {name}")
                 read -= len(others["line"])  # bad rows are counted by themselves
-                block = sources.filtered(block, known)
+                block = formats.filtered(block, known)
             if split in (None, 0) and left is not None:
                 block = {column: values[:left] for column, values in block.items()}
                 left -= len(block["title"])
@@ -417,7 +417,7 @@ def values_of(block, columns, texts):
     that has no such column."""
     codes = []
     for (name, _), of_column in zip(columns, texts, strict=True):
-        values = block.get(sources.value_key(name), pa.nulls(len(block["title"]), pa.string()))
+        values = block.get(formats.value_key(name), pa.nulls(len(block["title"]), pa.string()))
         lacking, mine = np.asarray(values.is_null()), np.empty(len(values), np.int32)
         if lacking.any():
             mine[lacking] = of_column.number([None])
@@ -496,7 +496,7 @@ def overruled(rows, of_file, count, base):
     """Which rows [N] have a title that a later one of the first `count` files puts into another category, and not into
     one above or below theirs. of_file [N]: the file of each."""
     out = np.zeros(len(rows.key), bool)
-    found, label = categories.numbered(rows, base, sources.BadRows(0))  # what is odd is said when all rows are settled
+    found, label = categories.numbered(rows, base, formats.BadRows(0))  # what is odd is said when all rows are settled
     nodes = len(found.names)
     for file in range(1, count):
         later = np.flatnonzero(of_file == file)
@@ -879,8 +879,8 @@ def conflicting_rows(keys, label, found):
 
 def title_names(args, chosen):
     """The names of the columns that --title-column means; those that it numbers are named by the first file."""
-    names = sources.named(args.title_column)
-    header = sources.header_names(chosen[0][0], sources.format_from(args)) if {int} & {*map(type, names)} else []
+    names = formats.named(args.title_column)
+    header = sources.header_names(chosen[0][0], formats.format_from(args)) if {int} & {*map(type, names)} else []
     return [header[name - 1] if isinstance(name, int) and name <= len(header) else str(name) for name in names]
 
 
@@ -918,7 +918,7 @@ def prepare(args):
     described = args.encoder and encoder.describe(args.encoder, args.max_pieces)  # a missing package shows at once
     chosen = choose_files(args)
     require_own(args.out)
-    bad = sources.BadRows(args.max_bad_rows)
+    bad = formats.BadRows(args.max_bad_rows)
     with files.atomic_folder(args.out) as folder:
         # Under the lock, so that two files of one name that are prepared at once do not replace each other.
         if args.parts and not (why := parts.why_again(args.data[0], args.out, options_of(args), base)):
@@ -955,7 +955,7 @@ def prepare(args):
         made.vectors_found = None
         if args.vectors:
             vectors = base.vectors if base else data.read_vectors(args.vectors, made.words.vocab,
-                                                                  sources.BadRows(args.max_bad_rows))
+                                                                  formats.BadRows(args.max_bad_rows))
             np.save(folder / "vectors.npy", vectors)
             made.vectors_found = float(vectors[len(data.SPECIALS):].any(1).mean())  # these never have one
         meta = describe(args, chosen, rows, made, bad)

@@ -33,7 +33,7 @@ from conftest import run_script, tiny_rows, write_csv
 
 import data
 import prepare
-from titles import cli, files, runs, sources
+from titles import cli, files, formats, runs, sources
 from titles.cli import UserError
 
 TROUBLE = [b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b'"', b'""', b"\r", b"\n\n", b"\t", b",", b"\\", b"{", b"]", b"NaN",
@@ -99,7 +99,7 @@ def lines_of(path):
     """(lines of a file as the readers see them, how many of them are blank); None of a Parquet file."""
     with open(path, "rb") as raw:
         stream = files.decoded(files.decompressed(raw), encoding_of(path), path)
-        if sources.has_columns(stream):
+        if formats.has_columns(stream):
             return None
         content = stream.read().replace(b"\r\n", b"\n")
     lines = content.removesuffix(b"\n").decode("latin-1").split("\n")
@@ -152,11 +152,11 @@ def fuzz_titles(folder, draw):
     sound |= {"list.txt": titles.encode(), "list.utf-16": titles.encode("utf-16"),
               "column.csv": b"title\n" + titles.encode(), "ids.csv": b"id,title\n" + numbered.encode()}
     name = draw.choice(list(sound))
-    path, bad = folder / name, sources.NoBadRows()
+    path, bad = folder / name, formats.NoBadRows()
     path.write_bytes(mutated(sound[name], draw))
     try:
         with open(path, "rb") as raw, files.archive_errors(path):
-            form = sources.Format(encoding=encoding_of(name))
+            form = formats.Format(encoding=encoding_of(name))
             _, blocks, _ = sources.read_titles(files.decompressed(raw), path, bad, form)
             found = [title for rows, _ in blocks for title in rows.titles]
     except UserError as error:

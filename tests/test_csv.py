@@ -1,4 +1,4 @@
-"""CSV in sources.py: broken quotes swallow no row, and no line vanishes unsaid, in blocks of any size."""
+"""CSV in formats.py: broken quotes swallow no row, and no line vanishes unsaid, in blocks of any size."""
 import csv
 import io
 import re
@@ -11,16 +11,16 @@ from test_sources import BLOCKS, Recorder
 
 import classify
 from classify import AS_TEXT, SPANS
-from titles import sources
+from titles import formats
 
 
 def parsed(text, width=2, delimiter=",", block=8 << 20):
     """({line: cells} of CSV without a header, a Recorder), read in blocks of so many bytes."""
     table = classify.Table("x.csv", delimiter, [*"abcde"[:width]], {str(i): i for i in range(width)})
     bad, found = Recorder(), {}
-    with mock.patch.object(sources, "BLOCK", block):
-        blocks = sources.line_blocks(io.BytesIO(text.encode()), "x.csv")
-        for cells, numbers in sources.read_csv(blocks, table, bad):
+    with mock.patch.object(formats, "BLOCK", block):
+        blocks = formats.line_blocks(io.BytesIO(text.encode()), "x.csv")
+        for cells, numbers in formats.read_csv(blocks, table, bad):
             columns = [[cell.decode().strip() for cell in cells[str(i)].to_pylist()] for i in range(width)]
             found |= zip(numbers.tolist(), zip(*columns, strict=True), strict=True)
     return found, bad
@@ -127,7 +127,7 @@ def test_no_line_vanishes_unsaid(lines, width, delimiter):
 def test_the_quick_path_agrees_with_the_careful_one(lines, width, delimiter):
     block = "".join(f"{line}\n" for line in lines)
     table, bad = classify.Table("x", delimiter, [*"abcde"[:width]], {str(i): i for i in range(width)}), Recorder()
-    quick = sources.parse_quickly(block.encode(), table)
+    quick = formats.parse_quickly(block.encode(), table)
     careful, _, used = classify.rows_in(lines, 1, table, bad, last=True)
     assert used == len(lines)
     if quick is not None:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import classify
 import data
-from titles import files, sources
+from titles import files, formats
 from titles.cli import UserError
 
 
@@ -374,7 +374,7 @@ EXPECTED = {"mesa": [1, 2, 3], "telefono": [4, 5, 6], "nandu": [-0.5, 1e-3, 0.25
 @pytest.mark.parametrize("end", ["\n", " \n", "\r\n"], ids=ascii)
 def test_vectors_are_read(tmp_path, packed, header, end):
     path = save(tmp_path / "vectors.txt", PACKED[packed]("".join(line + end for line in header + VECTORS).encode()))
-    bad = sources.BadRows(0.01)
+    bad = formats.BadRows(0.01)
     vectors = data.read_vectors(path, VOCAB, bad)
     assert vectors.dtype == np.float32 and vectors.shape == (len(VOCAB), 3) and bad.count == 0
     for word, vector in zip(VOCAB, vectors, strict=True):
@@ -385,7 +385,7 @@ def test_an_exact_word_wins_wherever_it_stands(tmp_path):
     for lines in (["Mesa 9 9", "mesa 1 2"], ["mesa 1 2", "MESA 9 9"], ["MÉSA 8 8", "mesa 1 2", "Mesa 9 9"],
                   ["mesa 1 2", "mesa 9 9"]):
         path = save(tmp_path / "vectors.txt", "\n".join(lines))
-        assert data.read_vectors(path, VOCAB, sources.BadRows(1))[2].tolist() == [1, 2]
+        assert data.read_vectors(path, VOCAB, formats.BadRows(1))[2].tolist() == [1, 2]
 
 
 def test_bad_lines_of_vectors_are_counted(tmp_path):
@@ -393,25 +393,25 @@ def test_bad_lines_of_vectors_are_counted(tmp_path):
     for place, line in ((250, "mesa 1 x 3"), (100, "silla 1 2"), (50, "x9 1 nan 3"), (20, "")):
         lines.insert(place, line)
     path = save(tmp_path / "vectors.txt", "\n".join(lines) + "\n")
-    bad = sources.BadRows(4)
+    bad = formats.BadRows(4)
     vectors = data.read_vectors(path, VOCAB, bad)
     assert (bad.count, bad.first) == (4, f"{path}:21: not a word and 3 numbers")
     assert vectors[VOCAB.index("mesa")].tolist() == [1, 2, 3] and not vectors[VOCAB.index("x9")].any()
     with pytest.raises(UserError, match=re.escape(f"{path}:21: not a word and 3 numbers (4 bad rows of 314; ")):
-        data.read_vectors(path, VOCAB, sources.BadRows(0.01))
+        data.read_vectors(path, VOCAB, formats.BadRows(0.01))
 
 
 @pytest.mark.parametrize("header", [[], ["3 3\n"]])
 def test_vectors_of_another_length_are_bad_lines(tmp_path, header):
     first = "mesa 1 2 3\n" if not header else "mesa 1 2\n"
     path = save(tmp_path / "vectors.txt", "".join([*header, first, "silla 1 2 3 4 5\n", "azul 4 5 6\n", "x y 7 8 9\n"]))
-    bad = sources.BadRows(4)
+    bad = formats.BadRows(4)
     vectors = data.read_vectors(path, ["<pad>", "<unknown>", "mesa", "silla", "azul"], bad)
     assert bad.count == 1 + len(header) and vectors[4].tolist() == [4, 5, 6] and not vectors[3].any()
 
 
 def test_a_number_too_large_for_float32_makes_a_bad_line(tmp_path, recwarn):
-    bad = sources.BadRows(4)
+    bad = formats.BadRows(4)
     vectors = data.read_vectors(save(tmp_path / "v.txt", "mesa 1 2\nx9 1e99 1\n"), VOCAB, bad)
     assert bad.count == 1 and not vectors[VOCAB.index("x9")].any() and not recwarn.list
 
@@ -425,7 +425,7 @@ def test_what_is_no_file_of_vectors_is_refused(tmp_path, content, message):
     if content is not None:
         save(tmp_path / "v.vec", content)
     with pytest.raises(UserError, match=f"v.vec{message}"):
-        data.read_vectors(tmp_path / "v.vec", VOCAB, sources.BadRows(0.01))
+        data.read_vectors(tmp_path / "v.vec", VOCAB, formats.BadRows(0.01))
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from pyarrow import parquet
 import classify
 import data
 import evaluate
-from titles import choose, labelling, predict, sources
+from titles import choose, formats, labelling, predict
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def test_a_column_of_categories_stays_where_it_is(label_next, tmp_path):
 
 
 def form_of(**flags):
-    return sources.format_from(argparse.Namespace(**{"title_column": None, "category_column": None, "encoding": "utf-8",
+    return formats.format_from(argparse.Namespace(**{"title_column": None, "category_column": None, "encoding": "utf-8",
                                                      "separator": None} | flags))
 
 
@@ -203,7 +203,7 @@ def test_columns_are_called_as_flags_and_the_table_say():
 
 
 def test_a_title_is_not_overwritten_by_its_category(label_next, tmp_path):
-    remembered = sources.format_from(argparse.Namespace(title_column=["name"], category_column=None, encoding="utf-8",
+    remembered = formats.format_from(argparse.Namespace(title_column=["name"], category_column=None, encoding="utf-8",
                                                         separator=None), {"category_column": "1"})
     assert labelling.category_columns(remembered, ["name", "brand"]) == ["category"]
     path = save(tmp_path / "pool.csv", as_table(POOL))
@@ -226,7 +226,7 @@ def test_a_column_of_splits_is_filled_in(label_next, tmp_path):
 
 def test_candidates_of_a_tree_are_written_as_its_data_has_them(tmp_path):
     found = {"kept": pa.table({"title": ["a"]}), "number": np.array([[1, 0]]), "probability": np.array([[0.5, 0.4]])}
-    file = SimpleNamespace(header=None, form=form_of(separator="/"), dialect=sources.Dialect())
+    file = SimpleNamespace(header=None, form=form_of(separator="/"), dialect=formats.Dialect())
     args = argparse.Namespace(top=2, predict="-", out=tmp_path / "next.csv", out_separator=None, out_encoding=None)
     labelling.write_next(args, args.out, file, found, classify.Tree(["A > B", "A > C"]))
     assert args.out.read_text() == ("title,category,split,candidate_1,probability_1,candidate_2,probability_2\n"

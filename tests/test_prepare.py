@@ -26,7 +26,7 @@ from conftest import (
 import data
 import prepare
 from data import SPLITS
-from titles import files, sources
+from titles import files, formats, sources
 from titles.cli import UserError
 
 pytestmark = pytest.mark.filterwarnings("error")  # a warning of NumPy's would reach the user's terminal
@@ -259,8 +259,8 @@ def test_the_same_rows_give_the_same_bytes(prep, monkeypatch):
     flat, found = [(one_line(title), *rest) for title, *rest in ROWS], set()
     for block, threads, content in ((8 << 20, 2, as_csv(flat)), (700, 3, as_csv(flat, COLUMNS[::-1], "\t")),
                                     (700, 1, lzma.compress(as_json(flat).encode())), (99, 2, as_csv(ROWS))):
-        monkeypatch.setattr(sources, "BLOCK", block)
-        monkeypatch.setattr(sources, "LINE_ROWS", 7)
+        monkeypatch.setattr(formats, "BLOCK", block)
+        monkeypatch.setattr(formats, "LINE_ROWS", 7)
         prep("--data", save("source", content), "--threads", threads)
         found.add(meta()["fingerprint"])
     assert len(found) == 1
@@ -574,10 +574,10 @@ def test_one_file_is_not_read_twice(tmp_path):
     """A file and its compressed twin, or what a killed unpacking left, never double the rows in silence."""
     save(tmp_path / "raw/train.csv", as_csv(ROWS))
     save(tmp_path / "raw/unpacked.tmp-0123456789abcdef/train.csv", as_csv(ROWS))
-    assert len(prepare.find_files(tmp_path / "raw", sources.Format())) == 1
+    assert len(prepare.find_files(tmp_path / "raw", formats.Format())) == 1
     save(tmp_path / "raw/train.csv.gz", gzip.compress(as_csv(ROWS).encode()))
     with pytest.raises(UserError, match="several data sets"):
-        prepare.find_files(tmp_path / "raw", sources.Format())
+        prepare.find_files(tmp_path / "raw", formats.Format())
 
 
 def test_names_that_are_not_utf8(tmp_path):

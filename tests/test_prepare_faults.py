@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, as_csv, assert_one_line_error, meta, save, snapshot, texts, tiny_rows
 
 import prepare
-from titles import files, sources
+from titles import files, formats
 
 GOOD = as_csv(tiny_rows(60))
 PAIRS = ["title,category", *(f"title {i},C{i % 3}" for i in range(1000))]
@@ -88,7 +88,7 @@ def test_a_few_bad_rows_are_skipped_and_counted(prep, monkeypatch):
     done = prep("--data", "titles.csv")
     assert "bad rows skipped      6, first titles.csv:502: 3 columns instead of 2" in done.stdout and done.stderr == ""
     assert (meta()["bad_rows"], sum(meta()["rows"].values())) == (6, 1000)
-    monkeypatch.setattr(sources, "BLOCK", 1000)
+    monkeypatch.setattr(formats, "BLOCK", 1000)
     assert_one_line_error(prep("--data", "titles.csv", "--max-bad-rows", "0.005", check=False),
                           "titles.csv:502: 3 columns", "6 bad rows of 1,006", "--max-bad-rows")
     prep("--data", "titles.csv", "--max-bad-rows", 6)
@@ -268,8 +268,8 @@ def test_a_file_that_cannot_grow_ends_in_one_line_and_nothing_is_lost(tiny, tmp_
 def test_memory_for_a_row_has_a_bound(tmp_path):
     """20 million titles of usual length are to need about 4 GB: 200 bytes a row; twice that are allowed here."""
     draw, words = random.Random(0), [f"word{i}" for i in range(20_000)]
-    code = ("import resource, sys; sys.path.insert(0, sys.argv[1]); import prepare; from titles import sources;"
-            "sources.BLOCK = 1 << 20; sys.argv[:2] = ['prepare.py']; prepare.main();"
+    code = ("import resource, sys; sys.path.insert(0, sys.argv[1]); import prepare; from titles import formats;"
+            "formats.BLOCK = 1 << 20; sys.argv[:2] = ['prepare.py']; prepare.main();"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
 
     def peak(rows):

@@ -12,13 +12,13 @@ from conftest import COLUMNS, PACKED, as_csv, as_fasttext, as_json, corrupted, s
 
 import classify
 from classify import AS_TEXT, SPANS
-from titles import files, sources
+from titles import files, formats, sources
 from titles.cli import UserError
 
 BLOCKS = [1, 60, 8 << 20]  # bytes of a file read at a time; the last is what the program uses
 
 
-class Recorder(sources.BadRows):
+class Recorder(formats.BadRows):
     """Keeps what is said of every line: `skipped` and `odd`, {line: what}."""
 
     def __init__(self, limit=1e9):
@@ -36,7 +36,7 @@ class Recorder(sources.BadRows):
 
 def form(encoding="utf-8", **columns):
     """The Format that flags such as --title-column ask for."""
-    return sources.format_from(SimpleNamespace(encoding=encoding, **{f"{name}_column": columns.get(name)
+    return formats.format_from(SimpleNamespace(encoding=encoding, **{f"{name}_column": columns.get(name)
                                                                      for name in ("title", "category")}))
 
 
@@ -141,8 +141,8 @@ def test_fasttexts_labels_end_where_it_ends_them(tmp_path):
 @pytest.mark.parametrize("packed", ["plain", "xz"])
 def test_a_file_read_in_many_blocks_gives_the_same_rows(tmp_path, monkeypatch, block, packed):
     rows = [(title.replace(" ", "\n", i % 3), *rest) for i, (title, *rest) in enumerate(unix(ROWS))]
-    monkeypatch.setattr(sources, "BLOCK", block)
-    monkeypatch.setattr(sources, "LINE_ROWS", 7)
+    monkeypatch.setattr(formats, "BLOCK", block)
+    monkeypatch.setattr(formats, "LINE_ROWS", 7)
     for content in (as_csv(rows, newline="\r\n"), as_json(rows)):
         assert labelled(save(tmp_path / "x", PACKED[packed](content.encode())))[0] == rows
 
@@ -252,7 +252,7 @@ def test_bad_files_are_refused(tmp_path, name):
 
 def test_a_line_of_any_length_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "MAX_LINE", 5000)
-    monkeypatch.setattr(sources, "BLOCK", 1000)
+    monkeypatch.setattr(formats, "BLOCK", 1000)
     assert len(labelled(save(tmp_path / "x", b"title,category\n" + b"x" * 4990 + b",y\n"))[0]) == 1
     with pytest.raises(UserError, match="x:3: a line of more than 0 MB"):
         labelled(save(tmp_path / "x", b"title,category\na,b\n" + b"x" * 9000))
@@ -261,7 +261,7 @@ def test_a_line_of_any_length_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("limit", "bad", "rows", "refused"), [
     (0.01, 10, 990, False), (0.01, 10, 980, True), (3, 3, 4, False), (3, 4, 10 ** 6, True), (1, 1, 0, False)])
 def test_a_limit_is_a_share_below_1_and_else_a_number(limit, bad, rows, refused):
-    found = sources.BadRows(limit)
+    found = formats.BadRows(limit)
     for line in range(bad):
         found.add("x.csv", line + 5, "wrong")
     if refused:
@@ -272,7 +272,7 @@ def test_a_limit_is_a_share_below_1_and_else_a_number(limit, bad, rows, refused)
 
 
 def test_odd_rows_are_warned_of(capsys):
-    bad = sources.BadRows(1)
+    bad = formats.BadRows(1)
     for line, what in ((4, "odd"), (5, "strange"), (7, "odd"), (9, "odd")):
         bad.note("x.csv", line, what)
     bad.warn()
@@ -283,7 +283,7 @@ def test_odd_rows_are_warned_of(capsys):
 @pytest.mark.parametrize("block", [600, 3000, 8 << 20])
 @pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
 def test_bad_rows_are_numbered_as_an_editor_numbers_lines(tmp_path, monkeypatch, block, newline):
-    monkeypatch.setattr(sources, "BLOCK", block)
+    monkeypatch.setattr(formats, "BLOCK", block)
     draw, expected, lines, rows = random.Random(block), {}, [b"title,category"], []
     while (number := len(lines) + 1) < 1500:
         kind = draw.choices(["row", "columns", "no title", "UTF-8", "", "two"], (90, 3, 3, 3, 3, 3))[0]
@@ -346,7 +346,7 @@ LIST, TABLE = "".join(f"{title}\n" for title in TITLES), as_csv([(title, "", "",
     as_csv([(title, "", "", "") for title in TITLES], ["title"], "\t", extra=[("", TITLES)])], ids=ascii)
 def test_titles_of_a_list_or_a_table(monkeypatch, content, block):
     """One for every line or row, also for an empty line where there is one column."""
-    monkeypatch.setattr(sources, "BLOCK", block)
+    monkeypatch.setattr(formats, "BLOCK", block)
     titles, ids, bad = titles_of(content)
     assert [title.strip() for title in titles] == [title.strip() for title in TITLES] and ids is None
     assert not bad.skipped and not bad.odd
@@ -409,7 +409,7 @@ def test_what_is_no_file_of_titles_is_refused(content, message):
 
 def test_the_first_bad_row_of_titles_is_refused():
     _, blocks, _ = sources.read_titles(
-        io.BufferedReader(io.BytesIO(b"id,title\n1,a\n2,b,c\n")), "x.csv", sources.NoBadRows())
+        io.BufferedReader(io.BytesIO(b"id,title\n1,a\n2,b,c\n")), "x.csv", formats.NoBadRows())
     with pytest.raises(UserError, match=r"x\.csv:3: 3 columns"):
         list(blocks)
 
@@ -418,7 +418,7 @@ def test_lines_of_a_pipe_are_read_as_they_come():
     """What a terminal has brought is a block, though more may come."""
     reading, writing = os.pipe()
     with open(reading, "rb") as pipe:
-        blocks = sources.line_blocks(pipe, "-", wait=False)
+        blocks = formats.line_blocks(pipe, "-", wait=False)
         for number, line in enumerate((b"a\n", b"b\nc\n"), 1):
             os.write(writing, line)
             assert next(blocks) == (number, line)

@@ -11,7 +11,7 @@ from conftest import as_csv, as_json, assert_one_line_error, meta, save, texts, 
 import data
 import prepare
 from data import SPLITS
-from titles import files, sources
+from titles import files, formats
 
 NOT_GIVEN = -1
 
@@ -375,7 +375,7 @@ def test_a_split_column_and_a_test_file_must_agree(prep):
 
 @pytest.mark.parametrize("block", [900, 8 << 20])
 def test_rows_reads_the_first_rows_of_the_training_data(prep, monkeypatch, block):
-    monkeypatch.setattr(sources, "BLOCK", block)
+    monkeypatch.setattr(formats, "BLOCK", block)
     rows = tiny_rows(300)
     save("titles.csv", as_csv(rows))
     for number, expected in ((101, rows[:101]), (1000, rows)):

@@ -14,7 +14,7 @@ from conftest import meta, save
 from pyarrow import parquet
 from test_sources import labelled, titles_of
 
-from titles import files, sources, tables
+from titles import files, formats, sources, tables
 from titles.cli import UserError
 
 ANSWER = [("category", pa.string()), ("probability", pa.float64())]
@@ -23,8 +23,8 @@ ANSWER = [("category", pa.string()), ("probability", pa.float64())]
 def passed_through(source, out, encoding="utf-8", names=("A", "=B é")):
     """Read a table, and write it with an answer: two categories in turn."""
     with open(source, "rb") as file:
-        header, blocks, dialect = sources.read_titles(file, source, sources.NoBadRows(),
-                                                      sources.Format(encoding=encoding), True)
+        header, blocks, dialect = sources.read_titles(file, source, formats.NoBadRows(),
+                                                      formats.Format(encoding=encoding), True)
         with tables.writer(out, dialect, header, ANSWER) as write:
             for (titles, _), kept in blocks:
                 write(kept, [[names[i % 2] for i in range(len(titles))], [1 / 3] * len(titles)])

@@ -11,7 +11,7 @@ from conftest import assert_one_line_error, meta, save
 import classify
 import data
 import prepare
-from titles import files, sources, tables, tree
+from titles import files, formats, sources, tables, tree
 from titles.cli import UserError
 
 # Titles of a leaf each, at different depths; two rows know only a parent.
@@ -20,8 +20,8 @@ PATHS = ["Home > Kitchen > Knives", "Home > Kitchen > Pans", "Home > Garden", "B
 
 def read(path, **flags):
     """([(category, whether it is a path)] of a file that is read with these flags, the notes and bad rows of it)."""
-    bad, found = sources.BadRows(1e9), []
-    form = sources.format_from(SimpleNamespace(**{"encoding": "utf-8", "title_column": None} | flags))
+    bad, found = formats.BadRows(1e9), []
+    form = formats.format_from(SimpleNamespace(**{"encoding": "utf-8", "title_column": None} | flags))
     for block in sources.read_labelled(path, bad, form):
         is_path = block["path"].to_pylist() if "path" in block else [False] * len(block["title"])
         for category, spelling, path_too in zip(block["category"].to_pylist(), block["spelling"].to_pylist(), is_path,
@@ -63,7 +63,7 @@ def one_column(names, header="title,category"):
 def test_a_column_is_cut_at_the_separator(tmp_path, separator, name, expected):
     path = save(tmp_path / "x", one_column([name]))
     assert paths(path, separator=separator) == [expected]
-    assert read(path)[0] == [(sources.tidy(name), False)]  # without the flag it is a name
+    assert read(path)[0] == [(formats.tidy(name), False)]  # without the flag it is a name
 
 
 def test_empty_levels_are_left_out_and_said_once(tmp_path):
@@ -132,12 +132,12 @@ def test_lists_of_parquet_are_paths(tmp_path, kind):
     values = pa.array([["no"], ["a\x1fb", "c"], [], ["d", "", "e"]], pa.list_(pa.string()))[1:]
     pq.write_table(pa.table({"title": [*"abc"], "category": values}), tmp_path / "x")
     assert [category for category, _ in read(tmp_path / "x")[0]] == ["a b > c", "d > e"]
-    assert sources.joined_levels(values).to_pylist() == [b"\x1fa b\x1fc", b"", b"\x1fd\x1f\x1fe"]
+    assert formats.joined_levels(values).to_pylist() == [b"\x1fa b\x1fc", b"", b"\x1fd\x1f\x1fe"]
 
 
 def test_files_to_classify_lack_no_level(tmp_path):
-    form = sources.format_from(SimpleNamespace(encoding="utf-8", title_column=None, category_column=["a", "b"]))
-    bad = sources.NoBadRows()
+    form = formats.format_from(SimpleNamespace(encoding="utf-8", title_column=None, category_column=["a", "b"]))
+    bad = formats.NoBadRows()
     path = save(tmp_path / "x", "title,id\nknife,7\n")
     with open(path, "rb") as file:
         _, blocks, _ = sources.read_titles(files.decompressed(file), "x", bad, form)
@@ -388,7 +388,7 @@ def test_evaluate_cuts_a_file_as_the_data_was_prepared(prep, tmp_path):
                                   "encoding": "utf-8", "title_column": None} | flags)
         with open(path, "rb") as file:
             form = tables.file_format(args, classifier, file)
-        return [name for block in sources.read_labelled(path, sources.BadRows(0), form)
+        return [name for block in sources.read_labelled(path, formats.BadRows(0), form)
                 for name in block["category"].to_pylist()]
 
     # With the options of its data; without that data as a run writes paths; and as flags say.

@@ -1,11 +1,11 @@
-"""sources.py: what a file may say otherwise: its encoding, its columns, Parquet, and values that are no plain text."""
+"""formats.py: what a file may say otherwise: its encoding, its columns, Parquet, and values that are no plain text."""
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import PACKED, as_csv, as_json, corrupted, save
 from test_sources import BLOCKS, PAIRS, ROWS, labelled, titles_of
 
-from titles import cli, sources
+from titles import cli, formats
 from titles.cli import UserError
 
 
@@ -82,7 +82,7 @@ def test_parquet_gives_the_same_rows(tmp_path, monkeypatch):
     names = ("title", "Label_Quality", "language", "LABEL")
     columns = dict(zip(names, map(list, zip(*ROWS, strict=True)), strict=True))
     kinds = [pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.dictionary(pa.int32(), pa.string())]
-    monkeypatch.setattr(sources, "LINE_ROWS", 7)
+    monkeypatch.setattr(formats, "LINE_ROWS", 7)
     for kind in kinds:
         table = pa.table({name: pa.array(values).cast(kind) for name, values in columns.items()})
         pq.write_table(table.append_column("price", pa.array([1.5] * len(ROWS))), tmp_path / "x", row_group_size=11)
@@ -133,7 +133,7 @@ def test_names_that_look_the_same_are_the_same(tmp_path):
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_files_put_together_repeat_mark_and_header(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(sources, "BLOCK", block)
+    monkeypatch.setattr(formats, "BLOCK", block)
     part = "\ufeff Title;Category \r\n" + "".join(f"silla {i};Más\r\n" for i in range(9))
     rows, bad = labelled(save(tmp_path / "x", part * 3))
     assert rows == [(f"silla {i}", "", "", "Más") for i in range(9)] * 3

@@ -9,7 +9,7 @@ import numpy as np
 
 import classify
 import data
-from titles import sources
+from titles import formats, sources
 from titles.cli import UserError
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
@@ -37,7 +37,7 @@ def numbered(rows, base, bad):
     # Of equally frequent ones the first in alphabetical order, so that the order of rows does not matter.
     ways = {}
     for i in sorted(range(len(names)), key=lambda i: (-times[i], names[i])):
-        ways.setdefault(sources.tidy(names[i]), []).append(names[i])
+        ways.setdefault(formats.tidy(names[i]), []).append(names[i])
     found = base.tree if base else make_tree(sorted(first for first, *_ in ways.values()), is_tree)
     for first, *others in ways.values():
         if {*others} - {first} and not base:
@@ -45,8 +45,8 @@ def numbered(rows, base, bad):
                      "is its name")
     if found.leaves < 2:
         raise UserError(f"{rows.where}: only one category ({found.names[0]}); a classifier needs two or more")
-    number = {sources.tidy(name): i for i, name in enumerate(found.names)}
-    of_spelling = [number[sources.tidy(name)] for name in names]
+    number = {formats.tidy(name): i for i, name in enumerate(found.names)}
+    of_spelling = [number[formats.tidy(name)] for name in names]
     return found, np.array(of_spelling, data.smallest_uint(len(found.names) - 1))[rows.spelling]
 
 
@@ -59,11 +59,11 @@ def make_tree(names, is_tree):
 
 def note_odd(rows, tree, label, forms, bad):
     """Note in `bad` what is odd about the names of the categories of a tree: where they are one read as several, or the
-    other way round. label [N]: of the rows; forms: the sources.Format of each of their files."""
+    other way round. label [N]: of the rows; forms: the formats.Format of each of their files."""
     note_similar_names(tree, bad)
     firsts = [sources.first_line(path, form.encoding) or "" for path, form in zip(rows.paths, forms, strict=True)]
     separator = forms[0].separator
-    if "fasttext" in map(sources.format_of, firsts):
+    if "fasttext" in map(formats.format_of, firsts):
         note_misread_labels(rows, tree.names, label, bad)
     elif tree.levels == 1 and not separator:
         note_paths(tree.names, bad)

@@ -11,7 +11,7 @@ import numpy as np
 
 import classify
 import data
-from titles import sources
+from titles import formats, sources
 from titles.cli import UserError
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
@@ -37,7 +37,7 @@ def choose(rows, split, args, base, bad):
         times, train = (np.bincount(mine, minlength=len(found)) for mine in (codes, codes[split == 0]))
         told = [(text, n) for text, n in zip(found, train.tolist(), strict=True) if text and n]
         if not (told or base):
-            header = sources.header_names(rows.paths[0], sources.format_from(args))
+            header = sources.header_names(rows.paths[0], formats.format_from(args))
             raise UserError(f"--columns {name}: no training row has a value there" + (
                 "" if any(text is not None for text in found) else
                 f", or {rows.paths[0]} has no such column, or several: {', '.join(header)[:200]}"))

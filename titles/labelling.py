@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 import classify
-from titles import cli, files, page, report, sources, tables
+from titles import cli, files, formats, page, report, sources, tables
 from titles.cli import UserError
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
@@ -71,19 +71,19 @@ def write_page(path, task):
 # --- the table, or the page, of the rows that were chosen -------------------------------------------------------------
 
 def category_columns(form, header):
-    """The names of the columns of a sources.Format that hold a category, or its levels from the top, in a table with
+    """The names of the columns of a formats.Format that hold a category, or its levels from the top, in a table with
     this header or, where they are not there, in another. Raises UserError where one of them makes the title."""
     # A number that was remembered, and stands beside usual names, is a place in another file.
     names = {key: [tuple(name for name in known if isinstance(name, str)) or known for known in form.names[key]]
-             for key in form.names if sources.is_level(key)}
-    at = sources.locate(header, names, names)
+             for key in form.names if formats.is_level(key)}
+    at = formats.locate(header, names, names)
     if wrong := {*at.values()}.intersection(title_columns(form, header)):
         raise UserError(f"--category-column: {header[min(wrong)]} is a column of the title")
     return [header[at[key]] if key in at else usual_name(form, key) for key in names]
 
 
 def usual_name(form, column):
-    """What a column of a sources.Format is called in a new table."""
+    """What a column of a formats.Format is called in a new table."""
     return next((name for known in form.names[column] for name in known if isinstance(name, str)), column)
 
 
@@ -95,7 +95,7 @@ def level_sign(form):
 
 def title_columns(form, header):
     """The positions of the columns of a header that make the title."""
-    return [*sources.locate(header, filter(sources.is_title, form.names), form.names).values()]
+    return [*formats.locate(header, filter(formats.is_title, form.names), form.names).values()]
 
 
 def only_trained(table, header):

@@ -9,7 +9,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import data
-from titles import files, sources
+from titles import files, formats
 from titles.cli import UserError, readable
 
 
@@ -38,7 +38,7 @@ def part_of(path, parts):
     # A name that begins with a dot, or ends as what is half-written does, would be no part to who reads the folder.
     files.require_file(path)
     if (path.name.startswith(".") or files.TEMPORARY.search(path.name) or set("\r\n") & set(str(path))
-            or not sources.SUFFIX.search(path.name)):
+            or not formats.SUFFIX.search(path.name)):
         raise UserError(f"{path}: no part can have this name (a dot at its beginning, a temporary file's end, a line "
                         "end in the path, or no ending such as .csv, .jsonl.gz or .parquet); rename it")
     return parts / path.name

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 import classify
 import data
-from titles import files, sources
+from titles import files, formats
 from titles.cli import UserError
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
@@ -60,7 +60,7 @@ def require_other_file(file, out):
 
 
 def file_format(args, classifier, file):
-    """The sources.Format of the file to read: what flags say, and where they say nothing what the data of the run was
+    """The formats.Format of the file to read: what flags say, and where they say nothing what the data of the run was
     prepared with, if it lies in --data and where that fits. file: what is read, open in binary."""
     remembered = {}
     with suppress(UserError, OSError):  # a run needs no data to classify
@@ -71,9 +71,9 @@ def file_format(args, classifier, file):
     remembered = {"title_column": classifier.title_columns, "separator": classifier.config.get("data", {}).get(
         "separator")} | remembered
     columns = args.category_column or remembered.get("category_column")
-    if classifier.tree.levels > 1 and len(sources.named(columns)) < 2:
+    if classifier.tree.levels > 1 and len(formats.named(columns)) < 2:
         remembered["separator"] = remembered.get("separator") or classify.PATH
-    form = sources.format_from(args, remembered, [column.name for column in classifier.columns])
+    form = formats.format_from(args, remembered, [column.name for column in classifier.columns])
     form = form._replace(columns=tuple(classifier.columns))
     encoding = remembered.get("encoding", args.encoding)
     if args.encoding != "utf-8" or encoding == "utf-8":
@@ -87,7 +87,7 @@ def file_format(args, classifier, file):
         return files.decompressed(file)
 
     with files.archive_errors(args.test or args.compare or args.predict):
-        other = not sources.is_text(opened(), "utf-8") and sources.is_text(opened(), encoding)
+        other = not formats.is_text(opened(), "utf-8") and formats.is_text(opened(), encoding)
     if files.is_patient(file):
         file.seek(0)
     return form._replace(encoding=encoding) if other else form
@@ -156,7 +156,7 @@ def writer(path, dialect, header, answer):
     """A function of (kept, an Arrow table; columns of the answer, lists) that writes rows to `path`, or to standard
     output where that is None.
 
-    dialect: a sources.Dialect, for CSV and the types of kept columns; header: names of the kept columns; answer:
+    dialect: a formats.Dialect, for CSV and the types of kept columns; header: names of the kept columns; answer:
     [(name, Arrow type)] of the others. Raises UserError where a format or an encoding cannot hold the rows.
     """
     names = [*header, *(name for name, _ in answer)]
@@ -205,7 +205,7 @@ def json_lines(file, path, names, dialect, schema):
         columns = [*map(for_json, kept.columns), *map(rounded, columns)]
         for row in zip(*columns, strict=True):
             file.write(json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False,
-                                  default=sources.plain_text).encode("utf-8", "backslashreplace") + b"\n")
+                                  default=formats.plain_text).encode("utf-8", "backslashreplace") + b"\n")
 
     yield write
 
@@ -278,12 +278,12 @@ def as_text(values):
         # The shortest text that means a number of this precision.
         return ["" if text is None or (text == "nan" and pa.types.is_floating(kind)) else text
                 for text in values.cast(pa.string()).to_pylist()]
-    return [sources.plain_text(value) for value in python_values(values)]
+    return [formats.plain_text(value) for value in python_values(values)]
 
 
 def python_values(values):
     """The values of a chunked array for Python."""
-    return [value for chunk in values.chunks for value in sources.python_values(chunk)]
+    return [value for chunk in values.chunks for value in formats.python_values(chunk)]
 
 
 def for_json(values):
@@ -296,10 +296,10 @@ def for_json(values):
 def finite(value):
     """A value without numbers that JSON lacks, in lists and dictionaries, too."""
     if isinstance(value, dict):
-        return {sources.plain_text(key): finite(one) for key, one in value.items()}
+        return {formats.plain_text(key): finite(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
         return [finite(one) for one in value]
-    return sources.plain_text(value) or None if isinstance(value, float) and not abs(value) < float("inf") else value
+    return formats.plain_text(value) or None if isinstance(value, float) and not abs(value) < float("inf") else value
 
 
 def for_excel(values):
@@ -310,4 +310,4 @@ def for_excel(values):
             or (isinstance(value, int) and abs(value) <= EXACT)
             or (isinstance(value, (datetime.date, datetime.time)) and getattr(value, "tzinfo", None) is None
                 and getattr(value, "year", 1900) >= 1900)
-            else sources.plain_text(value) for value in python_values(values)]
+            else formats.plain_text(value) for value in python_values(values)]
