@@ -316,7 +316,7 @@ def read_split(args):
         where = "name the folder that it was prepared --like with it" if meta["options"]["like"] else (
             "report on a labelled file with --test")
         raise UserError(f"{cli.listed(args.data)}: has no {args.split} rows; {where}")
-    classifier = load_named(args, meta["fingerprint"])
+    classifier = load_named(args)
     if classifier.config["fingerprint"] != meta["fingerprint"]:
         raise UserError(f"{classifier.folder}: was trained on other data ({classifier.config['fingerprint']}) than "
                         f"{cli.listed(args.data)} holds ({meta['fingerprint']}); name its data with --data, report "

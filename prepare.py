@@ -1126,7 +1126,7 @@ def main():
         help="file of titles and categories, several of which the later ones have the last word, or a folder (default: "
         "what lies in data/raw/)")
     add("--test", type=Path, help="file with the test split (default: a folder's own, else 20 %% of the rows)")
-    add("--out", type=Path, default=Path("data/prepared"), help="folder to write")
+    add("--out", type=Path, default=cli.PREPARED, help="folder to write")
     add("--like", type=Path, metavar="DIR", help="prepare with the vocabulary, categories and options of this folder")
     add("--parts", type=Path, metavar="DIR",
         help="with --like, instead of --out: folder of parts, where the part of a file has the file's name")

@@ -308,6 +308,33 @@ def test_the_classifier_for_python_and_the_command_line_are_one(trained, monkeyp
         evaluate.load("nothing")
 
 
+def test_best_and_all_are_of_the_data_that_is_there(trained, tmp_path, monkeypatch, capsys):
+    """From Python as on the command line; only the usual folder may be lacking."""
+    shutil.copytree(trained / "data", tmp_path / "data")
+    for name in ("bag", "filters"):
+        shutil.copytree(trained / "runs" / name, tmp_path / "runs" / name)
+    path = tmp_path / "runs/filters/config.json"
+    files.write_json(path, files.with_checksum(files.read_json(path) | {"fingerprint": "of last month"}))
+    monkeypatch.chdir(tmp_path)
+    for names in ((), ("best",), ("all",)):
+        assert [folder.name for folder in evaluate.load(*names).folders] == ["bag"]
+    assert not capsys.readouterr().err
+
+    # Of data that is not there, nobody knows which runs are meant.
+    for ckpt in ("best", "all", "bag"):
+        done = run_here("evaluate", "--ckpt", ckpt, "--data", "typo", "--predict", "-", cwd=tmp_path, check=False)
+        assert_one_line_error(done, "typo: no prepared data here")
+        with pytest.raises(UserError, match="typo: no prepared data here"):
+            evaluate.load(ckpt, data="typo")
+    assert_one_line_error(run_here(
+        "export", "--ckpt", "best", "--data", "typo", "--out", "x", cwd=tmp_path, check=False), "typo: no prepared")
+    (tmp_path / "data").rename(tmp_path / "moved")
+    assert len(evaluate.load("best").folders) == 1
+    assert "warning: data/prepared: no prepared data here, and runs/ has runs of several" in capsys.readouterr().err
+    assert evaluate.load("bag", data=tmp_path / "moved/prepared").folders == [tmp_path / "runs/bag"]
+    assert evaluate.load("bag").folders == [tmp_path / "runs/bag"] and not capsys.readouterr().err
+
+
 # --- several runs -----------------------------------------------------------------------------------------------------
 
 def logits_of(folder, name, split="test"):

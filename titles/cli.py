@@ -23,6 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 
 WINDOWS = os.name == "nt"
+PREPARED = Path("data/prepared")  # what --data is unless it is typed
 
 
 # --- errors and exit codes --------------------------------------------------------------------------------------------
@@ -248,7 +249,7 @@ def parse_args(parser, argv=None):
 
 def add_data_flag(add):
     """Add --data by a parser's or a group's add_argument."""
-    add("--data", type=Path, nargs="+", default=Path("data/prepared"),
+    add("--data", type=Path, nargs="+", default=PREPARED,
         help="folder that prepare.py wrote, or several that were prepared --like one of them, or "
         "a folder of such parts")
 

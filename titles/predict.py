@@ -639,15 +639,16 @@ class Classifier(classify.BaseClassifier):
         return result
 
 
-def load(*ckpt, folder="runs", prior=None, fingerprint=None, resting=None):
+def load(*ckpt, folder="runs", prior=None, data="data/prepared", resting=None):
     """The Classifier of one or several checkpoints, named as for --ckpt ("cnn-1", "cnn-1/latest", "all"; "best" if none
-    is). folder: of all runs; fingerprint: of the prepared data that the runs of `best`, `latest` and `all` must have
-    been trained on, or None.
+    is). folder: of all runs; data: the prepared data, a path or several, that the runs of `best`, `latest` and `all`
+    must have been trained on, see `fingerprint_for`.
     A warning says where they were trained without validation rows; resting: what is wanted of them that rests on these
     rows, such as --compare, or None. Raises UserError where a checkpoint cannot be found or read, where they do not go
     together, or where there is nothing to rest on."""
     cli.require_device()
     ckpt = [os.fspath(name) for name in ckpt or ["best"]]
+    fingerprint = fingerprint_for(ckpt, data, folder)
     found = [one for name in ckpt for one in (
         runs.find_all(folder, fingerprint) if name == "all" else [runs.find(name, folder, fingerprint)])]
 
@@ -662,15 +663,28 @@ def load(*ckpt, folder="runs", prior=None, fingerprint=None, resting=None):
     return classifier
 
 
-def load_named(args, fingerprint=None):
-    """The Classifier that --ckpt, --runs and --prior name; best, latest and all are of the runs on the data with this
-    fingerprint, else on --data, where that is there."""
-    # Only these ask what data a run is of; a run that is named needs none here.
-    if fingerprint is None and {"best", "latest", "all"}.intersection(args.ckpt):
-        fingerprint = data.fingerprint_of(args.data)
+def fingerprint_for(ckpt, prepared, folder):
+    """The fingerprint of the prepared data that the runs of `best`, `latest` and `all` must be of; None where none of
+    these is named, or where the usual folder is not there: then they may be of any data, and a warning says so where
+    there are runs of several. Raises UserError where another folder holds no prepared data."""
+    asking, is_usual = {"best", "latest", "all"}.intersection(ckpt), str(prepared) == str(cli.PREPARED)
+    if is_usual and not asking:
+        return None
+    if found := data.fingerprint_of(prepared):
+        return found if asking else None
+    if not is_usual:
+        data.read_meta(data.folders_of(prepared)[0])  # it says what is wrong
+    if len({config["fingerprint"] for _, config in runs.all_runs(folder)}) > 1 and devices.is_first():
+        print(f"warning: {prepared}: no prepared data here, and {folder}/ has runs of several; {min(asking)} is chosen "
+              "by scores on validation rows that differ (name the data with --data, or the run)", file=sys.stderr)
+    return None
+
+
+def load_named(args):
+    """The Classifier that --ckpt, --runs, --data and --prior name."""
     # What `estimated` says changes the prior of training.
     prior = "training" if args.prior == "estimated" else args.prior
-    return load(*args.ckpt, folder=args.runs, prior=prior, fingerprint=fingerprint, resting=resting_on_validation(args))
+    return load(*args.ckpt, folder=args.runs, prior=prior, data=args.data, resting=resting_on_validation(args))
 
 
 def resting_on_validation(args):

@@ -189,7 +189,7 @@ def find(ckpt, runs, fingerprint=None):
     for folder in (runs / path, path):
         if (folder / "config.json").is_file():
             return folder.resolve(), which
-    raise UserError(f"--ckpt {ckpt}: no run of this name in {runs}/, nor a path to the folder of a run")
+    raise UserError(f"{ckpt}: no run of this name in {runs}/, nor a path to the folder of a run")
 
 
 def short_name(folder, runs):
@@ -227,7 +227,7 @@ def show_all(runs, fingerprint):
 def other_folders(args):
     """--runs and --data, as a user types them, where they are not the usual ones."""
     return "".join(f" --{flag} {cli.listed(value)}" for flag, value, usual in (
-        ("runs", args.runs, Path("runs")), ("data", args.data, Path("data/prepared")))
+        ("runs", args.runs, Path("runs")), ("data", args.data, cli.PREPARED))
         if cli.listed(value) != cli.listed(usual))
 
 

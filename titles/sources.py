@@ -109,8 +109,8 @@ def has_categories(path, form=None):
 def labelled_part(block, numbers, bad):
     """The rows of a block of columns of bytes that have a category, and their numbers; `bad` counts the others."""
     encoded = block["category"].dictionary_encode()
-    formats.named = [bool(formats.tidy(name.decode("utf-8", "replace"))) for name in encoded.dictionary.to_pylist()]
-    has = np.array(formats.named, bool)[encoded.indices.to_numpy()]
+    named = [bool(formats.tidy(name.decode("utf-8", "replace"))) for name in encoded.dictionary.to_pylist()]
+    has = np.array(named, bool)[encoded.indices.to_numpy()]
     bad.unlabelled += int((~has).sum())
     return formats.filtered(block, has), numbers[has]
 
