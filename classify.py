@@ -1651,9 +1651,15 @@ def lines_of(file, name, notes):
         yield lines
 
 
+def is_spaced(line, delimiter):
+    """Whether a line of CSV has spaces before a quote that may begin a field. Such rows are read without the spaces at
+    the beginnings of fields; those of all others are kept."""
+    return ' "' in line and re.search(rf'(?:^|{re.escape(delimiter)}) +"', line) is not None
+
+
 def csv_fields(line, delimiter):
-    """(fields of a line, as CSV has quotes; whether a quote is open at its end). Spaces before a field are dropped."""
-    reader = csv.reader([line, ""], delimiter=delimiter, skipinitialspace=True)
+    """(fields of a line, as CSV has quotes; whether a quote is open at its end)."""
+    reader = csv.reader([line, ""], delimiter=delimiter, skipinitialspace=is_spaced(line, delimiter))
     return next(reader), reader.line_num > 1
 
 
@@ -1704,17 +1710,24 @@ def next_row(lines, at, table, last):
 
     # A quote is open. Behind one that closes it in another line no text may follow, as it may within a line (`"Pro"
     # tv`): it may well open a field of a later row.
-    reader = csv.reader(within_a_row(lines, at), delimiter=table.delimiter, skipinitialspace=True, strict=True)
-    try:
-        fields = next(reader)
-    except (csv.Error, StopIteration):
+    def read(skips):
+        reader = csv.reader(within_a_row(lines, at), delimiter=table.delimiter, skipinitialspace=skips, strict=True)
+        try:
+            return next(reader), reader.line_num
+        except (csv.Error, StopIteration):
+            return None, reader.line_num
+
+    fields, used = read(False)
+    if any(is_spaced(line, table.delimiter) for line in lines[at:at + used]):
+        fields, used = read(True)
+    if fields is None:
         # The end of the row may not be here yet.
-        return None if reader.line_num == len(lines) - at and not last else (as_text, 1, AS_TEXT)
-    between = lines[at + 1:at + reader.line_num - 1]
+        return None if used == len(lines) - at and not last else (as_text, 1, AS_TEXT)
+    between = lines[at + 1:at + used - 1]
     swallowed = any(map(table.is_row, between)) if table.width > 1 else len(between) > FEW
     if len(fields) != table.width or swallowed:
         return as_text, 1, AS_TEXT
-    return fields, reader.line_num, SPANS
+    return fields, used, SPANS
 
 
 def within_a_row(lines, at):
