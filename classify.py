@@ -215,6 +215,7 @@ def word_ngram_hashes(hashes, longest):
 
 BESIDE = 0.5      # weight of the steps beside that of a number, so that 9.99 and 10.01 have much in common
 ABSENT = object()  # the value of a row that has no such column at all
+NO_NUMBER = "is no number for the column {}, so it counts as missing"
 
 CODES = ("ARS|AUD|BOB|BRL|CAD|CHF|CLP|CNY|COP|CRC|CZK|DKK|DOP|EUR|GBP|GTQ|HKD|HUF|IDR|ILS|INR|JPY|KRW|MXN|MYR|NOK|NZD|"
          "PEN|PHP|PLN|PYG|RON|RUB|SEK|SGD|THB|TRY|TWD|UAH|USD|UYU|VES|VND|ZAR")
@@ -345,6 +346,11 @@ class Column:
         number = number_of(text, self.decimal)
         return self.first + (0 if math.isnan(number) else 1 + int(np.searchsorted(self.borders, number, "right")))
 
+    def no_numbers(self, values, ids):
+        """Of a column of numbers the values that are none though something stands there, as text; ids as from `ids`."""
+        missing = np.flatnonzero(ids == self.first).tolist() if self.kind == "number" else ()
+        return [text for text in (value_text(values[i]).strip() for i in missing) if text]
+
     def text(self, number):
         """What the value with this id is, for people."""
         at = number - self.first - 1
@@ -399,8 +405,8 @@ def joined(parts):
 
 
 def read_rows(rows, title_columns=(), columns=()):
-    """(titles, None where one is missing; ids of the values of Columns [N, K]; names of the columns that the rows do
-    not have, none where they are titles alone).
+    """(titles, None where one is missing; ids of the values of Columns [N, K]; what is to be warned of: columns that
+    the rows do not have, unless they are titles alone, and what is no number).
 
     rows: a sequence of titles or of dictionaries, or a table with columns of names, such as a DataFrame of pandas.
     title_columns: the names of those that make a title; by default title or text. Raises TypeError where a title is no
@@ -433,13 +439,19 @@ def read_rows(rows, title_columns=(), columns=()):
     parts = [values for values in found.values() if values is not None]
     parts = parts or [values for values in map(column, ("title", "text")) if values is not None][:1]
     if not parts:
-        raise TypeError(f"rows: no column {' or '.join((*title_columns, 'title', 'text'))}")
+        raise TypeError(f"rows: no column {' or '.join((*title_columns, 'title', 'text'))}, or several that may be "
+                        "meant")
     titles = titles_of(parts)
     values = {one: column(one.name) for one in columns}
     ids = [np.zeros(len(titles), np.int32) if given is None else one.ids(given) for one, given in values.items()]
     lacking = [name for name, given in found.items() if given is None]
     lacking += [one.name for one, given in values.items() if given is None]
-    return titles, stacked(ids, len(titles)), lacking
+    odd = [f"the rows have no column {' and no column '.join(lacking)}; the others answer without"] if lacking else []
+    for (one, given), of_column in zip(values.items(), ids):  # noqa: B905
+        if wrong := one.no_numbers(given or (), of_column):
+            more = f" (and {len(wrong) - 1:,} more)" if len(wrong) > 1 else ""
+            odd.append(f"{wrong[0][:40]!r} {NO_NUMBER.format(one.name)}{more}")
+    return titles, stacked(ids, len(titles)), odd
 
 
 def titles_of(columns):
@@ -968,10 +980,9 @@ class BaseClassifier:
     def present(self, rows, depth=3):
         """(how many rows there are, the numbers of those whose title is not missing, these as Rows): `rows` as for
         `predict`; depth: how many calls away the line is that a warning names."""
-        titles, values, lacking = read_rows(rows, self.title_columns, self.columns)
-        if lacking:
-            warnings.warn(f"the rows have no column {' and no column '.join(lacking)}; the others answer without",
-                          stacklevel=depth)
+        titles, values, odd = read_rows(rows, self.title_columns, self.columns)
+        for what in odd:
+            warnings.warn(what, stacklevel=depth)
         number, present = len(titles), [i for i, title in enumerate(titles) if title is not None]
         if len(present) < number:
             titles, values = [titles[i] for i in present], values[present]
@@ -1751,6 +1762,8 @@ def require_list(lines, name, is_table):
         # A table has names that we know, or as many fields in all rows; but commas and bars occur in titles, too.
         is_table |= len(rows[0]) > 1 and not NAMES.isdisjoint(field.strip().lower() for field in rows[0])
         is_table |= len(rows) >= least <= len(rows[0]) and len({*map(len, rows)}) == 1
+    if is_table and not lines[0].strip():
+        raise ModelError(f"{name}:1: empty file, or its first line is empty")
     if is_table:
         raise ModelError(f"{name}:1: no title (or text) column in the header ({lines[0].strip()[:80]}); name the "
                          "column of titles with --title-column")
@@ -1807,10 +1820,18 @@ def read_titles(file, name, args, classifier, notes):
         missing = [title for title in classifier.title_columns if meant(table.header, title) is None]
         notes.note(name, None, LACKING.format(" and ".join(missing)))
     places, titles = places_of(table, columns, notes), [*table.columns.values()]
+
+    def ids(part):
+        found = []
+        for column, at in zip(columns, places):  # noqa: B905
+            values = [ABSENT if at is None else row[at] for row in part]
+            found.append(column.ids(values))
+            if wrong := column.no_numbers(values, found[-1]):
+                notes.note(f"{name}: {wrong[0][:40]!r}", None, NO_NUMBER.format(column.name), len(wrong))
+        return stacked(found, len(part))
+
     rows = rows_of(itertools.chain([first[1:]], parts), table, notes)
-    return table, ((Rows(titles_of([[row[at] for row in part] for at in titles]), stacked(
-        [np.zeros(len(part), np.int32) if at is None else column.ids([row[at] for row in part])
-         for column, at in zip(columns, places)], len(part))), part) for part in rows)  # noqa: B905
+    return table, ((Rows(titles_of([[row[at] for row in part] for at in titles]), ids(part)), part) for part in rows)
 
 
 def rows_of(parts, table, notes):

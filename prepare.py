@@ -85,6 +85,12 @@ if __name__ == "__main__":  # while libraries are loaded, Ctrl-C ends the progra
 if sys.flags.safe_path:  # PYTHONSAFEPATH keeps Python from looking for modules beside the script
     sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from titles import cli
+from titles.cli import UserError, readable
+
+if __name__ == "__main__":
+    cli.run(cli.require_packages)
+
 import numpy as np
 import pyarrow as pa
 
@@ -92,8 +98,8 @@ import classify
 import data
 import synthetic
 from data import SPLITS
-from titles import categories, cli, columns, encoder, files, formats, parts, sources, tree
-from titles.cli import UserError, readable
+from titles import categories, columns, encoder, files, formats, parts, sources, tree
+from titles.settings import flag_of
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
 RAW = Path("data/raw")      # where --download writes and where data is looked for without --data
@@ -108,6 +114,7 @@ NEAR_ROWS, NEAR_SHARE = 5000, 0.25  # of so many test titles, the share that is 
 MANY_ROWS = 50_000          # training rows from which on it is told what training takes; fewer take a minute or so, ...
 MANY_PIECED = 5000          # ... but of an encoder
 PATIENCE = 120              # seconds until that must be told
+GOES_WITH = {"value_min_count": "columns", "max_pieces": "encoder", "mirror": "download"}  # flags, and what they need
 
 MELI = "https://meli-data-challenge.s3.amazonaws.com"
 COURSE = "https://cs.famaf.unc.edu.ar/~ccardellino/resources/diplodatos"
@@ -144,6 +151,7 @@ def title_files(folder):
     """The files of titles in a folder, by their names; raises UserError where there is none."""
     # What begins with a dot belongs to the system (`._train.csv` to a Mac's), with `~$` to Excel while a file is open;
     # what was being unpacked may be cut short.
+    os.listdir(folder)  # to search a folder that cannot be read finds nothing, and says nothing
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and formats.SUFFIX.search(path.name)
                    and not path.name.startswith((".", "~$"))
                    and not any(map(files.TEMPORARY.search, path.relative_to(folder).parts)))
@@ -1167,6 +1175,9 @@ def main():
     add("--threads", type=cli.positive(int), default=min(8, os.cpu_count()),
         help="threads that tokenize, and processes that cut titles into pieces")
     args = cli.parse_args(parser)
+    for flag, wanted in GOES_WITH.items():
+        if flag in args.given and not (vars(args)[wanted] or args.like):  # which says itself what it takes
+            raise UserError(f"{flag_of(flag)} goes with {flag_of(wanted)}")
     if args.parts or args.check:
         parts.require(args)
         args.out = args.parts if args.check else parts.part_of(args.data[0], args.parts)

@@ -431,7 +431,9 @@ def calibrate(predictor, rows):
     # Softmax does not see what a whole row has lost, and float16 is finest near 0, where the likeliest now are.
     logits = logits - logits.max(1, keepdims=True)
     temperature, smoothing = map(np.float32, calibration.fit(logits, rows["labels"]))
-    return {"logits": logits.astype(np.float16), "labels": rows["labels"].astype(np.int32),
+    with np.errstate(over="ignore"):  # of a loss that is not finite, of which the caller speaks
+        logits = logits.astype(np.float16)
+    return {"logits": logits, "labels": rows["labels"].astype(np.int32),
             "temperature": temperature, "smoothing": smoothing}
 
 

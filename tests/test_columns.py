@@ -2,6 +2,7 @@
 import decimal
 import json
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +76,11 @@ def test_a_number_has_much_in_common_with_its_neighbours():
 
 
 def rows_of(rows, titles=(), columns=(WORDS, STEPS)):
-    return classify.read_rows(rows, titles, columns)
+    """(titles, ids of values, names of columns that the rows lack)."""
+    titles, values, odd = classify.read_rows(rows, titles, columns)
+    lacking = re.findall(r"no column (\w+)", "".join(odd))
+    assert bool(lacking) == bool(odd)
+    return titles, values, lacking
 
 
 def test_rows_are_titles_dictionaries_or_a_table():
@@ -95,6 +100,12 @@ def test_rows_are_titles_dictionaries_or_a_table():
     frame = pd.DataFrame({"brand": ["x"], "Brand": ["acme"], "name": ["a"], "more": ["b"]})
     titles, values, lacking = rows_of(frame, ("name", "more", "most"))
     assert titles == [f"a{BORDER}b"] and values.tolist() == [[0, 0]] and lacking == ["most", "price"]
+    for prices in (["12", "abc", None, "", "free"], pd.Series(["12", "abc", None, np.nan, "free"])):
+        frame = pd.DataFrame({"title": [*"abcde"], "brand": "x", "price": prices})
+        for table in (frame, frame.to_dict("records"), pa.Table.from_pandas(frame)):
+            _, values, odd = classify.read_rows(table, (), (WORDS, STEPS))
+            assert values[:, 1].tolist() == [7, 5, 5, 5, 5]
+            assert odd == ["'abc' is no number for the column price, so it counts as missing (and 1 more)"]
     assert rows_of([f"a{BORDER}b", " "])[0] == ["a b", " "]  # a control character of a title is a space
     assert rows_of([])[0] == [] and rows_of(pd.DataFrame({"title": []}))[1].shape == (0, 2)
     for wrong in ("a", b"a", {"title": "a"}, [{"name": "a"}], pd.DataFrame({"name": ["a"]}), ["a", 5], [["a"]],

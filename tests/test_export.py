@@ -368,6 +368,8 @@ def test_what_is_neither_titles_nor_a_table_is_refused(exported, tmp_path):
         assert_one_line_error(answers(folder, "mesa\nsilla\n", *args, check=False), reason)
     (tmp_path / "list.csv").write_text("mesa\n")
     assert_one_line_error(answers(folder, "", tmp_path / "list.csv", check=False), "list.csv:1: no title")
+    (tmp_path / "empty.csv").touch()
+    assert_one_line_error(answers(folder, "", tmp_path / "empty.csv", check=False), "empty.csv:1: empty file")
     done = answers(folder, "", folder / "model.npz", check=False)
     assert_one_line_error(done, "model.npz: not text in UTF-8")
     done = subprocess.run([sys.executable, folder / "classify.py", tmp_path / "list.csv", folder / "model.npz"],

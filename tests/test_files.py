@@ -240,6 +240,16 @@ def test_a_lock_can_be_asked_for(tmp_path):
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs Linux's /proc, where nothing can be written")
+@pytest.mark.parametrize("wait", [True, False])
+def test_where_there_can_be_no_lock_nobody_waits_for_one(monkeypatch, capsys, wait):
+    monkeypatch.setattr(files, "PATIENCE", 0.1)
+    with pytest.raises(OSError) as raised, files.locked(Path("/proc/no_such_file"), wait):
+        pass
+    assert raised.value.filename == "/proc/no_such_file" and not isinstance(raised.value, BlockingIOError)
+    assert not capsys.readouterr().err
+
+
 # --- atomic folders ---------------------------------------------------------------------------------------------------
 
 class Killed(BaseException):

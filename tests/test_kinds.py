@@ -2,12 +2,24 @@
 import gzip
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from conftest import assert_one_line_error, assert_same_run, run_here, run_script, save, snapshot, tiny_rows, write_csv
+from conftest import (
+    ROOT,
+    assert_one_line_error,
+    assert_same_run,
+    run_here,
+    run_script,
+    save,
+    snapshot,
+    tiny_rows,
+    write_csv,
+)
 
 from titles import report
 
@@ -61,6 +73,14 @@ def test_scripts_find_their_modules_on_a_safe_path(trained, tmp_path, expected):
     run_script("prepare", "--data", "titles.csv", cwd=tmp_path, env=safe)
     assert "--dropout" in run_script("train", "--help", cwd=tmp_path, env=safe).stdout
     assert predicted(trained, "-", stdin="".join(f"{title}\n" for title in TITLES), env=safe).stdout == expected
+
+
+@pytest.mark.parametrize("name", ["prepare", "train", "evaluate", "export"])
+def test_a_python_without_the_packages_is_told_which_one_to_use(name, tmp_path):
+    flags = ["--out", "exported"] if name == "export" else []
+    done = subprocess.run([sys.executable, "-S", ROOT / f"{name}.py", *flags], cwd=tmp_path, capture_output=True,
+                          text=True, check=False)
+    assert_one_line_error(done, "numpy is not installed for ", "activate the environment", "requirements.txt")
 
 
 # --- a project that was copied ----------------------------------------------------------------------------------------

@@ -245,11 +245,12 @@ def test_a_page_to_label_on(label_next, tmp_path):
         assert [task["names"][number] for number, _ in candidates] == [row[f"candidate_{k}"] for k in (1, 2, 3)]
 
 
-def test_titles_with_a_label_are_left_out(label_next, trained):
+def test_titles_with_a_label_are_left_out(label_next, trained, tmp_path):
     done = label_next("tiny.csv", 5, check=False)
     assert_one_line_error(done, "tiny.csv: no title to label, of 400; 400 have a label already")
     # Without its data a run knows only those that trained it.
-    done = label_next("tiny.csv", 500, "--data", "elsewhere")
+    done = run_here("evaluate", "--ckpt", trained / "runs/filters", "--predict", trained / "tiny.csv", "--next", 500,
+                    cwd=tmp_path)
     assert "have a label already" in done.stderr and 0 < len(table_of(done)) <= 120
 
 

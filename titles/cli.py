@@ -10,7 +10,7 @@ import difflib
 import errno
 import functools
 import gc
-import importlib
+import importlib.util
 import os
 import re
 import shlex
@@ -170,9 +170,22 @@ JAX_VARIABLES = [f"JAX_{name}" for name in (
     "NO_TRACING", "NO_EXECUTION")]
 
 
+PACKAGES = ("numpy", "pyarrow", "jax", "flax", "optax", "orbax", "pandas", "sklearn", "mlflow", "matplotlib", "tqdm",
+            "filelock")  # as they are imported
+
+
+def require_packages():
+    """Raise UserError where a package of requirements.txt is not installed, as in a shell without the environment."""
+    for name in PACKAGES:
+        if not importlib.util.find_spec(name):
+            raise UserError(f"{name} is not installed for {sys.executable}; activate the environment "
+                            "(. .venv/bin/activate), or python -m pip install -r requirements.txt")
+
+
 def clean_environment():
     """Take JAX_VARIABLES out of the environment, and import JAX, which reads the others. Raises UserError where one of
-    them has a value that JAX does not know."""
+    them has a value that JAX does not know, or where a package is not installed."""
+    require_packages()
     # JAX reads them while it is imported, so they must be gone before.
     for name in JAX_VARIABLES:
         if os.environ.pop(name, None) is not None:

@@ -51,12 +51,14 @@ def locked(path, wait=True):
     place = path.with_name(f".{path.name}.lock")
     lock = FileLock(place, fallback_to_soft=False)  # where a system has no locks, an error says so
     try:
-        lock.acquire(timeout=PATIENCE if wait else 0)
-    except Timeout:
-        if not wait:
-            raise BlockingIOError(errno.EAGAIN, "another process is at work on it", str(path)) from None
-        print(f"{path}: waiting for another process that is at work on it", file=sys.stderr, flush=True)
-        lock.acquire()
+        try:
+            lock.acquire(timeout=PATIENCE if wait else 0)
+        except Timeout:
+            place.touch()  # where there can be no such file, this says so
+            if not wait:
+                raise BlockingIOError(errno.EAGAIN, "another process is at work on it") from None
+            print(f"{path}: waiting for another process that is at work on it", file=sys.stderr, flush=True)
+            lock.acquire()
     except OSError as error:
         error.filename = str(path)
         raise

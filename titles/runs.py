@@ -114,7 +114,9 @@ def config_of(folder):
 
 def all_runs(runs, fingerprint=None):
     """[(folder, configuration)] of all runs, or of those on the data with this fingerprint."""
-    found = [(folder, config_of(folder)) for folder in sorted(Path(runs).glob("[!.]*"))]
+    runs = Path(runs)
+    names = sorted(os.listdir(runs)) if runs.is_dir() else []
+    found = [(runs / name, config_of(runs / name)) for name in names if not name.startswith(".")]
     return [(folder, config) for folder, config in found
             if config and fingerprint in (None, config.get("fingerprint"))]
 
