@@ -114,7 +114,7 @@ NEAR_ROWS, NEAR_SHARE = 5000, 0.25  # of so many test titles, the share that is 
 MANY_ROWS = 50_000          # training rows from which on it is told what training takes; fewer take a minute or so, ...
 MANY_PIECED = 5000          # ... but of an encoder
 PATIENCE = 120              # seconds until that must be told
-GOES_WITH = {"value_min_count": "columns", "max_pieces": "encoder", "mirror": "download"}  # flags, and what they need
+GOES_WITH = {"value_min_count": "columns", "max_pieces": "encoder"}  # flags, and what they need
 
 MELI = "https://meli-data-challenge.s3.amazonaws.com"
 COURSE = "https://cs.famaf.unc.edu.ar/~ccardellino/resources/diplodatos"

@@ -192,14 +192,15 @@ def test_another_mix_is_estimated_and_named(folder):
     assert low < truth["accuracy"] < high and "mix" in truth["changed"]
 
 
-def test_other_words_are_named(folder):
+def test_other_words_are_named(folder, tmp_path):
     found = compared(folder, "words.csv")
     assert {"words", "kind"} <= {*found["changed"]} and found["kind"]["auc"] > 0.9
     assert "liquidacion" in found["kind"]["new"] and "fewer may be right" in found["verdict"]
     assert found["words"]["most_frequent"][0] == ["liquidacion", 600]
     assert found["words"]["titles_with_unseen"] == 1
     # Without the prepared data all but the words of validation titles is there.
-    alone = compared(folder, "words.csv", "--data", "nowhere")
+    alone = json.loads(run_here("evaluate", "--ckpt", folder / "runs/shop", "--compare", folder / "words.csv", "--json",
+                                cwd=tmp_path).stdout)
     assert "kind" not in alone and "p" not in alone["words"] and alone["left_out"]
     assert alone["expected_accuracy"] == found["expected_accuracy"] and alone["promises"] == found["promises"]
 

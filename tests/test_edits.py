@@ -156,7 +156,7 @@ def test_another_optimizer_schedule_and_loss_with_a_flag(copy):
 @pytest.mark.slow
 def test_another_tokenizer(copy):
     apply(shown_edits()[3], copy)
-    for command in (["train", "--epochs", 1], ["evaluate", "--ckpt", "bag", "--data", "nowhere", "--predict", "-"]):
+    for command in (["train", "--epochs", 1], ["evaluate", "--ckpt", "bag", "--predict", "-"]):
         assert "classify.py" in run(copy, *command).stderr  # both the data and the runs are of another tokenizer
     run(copy, "prepare", "--data", "tiny.csv")
     words = (copy / "data/prepared/vocab.txt").read_text().split()

@@ -582,8 +582,7 @@ def test_one_file_is_not_read_twice(tmp_path):
 
 @pytest.mark.parametrize("flags, words", [
     (["--value-min-count", 3], "--value-min-count goes with --columns"),
-    (["--max-pieces", 9], "--max-pieces goes with --encoder"),
-    (["--mirror", "http://x"], "--mirror goes with --download")])
+    (["--max-pieces", 9], "--max-pieces goes with --encoder")])
 def test_flags_that_would_do_nothing_are_refused(prep, flags, words):
     save("titles.csv", as_csv(ROWS))
     assert_one_line_error(prep("--data", "titles.csv", *flags, check=False), words)
