@@ -64,6 +64,7 @@ STARTED = time.time()
 PRIOR = {"none": "training", "logit": "equal", "weights": "equal"}  # how frequent predictions take categories to be
 SMALL = 40_000         # training rows up to which these epochs and dropout hold, and characters weigh 1 (size_rule)
 FEW = 4000             # training rows below which Adagrad's sums begin lower, by the factor (rows / FEW)^2 (size_rule)
+PAIRS, TEMPERATURE = 64, 0.05  # of titles in a contrastive step, and what divides their cosines
 CLIP = 1.0             # norm that the gradient of an encoder's layers and head is cut down to
 LATER = ("scipy.optimize", "matplotlib.backends.backend_agg")  # what the ends of an epoch and a training need
 TRAIN_SAMPLE = 10_000  # training rows evaluated after each epoch, to be compared with the validation split
@@ -137,6 +138,9 @@ SETTINGS = {
                 needs=("pieces", "layers")),
         Setting("name_weight", cli.not_negative(float), 0.0, "factor on the vectors of the categories' names, with "
                 "which an encoder's classifier begins; 1 is good where there are few titles", needs=("pieces",)),
+        Setting("contrastive_steps", cli.not_negative(int), 0, "steps before the training in which pretrained layers "
+                "learn to bring titles of one category together; 100 help where categories have few titles",
+                needs=("pieces", "layers")),
         Setting("freeze_layers", bool, False, "leave the pretrained layers as they are, and the vectors: only the "
                 "classifier on top is trained", needs=("field",), shapes="pieces")],
     "rarely needed": [
@@ -401,6 +405,67 @@ def updated_table(table, sums, gathered, gradient, rate):
     return model.update(table, sums, model.Gathered(*exchanged, gathered.positions), gradient * len(gradient), rate)
 
 
+# --- before the first step --------------------------------------------------------------------------------------------
+
+def contrastive_loss(vectors, labels):
+    """The supervised contrastive loss (Khosla et al. 2020, outside the logarithm) of vectors [B, D] of length 1 with
+    labels [B], each of which at least two have: minus the mean logarithm of p(other | one) over the others of its
+    category, where p is the softmax of cosines over all others."""
+    # EDIT: what pretrained layers learn of titles before there is a classifier.
+    itself = jnp.eye(len(vectors), dtype=bool)
+    same = (labels[:, None] == labels) & ~itself
+    likely = jax.nn.log_softmax(jnp.where(itself, -jnp.inf, vectors @ vectors.T / TEMPERATURE))
+    return -jnp.mean(jnp.sum(likely, -1, where=same) / jnp.sum(same, -1))
+
+
+def pairs_of(config, labels):
+    """[steps, 2 PAIRS] rows of the contrastive steps, a function of the seed: pairs of titles of one category, of as
+    many categories as there are. In none are rows that are alone in their category, or know only a parent of it."""
+    draw, order = np.random.default_rng(config["seed"]), np.argsort(labels, kind="stable")
+    groups = [rows for rows in np.split(order, np.flatnonzero(np.diff(labels[order].astype(int))) + 1)
+              if len(rows) > 1 and labels[rows[0]] < config["classes"]]
+    if len(groups) < 2:
+        return np.zeros((0, 2 * PAIRS), np.uint32)
+    rounds = -(-PAIRS // len(groups))
+    return np.stack([np.concatenate([draw.choice(groups[i], 2, replace=False) for i in np.concatenate(
+        [draw.permutation(len(groups)) for _ in range(rounds)])[:PAIRS]])
+        for _ in range(config["contrastive_steps"])]).astype(np.uint32)
+
+
+def contrast(config, state, arrays, labels):
+    """The state after --contrastive-steps, in which the pretrained layers alone learn, before a classifier is trained
+    on them (as Tunstall et al. 2022, SetFit, train theirs). arrays: as from training_arrays; labels [N] of the rows."""
+    module = model.MODELS[config["model"]].below()
+    optimizer = optax.chain(optax.clip_by_global_norm(CLIP), optimizer_of(
+        config | {"steps": config["contrastive_steps"]}, "encoder_lr"))
+
+    @jax.jit
+    def learn(layers, variables, arrays, order):
+        def step(before, item):
+            (layers, learned), (number, rows) = before, item
+            ids = data.chosen(arrays["batch"], rows, arrays["batch"].ids.shape[1]).ids.astype(jnp.int32)
+            vectors, weights, _ = model.lookup((arrays["frozen"] | variables)["table"], model.draw_pieces(
+                config, ids, jax.random.fold_in(jax.random.key(config["seed"]), number)))
+            loss, gradient = jax.value_and_grad(lambda layers: contrastive_loss(
+                module.apply({"params": layers}, vectors, weights), arrays["labels"][rows]))(layers)
+            updates, learned = optimizer.update(gradient, learned, layers)
+            return (optax.apply_updates(layers, updates), learned), loss
+
+        (layers, _), losses = jax.lax.scan(step, (layers, optimizer.init(layers)), (jnp.arange(len(order)), order))
+        return layers, losses
+
+    started, order = time.time(), pairs_of(config, labels)
+    if not len(order):
+        print("warning: --contrastive-steps: fewer than two categories have two titles; left out", file=sys.stderr)
+        return state
+    variables = state["variables"]
+    layers, losses = learn(variables["params"]["layers"], variables, arrays, devices.put(order, devices.whole()))
+    print(f"contrastive: {len(order)} steps of {PAIRS} pairs, loss {float(losses[0]):.4f} to {float(losses[-1]):.4f}, "
+          f"{time.time() - started:.1f} s")
+    params = variables["params"] | {"layers": devices.put(layers, devices.whole())}
+    return state | {"variables": variables | {"params": params}}
+
+
 # --- scores -----------------------------------------------------------------------------------------------------------
 
 def evaluate_rows(predictor, arrays, prefix):
@@ -454,8 +519,10 @@ def expected(plan, save_seconds):
     def arrays(features, rows, frozen):
         return training_arrays(plan.config, features, rows, frozen, data.tree_of(plan.meta))
 
-    return costs.expected(plan, costs.Loop(make_optimizer(plan.config), make_train_chunk(plan.config), arrays,
-                                           TRAIN_SAMPLE, save_seconds))
+    found = costs.expected(plan, costs.Loop(make_optimizer(plan.config), make_train_chunk(plan.config), arrays,
+                                            TRAIN_SAMPLE, save_seconds))
+    more = plan.config.get("contrastive_steps", 0) * 2 * PAIRS / plan.config["batch_size"]
+    return found and found._replace(before=found.before + more * found.step)
 
 
 def train(args, plan, place):
@@ -473,11 +540,14 @@ def train(args, plan, place):
 
     # MLflow takes seconds to connect; meanwhile the loop is compiled.
     connecting = cli.in_background(tracking.mlflow_client) if devices.is_first() else None
-    former = start.former_run(plan, args.runs, is_new)
+    begins = is_new or runs.checkpoint_manager(folder, read_only=True).latest_step() is None
+    former = start.former_run(plan.config, args.runs) if begins else None
     state, features, frozen, arrays = start.begin(plan, make_optimizer(config), former)
     groups = data.length_groups(arrays["train"]["titles"], config["batch_size"])
     of_rows = training_arrays(config, features, arrays["train"], frozen, data.tree_of(plan.meta))
     programs = compile_chunks(config, state, of_rows, groups)
+    if begins and config.get("contrastive_steps"):
+        state = contrast(config, state, of_rows, arrays["train"]["labels"])
     mlflow = connecting and connecting.result()
     # What only the ends of an epoch and of the training need is loaded while the first one is trained.
     if mlflow:

@@ -1,6 +1,7 @@
 """The pretrained encoder: its pieces and vectors against the package's own, its training, its runs beside others."""
 import functools
 import json
+import math
 import os
 import random
 import shutil
@@ -275,10 +276,62 @@ def test_configuration(encoded):
     ("--word-ngrams", 2), ("--minn", 2), ("--maxn", 0), ("--buckets", 9), ("--dim", 9), ("--character-weight", 1),
     ("--hidden", 9), ("--encoder-lr", 1, "--freeze-layers"), ("--piece-dropout", 0.5, "--freeze-layers"),
     ("--table-lr", 1, "--freeze-layers"), ("--encoder-lr", 1, "--model", "mlp"), ("--freeze-layers", "--model", "cnn"),
-    ("--piece-dropout", 0, "--model", "mlp"), ("--name-weight", 1, "--model", "cnn")])
+    ("--piece-dropout", 0, "--model", "mlp"), ("--name-weight", 1, "--model", "cnn"),
+    ("--contrastive-steps", 9, "--model", "mlp"), ("--contrastive-steps", 9, "--freeze-layers")])
 def test_a_flag_that_nothing_uses_is_refused(flags):
     with pytest.raises(cli.UserError, match=f"^{flags[0]}: .*; leave it out"):
         config_of("--model", "encoder", *flags, meta={"encoder": DESCRIBED, "pieces": [0]})
+
+
+def test_the_contrastive_loss_is_that_of_plain_python():
+    draw, labels = np.random.default_rng(0), [0, 0, 1, 1, 2, 2, 0]
+    vectors = draw.normal(size=(7, 5))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    losses = []
+    for i, one in enumerate(vectors):
+        near = {k: math.exp(one @ other / train.TEMPERATURE) for k, other in enumerate(vectors) if k != i}
+        losses.append(-np.mean([math.log(near[k] / sum(near.values())) for k in near if labels[k] == labels[i]]))
+    found, gradient = jax.value_and_grad(train.contrastive_loss)(jnp.asarray(vectors), jnp.asarray(labels))
+    assert float(found) == pytest.approx(np.mean(losses), rel=1e-5) and np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("categories", [3, 90])
+def test_pairs_are_of_one_category_and_of_as_many_as_there_are(categories):
+    config = {"seed": 3, "classes": categories, "contrastive_steps": 4}
+    labels = np.append(np.repeat(np.arange(categories, dtype=np.uint8), 5)[:-4], [categories] * 3)  # one alone, parents
+    order = train.pairs_of(config, labels)
+    assert order.shape == (4, 2 * train.PAIRS) and np.array_equal(order, train.pairs_of(config, labels))
+    one, other = labels[order].reshape(4, -1, 2).transpose(2, 0, 1)
+    assert np.array_equal(one, other) and (order[:, ::2] != order[:, 1::2]).all() and one.max() < categories - 1
+    for of_step in one:
+        count = np.bincount(of_step)
+        assert count.max() == -(-train.PAIRS // (categories - 1)) and (count > 0).sum() == min(
+            train.PAIRS, categories - 1)
+    assert not len(train.pairs_of(config, np.arange(9)))
+
+
+@pytest.mark.slow
+def test_contrastive_steps_come_once(encoded, tmp_path, monkeypatch):
+    """Also where the training is stopped after its first epoch, to the same bits; they change the layers."""
+    flags = ("--data", encoded / "data/prepared", "--model", "encoder", "--name", "few", "--epochs", 2,
+             "--batch-size", 32, "--save-seconds", 0, "--contrastive-steps", 3)
+    (tmp_path / "whole").mkdir()
+    done = run_here("train", *flags, cwd=tmp_path / "whole")
+    assert "contrastive: 3 steps of 64 pairs, loss " in done.stdout
+    save = runs.save_checkpoint
+
+    def save_and_stop(*args, **kwargs):
+        save(*args, **kwargs)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "save_checkpoint", save_and_stop)
+        assert run_here("train", *flags, cwd=tmp_path, check=False).returncode == 130
+    done = run_here("train", "--resume", "few", *flags[:2], cwd=tmp_path)
+    assert "contrastive:" not in done.stdout
+    assert_same_run(tmp_path / "whole/runs/few", tmp_path / "runs/few")
+    layers = [stored(folder, name)["params"]["layers"] for folder, name in ((tmp_path, "few"), (encoded, "whole"))]
+    assert not leaves_equal(*layers)
 
 
 @pytest.mark.parametrize("name", ["whole", "head"])

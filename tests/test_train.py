@@ -159,7 +159,7 @@ def test_the_configuration_holds_what_is_used_and_nothing_else(name):
     own = set(model.fields(name))
     assert own <= set(config)
     fields = set().union(*map(model.fields, model.MODELS)) - {"dropout", "word_ngrams"}
-    assert not (fields | {"encoder_lr", "piece_dropout", "name_weight"}) - own & set(config)
+    assert not (fields | {"encoder_lr", "piece_dropout", "name_weight", "contrastive_steps"}) - own & set(config)
     module = model.build(config)
     for field in model.fields(name):
         assert np.array_equal(getattr(module, field), config[field])

@@ -15,13 +15,9 @@ import model
 from titles import devices, encoder, predict, runs
 
 
-def former_run(plan, folder, is_new):
-    """What runs.restore returns of the run that a training begins from, or None; one that has a checkpoint goes on from
-    that. plan: a configuration.Plan; folder: of all runs."""
-    if "init_from" in plan.config and (
-            is_new or runs.checkpoint_manager(plan.folder, read_only=True).latest_step() is None):
-        return runs.restore(*runs.find(plan.config["init_from"], folder))
-    return None
+def former_run(config, folder):
+    """What runs.restore returns of the run that a training begins from, or None; folder: of all runs."""
+    return runs.restore(*runs.find(config["init_from"], folder)) if "init_from" in config else None
 
 
 def begin(plan, optimizer, former=None):
