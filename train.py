@@ -426,10 +426,13 @@ def pairs_of(config, labels):
               if len(rows) > 1 and labels[rows[0]] < config["classes"]]
     if len(groups) < 2:
         return np.zeros((0, 2 * PAIRS), np.uint32)
-    rounds = -(-PAIRS // len(groups))
-    return np.stack([np.concatenate([draw.choice(groups[i], 2, replace=False) for i in np.concatenate(
-        [draw.permutation(len(groups)) for _ in range(rounds)])[:PAIRS]])
-        for _ in range(config["contrastive_steps"])]).astype(np.uint32)
+
+    # Where categories are fewer than pairs, they come round after round.
+    rounds, steps = -(-PAIRS // len(groups)), []
+    for _ in range(config["contrastive_steps"]):
+        chosen = np.concatenate([draw.permutation(len(groups)) for _ in range(rounds)])[:PAIRS]
+        steps.append(np.concatenate([draw.choice(groups[i], 2, replace=False) for i in chosen]))
+    return np.array(steps, np.uint32)
 
 
 def contrast(config, state, arrays, labels):
