@@ -497,11 +497,11 @@ def calibrate(predictor, rows):
                                 largest=predict.largest_batch_of((predictor,)))["logits"]
 
     # Softmax does not see what a whole row has lost, and float16 is finest near 0, where the likeliest now are.
-    logits = logits - logits.max(1, keepdims=True)
+    with np.errstate(over="ignore", invalid="ignore"):  # of losses that are not finite the caller speaks
+        logits = logits - logits.max(1, keepdims=True)
+        kept = logits.astype(np.float16)
     temperature, smoothing = map(np.float32, calibration.fit(logits, rows["labels"]))
-    with np.errstate(over="ignore"):  # of a loss that is not finite, of which the caller speaks
-        logits = logits.astype(np.float16)
-    return {"logits": logits, "labels": rows["labels"].astype(np.int32),
+    return {"logits": kept, "labels": rows["labels"].astype(np.int32),
             "temperature": temperature, "smoothing": smoothing}
 
 
