@@ -30,7 +30,7 @@ with a warning.
 Python 3.9 or newer.
 
 In the project this file is also the one specification of tokenizer, n-grams and hashes, which data.py imports, and of
-rows of CSV, for titles/sources.py. Its networks are those of model.py in plain NumPy: what is changed there is changed
+rows of CSV, for titles/formats.py. Its networks are those of model.py in plain NumPy: what is changed there is changed
 here, and export.py compares both.
 """
 import argparse
@@ -215,7 +215,7 @@ def word_ngram_hashes(hashes, longest):
 
 BESIDE = 0.5      # weight of the steps beside that of a number, so that 9.99 and 10.01 have much in common
 ABSENT = object()  # the value of a row that has no such column at all
-NO_NUMBER = "is no number for the column {}, so it counts as missing"
+NO_NUMBER = "the {} {!r} is no number, so it counts as missing"  # of a value
 
 CODES = ("ARS|AUD|BOB|BRL|CAD|CHF|CLP|CNY|COP|CRC|CZK|DKK|DOP|EUR|GBP|GTQ|HKD|HUF|IDR|ILS|INR|JPY|KRW|MXN|MYR|NOK|NZD|"
          "PEN|PHP|PLN|PYG|RON|RUB|SEK|SGD|THB|TRY|TWD|UAH|USD|UYU|VES|VND|ZAR")
@@ -347,9 +347,10 @@ class Column:
         return self.first + (0 if math.isnan(number) else 1 + int(np.searchsorted(self.borders, number, "right")))
 
     def no_numbers(self, values, ids):
-        """Of a column of numbers the values that are none though something stands there, as text; ids as from `ids`."""
+        """Of a column of numbers what is none though something stands there: [(which of the values, its text)]; ids as
+        from `ids`."""
         missing = np.flatnonzero(ids == self.first).tolist() if self.kind == "number" else ()
-        return [text for text in (value_text(values[i]).strip() for i in missing) if text]
+        return [(i, text) for i in missing if (text := value_text(values[i]).strip())]
 
     def text(self, number):
         """What the value with this id is, for people."""
@@ -448,9 +449,8 @@ def read_rows(rows, title_columns=(), columns=()):
     lacking += [one.name for one, given in values.items() if given is None]
     odd = [f"the rows have no column {' and no column '.join(lacking)}; the others answer without"] if lacking else []
     for (one, given), of_column in zip(values.items(), ids):  # noqa: B905
-        if wrong := one.no_numbers(given or (), of_column):
-            more = f" (and {len(wrong) - 1:,} more)" if len(wrong) > 1 else ""
-            odd.append(f"{wrong[0][:40]!r} {NO_NUMBER.format(one.name)}{more}")
+        if one.no_numbers(given or (), of_column):  # Python keeps each text that warns, so it names no value
+            odd.append(f"values of the column {one.name} are no numbers, so they count as missing")
     return titles, stacked(ids, len(titles)), odd
 
 
@@ -1584,6 +1584,7 @@ NAMES = {"title", "text", "id", "category", "label", "label_quality"}  # of colu
 SNIFFED = 20         # lines that show whether a file is a list of titles
 ROW_BYTES = 1 << 18  # that a row with line ends in its fields may take
 FEW = 10             # rows that one bad line may swallow unsaid
+SPACED_QUOTE = r'(?:^|[\n{}]) +"'  # spaces before a quote that may begin a field, behind this delimiter
 
 # What is odd about rows that are read all the same.
 SPACED = "a carriage return within a line was taken as a space; if it ends a title, end it with a newline"
@@ -1665,7 +1666,7 @@ def lines_of(file, name, notes):
 def is_spaced(line, delimiter):
     """Whether a line of CSV has spaces before a quote that may begin a field. Such rows are read without the spaces at
     the beginnings of fields; those of all others are kept."""
-    return ' "' in line and re.search(rf'(?:^|{re.escape(delimiter)}) +"', line) is not None
+    return ' "' in line and re.search(SPACED_QUOTE.format(delimiter), line) is not None
 
 
 def csv_fields(line, delimiter):
@@ -1819,7 +1820,7 @@ def read_titles(file, name, args, classifier, notes):
     if not args.title_column and 0 < len(table.columns) < len(classifier.title_columns):
         missing = [title for title in classifier.title_columns if meant(table.header, title) is None]
         notes.note(name, None, LACKING.format(" and ".join(missing)))
-    places, titles = places_of(table, columns, notes), [*table.columns.values()]
+    places, titles, said = places_of(table, columns, notes), [*table.columns.values()], {}
 
     def ids(part):
         found = []
@@ -1827,7 +1828,8 @@ def read_titles(file, name, args, classifier, notes):
             values = [ABSENT if at is None else row[at] for row in part]
             found.append(column.ids(values))
             if wrong := column.no_numbers(values, found[-1]):
-                notes.note(f"{name}: {wrong[0][:40]!r}", None, NO_NUMBER.format(column.name), len(wrong))
+                (_, first), times = wrong[0], len(wrong)
+                notes.note(name, None, NO_NUMBER.format(column.name, said.setdefault(column, first[:40])), times)
         return stacked(found, len(part))
 
     rows = rows_of(itertools.chain([first[1:]], parts), table, notes)

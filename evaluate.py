@@ -203,6 +203,7 @@ def parse_args():
         raise UserError("--prior estimated goes with --predict FILE or a report, for titles are read twice" if
                         args.predict == "-" else "--prior estimated goes with --predict or a report")
     if args.out:
+        cli.require_packages()
         from titles import tables  # which --help must not wait for
         tables.check_out(args)
 

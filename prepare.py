@@ -89,7 +89,7 @@ from titles import cli
 from titles.cli import UserError, readable
 
 if __name__ == "__main__":
-    cli.run(cli.require_packages)
+    cli.run(lambda: cli.require_packages(("numpy", "pyarrow", "tqdm", "filelock")))  # parts need no others
 
 import numpy as np
 import pyarrow as pa
@@ -210,7 +210,7 @@ def choose_files(args):
             if args.rows:
                 raise UserError("--rows and several files: give one, for the first rows are all of the first file's")
         found = find_files(args.data[0], form) if is_folder else [(path, None) for path in args.data]
-    elif RAW.is_dir() and any(formats.SUFFIX.search(path.name) for path in RAW.rglob("*")):
+    elif RAW.is_dir() and os.listdir(RAW) and any(formats.SUFFIX.search(path.name) for path in RAW.rglob("*")):
         found = find_files(RAW, form)
     elif args.test:
         raise UserError("--test goes with --data or --download, or with data in data/raw/")

@@ -27,15 +27,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+if sys.flags.safe_path:  # PYTHONSAFEPATH keeps Python from looking for modules beside the script
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from titles import cli
+from titles.cli import UserError
+
+if __name__ == "__main__":
+    cli.run(lambda: cli.require_packages(("numpy", "pyarrow", "tqdm")))
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-if sys.flags.safe_path:  # PYTHONSAFEPATH keeps Python from looking for modules beside the script
-    sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from titles import cli, files
-from titles.cli import UserError
+from titles import files
 
 # --- knobs ------------------------------------------------------------------------------------------------------------
 

@@ -140,7 +140,7 @@ SETTINGS = {
                 "which an encoder's classifier begins; 1 is good where there are few titles", needs=("pieces",)),
         Setting("contrastive_steps", cli.not_negative(int), 0, "steps before the training in which pretrained layers "
                 "learn to bring titles of one category together; 100 help where categories have few titles",
-                needs=("pieces", "layers")),
+                needs=("pieces", "layers", "pairs")),
         Setting("freeze_layers", bool, False, "leave the pretrained layers as they are, and the vectors: only the "
                 "classifier on top is trained", needs=("field",), shapes="pieces")],
     "rarely needed": [
@@ -442,7 +442,7 @@ def contrast(config, state, arrays, labels):
     optimizer = optax.chain(optax.clip_by_global_norm(CLIP), optimizer_of(
         config | {"steps": config["contrastive_steps"]}, "encoder_lr"))
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=devices.whole())
     def learn(layers, variables, arrays, order):
         def step(before, item):
             (layers, learned), (number, rows) = before, item
@@ -458,14 +458,13 @@ def contrast(config, state, arrays, labels):
         return layers, losses
 
     started, order = time.time(), pairs_of(config, labels)
-    if not len(order):
-        print("warning: --contrastive-steps: fewer than two categories have two titles; left out", file=sys.stderr)
-        return state
+    if not len(order):  # of the titles that are left where others have trained a former run
+        raise UserError("--contrastive-steps: fewer than two categories have two titles; leave it out")
     variables = state["variables"]
     layers, losses = learn(variables["params"]["layers"], variables, arrays, devices.put(order, devices.whole()))
     print(f"contrastive: {len(order)} steps of {PAIRS} pairs, loss {float(losses[0]):.4f} to {float(losses[-1]):.4f}, "
           f"{time.time() - started:.1f} s")
-    params = variables["params"] | {"layers": devices.put(layers, devices.whole())}
+    params = variables["params"] | {"layers": layers}
     return state | {"variables": variables | {"params": params}}
 
 
@@ -524,8 +523,13 @@ def expected(plan, save_seconds):
 
     found = costs.expected(plan, costs.Loop(make_optimizer(plan.config), make_train_chunk(plan.config), arrays,
                                             TRAIN_SAMPLE, save_seconds))
-    more = plan.config.get("contrastive_steps", 0) * 2 * PAIRS / plan.config["batch_size"]
-    return found and found._replace(before=found.before + more * found.step)
+    if not found or not plan.config.get("contrastive_steps"):
+        return found
+
+    # A contrastive step reads all places of its titles, those of others are as wide as the longest of them.
+    some = plan.arrays["train"]["titles"][:TRAIN_SAMPLE]
+    rows = plan.config["contrastive_steps"] * 2 * PAIRS * some.size / max(1, np.count_nonzero(some))
+    return found._replace(before=found.before + rows / plan.config["batch_size"] * found.step)
 
 
 def train(args, plan, place):

@@ -105,7 +105,7 @@ def test_rows_are_titles_dictionaries_or_a_table():
         for table in (frame, frame.to_dict("records"), pa.Table.from_pandas(frame)):
             _, values, odd = classify.read_rows(table, (), (WORDS, STEPS))
             assert values[:, 1].tolist() == [7, 5, 5, 5, 5]
-            assert odd == ["'abc' is no number for the column price, so it counts as missing (and 1 more)"]
+            assert odd == ["values of the column price are no numbers, so they count as missing"]
     assert rows_of([f"a{BORDER}b", " "])[0] == ["a b", " "]  # a control character of a title is a space
     assert rows_of([])[0] == [] and rows_of(pd.DataFrame({"title": []}))[1].shape == (0, 2)
     for wrong in ("a", b"a", {"title": "a"}, [{"name": "a"}], pd.DataFrame({"name": ["a"]}), ["a", 5], [["a"]],

@@ -333,6 +333,20 @@ def test_contrastive_steps_come_once(encoded, tmp_path, monkeypatch):
     layers = [stored(folder, name)["params"]["layers"] for folder, name in ((tmp_path, "few"), (encoded, "whole"))]
     assert not leaves_equal(*layers)
 
+    # What a former run has learned of pairs is not learned again.
+    done = run_here("train", "--init-from", "few", "--name", "heir", "--epochs", 1, *flags[:2], cwd=tmp_path)
+    assert "contrastive:" not in done.stdout
+    assert files.read_json(tmp_path / "runs/heir/config.json")["contrastive_steps"] == 0
+
+
+def test_names_and_contrastive_steps_do_not_go_together():
+    meta = {"encoder": DESCRIBED, "pieces": [0], "training_rows": [5] * 5}
+    assert config_of("--model", "encoder", "--contrastive-steps", 9, meta=meta)["contrastive_steps"] == 9
+    with pytest.raises(cli.UserError, match="give one"):
+        config_of("--model", "encoder", "--contrastive-steps", 9, "--name-weight", 1, meta=meta)
+    with pytest.raises(cli.UserError, match="fewer than two categories have two training titles"):
+        config_of("--model", "encoder", "--contrastive-steps", 9, meta=meta | {"training_rows": [5, 1, 1, 1, 1]})
+
 
 @pytest.mark.parametrize("name", ["whole", "head"])
 def test_resumed_equals_uninterrupted_bit_for_bit(encoded, tmp_path, monkeypatch, name):

@@ -326,6 +326,8 @@ def test_best_and_all_are_of_the_data_that_is_there(trained, tmp_path, monkeypat
         assert_one_line_error(done, "typo: no prepared data here")
         with pytest.raises(UserError, match="typo: no prepared data here"):
             evaluate.load(ckpt, data="typo")
+        with pytest.raises(UserError, match="typo: no prepared data here"):
+            evaluate.load(ckpt, data=["data/prepared", "typo"])
     assert_one_line_error(run_here(
         "export", "--ckpt", "best", "--data", "typo", "--out", "x", cwd=tmp_path, check=False), "typo: no prepared")
     (tmp_path / "data").rename(tmp_path / "moved")

@@ -1,6 +1,7 @@
 """What breaks for people: devices, environment variables, moved projects, odd names and odd files, by the scripts."""
 import gzip
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from conftest import (
     write_csv,
 )
 
-from titles import report
+from titles import cli, report
 
 TITLES = ["funda azul ñandú", "teléfono móvil", "mesa 24\" café", "silla"]
 
@@ -75,9 +76,16 @@ def test_scripts_find_their_modules_on_a_safe_path(trained, tmp_path, expected):
     assert predicted(trained, "-", stdin="".join(f"{title}\n" for title in TITLES), env=safe).stdout == expected
 
 
-@pytest.mark.parametrize("name", ["prepare", "train", "evaluate", "export"])
+def test_the_packages_asked_for_are_those_of_the_requirements():
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    names = {re.split("[<>=!]", line)[0] for line in lines if line and not line.startswith("#")}
+    imported = {"scikit-learn": "sklearn", "orbax-checkpoint": "orbax"}
+    assert {imported.get(name, name) for name in names} == set(cli.PACKAGES)
+
+
+@pytest.mark.parametrize("name", ["prepare", "train", "evaluate", "export", "synthetic"])
 def test_a_python_without_the_packages_is_told_which_one_to_use(name, tmp_path):
-    flags = ["--out", "exported"] if name == "export" else []
+    flags = ["--out", "x", *["--predict", "-"] * (name == "evaluate")] if name in ("export", "evaluate") else []
     done = subprocess.run([sys.executable, "-S", ROOT / f"{name}.py", *flags], cwd=tmp_path, capture_output=True,
                           text=True, check=False)
     assert_one_line_error(done, "numpy is not installed for ", "activate the environment", "requirements.txt")

@@ -171,12 +171,12 @@ JAX_VARIABLES = [f"JAX_{name}" for name in (
 
 
 PACKAGES = ("numpy", "pyarrow", "jax", "flax", "optax", "orbax", "pandas", "sklearn", "mlflow", "matplotlib", "tqdm",
-            "filelock")  # as they are imported
+            "filelock")  # of requirements.txt, as they are imported
 
 
-def require_packages():
-    """Raise UserError where a package of requirements.txt is not installed, as in a shell without the environment."""
-    for name in PACKAGES:
+def require_packages(names=PACKAGES):
+    """Raise UserError where one of these packages is not installed, as in a shell without the environment."""
+    for name in names:
         if not importlib.util.find_spec(name):
             raise UserError(f"{name} is not installed for {sys.executable}; activate the environment "
                             "(. .venv/bin/activate), or python -m pip install -r requirements.txt")

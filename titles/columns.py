@@ -51,7 +51,7 @@ def choose(rows, split, args, base, bad):
         if column.kind == "number" and wrong.any():
             row = int(np.argmax(wrong[codes]))
             file = int(np.searchsorted(np.cumsum(rows.of_file), row, "right"))
-            bad.note(rows.paths[file], int(rows.line[row]), sources.NO_NUMBER.format(name, found[codes[row]][:40]),
+            bad.note(rows.paths[file], int(rows.line[row]), classify.NO_NUMBER.format(name, found[codes[row]][:40]),
                      int(times[wrong].sum()))
         if len(told) == 1:
             bad.note(f"--columns {name}", None, "all training rows that have a value have the same; that says nothing")

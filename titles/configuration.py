@@ -44,6 +44,7 @@ NEEDS = {"field": "{model} has no such setting", "pieces": "{model} has no such 
          "validation": "the prepared data has no validation rows, so no epoch is known to be better than another",
          "columns": "the prepared data has no columns beside the titles; run prepare.py again, with --columns",
          "values": "no column is read",
+         "pairs": "fewer than two categories have two training titles",
          "tree": "the categories are no tree; see prepare.py --separator"}
 
 
@@ -120,7 +121,8 @@ def chosen(table, given, meta, rows, former):
     `encoder`, which tells a model that reads pieces from one that reads words."""
     name = model_of(table, given, former)
     usual = {setting.name: default_of(setting, name) for setting in all_of(table.settings)}
-    kept = {name: former[name] for name in usual.keys() & former.keys()}
+    # A former run has learned of pairs already; more of them would part its layers from its classifier.
+    kept = {name: former[name] for name in usual.keys() & former.keys() - {"contrastive_steps"}}
     config = usual | kept | given | ({} if model.encoder_of(name) is None else {"encoder": meta["encoder"]})
 
     # Defaults of epochs and dropout are for little data, those of epochs also for titles with n-grams. What else
@@ -174,7 +176,8 @@ def lacking(setting, config, meta):
            "pieces": not words, "layers": not config["freeze_layers"], "characters": config["maxn"] > 0,
            "n-grams": ngrams, "table": not config["freeze_embeddings"] or config["columns"],
            "quality": meta["reliable_share"] is not None, "validation": meta["rows"]["valid"],
-           "columns": meta["columns"], "values": config["columns"], "tree": meta["levels"] > 1}
+           "columns": meta["columns"], "values": config["columns"], "tree": meta["levels"] > 1,
+           "pairs": sum(rows > 1 for rows in meta["training_rows"]) > 1}
     return next((need for need in setting.needs if not met[need]), None)
 
 
@@ -206,6 +209,10 @@ def require_sound(config, meta):
     if max(config.get("widths", [0])) > classify.GAP + 1 and len(meta.get("title_columns", [])) > 1:
         raise UserError(f"--widths {max(config['widths'])}: such a filter would reach from one column of a title into "
                         f"the next; {classify.GAP + 1} at most")
+
+    if config.get("contrastive_steps") and config.get("name_weight"):
+        raise UserError("--contrastive-steps and --name-weight: give one, for these steps move the layers that the "
+                        "vectors of names are made with")
 
     # Rows of the table are numbered in int32.
     if len(meta["vocab"]) + config.get("buckets", 0) + model.PARTS > 1 << 31:

@@ -54,7 +54,8 @@ def locked(path, wait=True):
         try:
             lock.acquire(timeout=PATIENCE if wait else 0)
         except Timeout:
-            place.touch()  # where there can be no such file, this says so
+            if not place.exists():
+                place.touch()  # where there can be no such file, this says so
             if not wait:
                 raise BlockingIOError(errno.EAGAIN, "another process is at work on it") from None
             print(f"{path}: waiting for another process that is at work on it", file=sys.stderr, flush=True)

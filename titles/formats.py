@@ -399,7 +399,7 @@ def parse_quickly(block, table):
 
     # Arrow takes a quote that stands between a space and a field as text. One that is left open swallows line ends, so
     # that rows are too few; but not in the last line.
-    if b' "' in block and re.search(rf'(?:^|[\n{table.delimiter}]) +"'.encode(), block):  # see classify.is_spaced
+    if b' "' in block and re.search(classify.SPACED_QUOTE.format(table.delimiter).encode(), block):
         return None
     if classify.csv_fields(block[block.rfind(b"\n", 0, -1) + 1:-1].decode("latin-1"), table.delimiter)[1]:
         return None

@@ -61,7 +61,7 @@ def wilson_interval(proportion, rows):
 
 def worst_first(categories):
     """The categories that have rows, as numbers, those whose recall is surely low first: by the upper end of its
-    interval, so that two rows that are wrong weigh less than fifty. categories as from `make_tables`."""
+    interval, so that two rows that are wrong weigh less than fifty. categories as from report.make_tables."""
     seen = np.flatnonzero(categories["support"])
     _, high = wilson_interval(categories["recall"][seen], categories["support"][seen])
     return seen[np.argsort(high, kind="stable")]

@@ -9,6 +9,7 @@ import copy
 import functools
 import os
 import sys
+from pathlib import Path
 
 import flax
 import flax.linen as nn
@@ -639,7 +640,7 @@ class Classifier(classify.BaseClassifier):
         return result
 
 
-def load(*ckpt, folder="runs", prior=None, data="data/prepared", resting=None):
+def load(*ckpt, folder="runs", prior=None, data=cli.PREPARED, resting=None):
     """The Classifier of one or several checkpoints, named as for --ckpt ("cnn-1", "cnn-1/latest", "all"; "best" if none
     is). folder: of all runs; data: the prepared data, a path or several, that the runs of `best`, `latest` and `all`
     must have been trained on, see `fingerprint_for`.
@@ -667,13 +668,15 @@ def fingerprint_for(ckpt, prepared, folder):
     """The fingerprint of the prepared data that the runs of `best`, `latest` and `all` must be of; None where none of
     these is named, or where the usual folder is not there: then they may be of any data, and a warning says so where
     there are runs of several. Raises UserError where another folder holds no prepared data."""
-    asking, is_usual = {"best", "latest", "all"}.intersection(ckpt), str(prepared) == str(cli.PREPARED)
-    if is_usual and not asking:
-        return None
+    asking = {"best", "latest", "all"}.intersection(ckpt)
+    if isinstance(prepared, (str, os.PathLike)) and Path(prepared) == cli.PREPARED:
+        if not asking:
+            return None
+    else:
+        for one in data.folders_of(prepared):
+            data.read_meta(one)  # it says what is wrong
     if found := data.fingerprint_of(prepared):
         return found if asking else None
-    if not is_usual:
-        data.read_meta(data.folders_of(prepared)[0])  # it says what is wrong
     if len({config["fingerprint"] for _, config in runs.all_runs(folder)}) > 1 and devices.is_first():
         print(f"warning: {prepared}: no prepared data here, and {folder}/ has runs of several; {min(asking)} is chosen "
               "by scores on validation rows that differ (name the data with --data, or the run)", file=sys.stderr)

@@ -10,7 +10,6 @@ import re
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
 
 import classify
 import data
@@ -24,7 +23,6 @@ OWN_PATH = classify.PATH.replace(">", "\u203a")  # a path as the name of a level
 OWN_SIGN = "a level has a > of its own, which is written \u203a, for > stands between levels"
 ONLY_TRAINED = "train-only"    # what a column `split` says of rows that were chosen to be labelled
 IF_TABLE = "if it is a table"  # keep its columns
-NO_NUMBER = "the {} {!r} is no number, so it counts as missing"  # of a value
 
 
 # --- labelled rows ----------------------------------------------------------------------------------------------------
@@ -369,10 +367,9 @@ def value_ids(columns, texts, numbers, name, bad):
     for column in columns:
         values = texts.get(formats.value_key(column.name), [None] * len(numbers))
         ids.append(column.ids([classify.ABSENT if text is None else text for text in values]))
-        if column.kind == "number":
-            wrong = [i for i in np.flatnonzero(ids[-1] == column.first).tolist() if values[i].strip()]
-            if wrong:
-                bad.note(name, numbers[wrong[0]], NO_NUMBER.format(column.name, values[wrong[0]][:40]), len(wrong))
+        if wrong := column.no_numbers(values, ids[-1]):
+            i, text = wrong[0]
+            bad.note(name, numbers[i], classify.NO_NUMBER.format(column.name, text[:40]), len(wrong))
     return classify.stacked(ids, len(numbers))
 
 

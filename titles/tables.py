@@ -1,7 +1,8 @@
 """The files that evaluate.py is given: how they are read, and tables of answers written as they were read.
 
 --keep hands over a table's own columns and those of its answer, a block at a time, and gets CSV in its own dialect or
-what the name of --out says: JSON lines, an Excel workbook or Parquet. How rows are read is the matter of sources.py.
+what the name of --out says: JSON lines, an Excel workbook or Parquet. How rows are read is the matter of formats.py and
+sources.py.
 """
 import csv
 import dataclasses
