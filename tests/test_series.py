@@ -20,6 +20,7 @@ from conftest import (
     write_csv,
 )
 
+import data
 import evaluate
 from titles import cli, costs, files, progress, runs, series
 
@@ -95,6 +96,12 @@ def test_it_ends_with_the_command_that_uses_all(both, prepared):
     assert scores(prepared, "all")["run"] in ("mlp-1-refit", "cnn-1-refit")
     assert {folder.name for folder, _ in runs.find_all(prepared / "runs")} == {"mlp-1-refit", "cnn-1-refit"}
     assert both.count("\nlook at it:") == 1 and "test it:" not in both
+
+
+def test_data_that_was_prepared_anew_meanwhile_is_said(copy, monkeypatch):
+    assert "prepared anew" not in run_here("train", *BOTH, cwd=copy).stderr
+    monkeypatch.setattr(data, "fingerprint_of", lambda folders: "another month's")
+    assert "warning: data/prepared: was prepared anew meanwhile" in run_here("train", *BOTH, cwd=copy).stderr
 
 
 @pytest.mark.slow

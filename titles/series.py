@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import jax
 
+import data
 from titles import cli, configuration, costs, devices, measures, predict, runs
 from titles.cli import UserError
 from titles.progress import Place, TimeIsUp, clock
@@ -348,9 +349,12 @@ class Series:
                 score = measures.balanced_accuracy(labels, together.combined_kept().argmax(1))
                 print(f"all together: balanced accuracy {score:.4f} on {len(labels):,} validation rows"
                       f"{', of the runs before their refits' if has_refits else ''}; weights {weights}")
-        is_all = False
+        is_all, fingerprint = False, self.steps[0].plan.config["fingerprint"]
+        if data.fingerprint_of(self.args.data) != fingerprint:
+            print(f"warning: {cli.listed(self.args.data)}: was prepared anew meanwhile, so these runs have learned "
+                  "other data than it holds now; classify with them (--predict), or train again", file=sys.stderr)
         with suppress(UserError):  # of a damaged run that is none of these
-            of_all = runs.find_all(self.args.runs, self.steps[0].plan.config["fingerprint"])
+            of_all = runs.find_all(self.args.runs, fingerprint)
             is_all = {folder.resolve() for folder, _ in of_all} == {folder.resolve() for folder in folders}
         print(f"test {'them' if len(names) > 1 else 'it'}: python evaluate.py --ckpt "
               f"{'all' if is_all and len(names) > 1 else ' '.join(names)}{others}")
