@@ -248,7 +248,7 @@ from titles import (
     tables,
     tracking,
 )
-from titles.predict import PREDICT_ROWS, load, load_named  # noqa: F401
+from titles.predict import PREDICT_ROWS, load, load_named  # noqa: F401 - `load` is for Python
 
 # --- a report ---------------------------------------------------------------------------------------------------------
 

@@ -436,8 +436,11 @@ def pairs_of(config, labels):
 
 
 def contrast(config, state, arrays, labels):
-    """The state after --contrastive-steps, in which the pretrained layers alone learn, before a classifier is trained
-    on them (as Tunstall et al. 2022, SetFit, train theirs). arrays: as from training_arrays; labels [N] of the rows."""
+    """The state after --contrastive-steps, where there are any, in which the pretrained layers alone learn, before a
+    classifier is trained on them (as Tunstall et al. 2022, SetFit, train theirs). arrays: as from training_arrays;
+    labels [N] of the rows."""
+    if not config.get("contrastive_steps"):
+        return state
     module = model.MODELS[config["model"]].below()
     optimizer = optax.chain(optax.clip_by_global_norm(CLIP), optimizer_of(
         config | {"steps": config["contrastive_steps"]}, "encoder_lr"))
@@ -553,8 +556,7 @@ def train(args, plan, place):
     groups = data.length_groups(arrays["train"]["titles"], config["batch_size"])
     of_rows = training_arrays(config, features, arrays["train"], frozen, data.tree_of(plan.meta))
     programs = compile_chunks(config, state, of_rows, groups)
-    if begins and config.get("contrastive_steps"):
-        state = contrast(config, state, of_rows, arrays["train"]["labels"])
+    state = contrast(config, state, of_rows, arrays["train"]["labels"]) if begins else state
     mlflow = connecting and connecting.result()
     # What only the ends of an epoch and of the training need is loaded while the first one is trained.
     if mlflow:
